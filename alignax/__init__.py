@@ -1,0 +1,3 @@
+"""alignax: alignment of language models as pure functions, in JAX."""
+
+__version__ = "0.1.0"

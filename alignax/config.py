@@ -1,0 +1,149 @@
+"""Config that cannot lie: dotted paths, argument dicts checked against signatures, and views that know what was read."""
+
+import difflib
+import importlib
+import inspect
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import ml_collections
+
+
+class ConfigError(ValueError):
+    """A config that cannot mean what it says. The message names the key, what was expected and the fix."""
+
+
+def suggest(name: str, known) -> str:
+    """'; did you mean ...?' for a misspelt name, or the list of known ones."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known) or 'none'}"
+
+
+def resolve(path: str, package: str, *, key: str) -> Callable:
+    """The function that a config names: 'dpo' is `<package>.dpo:dpo`; 'my.module:fn' is any importable function.
+
+    Raises ConfigError if the module or the function is not there.
+    """
+    module, _, name = path.partition(":") if ":" in path else (f"{package}.{path}", "", path)
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not (module == error.name or module.startswith(error.name + ".")):
+            raise  # the module is there, but something that it imports is not
+        known = [] if ":" in path else _modules_of(package)
+        raise ConfigError(f"config.{key} = {path!r}: no module {module!r}{suggest(path, known)}") from None
+    except AttributeError:
+        raise ConfigError(f"config.{key} = {path!r}: module {module!r} has no function {name!r}") from None
+    if not callable(found):
+        raise ConfigError(f"config.{key} = {path!r}: {name!r} is not a function")
+    return found
+
+
+def _modules_of(package: str) -> list[str]:
+    import pkgutil
+
+    return [info.name for info in pkgutil.iter_modules(importlib.import_module(package).__path__)]
+
+
+def bind(fn: Callable, args: Mapping[str, Any], *, key: str, given: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Checks `args` against the keyword-only parameters of `fn` and returns them, defaults filled in.
+
+    `given` names the keyword-only parameters that the caller supplies itself. Raises ConfigError for an unknown name
+    (with the nearest known one), a missing one, or a value of the wrong type.
+    """
+    parameters = {
+        name: p
+        for name, p in inspect.signature(fn).parameters.items()
+        if p.kind is p.KEYWORD_ONLY and name not in given
+    }
+    hints = typing.get_type_hints(fn)
+    for name in args:
+        if name not in parameters:
+            raise ConfigError(f"config.{key}.{name}: {fn.__name__} takes no such argument{suggest(name, parameters)}")
+    out = {}
+    for name, parameter in parameters.items():
+        if name in args:
+            out[name] = typed(args[name], hints.get(name, Any), key=f"{key}.{name}")
+        elif parameter.default is parameter.empty:
+            raise ConfigError(f"config.{key}.{name} is missing: {fn.__name__} needs it")
+        else:
+            out[name] = parameter.default
+    return out
+
+
+def typed(value: Any, expected: Any, *, key: str) -> Any:
+    """`value` if it is of the expected type (an int passes as a float), else ConfigError."""
+    options = typing.get_args(expected) or (expected,) if _is_union(expected) else (expected,)
+    options = tuple(typing.get_origin(option) or option for option in options)
+    if Any in options or any(not isinstance(option, type) for option in options):
+        return value
+    if float in options and isinstance(value, int) and not isinstance(value, bool):
+        return float(value) if int not in options else value
+    if isinstance(value, options) and not (isinstance(value, bool) and bool not in options):
+        return value
+    names = " or ".join(option.__name__ for option in options)
+    raise ConfigError(f"config.{key} = {value!r}: expected {names}, got {type(value).__name__}")
+
+
+def _is_union(hint: Any) -> bool:
+    import types
+
+    return typing.get_origin(hint) in (typing.Union, types.UnionType)
+
+
+def check(config: Mapping[str, Any], defaults: Mapping[str, Any], *, prefix: str = "") -> None:
+    """Every key of `config` must be in `defaults` with a value of the same type; keys ending in `_args` are free dicts."""
+    for name, value in config.items():
+        key = prefix + name
+        if name not in defaults:
+            raise ConfigError(f"config.{key} is not a key of this stage{suggest(name, defaults)}")
+        default = defaults[name]
+        if name.endswith("_args") or default is None:
+            continue
+        if isinstance(default, Mapping):
+            if not isinstance(value, Mapping):
+                raise ConfigError(f"config.{key} = {value!r}: expected a group of keys, got {type(value).__name__}")
+            check(value, default, prefix=key + ".")
+        else:
+            typed(value, type(default), key=key)
+    for name in defaults:
+        if name not in config:
+            raise ConfigError(f"config.{prefix}{name} is missing; the stage's default is {defaults[name]!r}")
+
+
+class Reader:
+    """A read-only view of a config that remembers which keys were read. `finish()` raises for those that were not."""
+
+    def __init__(self, config: Mapping[str, Any], prefix: str = ""):
+        self._config, self._prefix, self._read, self._children = config, prefix, set(), {}
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in self._config:
+            raise ConfigError(f"config.{self._prefix}{name} is not there{suggest(name, self._config)}")
+        self._read.add(name)
+        value = self._config[name]
+        if isinstance(value, Mapping) and not name.endswith("_args"):
+            return self._children.setdefault(name, Reader(value, f"{self._prefix}{name}."))
+        return value
+
+    def unread(self) -> list[str]:
+        """The keys that nothing has read so far, in dotted form."""
+        own = [self._prefix + name for name in self._config if name not in self._read]
+        return own + [key for child in self._children.values() for key in child.unread()]
+
+    def finish(self) -> None:
+        """Raises ConfigError if a key was never read: a setting that changes nothing is a mistake of its author."""
+        unread = self.unread()
+        if unread:
+            raise ConfigError(f"nothing reads config.{', config.'.join(unread)}: remove it, or the stage has a bug")
+
+
+def plain(value: Any) -> Any:
+    """ConfigDicts as dicts and tuples as lists: a value that JSON can hold, and that the other functions here take."""
+    if isinstance(value, ml_collections.FieldReference):
+        return plain(value.get())
+    if isinstance(value, (Mapping, ml_collections.ConfigDict)):  # a ConfigDict is no Mapping
+        return {name: plain(item) for name, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value

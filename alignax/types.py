@@ -1,0 +1,106 @@
+"""The records that rooms pass to each other, field by field with shapes.
+
+Axis letters: `B` sequences, `T` positions, `S` cache positions, `V` vocabulary, `D` model, `N` query heads, `K` kv heads,
+`H` head, `F` feed-forward, `L` layers.
+
+Every per-token array is aligned to the token that it is *about*: `logp[b, t]` is log p(token t | tokens before t), and
+`value[b, t]`, `advantage[b, t]`, `mask[b, t]` speak of that same token. So nothing is ever shifted outside `forward.py`,
+and position 0, which has no context, is always masked out.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+from jax import Array
+from jaxtyping import Bool, Float, Int
+
+Params = Any  # a parameter tree
+Metric = tuple[Array, Array]  # (values, weights): reduced as sum(values * weights) / sum(weights)
+
+
+def record(cls):
+    """A frozen, keyword-only dataclass that is a pytree."""
+    return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True, kw_only=True)(cls))
+
+
+@record
+class Demo:
+    """Demonstrations under the current policy: what a supervised loss may want."""
+
+    logp: Float[Array, "B T"]  # log-probability of each token
+    mask: Bool[Array, "B T"]  # tokens to learn: the completion and its end of sequence
+    entropy: Float[Array, "B T"]  # entropy of the predicted distribution, nats
+    correct: Bool[Array, "B T"]  # the token is the most probable one
+
+
+@record
+class Side:
+    """One side of a preference pair."""
+
+    logp: Float[Array, "B T"]  # current policy
+    ref_logp: Float[Array, "B T"]  # frozen reference policy
+    mask: Bool[Array, "B T"]  # tokens of the response, its end of sequence included
+
+
+@record
+class Pair:
+    """Paired preferences: what the DPO family may want. The two sides may have different lengths."""
+
+    chosen: Side
+    rejected: Side
+
+
+@record
+class Scored:
+    """Paired preferences with one scalar per side: what a reward-model loss may want."""
+
+    chosen: Float[Array, " B"]  # score at the last real token of the chosen side
+    rejected: Float[Array, " B"]  # score at the last real token of the rejected side
+    mask: Bool[Array, " B"]  # rows that count
+
+
+@record
+class Rollout:
+    """Sampled sequences and all that is known of them; what an online loss may want.
+
+    The sampler fills the first four fields; scoring, `forward.py` and the advantage step fill the others.
+    """
+
+    tokens: Int[Array, "B T"]  # prompt (padded on the left) then completion (padded on the right)
+    valid: Bool[Array, "B T"]  # real tokens: prompt and completion, end of sequence included
+    mask: Bool[Array, "B T"]  # sampled tokens: the actions, end of sequence included
+    old_logp: Float[Array, "B T"]  # under the sampling policy, at the sampling temperature
+    logp: Float[Array, "B T"] | None = None  # under the current policy, at the same temperature
+    ref_logp: Float[Array, "B T"] | None = None  # under the reference, at the same temperature
+    entropy: Float[Array, "B T"] | None = None  # of the current policy, nats
+    value: Float[Array, "B T"] | None = None  # current critic, of the state before the token
+    old_value: Float[Array, "B T"] | None = None  # critic when the rollout was scored
+    advantage: Float[Array, "B T"] | None = None
+    returns: Float[Array, "B T"] | None = None  # regression target of the critic
+
+
+@record
+class Loss:
+    """Unreduced values of one objective. The step reduces once: sum(value * weight) / sum(weight) over the global batch.
+
+    `weight` may not depend on the parameters. `metrics` maps `group/name` to (values, weights), reduced the same way.
+    """
+
+    value: Float[Array, "*shape"]
+    weight: Float[Array, "*shape"]
+    metrics: dict[str, Metric]
+
+
+class Model(NamedTuple):
+    """A language model as pure functions of a parameter tree; see `models/decoder.py` for the one that builds it."""
+
+    config: Any  # ModelConfig: frozen, hashable
+    init: Callable  # (key) -> params
+    apply: Callable  # (params, tokens, valid) -> hidden [B T D], after the final norm
+    init_cache: Callable  # (batch, length) -> cache
+    prefill: Callable  # (params, tokens, valid, cache) -> (hidden [B T D], cache)
+    decode: Callable  # (params, token [B], cache) -> (hidden [B D], cache)
+    unembed: Callable  # (params) -> kernel [D V]
+    scalar: Callable  # (params, hidden [... D]) -> [...], the reward or value head

@@ -1,0 +1,42 @@
+"""Eight CPU devices, rank promotion raises, and jaxtyping's shapes are checked by beartype in every test."""
+
+import dataclasses
+import inspect
+
+import jax
+import jaxtyping
+import pytest
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+jaxtyping.install_import_hook("alignax", "beartype.beartype")
+
+from beartype import beartype  # noqa: E402
+
+from alignax import types  # noqa: E402
+
+
+def _check_fields(cls):
+    """Checks a record's shapes where it is built from arrays; trees of specs or shapes pass unchecked."""
+    plain, checked = cls.__init__, jaxtyping.jaxtyped(cls.__init__, typechecker=beartype)
+
+    def init(self, **fields):
+        leaves = jax.tree.leaves(fields)
+        (checked if all(isinstance(leaf, jax.Array) for leaf in leaves) else plain)(self, **fields)
+
+    cls.__init__ = init
+
+
+for _, _cls in inspect.getmembers(types, dataclasses.is_dataclass):
+    _check_fields(_cls)
+
+
+def pytest_collection_finish(session):
+    """CI fails when a test file yields no test (a whole-suite run only: a selection may leave files out)."""
+    if session.config.args != session.config.getini("testpaths") or session.config.option.keyword:
+        return
+    files = {path.name for path in (session.config.rootpath / "tests").rglob("test_*.py")}
+    empty = files - {item.path.name for item in session.items}
+    if empty:
+        raise pytest.UsageError(f"these test files yield no test: {sorted(empty)}")

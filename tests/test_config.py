@@ -1,0 +1,64 @@
+"""Config that cannot lie."""
+
+import ml_collections
+import pytest
+
+from alignax import config as C
+
+
+def fn(record, *, beta: float = 0.1, steps: int, name: str | None = None, flag: bool = False):
+    return record, beta, steps, name, flag
+
+
+def test_bind_fills_defaults_and_accepts_int_for_float():
+    assert C.bind(fn, {"steps": 3, "beta": 1}, key="a") == {"beta": 1.0, "steps": 3, "name": None, "flag": False}
+
+
+@pytest.mark.parametrize(
+    "args, message",
+    [
+        ({"steps": 1, "bta": 0.2}, "did you mean 'beta'"),
+        ({}, "config.loss_args.steps is missing"),
+        ({"steps": 1.5}, "expected int, got float"),
+        ({"steps": True}, "expected int, got bool"),
+        ({"steps": 1, "beta": "0.1"}, "expected float, got str"),
+        ({"steps": 1, "name": 3}, "expected str or NoneType, got int"),
+        ({"steps": 1, "flag": 1}, "expected bool, got int"),
+    ],
+)
+def test_bind_refuses(args, message):
+    with pytest.raises(C.ConfigError, match=message):
+        C.bind(fn, args, key="loss_args")
+
+
+def test_resolve():
+    assert C.resolve("math:cos", "alignax.losses", key="loss")(0.0) == 1.0
+    with pytest.raises(C.ConfigError, match="no module"):
+        C.resolve("no.such.module:f", "alignax.losses", key="loss")
+    with pytest.raises(C.ConfigError, match="has no function 'nope'"):
+        C.resolve("math:nope", "alignax.losses", key="loss")
+    with pytest.raises(C.ConfigError, match="did you mean 'types'"):
+        C.resolve("typs", "alignax", key="loss")
+
+
+def test_check_names_the_key():
+    defaults = {"total_steps": 10, "data": {"path": ""}, "loss_args": {}}
+    C.check({"total_steps": 5, "data": {"path": "x"}, "loss_args": {"beta": 2}}, defaults)
+    with pytest.raises(C.ConfigError, match="config.total_step is not a key.*did you mean 'total_steps'"):
+        C.check({"total_step": 5}, defaults)
+    with pytest.raises(C.ConfigError, match="config.data.path = 3: expected str, got int"):
+        C.check({"total_steps": 5, "data": {"path": 3}, "loss_args": {}}, defaults)
+    with pytest.raises(C.ConfigError, match="config.loss_args is missing"):
+        C.check({"total_steps": 5, "data": {"path": "x"}}, defaults)
+
+
+def test_reader_remembers():
+    config = ml_collections.ConfigDict({"a": 1, "b": {"c": 2, "d": 3}, "e_args": {"x": 1}})
+    reader = C.Reader(C.plain(config))
+    assert reader.a == 1 and reader.b.c == 2 and reader.e_args == {"x": 1}
+    with pytest.raises(C.ConfigError, match="nothing reads config.b.d"):
+        reader.finish()
+    assert reader.b.d == 3
+    reader.finish()
+    with pytest.raises(C.ConfigError, match="did you mean"):
+        reader.aa  # noqa: B018
