@@ -1,8 +1,10 @@
-"""Config that cannot lie: dotted paths, argument dicts checked against signatures, and views that know what was read."""
+"""Config that cannot lie: dotted paths, argument dicts checked against signatures, views that know what was read."""
 
 import difflib
 import importlib
 import inspect
+import pkgutil
+import types
 import typing
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -22,18 +24,22 @@ def suggest(name: str, known) -> str:
 
 
 def resolve(path: str, package: str, *, key: str) -> Callable:
-    """The function that a config names: 'dpo' is `<package>.dpo:dpo`; 'my.module:fn' is any importable function.
+    """The function that a config names.
 
-    Raises ConfigError if the module or the function is not there.
+    'dpo' is a function of the module `package`, or, where each has a file of its own, `package.dpo:dpo`;
+    'my.module:fn' is any importable function. Raises ConfigError if the module or the function is not there.
     """
-    module, _, name = path.partition(":") if ":" in path else (f"{package}.{path}", "", path)
+    found = None if ":" in path else getattr(importlib.import_module(package), path, None)
+    if inspect.isfunction(found):
+        return found
+    module, name = path.split(":", 1) if ":" in path else (f"{package}.{path}", path)
     try:
         found = getattr(importlib.import_module(module), name)
     except ModuleNotFoundError as error:
         if error.name is None or not (module == error.name or module.startswith(error.name + ".")):
             raise  # the module is there, but something that it imports is not
-        known = [] if ":" in path else _modules_of(package)
-        raise ConfigError(f"config.{key} = {path!r}: no module {module!r}{suggest(path, known)}") from None
+        hint = "" if ":" in path else suggest(path, _names_of(package))
+        raise ConfigError(f"config.{key} = {path!r}: there is no module {module!r}{hint}") from None
     except AttributeError:
         raise ConfigError(f"config.{key} = {path!r}: module {module!r} has no function {name!r}") from None
     if not callable(found):
@@ -41,10 +47,12 @@ def resolve(path: str, package: str, *, key: str) -> Callable:
     return found
 
 
-def _modules_of(package: str) -> list[str]:
-    import pkgutil
-
-    return [info.name for info in pkgutil.iter_modules(importlib.import_module(package).__path__)]
+def _names_of(package: str) -> list[str]:
+    module = importlib.import_module(package)
+    if hasattr(module, "__path__"):
+        return [info.name for info in pkgutil.iter_modules(module.__path__)]
+    own = inspect.getmembers(module, inspect.isfunction)
+    return [name for name, fn in own if fn.__module__ == package and not name.startswith("_")]
 
 
 def bind(fn: Callable, args: Mapping[str, Any], *, key: str, given: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -88,19 +96,17 @@ def typed(value: Any, expected: Any, *, key: str) -> Any:
 
 
 def _is_union(hint: Any) -> bool:
-    import types
-
     return typing.get_origin(hint) in (typing.Union, types.UnionType)
 
 
 def check(config: Mapping[str, Any], defaults: Mapping[str, Any], *, prefix: str = "") -> None:
-    """Every key of `config` must be in `defaults` with a value of the same type; keys ending in `_args` are free dicts."""
+    """Every key of `config` must be in `defaults`, with a value of the same type; `is_args` groups are free."""
     for name, value in config.items():
         key = prefix + name
         if name not in defaults:
             raise ConfigError(f"config.{key} is not a key of this stage{suggest(name, defaults)}")
         default = defaults[name]
-        if name.endswith("_args") or default is None:
+        if is_args(name) or default is None:
             continue
         if isinstance(default, Mapping):
             if not isinstance(value, Mapping):
@@ -111,6 +117,11 @@ def check(config: Mapping[str, Any], defaults: Mapping[str, Any], *, prefix: str
     for name in defaults:
         if name not in config:
             raise ConfigError(f"config.{prefix}{name} is missing; the stage's default is {defaults[name]!r}")
+
+
+def is_args(name: str) -> bool:
+    """Whether the names under a key are free: arguments of a function that another key names, or folders."""
+    return name in ("data", "policies") or name.endswith("_args")
 
 
 class Reader:
@@ -124,7 +135,7 @@ class Reader:
             raise ConfigError(f"config.{self._prefix}{name} is not there{suggest(name, self._config)}")
         self._read.add(name)
         value = self._config[name]
-        if isinstance(value, Mapping) and not name.endswith("_args"):
+        if isinstance(value, Mapping) and not is_args(name):
             return self._children.setdefault(name, Reader(value, f"{self._prefix}{name}."))
         return value
 

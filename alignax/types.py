@@ -1,11 +1,11 @@
 """The records that rooms pass to each other, field by field with shapes.
 
-Axis letters: `B` sequences, `T` positions, `S` cache positions, `V` vocabulary, `D` model, `N` query heads, `K` kv heads,
-`H` head, `F` feed-forward, `L` layers.
+Axis letters: `B` sequences, `T` positions, `S` cache positions, `V` vocabulary, `D` model, `N` query heads, `K` kv
+heads, `H` head, `F` feed-forward, `L` layers.
 
 Every per-token array is aligned to the token that it is *about*: `logp[b, t]` is log p(token t | tokens before t), and
-`value[b, t]`, `advantage[b, t]`, `mask[b, t]` speak of that same token. So nothing is ever shifted outside `forward.py`,
-and position 0, which has no context, is always masked out.
+`value[b, t]`, `advantage[b, t]`, `mask[b, t]` speak of that same token. So nothing is ever shifted outside
+`forward.py`, and position 0, which has no context, is always masked out.
 """
 
 import dataclasses
@@ -21,7 +21,8 @@ Metric = tuple[Array, Array]  # (values, weights): reduced as sum(values * weigh
 
 
 def record(cls):
-    """A frozen, keyword-only dataclass that is a pytree."""
+    """A frozen, keyword-only dataclass that is a pytree; `record.replace(field=...)` gives a changed copy."""
+    cls.replace = dataclasses.replace
     return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True, kw_only=True)(cls))
 
 
@@ -83,7 +84,7 @@ class Rollout:
 
 @record
 class Loss:
-    """Unreduced values of one objective. The step reduces once: sum(value * weight) / sum(weight) over the global batch.
+    """Unreduced values of one objective. The step reduces once: sum(value * weight) / sum(weight) over the whole batch.
 
     `weight` may not depend on the parameters. `metrics` maps `group/name` to (values, weights), reduced the same way.
     """
@@ -101,6 +102,8 @@ class Model(NamedTuple):
     apply: Callable  # (params, tokens, valid) -> hidden [B T D], after the final norm
     init_cache: Callable  # (batch, length) -> cache
     prefill: Callable  # (params, tokens, valid, cache) -> (hidden [B T D], cache)
-    decode: Callable  # (params, token [B], cache) -> (hidden [B D], cache)
+    unstack: Callable  # (params) -> params with a list of layers: what decode takes
+    decode: Callable  # (unstacked params, token [B], cache) -> (hidden [B D], cache)
     unembed: Callable  # (params) -> kernel [D V]
+    init_scalar: Callable  # (key) -> parameters of a scalar head, to stand at params["scalar"]
     scalar: Callable  # (params, hidden [... D]) -> [...], the reward or value head

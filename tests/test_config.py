@@ -33,6 +33,7 @@ def test_bind_refuses(args, message):
 
 def test_resolve():
     assert C.resolve("math:cos", "alignax.losses", key="loss")(0.0) == 1.0
+    assert C.resolve("resolve", "alignax.config", key="x") is C.resolve
     with pytest.raises(C.ConfigError, match="no module"):
         C.resolve("no.such.module:f", "alignax.losses", key="loss")
     with pytest.raises(C.ConfigError, match="has no function 'nope'"):

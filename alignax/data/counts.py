@@ -1,0 +1,56 @@
+"""What happened to the rows of a data set: each is kept, or dropped under a name. Nothing is cut silently."""
+
+
+class DataError(ValueError):
+    """Data that cannot be used. The message names the file, row or field, what was expected and the fix."""
+
+
+# reason -> (what it means, what to do about it)
+REASONS = {
+    "missing_field": ("a field is absent, null or not text", "check the field names of the file"),
+    "no_reply_turn": ("the dialogue has no '\\n\\nAssistant:' turn", "check that config.source fits the file"),
+    "human_last": ("the dialogue ends with a human turn", "check that config.source fits the file"),
+    "prompt_mismatch": ("chosen and rejected do not share the prompt", "compare replies to the same prompt"),
+    "special_token": ("the text spells a control token of the tokenizer", "clean the text, or use template 'plain'"),
+    "empty_prompt": ("the prompt has no tokens", "give every row a prompt, or use template 'chat'"),
+    "empty_reply": ("a reply is empty or white space", "remove the row, or write the reply"),
+    "identical_replies": ("chosen and rejected have the same tokens", "a pair needs two different replies"),
+    "not_prefix": ("the prompt's tokens are no prefix of the whole row's", "mend the chat template, or use 'plain'"),
+    "eos_inside": ("the end-of-sequence id is inside the reply", "clean the text, or give unk another id than eos"),
+    "prompt_fills_context": ("the prompt leaves no room for a reply", "raise max_length"),
+    "prompt_too_long": ("the prompt is longer than max_prompt_length", "raise max_prompt_length"),
+    "too_long": ("prompt and reply are longer than max_length", "raise max_length"),
+}
+
+
+class Counts(dict):
+    """Row counts of one data set: `rows`, `kept` and `dropped_<reason>`, with rows = kept + all dropped.
+
+    A plain dict of ints, so that it goes into a manifest as it is; `str()` is one line for people.
+    """
+
+    def __init__(self, rows: int = 0):
+        super().__init__(rows=rows, kept=rows)
+
+    def drop(self, reason: str) -> None:
+        """Moves one row from kept to dropped; `reason` is a key of REASONS (KeyError otherwise)."""
+        REASONS[reason]
+        self["kept"] -= 1
+        self[f"dropped_{reason}"] = self.get(f"dropped_{reason}", 0) + 1
+
+    @property
+    def dropped(self) -> dict[str, int]:
+        """{reason: rows}, the most frequent first."""
+        reasons = {name.removeprefix("dropped_"): n for name, n in self.items() if name.startswith("dropped_")}
+        return dict(sorted(reasons.items(), key=lambda item: -item[1]))
+
+    def __str__(self) -> str:
+        dropped = ", ".join(f"{n} {reason}" for reason, n in self.dropped.items())
+        return f"{self['rows']} rows, kept {self['kept']}, dropped {dropped or 0}"
+
+    def require_rows(self, what: str) -> None:
+        """Raises DataError if no row is left, with the counts and a fix for each reason."""
+        if self["kept"]:
+            return
+        lines = [f"\n  {reason}: {REASONS[reason][0]}; {REASONS[reason][1]}" for reason in self.dropped]
+        raise DataError(f"no {what} left of the data ({self}){''.join(lines)}")

@@ -1,0 +1,223 @@
+"""Text rows to arrays of fixed shape: templates, loss masks, padding, and a count for every row that is refused.
+
+Text rows are dicts: {"prompt", "completion"}, {"prompt", "chosen", "rejected"} or {"prompt"}; other keys are allowed.
+"""
+
+import copy
+import hashlib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Bool, Int
+
+from alignax.data.counts import REASONS, Counts, DataError
+from alignax.data.templates import Ids, completion_ids, forbidden_tokens, prompt_ids
+from alignax.data.tokenizer import Tokenizer, pad_id
+
+Row = dict[str, Any]
+
+
+def encode_prompt(tokenizer: Tokenizer, prompt: str, template: str) -> Ids:
+    """The ids that a completion follows: what the sampler is given.
+
+    Raises DataError for an unknown template, an empty prompt, and control tokens in a chat.
+    """
+    fault = _text_fault({"prompt": prompt}, ("prompt",), forbidden_tokens(tokenizer, template))
+    ids = [] if fault else prompt_ids(tokenizer, [prompt], template)[0]
+    return _or_raise(fault or ids or "empty_prompt", prompt)
+
+
+def encode_completion(tokenizer: Tokenizer, prompt: str, completion: str, template: str) -> Ids:
+    """The ids after `encode_prompt`'s, up to and with the one end of sequence: the tokens to learn.
+
+    Raises DataError if the completion is empty or holds an end of sequence, if it spells control tokens in a chat, and
+    if the prompt's ids are no prefix of the row's.
+    """
+    row = {"prompt": prompt, "completion": completion}
+    if fault := _text_fault(row, ("prompt", "completion"), forbidden_tokens(tokenizer, template)):
+        return _or_raise(fault, completion)
+    prefixes = prompt_ids(tokenizer, [prompt], template)
+    return _or_raise(completion_ids(tokenizer, [prompt], prefixes, [completion], template)[0], completion)
+
+
+def demo_rows(
+    rows: Iterable[Row],
+    tokenizer: Tokenizer,
+    *,
+    template: str,
+    max_length: int,
+    pad_to: int | None = None,
+    counts: Counts | None = None,
+) -> tuple[dict[str, Any], Counts]:
+    """Demonstrations as arrays: tokens, valid, mask [N T], padded on the right, and row [N], the index into `rows`.
+
+    `mask` is the completion with its end of sequence. Rows of preference pairs are demonstrations of the chosen reply.
+    T is the longest row rounded up to a multiple of 8, at most `max_length` tokens; `pad_to` fixes it. `counts` of the
+    source go on here. Raises DataError if a field is missing in all rows, or if no row is left.
+    """
+    rows = list(rows)
+    reply = "completion" if any("completion" in row for row in rows) or not _has(rows, "chosen") else "chosen"
+    kept, counts = _encode(rows, ("prompt", reply), tokenizer, template, max_length, counts)
+    counts.require_rows("demonstration")
+    length = padded_length([len(prompt) + len(side) for _, prompt, (side,) in kept], max_length, pad_to)
+    batch = _side([(prompt, side) for _, prompt, (side,) in kept], length, pad_id(tokenizer))
+    return batch | {"row": _row_ids(kept)}, counts
+
+
+def pair_rows(
+    rows: Iterable[Row],
+    tokenizer: Tokenizer,
+    *,
+    template: str,
+    max_length: int,
+    pad_to: int | None = None,
+    counts: Counts | None = None,
+) -> tuple[dict[str, Any], Counts]:
+    """Preference pairs as arrays: chosen and rejected, each {tokens, valid, mask} [N T] of one T, and row [N].
+
+    A pair is refused as a whole, if either side is. Otherwise as `demo_rows`.
+    """
+    rows = list(rows)
+    kept, counts = _encode(rows, ("prompt", "chosen", "rejected"), tokenizer, template, max_length, counts)
+    counts.require_rows("preference pair")
+    length = padded_length([len(prompt) + len(side) for _, prompt, sides in kept for side in sides], max_length, pad_to)
+    fill = pad_id(tokenizer)
+    chosen, rejected = (_side([(prompt, sides[k]) for _, prompt, sides in kept], length, fill) for k in (0, 1))
+    return {"chosen": chosen, "rejected": rejected, "row": _row_ids(kept)}, counts
+
+
+def prompt_rows(
+    rows: Iterable[Row],
+    tokenizer: Tokenizer,
+    *,
+    template: str,
+    max_prompt_length: int,
+    pad_to: int | None = None,
+    counts: Counts | None = None,
+) -> tuple[dict[str, Any], Counts]:
+    """Prompts for the sampler as arrays: tokens, valid [N T], padded on the LEFT, and row [N]; see `demo_rows`."""
+    kept, counts = _encode(list(rows), ("prompt",), tokenizer, template, max_prompt_length, counts)
+    counts.require_rows("prompt")
+    prompts = [prompt for _, prompt, _ in kept]
+    length = padded_length([len(prompt) for prompt in prompts], max_prompt_length, pad_to)
+    tokens_BT, valid_BT = pad(prompts, length, pad_id(tokenizer), left=True)
+    return {"tokens": tokens_BT, "valid": valid_BT, "row": _row_ids(kept)}, counts
+
+
+def pad(
+    sequences: Sequence[Ids], length: int, fill: int, *, left: bool = False
+) -> tuple[Int[np.ndarray, "B T"], Bool[np.ndarray, "B T"]]:
+    """(tokens, valid) of shape [B length]. `valid` comes from lengths, so `fill` may be any id, the eos included."""
+    lengths_B1 = np.array([len(ids) for ids in sequences], np.int32).reshape(-1, 1)
+    position_1T = np.arange(length)[None]
+    valid_BT = position_1T >= length - lengths_B1 if left else position_1T < lengths_B1
+    tokens_BT = np.full(valid_BT.shape, fill, np.int32)
+    tokens_BT[valid_BT] = np.concatenate([np.asarray(ids, np.int32) for ids in sequences])
+    return tokens_BT, valid_BT
+
+
+def padded_length(lengths: Sequence[int], max_length: int, pad_to: int | None = None) -> int:
+    """The longest of `lengths` rounded up to a multiple of 8, at most `max_length`; or `pad_to`, if nothing is cut."""
+    longest = max(lengths)
+    if pad_to is None:
+        return min(max_length, -(-longest // 8) * 8)
+    if pad_to < longest:
+        raise DataError(f"pad_to = {pad_to} would cut a row of {longest} tokens: raise it or leave it out")
+    return pad_to
+
+
+def fingerprint(arrays: Any) -> str:
+    """sha256 over names, types, shapes and values of a tree of arrays: the identity of a data set in the manifest."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_flatten_with_path(arrays)[0]:
+        leaf = np.ascontiguousarray(leaf)
+        leaf = leaf.astype(leaf.dtype.newbyteorder("<"), copy=False)
+        digest.update(f"{jax.tree_util.keystr(path)} {leaf.dtype.name} {leaf.shape};".encode())
+        digest.update(leaf.tobytes())
+    return digest.hexdigest()
+
+
+def _side(sequences: list[tuple[Ids, Ids]], length: int, fill: int) -> dict[str, np.ndarray]:
+    tokens_BT, valid_BT = pad([prompt + reply for prompt, reply in sequences], length, fill)
+    prompt_B1 = np.array([[len(prompt)] for prompt, _ in sequences])
+    mask_BT = valid_BT & (np.arange(length)[None] >= prompt_B1)
+    return {"tokens": tokens_BT, "valid": valid_BT, "mask": mask_BT}
+
+
+def _row_ids(kept: list[tuple[int, Ids, list[Ids]]]) -> Int[np.ndarray, " B"]:
+    return np.array([row for row, _, _ in kept], np.int32)
+
+
+def _encode(
+    rows: list[Row], fields: tuple[str, ...], tokenizer: Tokenizer, template: str, limit: int, counts: Counts | None
+) -> tuple[list[tuple[int, Ids, list[Ids]]], Counts]:
+    """[(row index, prompt ids, [reply ids, ...])] of the good rows, and the counts with the others."""
+    _check_fields(rows, fields)
+    forbidden = forbidden_tokens(tokenizer, template)
+    counts = Counts(len(rows)) if counts is None else copy.copy(counts)
+    if counts["kept"] != len(rows):
+        raise DataError(
+            f"the source's counts say {counts['kept']} rows, but there are {len(rows)}: pass all, or no counts"
+        )
+    faults = [_text_fault(row, fields, forbidden) for row in rows]
+    good = [row for row, fault in enumerate(faults) if fault is None]
+    texts = {field: [rows[row][field] for row in good] for field in fields}
+    prompts = prompt_ids(tokenizer, texts["prompt"], template)
+    replies = [completion_ids(tokenizer, texts["prompt"], prompts, texts[name], template) for name in fields[1:]]
+    kept = []
+    for row, prompt, *sides in zip(good, prompts, *replies, strict=True):
+        if (fault := _token_fault(prompt, sides, limit)) is None:
+            kept.append((row, prompt, sides))
+        else:
+            faults[row] = fault
+    for fault in filter(None, faults):
+        counts.drop(fault)
+    return kept, counts
+
+
+def _text_fault(row: Row, fields: tuple[str, ...], forbidden: tuple[str, ...]) -> str | None:
+    """Why the texts of a row cannot be encoded: a key of REASONS, or None."""
+    texts = [row.get(field) for field in fields]
+    known = [text for text in texts if isinstance(text, str)]
+    if len(known) < len(texts):
+        return "missing_field"
+    if not all(text.strip() for text in known[1:]):
+        return "empty_reply"
+    return "special_token" if any(token in text for text in known for token in forbidden) else None
+
+
+def _token_fault(prompt: Ids, sides: list[Ids | str], limit: int) -> str | None:
+    """Why the tokens of a row cannot be used: a key of REASONS, or None."""
+    if not prompt:
+        return "empty_prompt"
+    if len(prompt) >= limit and (sides or len(prompt) > limit):
+        return "prompt_fills_context" if sides else "prompt_too_long"
+    for side in sides:
+        if isinstance(side, str):
+            return side
+    if len(sides) == 2 and sides[0] == sides[1]:
+        return "identical_replies"
+    return "too_long" if any(len(prompt) + len(side) > limit for side in sides) else None
+
+
+def _check_fields(rows: list[Row], fields: tuple[str, ...]) -> None:
+    if not rows:
+        raise DataError(f"no rows: expected rows with the fields {', '.join(fields)}")
+    for field in fields:
+        if not _has(rows, field):
+            found = sorted({name for row in rows for name in row})
+            expected = "{" + ", ".join(f'"{name}": text' for name in fields) + "}"
+            raise DataError(f"no row has the field {field!r}: found {', '.join(found) or 'none'}; expected {expected}")
+
+
+def _has(rows: list[Row], field: str) -> bool:
+    return any(row.get(field) is not None for row in rows)
+
+
+def _or_raise(ids: Ids | str, text: str) -> Ids:
+    if isinstance(ids, str):
+        meaning, fix = REASONS[ids]
+        raise DataError(f"{ids}: {meaning}, in {text[:80]!r}; {fix}")
+    return ids

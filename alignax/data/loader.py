@@ -1,0 +1,119 @@
+"""Batches as a pure function of (seed, step): the order's whole state is the step, and a resumed run needs no other."""
+
+import collections
+import concurrent.futures
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import grain
+import jax
+import numpy as np
+from jaxtyping import Int
+
+from alignax.data.counts import DataError
+
+Arrays = Any  # a tree of numpy arrays with a common leading axis
+
+
+class Loader:
+    """Random access to the batches of a data set that repeats for ever, shuffled anew in each epoch.
+
+    Batches run over the end of an epoch, so every row comes once per epoch, whatever the sizes: no row is dropped, and
+    a batch may be larger than the data. `batch_size` counts rows of the global batch; with several processes each makes
+    its own contiguous `batch_size / process_count` rows, and the global order does not depend on their number.
+    """
+
+    def __init__(
+        self,
+        arrays: Arrays,
+        batch_size: int,
+        seed: int,
+        *,
+        shuffle: bool = True,
+        process_index: int = 0,
+        process_count: int = 1,
+    ):
+        self.rows = _rows(arrays)
+        self.batch_size = batch_size
+        self._arrays = arrays
+        self._own = _own_rows(batch_size, process_index, process_count)
+        order = grain.MapDataset.range(self.rows).seed(seed)
+        order = order.shuffle() if shuffle else order
+        self._order = order.repeat().batch(batch_size)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps after which every row has come at least once: rows / batch_size, rounded up."""
+        return -(-self.rows // self.batch_size)
+
+    def indices(self, step: int) -> Int[np.ndarray, " B"]:
+        """The rows of the global batch of `step` >= 0, in order."""
+        if step < 0:
+            raise DataError(f"step = {step}: expected 0 or more")
+        return np.asarray(self._order[step])
+
+    def batch(self, step: int) -> Arrays:
+        """This process's rows of the global batch of `step`: the same for ever for the same (seed, step)."""
+        own = self.indices(step)[self._own]
+        return jax.tree.map(lambda leaf: leaf[own], self._arrays)
+
+
+def eval_batches(
+    arrays: Arrays, batch_size: int, *, process_index: int = 0, process_count: int = 1
+) -> Iterator[Arrays]:
+    """Every row once, in order, in batches of fixed shape; each process gets its own rows, as in `Loader`.
+
+    The last batch is filled with rows that count for nothing: all False, all 0, and -1 under the key "row".
+    """
+    rows, own = _rows(arrays), _own_rows(batch_size, process_index, process_count)
+    for start in range(0, rows, batch_size):
+        index = np.arange(start, start + batch_size)[own]
+        yield jax.tree_util.tree_map_with_path(lambda path, leaf, index=index: _take(path, leaf, index), arrays)
+
+
+def prefetch(
+    make_batch: Callable[[int], Arrays], start: int, stop: int, put: Callable[[Arrays], Any], *, depth: int = 2
+) -> Iterator[Any]:
+    """put(make_batch(step)) for each step of [start, stop), prepared up to `depth` steps ahead in a background thread.
+
+    An exception comes out at its own step, with the thread's traceback. Closing the generator, or leaving it, waits for
+    the one batch in hand and ends the thread. A thread pool of one rather than Grain's prefetch, which takes as many
+    lines: Grain's `close` returns while a batch is still being made, and it rewrites tracebacks.
+    """
+    if depth < 1:
+        raise DataError(f"depth = {depth}: expected 1 or more batches prepared ahead")
+    pending: collections.deque[concurrent.futures.Future] = collections.deque()
+    with concurrent.futures.ThreadPoolExecutor(1, "prefetch") as pool:
+        try:
+            for step in range(start, stop):
+                pending.append(pool.submit(lambda step=step: put(make_batch(step))))
+                if len(pending) > depth:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()
+
+
+def _rows(arrays: Arrays) -> int:
+    sizes = {len(leaf) for leaf in jax.tree.leaves(arrays)}
+    if len(sizes) != 1 or sizes == {0}:
+        raise DataError(f"arrays with leading axes {sorted(sizes)}: expected one common number of rows, at least 1")
+    return sizes.pop()
+
+
+def _own_rows(batch_size: int, process_index: int, process_count: int) -> slice:
+    if batch_size < 1 or batch_size % process_count:
+        raise DataError(f"batch_size = {batch_size}: expected a positive multiple of the {process_count} processes")
+    if not 0 <= process_index < process_count:
+        raise DataError(f"process_index = {process_index}: expected 0 to {process_count - 1}")
+    size = batch_size // process_count
+    return slice(process_index * size, (process_index + 1) * size)
+
+
+def _take(path: tuple, leaf: np.ndarray, index: np.ndarray) -> np.ndarray:
+    real = index < len(leaf)
+    taken = leaf[np.where(real, index, 0)]
+    taken[~real] = -1 if path and getattr(path[-1], "key", None) == "row" else 0
+    return taken

@@ -1,0 +1,61 @@
+"""Anthropic's helpful and harmless preferences: whole dialogues, turns marked "\\n\\nHuman:" and "\\n\\nAssistant:"."""
+
+from typing import Any
+
+from alignax.data.counts import Counts, DataError
+from alignax.data.read import read
+
+HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
+FIELDS = ("chosen", "rejected")
+
+
+def hh(
+    *, path: str = "Anthropic/hh-rlhf", split: str = "train", heldout_percent: float = 0.0, subset: str = ""
+) -> tuple[list[dict[str, str]], Counts]:
+    """Rows {"prompt", "chosen", "rejected"} of Bai et al. 2022, "Training a Helpful and Harmless Assistant with RLHF".
+
+    A dialogue is split at its last assistant turn: the prompt ends with "\\n\\nAssistant:", the reply is what follows,
+    its leading space included, so that prompt + reply is the dialogue. `subset` is a folder of the hub's data set, such
+    as "harmless-base". Held-out rows are chosen by the dialogue's opening: the same conversation at a later turn stays
+    on one side. Raises DataError as `read` does, and if the file has no such fields.
+    """
+    rows = read(path, split=split, heldout_percent=heldout_percent, key=opening, data_dir=subset or None)
+    _check_fields(path, rows)
+    counts, kept = Counts(len(rows)), []
+    for row in rows:
+        pair = split_pair(row)
+        if isinstance(pair, str):
+            counts.drop(pair)
+        else:
+            kept.append(pair)
+    counts.require_rows(f"preference pair in {path}")
+    return kept, counts
+
+
+def split_pair(row: dict[str, Any]) -> dict[str, str] | str:
+    """The row as {"prompt", "chosen", "rejected"}, or the reason (a key of REASONS) why it is none."""
+    if not all(isinstance(row.get(field), str) for field in FIELDS):
+        return "missing_field"
+    (prompt, turn, chosen), (rival, rival_turn, rejected) = (row[field].rpartition(ASSISTANT) for field in FIELDS)
+    if not turn or not rival_turn:
+        return "no_reply_turn"
+    if HUMAN in chosen or HUMAN in rejected:
+        return "human_last"
+    if prompt != rival:
+        return "prompt_mismatch"
+    return {"prompt": prompt + ASSISTANT, "chosen": chosen, "rejected": rejected}
+
+
+def opening(row: dict[str, Any]) -> str:
+    """The first human turn of the chosen dialogue."""
+    return str(row.get("chosen")).partition(ASSISTANT)[0]
+
+
+def _check_fields(path: str, rows: list[dict]) -> None:
+    found = sorted({name for row in rows for name in row})
+    for field in FIELDS:
+        if field not in found:
+            raise DataError(
+                f"{path}: no row has the field {field!r}: found {', '.join(found) or 'none'}; source 'hh' expects "
+                '{"chosen": dialogue, "rejected": dialogue}; for {"prompt", ...} rows use source \'jsonl\''
+            )

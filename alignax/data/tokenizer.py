@@ -1,0 +1,84 @@
+"""Tokenizers: loading, the two ids that everybody gets wrong, and hashes for the manifest."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from alignax.data.counts import DataError
+
+Tokenizer = Any  # a transformers fast tokenizer
+
+
+def load_tokenizer(path_or_name: str) -> Tokenizer:
+    """The `transformers` tokenizer of a folder (what `save_pretrained` wrote) or of a hub name.
+
+    Raises DataError if it is not there or cannot be read.
+    """
+    from transformers import AutoTokenizer  # here, because importing it takes seconds
+
+    folder = Path(path_or_name).expanduser()
+    if not folder.exists() and (folder.is_absolute() or path_or_name.startswith((".", "~"))):
+        raise DataError(f"no tokenizer folder {path_or_name!r}: {_EXPECTED}")
+    try:
+        return AutoTokenizer.from_pretrained(str(folder) if folder.exists() else path_or_name)
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"no tokenizer could be loaded from {path_or_name!r} ({_first_line(error)}): {_EXPECTED}"
+        ) from error
+
+
+_EXPECTED = "expected a folder with tokenizer.json and tokenizer_config.json, or the name of a model on the hub"
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def pad_id(tokenizer: Tokenizer) -> int:
+    """The id that fills padding: the pad token, else the end of sequence (GPT-2 has no pad token).
+
+    Masks come from lengths, so the two may be equal. Raises DataError if the tokenizer has neither.
+    """
+    if tokenizer.pad_token_id is not None:
+        return tokenizer.pad_token_id
+    return eos_id(tokenizer)
+
+
+def eos_id(tokenizer: Tokenizer) -> int:
+    """The id that ends a completion. Raises DataError if the tokenizer has none."""
+    if tokenizer.eos_token_id is None:
+        raise DataError("the tokenizer has no end-of-sequence token: set tokenizer.eos_token before saving it")
+    return tokenizer.eos_token_id
+
+
+def eos_ids(tokenizer: Tokenizer, extra: tuple[int, ...] = ()) -> frozenset[int]:
+    """All ids that stop a sampler: the tokenizer's own and `extra` ones (some models have several)."""
+    for token in extra:
+        if not 0 <= token < len(tokenizer):
+            raise DataError(f"extra end-of-sequence id {token} is not in the vocabulary of {len(tokenizer)} tokens")
+    return frozenset({eos_id(tokenizer), *extra})
+
+
+def control_tokens(tokenizer: Tokenizer) -> tuple[str, ...]:
+    """The strings that the tokenizer reads as control tokens (end of sequence, roles) when they stand in a text."""
+    added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    return tuple(sorted(added | set(tokenizer.all_special_tokens)))
+
+
+def tokenizer_hash(tokenizer: Tokenizer) -> str:
+    """sha256 of everything that maps text to ids; the same before `save_pretrained` and after loading again."""
+    backend = json.loads(tokenizer.backend_tokenizer.to_str())
+    for name in ("truncation", "padding"):  # state of the last call, not of the vocabulary
+        backend.pop(name, None)
+    special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+    return _sha256({"backend": backend, "special": special})
+
+
+def template_hash(tokenizer: Tokenizer, template: str) -> str:
+    """sha256 of the template that turns prompt and completion into one text."""
+    return _sha256({"template": template, "chat": tokenizer.chat_template if template == "chat" else None})
+
+
+def _sha256(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=True).encode()).hexdigest()

@@ -1,0 +1,32 @@
+"""Confidence intervals: bootstrap over prompts, and Student's t over seeds."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def bootstrap(values: Sequence[float], *, seed: int = 0, resamples: int = 2000, level: float = 95.0) -> list[float]:
+    """[low, high] of the mean by the percentile bootstrap: rows (prompts) are drawn again with replacement.
+
+    Deterministic in `seed`. The interval speaks of other prompts to the same policy, not of other training seeds.
+    """
+    values = np.asarray(values, np.float64)
+    if values.ndim != 1 or not len(values):
+        raise ValueError(f"bootstrap of an array of shape {values.shape}: expected one value per prompt, at least one")
+    rng = np.random.Generator(np.random.Philox(seed))
+    means = values[rng.integers(0, len(values), (resamples, len(values)))].mean(axis=1)
+    tail = (100 - level) / 2
+    return [float(x) for x in np.percentile(means, [tail, 100 - tail])]
+
+
+# two-sided 97.5 % points of Student's t, by degrees of freedom: what an interval over few seeds needs
+_T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+
+
+def over_seeds(values: Sequence[float]) -> list[float]:
+    """[low, high]: 95 % t-interval of the mean over 2 to 11 independent seeds."""
+    values = np.asarray(values, np.float64)
+    if not 2 <= len(values) <= len(_T975) + 1:
+        raise ValueError(f"{len(values)} seeds: expected 2 to {len(_T975) + 1} for a t-interval")
+    half = _T975[len(values) - 2] * values.std(ddof=1) / len(values) ** 0.5
+    return [float(values.mean() - half), float(values.mean() + half)]

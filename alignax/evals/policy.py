@@ -1,0 +1,84 @@
+"""What a policy does on prompts: completions as text, exact KL to the reference, rewards."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jaxtyping import Bool, Float
+
+from alignax import forward
+from alignax.ops.checks import Scalar
+from alignax.ops.kl import full_kl
+from alignax.sampling.sample import finished, row_keys, sample
+from alignax.types import Model, Params, Rollout
+
+
+class Measured(NamedTuple):
+    """One completion per prompt and what is known of it, on the device."""
+
+    rollout: Rollout
+    finished: Bool[Array, " B"]
+    kl: Float[Array, " B"]  # nats per sequence
+    proxy: Float[Array, " B"] | None  # the reward model's score
+
+
+def make_measure(
+    model: Model, *, capacity: int, eos_ids: Sequence[int], pad_id: int, reward_model: Model | None = None
+) -> Callable:
+    """A jitted `(params, reference, reward params, prompts, key, temperature) -> Measured`, one key per row id."""
+    eos = jnp.asarray(sorted(eos_ids), jnp.int32)
+
+    @jax.jit
+    def measure(params, reference, reward_params, prompts, key, temperature):
+        keys = row_keys(key, prompts["row"])
+        options = {"capacity": capacity, "eos_ids": eos, "pad_id": pad_id, "temperature": temperature}
+        rollout = sample(model, params, prompts["tokens"], prompts["valid"], keys, **options)
+        start = prompts["tokens"].shape[1]
+        kl = exact_kl(model, params, reference, rollout, start=start, temperature=temperature)
+        proxy = forward.score(reward_model, reward_params, rollout.tokens, rollout.valid) if reward_model else None
+        return Measured(rollout, finished(rollout, eos), kl, proxy)
+
+    return measure
+
+
+def exact_kl(
+    model: Model, params: Params, reference: Params, rollout: Rollout, *, start: int, temperature: Scalar = 1.0
+) -> Float[Array, " B"]:
+    """KL(policy || reference) per sequence, nats: the sum over sampled positions of the full-distribution KL there.
+
+    Its mean over samples is an unbiased estimate of the sequence KL with less variance than that of log-ratios, and
+    it is never negative. `start`: first sampled position. Rows are walked one by one, so that the logits of both
+    models over the whole vocabulary exist for one row at a time.
+    """
+    vocab_size = model.config.vocab_size
+    kernels = [model.unembed(p)[:, :vocab_size] for p in (params, reference)]
+    hiddens = [model.apply(p, rollout.tokens, rollout.valid)[:, start - 1 : -1] for p in (params, reference)]
+
+    def row(args):
+        *hidden_TD, mask_T = args
+        logits = [jnp.dot(h, k, preferred_element_type=jnp.float32) for h, k in zip(hidden_TD, kernels)]
+        logp_p, logp_q = (jax.nn.log_softmax(l / temperature, axis=-1) for l in logits)
+        return jnp.sum(full_kl(logp_p, logp_q), where=mask_T)
+
+    return jax.lax.map(row, (*hiddens, rollout.mask[:, start:]))
+
+
+def texts(tokenizer: Any, rollout: Rollout, eos_ids: Sequence[int]) -> list[str]:
+    """The completions, without prompt, padding and end of sequence."""
+    tokens, mask = np.asarray(rollout.tokens), np.asarray(rollout.mask)
+    drop = set(eos_ids)
+    rows = [[int(t) for t in row[keep] if int(t) not in drop] for row, keep in zip(tokens, mask)]
+    return tokenizer.batch_decode(rows, skip_special_tokens=False)
+
+
+def total_reward(reward: Callable, row: dict, completion: str, finished: bool) -> dict[str, float]:
+    """What a text reward says of one completion, as parts with a "total"; a bare number is the total."""
+    value = reward(row, completion, finished=finished)
+    parts = dict(value) if isinstance(value, dict) else {"total": value}
+    total = parts.get("total")
+    if total is None or not np.isfinite(total):
+        raise ValueError(f"the reward function gave {value!r} for {completion!r}: expected a finite number or total")
+    return {name: float(part) for name, part in parts.items()}

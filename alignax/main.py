@@ -1,0 +1,155 @@
+"""The command line: run | lineage | report | sample."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+EXAMPLES = """examples:
+  alignax run --config=configs/quickstart.py
+      SFT, preferences, reward model, PPO and DPO on the embedded world, with a report at the end
+  alignax run --config=configs/world/dpo.py --config.init_from=runs/quickstart/sft --config.loss_args.beta=0.5
+      one stage from a checkpoint, one value changed
+  alignax lineage runs/quickstart
+      which checkpoint was made from which
+  alignax report runs/quickstart
+      writes the HTML report again
+  alignax sample runs/quickstart/ppo "mara asks : the harbor cafe has tea . wants tea and cake ."
+      completions of a checkpoint
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The arguments of every command."""
+    top = argparse.ArgumentParser(
+        prog="alignax", description="Alignment of language models in JAX.", epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    raw = {"formatter_class": argparse.RawDescriptionHelpFormatter, "epilog": EXAMPLES}
+    run = commands.add_parser("run", help="run an experiment config: a stage or a pipeline", allow_abbrev=False, **raw)
+    run.add_argument("--config", required=True, help="a Python file with get_config()", metavar="FILE")
+    run.add_argument("--workdir", help="folder of the results (default: runs/<name of the config file>)")
+    run.usage = "alignax run --config=FILE [--workdir=DIR] [--config.KEY=VALUE ...]"
+    tree = commands.add_parser("lineage", help="print the family tree of a run's checkpoints", **raw)
+    tree.add_argument("run", help="folder of a stage or a pipeline")
+    report = commands.add_parser("report", help="write the HTML report of a run", **raw)
+    report.add_argument("run", help="folder of a stage or a pipeline")
+    sample = commands.add_parser("sample", help="print completions of a checkpoint", **raw)
+    sample.add_argument("checkpoint", help="folder of a finished policy")
+    sample.add_argument("prompts", nargs="+", help="one prompt each")
+    sample.add_argument("--n", type=int, default=1, help="completions per prompt (default 1)")
+    sample.add_argument("--temperature", type=float, default=1.0, help="0 takes the most probable token (default 1)")
+    sample.add_argument("--top-p", type=float, default=1.0, help="nucleus mass (default 1: off)")
+    sample.add_argument("--top-k", type=int, default=0, help="candidates (default 0: off)")
+    sample.add_argument("--max-new-tokens", type=int, default=64, help="tokens (default 64)")
+    sample.add_argument("--seed", type=int, default=0)
+    return top
+
+
+def load_config(path: str, overrides: list[str]):
+    """The ConfigDict of a config file, with `--config.key=value` overrides of the types of what they replace."""
+    from absl import flags
+    from ml_collections import config_flags
+
+    from alignax.config import ConfigError, suggest
+
+    file = Path(path.split(":")[0])
+    if not file.is_file():
+        raise ConfigError(f"--config={path}: no such file; configs that come with alignax are in configs/")
+    for item in overrides:
+        if not item.startswith("--config."):
+            raise ConfigError(f"{item!r}: expected --config.KEY=VALUE, --workdir=DIR, or --help")
+    # a config may import its parent: from the folder that holds configs/, and from where the command is given
+    sys.path[:0] = [str(Path.cwd()), *(str(p.parent.resolve()) for p in file.resolve().parents if p.name == "configs")]
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values, lock_config=False)
+    try:
+        values(["alignax", f"--config={path}", *overrides])
+        return values.config
+    except flags.UnrecognizedFlagError as error:
+        config = load_config(path, [])
+        raise ConfigError(
+            f"--{error.flagname}: no such key{suggest(error.flagname.split('.', 1)[1], keys_of(config))}"
+        ) from None
+    except (flags.Error, TypeError, ValueError, KeyError, AttributeError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"--config={path} {' '.join(overrides)}: {error}") from error
+
+
+def keys_of(config, prefix: str = "") -> list[str]:
+    """Every dotted key of a ConfigDict."""
+    out = []
+    for name in config:
+        value = config[name]
+        out += [prefix + name] + (keys_of(value, f"{prefix}{name}.") if hasattr(value, "to_dict") else [])
+    return out
+
+
+def command_run(args: argparse.Namespace, overrides: list[str]) -> None:
+    """Runs, then prints the end table and writes the report."""
+    config = load_config(args.config, overrides)
+    from rich.console import Console
+
+    from alignax.report.page import render
+    from alignax.report.table import table
+    from alignax.stages import pipeline
+
+    workdir = Path(args.workdir or Path("runs") / Path(args.config).stem)
+    pipeline.run(config, workdir)
+    console = Console()
+    if "steps" in config:
+        console.print(table(workdir))
+        console.print(f"numbers: {workdir / 'summary.json'}", soft_wrap=True)
+    console.print(f"report:  {render(workdir)}", soft_wrap=True)
+
+
+def command_sample(args: argparse.Namespace) -> None:
+    """Prints completions of a checkpoint."""
+    from alignax.stages.playground import complete
+
+    options = {"n": args.n, "temperature": args.temperature, "top_p": args.top_p, "top_k": args.top_k}
+    rows = complete(args.checkpoint, args.prompts, max_new_tokens=args.max_new_tokens, seed=args.seed, **options)
+    for prompt, completions in zip(args.prompts, rows, strict=True):
+        print(f"> {prompt}")
+        for text, done in completions:
+            print(f"{text}{'' if done else ' [cut off]'}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point. Errors that the user can mend are printed as one message; exit status 1."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    args, rest = parser().parse_known_args(argv)
+    if rest and args.command != "run":
+        parser().error(f"unexpected arguments: {' '.join(rest)}")
+    from alignax.config import ConfigError
+    from alignax.data.counts import DataError
+    from alignax.manifest import CheckpointError
+    from alignax.report.folder import ReportError
+    from alignax.train.loop import NonFinite
+
+    try:
+        if args.command == "run":
+            command_run(args, rest)
+        elif args.command == "lineage":
+            from alignax.lineage import lineage
+
+            print(lineage(args.run))
+        elif args.command == "report":
+            from alignax.report.page import render
+
+            print(render(args.run))
+        else:
+            command_sample(args)
+    except (ConfigError, DataError, CheckpointError, ReportError, NonFinite) as error:
+        print(f"alignax: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("alignax: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

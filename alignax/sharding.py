@@ -1,0 +1,91 @@
+"""Mesh, path rules -> NamedSharding, multi-process start-up: sharding is names and regular expressions in a config."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+# (regular expression over a parameter's path, mesh axis of each dimension). The first match wins; stacked layers
+# carry their own leading axis, which stays whole. What no rule names is copied to every device.
+RULES = (
+    (r"layers/.*(q|k|v|gate|up)/kernel", (None, "fsdp", None)),
+    (r"layers/.*(o|down)/kernel", (None, None, "fsdp")),
+    (r"(^|/)embed$", ("fsdp", None)),
+    (r"(^|/)unembed$", (None, "fsdp")),
+)
+
+
+def start(*, coordinator: str = "", process_count: int = 1, process_id: int = 0) -> None:
+    """Joins the processes of one job: `coordinator` is host:port; on a pod JAX finds all three by itself."""
+    if process_count > 1:
+        jax.distributed.initialize(coordinator or None, process_count, process_id)
+
+
+def make_mesh(axes: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
+    """A mesh with the named axes in the order given; one size may be -1: the devices that the others leave.
+
+    Raises ValueError when the sizes do not multiply to the number of devices.
+    """
+    devices = np.array(jax.devices() if devices is None else devices)
+    sizes = dict(axes)
+    free = [name for name, size in sizes.items() if size == -1]
+    fixed = int(np.prod([size for size in sizes.values() if size != -1]))
+    if len(free) == 1 and devices.size % fixed == 0:
+        sizes[free[0]] = devices.size // fixed
+    if len(free) > 1 or np.prod(list(sizes.values())) != devices.size:
+        raise ValueError(
+            f"mesh {dict(axes)} does not fit {devices.size} devices: the sizes must multiply to it, "
+            "and at most one may be -1 (filled in)"
+        )
+    return Mesh(devices.reshape(tuple(sizes.values())), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
+
+
+def shardings(tree: Any, mesh: Mesh, rules: Sequence[tuple[str, tuple]] = RULES) -> Any:
+    """A NamedSharding for each leaf of a tree of arrays or shapes, from the rules.
+
+    An axis whose mesh size does not divide the dimension is left whole, so that small models run on large meshes.
+    """
+
+    def place(path, leaf):
+        name = path_name(path)
+        spec = next((spec for pattern, spec in rules if re.search(pattern, name)), ())
+        if len(spec) > len(leaf.shape):
+            spec = ()  # a statistic that shares a parameter's name: factored optimizer states, for example
+        fits = [axis if axis and size % mesh.shape[axis] == 0 else None for axis, size in zip(spec, leaf.shape)]
+        return NamedSharding(mesh, P(*fits))
+
+    return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def path_name(path: tuple) -> str:
+    """'decoder/layers/q/kernel' from a key path."""
+    return "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """A copy on every device."""
+    return NamedSharding(mesh, P())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows spread over every axis of the mesh: data and fully-sharded-parameter parallelism both split the batch."""
+    return NamedSharding(mesh, P(mesh.axis_names))
+
+
+def put_batch(batch: Any, mesh: Mesh) -> Any:
+    """Places the rows that this process made; together the processes hold the global batch.
+
+    Raises ValueError when a global batch does not divide over the devices.
+    """
+    sharding, processes = batch_sharding(mesh), jax.process_count()
+    for leaf in jax.tree.leaves(batch):
+        if (len(leaf) * processes) % mesh.size:
+            raise ValueError(
+                f"a batch of {len(leaf) * processes} rows does not divide over {mesh.size} devices: "
+                f"make it a multiple of {mesh.size}, or use fewer devices (config.mesh)"
+            )
+    return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(sharding, leaf), batch)

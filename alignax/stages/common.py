@@ -1,0 +1,311 @@
+"""What every stage does around its own work: check the config, open the folder, load parents, train, write the end."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+from rich.console import Console
+
+from alignax import sharding
+from alignax.checkpoint import Steps, content_hash, load_params, save_params
+from alignax.config import ConfigError, Reader, bind, check, plain, resolve
+from alignax.data.encode import pair_rows
+from alignax.data.loader import Loader, eval_batches
+from alignax.data.tokenizer import load_tokenizer, template_hash, tokenizer_hash
+from alignax.log import Log
+from alignax.manifest import check_parent, parent_record, read_manifest, start, why_stale, write_manifest
+from alignax.models.config import ModelConfig
+from alignax.models.decoder import decoder
+from alignax.ops.masked import metric_ratios, metric_sums
+from alignax.train.loop import fit, resume
+from alignax.train.optimizer import Optimizer
+from alignax.types import Model, Params
+
+POLICIES = ("sft", "online", "offline")  # stages whose parameters are a policy
+
+console = Console(stderr=True, highlight=False)
+
+
+class Stage(NamedTuple):
+    """An open stage."""
+
+    kind: str
+    workdir: Path
+    config: dict  # as written, "@step" references included: what the manifest records
+    cfg: Reader
+    parents: dict[str, Path]
+    records: dict[str, dict]  # role -> path and content hash, for the manifest
+    begun: float
+
+
+def shared_config(stage: str) -> ConfigDict:
+    """The keys that every stage has, with their defaults and units."""
+    c = ConfigDict()
+    c.stage = stage
+    c.seed = 0
+    c.init_from = ""  # folder of the finished stage to start from, "@name" for a step of the pipeline
+    # mesh axes: rows are split over both, parameters over fsdp; -1 is the devices that the other leaves
+    c.mesh = ConfigDict({"data": -1, "fsdp": 1})
+    # dtype of activations (parameters stay float32); what layers keep for the backward pass: none, dots, full
+    c.compute = ConfigDict({"dtype": "float32", "remat": "none"})
+    return c
+
+
+def training_config(stage: str) -> ConfigDict:
+    """The keys of a stage that trains on a data set."""
+    c = shared_config(stage)
+    c.template = "chat"  # "chat": the tokenizer's chat template; "plain": prompt, completion, end of sequence
+    c.source = "jsonl"  # function of alignax.data.sources, or module:function
+    c.data = ConfigDict()  # its arguments
+    c.max_length = 1024  # tokens of prompt and completion; longer rows are dropped and counted
+    c.loss = stage  # function of alignax.losses, or module:function
+    c.loss_args = ConfigDict()
+    c.optimizer = "adamw"  # function of alignax.train.optimizer, or module:function
+    c.optimizer_args = ConfigDict()
+    c.batch_size = 32  # rows of the global batch
+    c.microbatches = 1  # per step: same result, less memory
+    c.total_steps = 1000  # updates
+    c.eval_every_steps = 100  # 0: never
+    c.save_every_steps = 100
+    c.keep_checkpoints = 2
+    c.tensorboard = False
+    return c
+
+
+def locate(path: str, root: Path | None, *, key: str) -> Path:
+    """A folder named in a config; '@sft' is the step `sft` of the pipeline that this stage runs in."""
+    if not path.startswith("@"):
+        return Path(path).expanduser()
+    if root is None:
+        raise ConfigError(f"config.{key} = {path!r}: '@' names a step of a pipeline; a stage alone takes a folder")
+    return root / path[1:]
+
+
+def open_stage(
+    kind: str, config: Any, defaults: ConfigDict, workdir: str | Path, root: Path | None, roles: Mapping[str, str]
+) -> Stage | None:
+    """Checks the config, finds the parents (`roles` maps a role to the config key of its folder), opens the folder.
+
+    None if the stage is finished with this config and these parents: there is nothing to do.
+    """
+    config = plain(config)
+    check(config, plain(defaults))
+    cfg, workdir = Reader(config), Path(workdir)
+    if cfg.stage != kind:
+        raise ConfigError(f"config.stage = {cfg.stage!r}: this is the {kind!r} stage")
+    named = {role: _get(cfg, key) for role, key in roles.items()}
+    found = {role: locate(path, root, key=roles[role]) for role, path in named.items() if path}
+    # data may come from a step that made it, which is then a parent, or from a file or the hub, which is none
+    parents = {role: path for role, path in found.items() if role != "data" or is_step(named[role])}
+    records = {role: parent_record(workdir, path) for role, path in parents.items()}
+    if why_stale(workdir, config, records) is None:
+        console.print(f"[green]{workdir}[/]: finished before, with the same config and parents")
+        return None
+    cleared = start(workdir, config, records)
+    if cleared:
+        console.print(f"[yellow]{workdir}[/]: running again ({cleared})")
+    return Stage(kind, workdir, config, cfg, parents, records, time.perf_counter())
+
+
+def _get(cfg: Any, key: str) -> str:
+    for name in key.split("."):
+        cfg = cfg.get(name, "") if isinstance(cfg, dict) else getattr(cfg, name)
+    return cfg
+
+
+def is_step(path: str) -> bool:
+    """Whether a path is the folder of a stage, finished or not, and no data file."""
+    return path.startswith("@") or any((Path(path) / name).is_file() for name in ("manifest.json", "started.json"))
+
+
+def load_rows(source: str, args: dict, split: str, *, key: str = "source", root: Path | None = None) -> tuple:
+    """(rows, counts) of the source that a config names; its arguments are checked against its signature.
+
+    A `path` may name a step that collected preferences, by its folder or as '@name'.
+    """
+    function = resolve(source, "alignax.data.sources", key=key)
+    options = bind(function, args, key="data" if key == "source" else f"{key}_args", given=("split",))
+    if is_step(str(options.get("path", ""))):
+        options["path"] = str(locate(options["path"], root, key="data.path") / "pairs.jsonl")
+    return function(split=split, **options)
+
+
+def get_tokenizer(stage: Stage, own: str = "", parent: str = "policy") -> Any:
+    """The parent's tokenizer, or `own`: 'module:function' builds one, anything else is a folder or a hub name."""
+    if parent in stage.parents:
+        return load_tokenizer(str(stage.parents[parent] / "tokenizer"))
+    if not own:
+        raise ConfigError("config.tokenizer is empty, and there is no parent to take one from (config.init_from)")
+    return resolve(own, "", key="tokenizer")() if ":" in own else load_tokenizer(own)
+
+
+def build_model(preset: str, args: dict, compute: dict, vocab_size: int) -> Model:
+    """The model that a config names by preset and arguments."""
+    function = resolve(preset, "alignax.models.presets", key="model")
+    options = bind(function, args, key="model_args", given=("vocab_size",))
+    return decoder(dataclasses.replace(function(vocab_size=vocab_size, **options), **compute))
+
+
+def new_or_loaded(stage: Stage, preset: str, args: dict, tokenizer: Any, mesh: Mesh) -> tuple[Model, Params]:
+    """The parent policy, or fresh parameters of the preset where there is none; with both, they must agree."""
+    cfg, compute = stage.cfg, compute_of(stage.cfg)
+    model = build_model(preset, args, compute, len(tokenizer)) if preset else None
+    if "policy" in stage.parents:
+        expected = model.config if model else None
+        options = {"tokenizer": tokenizer, "template": cfg.template, "compute": compute, "mesh": mesh}
+        return load_model(stage, "policy", POLICIES, expected=expected, **options)[:2]
+    if model is None:
+        raise ConfigError("config.model is empty, and there is no parent to take the architecture from")
+    seed = jax.random.key(cfg.seed)
+    return model, place(lambda: init_params(model, seed, scalar=False), mesh=mesh)
+
+
+def get_optimizer(name: str, args: dict, total_steps: int, *, key: str = "optimizer") -> Optimizer:
+    """The optimizer that a config names; the length of its schedule is the stage's own."""
+    function = resolve(name, "alignax.train.optimizer", key=key)
+    return function(total_steps=total_steps, **bind(function, args, key=f"{key}_args", given=("total_steps",)))
+
+
+def load_model(
+    stage: Stage, role: str, stages: tuple[str, ...], *, tokenizer: Any, template: str, compute: dict, mesh: Mesh,
+    expected: ModelConfig | None = None,
+) -> tuple[Model, Params, dict]:  # fmt: skip
+    """Model, parameters (on the mesh) and manifest of a parent; refuses one that does not fit, saying what differs."""
+    folder = stage.parents[role]
+    manifest = read_manifest(folder)
+    check_parent(
+        manifest,
+        role=role,
+        stage=stages,
+        tokenizer_hash=tokenizer_hash(tokenizer),
+        template_hash=template_hash(tokenizer, template),
+        architecture=expected.architecture() if expected else None,
+    )
+    model = decoder(ModelConfig(**manifest["architecture"], **compute))
+    shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0), scalar=manifest["stage"] == "reward"))
+    return model, load_params(folder / "params", sharded_shapes(shapes, mesh)), manifest
+
+
+def init_params(model: Model, key: jax.Array, *, scalar: bool) -> Params:
+    """Fresh parameters, with a scalar head if asked."""
+    k_model, k_head = jax.random.split(key)
+    return model.init(k_model) | ({"scalar": model.init_scalar(k_head)} if scalar else {})
+
+
+def sharded_shapes(shapes: Any, mesh: Mesh) -> Any:
+    """The shapes with the sharding that the rules give them."""
+    place = lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)  # noqa: E731
+    return jax.tree.map(place, shapes, sharding.shardings(shapes, mesh))
+
+
+def place(build: Callable, *args: Any, mesh: Mesh) -> Any:
+    """`build(*args)` under jit, every array of the result where the rules put it."""
+    shapes = jax.eval_shape(build, *args)
+    return jax.jit(build, out_shardings=sharding.shardings(shapes, mesh))(*args)
+
+
+def get_mesh(cfg: Reader) -> Mesh:
+    """The mesh of a config."""
+    return sharding.make_mesh({"data": cfg.mesh.data, "fsdp": cfg.mesh.fsdp})
+
+
+def compute_of(cfg: Reader) -> dict:
+    """How activations are computed and kept: fields of ModelConfig that do not change the parameters."""
+    return {"dtype": cfg.compute.dtype, "remat": cfg.compute.remat}
+
+
+def make_loader(arrays: Any, batch_size: int, seed: int) -> Loader:
+    """This process's share of every batch."""
+    return Loader(arrays, batch_size, seed, process_index=jax.process_index(), process_count=jax.process_count())
+
+
+def evaluator(metrics_fn: Callable, arrays: Any, batch_size: int, mesh: Mesh) -> Callable[..., dict[str, float]]:
+    """A function of `metrics_fn`'s leading arguments that reduces its metrics over a whole held-out set.
+
+    `metrics_fn(*args, batch)` returns {name: (values, weights)}; sums over batches, not means of batch means.
+    """
+    sums_of = jax.jit(lambda *args: metric_sums(metrics_fn(*args)))
+    processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+
+    def run(*args: Any) -> dict[str, float]:
+        batches = eval_batches(arrays, batch_size, **processes)
+        sums = [sums_of(*args, sharding.put_batch(batch, mesh)) for batch in batches]
+        totals = metric_ratios(jax.tree.map(lambda *leaves: sum(leaves), *sums))
+        return {f"eval/{name}": float(value) for name, value in jax.device_get(totals).items()}
+
+    return run
+
+
+def pair_data(stage: Stage, tokenizer: Any, root: Path | None) -> tuple[dict, dict, list[dict], dict]:
+    """Preference pairs to train on and held out, as arrays; the held-out text rows; and the counts of both."""
+    cfg = stage.cfg
+    source, args, options = cfg.source, cfg.data, {"template": cfg.template, "max_length": cfg.max_length}
+    rows, counts = load_rows(source, args, "train", root=root)
+    train, counts = pair_rows(rows, tokenizer, counts=counts, **options)
+    held_rows, held_counts = load_rows(source, args, "heldout", root=root)
+    held, held_counts = pair_rows(held_rows, tokenizer, counts=held_counts, **options)
+    console.print(f"preference pairs: {counts}; held out: {held_counts}")
+    return train, held, held_rows, {"train": counts, "heldout": held_counts}
+
+
+def train(
+    stage: Stage, state: Any, step_fn: Callable, arrays: dict, mesh: Mesh, evaluate: Callable, *, show: tuple[str, ...]
+) -> Any:
+    """Runs a stage of `training_config` from its last checkpoint to its last step."""
+    cfg = stage.cfg
+    loader = make_loader(arrays, cfg.batch_size, cfg.seed)
+    return loop(stage, state, step_fn, loader.batch, lambda batch: sharding.put_batch(batch, mesh), evaluate, show=show)
+
+
+def loop(
+    stage: Stage, state: Any, step_fn: Callable, make_batch: Callable, put: Callable, evaluate: Callable, *,
+    show: tuple[str, ...],
+) -> Any:  # fmt: skip
+    """Opens checkpoints and log, resumes, and fits. The last moment to find a key that nothing has read."""
+    cfg = stage.cfg
+    total, every, keep = cfg.total_steps, (cfg.save_every_steps, cfg.eval_every_steps), cfg.keep_checkpoints
+    tensorboard = cfg.tensorboard
+    cfg.finish()
+    with Steps(stage.workdir / "steps", keep=keep) as steps:
+        state = resume(steps, state)
+        start, first = int(state.step), jax.process_index() == 0
+        options = {"title": stage.workdir.name, "resume_step": start, "tensorboard": tensorboard, "write": first}
+        if start:
+            console.print(f"{stage.workdir}: going on from step {start} of {total}")
+        with Log(stage.workdir, total, show=show, **options) as log:
+            return fit(
+                state, step_fn, make_batch, total_steps=total, steps=steps, log=log, put=put, evaluate=evaluate,
+                save_every_steps=every[0], eval_every_steps=every[1],
+            )  # fmt: skip
+
+
+def finish(
+    stage: Stage, *, params: Params | None, step: int, model: Model | None = None, tokenizer: Any = None,
+    template: str | None = None, files: tuple[str, ...] = (), content: str | None = None, **fields: Any,
+) -> None:  # fmt: skip
+    """Saves the final parameters and the tokenizer, then the manifest, which makes the stage complete."""
+    if params is not None:
+        save_params(stage.workdir / "params", params)
+        content = content_hash(params)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(str(stage.workdir / "tokenizer"))
+    write_manifest(
+        stage.workdir,
+        stage=stage.kind,
+        name=stage.workdir.name,
+        config=stage.config,
+        parents=stage.records,
+        content_hash=content,
+        step=step,
+        architecture=model.config.architecture() if model else None,
+        tokenizer_hash=tokenizer_hash(tokenizer) if tokenizer is not None else None,
+        template_hash=template_hash(tokenizer, template) if template is not None else None,
+        files=files,
+        **fields,
+    )
+    console.print(f"[green]{stage.workdir}[/]: done in {time.perf_counter() - stage.begun:.0f} s")

@@ -1,0 +1,90 @@
+"""Evaluate: several policies on the same held-out prompts, with gold and proxy reward and KL -> eval.json."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from alignax.evals.intervals import bootstrap
+from alignax.log import replace_file
+from alignax.manifest import files_hash, read_manifest
+from alignax.stages import common, probe
+
+FILES = ("eval.json", "samples.jsonl")
+
+
+def get_config() -> ConfigDict:
+    """Every key of the stage, with its default and unit."""
+    c = common.shared_config("evaluate")
+    c.template = "chat"
+    c.policies = ConfigDict()  # name -> folder of a finished policy; `init_from` is the reference of every KL
+    c.probe = probe.get_config()
+    return c
+
+
+def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
+    """Writes eval.json (means with 95% bootstrap intervals over prompts) and samples.jsonl (every completion)."""
+    names = tuple(dict(config)["policies"])
+    roles = {"policy": "init_from", "proxy": "probe.reward_from"} | {name: f"policies.{name}" for name in names}
+    stage = common.open_stage("evaluate", config, get_config(), workdir, root, roles)
+    if stage is None:
+        return Path(workdir)
+    cfg, workdir = stage.cfg, stage.workdir
+
+    # ---- reference and prompts
+    tokenizer, mesh = common.get_tokenizer(stage), common.get_mesh(cfg)
+    model, reference = common.new_or_loaded(stage, "", {}, tokenizer, mesh)
+    watch = probe.build(stage, cfg.probe, model, tokenizer, cfg.template, mesh, root)
+    options = {"tokenizer": tokenizer, "template": cfg.template, "compute": common.compute_of(cfg), "mesh": mesh}
+    cfg.finish()
+
+    # ---- every policy with the same noise per prompt, so that differences are paired
+    measured = {}
+    for name in names:
+        params = common.load_model(stage, name, common.POLICIES, expected=model.config, **options)[1]
+        measured[name] = watch.measure(params, reference)
+        common.console.print(f"{workdir.name}: {name} measured on {len(measured[name])} prompts")
+
+    # ---- write
+    base = measured.get("sft") or next(iter(measured.values()))
+    table = {name: describe(rows, base, watch.prompts) for name, rows in measured.items()}
+    reward = read_manifest(stage.parents["proxy"])["metrics"] if "proxy" in stage.parents else {}
+    replace_file(workdir / FILES[0], json.dumps({"policies": table, "reward_model": reward}, indent=1) + "\n")
+    replace_file(workdir / FILES[1], "".join(json.dumps(row) + "\n" for row in side_by_side(watch.prompts, measured)))
+    metrics = {f"{name}/{key}": row[key] for name, row in table.items() for key in ("gold_reward", "kl") if key in row}
+    common.finish(stage, params=None, content=files_hash(workdir, FILES), files=FILES, step=0, metrics=metrics)
+    return workdir
+
+
+def describe(rows: list[dict], base: list[dict], prompts: list[dict]) -> dict[str, Any]:
+    """Means of one policy over the prompts, with intervals, and its wins against `base` on the same prompts."""
+    column = lambda name: [row[name] for row in rows]  # noqa: E731
+    out = {"kl": float(np.mean(column("kl"))), "kl_ci95": bootstrap(column("kl"))}
+    out |= {"length": float(np.mean(column("length"))), "eos_rate": float(np.mean(column("finished")))}
+    if "proxy" in rows[0]:
+        out |= {"proxy_reward": float(np.mean(column("proxy"))), "proxy_reward_ci95": bootstrap(column("proxy"))}
+    if "gold" in rows[0]:
+        gold = np.array(column("gold"))
+        wins = np.sign(gold - np.array([row["gold"] for row in base])) / 2 + 0.5
+        out |= {"gold_reward": float(gold.mean()), "gold_reward_ci95": bootstrap(gold), "gold_sd": float(gold.std())}
+        out |= {"win_rate": float(wins.mean()), "win_rate_ci95": bootstrap(wins)}
+        parts = rows[0]["parts"]
+        out["gold_parts"] = {part: float(np.mean([row["parts"][part] for row in rows])) for part in parts}
+        families = sorted({row.get("family", "") for row in prompts} - {""})
+        of = np.array([row.get("family", "") for row in prompts])
+        out["families"] = {family: float(gold[of == family].mean()) for family in families}
+    return out
+
+
+def side_by_side(prompts: list[dict], measured: dict[str, list[dict]]) -> list[dict]:
+    """One row per prompt with what every policy said, for people to read."""
+    keep = ("completion", "gold", "proxy", "parts", "kl", "finished")
+    rows = []
+    for index, prompt in enumerate(prompts):
+        policies = {name: {k: v for k, v in found[index].items() if k in keep} for name, found in measured.items()}
+        rows.append(
+            {"row": index, "family": prompt.get("family", ""), "prompt": prompt["prompt"], "policies": policies}
+        )
+    return rows

@@ -1,0 +1,227 @@
+"""Online RL: PPO with a KL penalty against a reward model or a reward function. `--config=configs/world/ppo.py`."""
+
+import inspect
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from alignax import forward, sharding
+from alignax.config import ConfigError, bind, resolve
+from alignax.data.encode import fingerprint, prompt_rows
+from alignax.data.tokenizer import eos_ids, pad_id
+from alignax.evals.policy import texts, total_reward
+from alignax.losses.kl import kl as kl_loss
+from alignax.ops.kl import check_placement
+from alignax.sampling.sample import finished, row_keys, sample
+from alignax.stages import common, probe
+from alignax.train import online
+from alignax.train.state import new_online_state
+
+
+def get_config() -> ConfigDict:
+    """Every key of the stage, with its default and unit."""
+    c = common.shared_config("online")
+    c.template = "chat"  # "chat": the tokenizer's chat template; "plain": prompt, completion, end of sequence
+    c.source = "jsonl"  # prompts: function of alignax.data.sources, or module:function
+    c.data = ConfigDict()  # its arguments
+    c.max_prompt_length = 256  # tokens; longer prompts are dropped and counted
+    c.max_new_tokens = 128
+    c.temperature = 1.0  # of sampling, and so of every log-probability
+    c.reward_from = ""  # folder of a finished reward model, or
+    c.reward = ""  # module:function of (row, completion, *, finished) -> number: one of the two
+    c.reward_args = ConfigDict()
+    c.scoring_args = ConfigDict()  # of alignax.train.online.shape_scores
+    c.critic_init = "reward"  # trunk and head of the reward model, or "policy": its trunk and a new head
+    c.loss = "ppo_clip"  # function of alignax.losses, or module:function
+    c.loss_args = ConfigDict()
+    c.value_loss = "value_clip"
+    c.value_loss_args = ConfigDict()
+    c.kl_coef = 0.05  # at the start
+    c.kl_placement = "reward"  # or "loss"
+    c.kl_estimator = "k1"  # "k1" in the reward; "k2" or "k3" in the loss
+    c.kl_controller = "fixed_kl"  # function of alignax.ops.kl: fixed_kl or adaptive_kl
+    c.kl_controller_args = ConfigDict()
+    c.advantage_args = ConfigDict()  # of alignax.train.online.with_advantages
+    c.update_args = ConfigDict()  # of alignax.train.online.updates
+    c.optimizer = "adamw"  # function of alignax.train.optimizer
+    c.optimizer_args = ConfigDict({"learning_rate": 3e-6})
+    c.value_optimizer = "adamw"
+    c.value_optimizer_args = ConfigDict({"learning_rate": 1e-5})
+    c.batch_size = 64  # prompts per iteration
+    c.total_steps = 100  # iterations
+    c.eval_every_steps = 10  # 0: never
+    c.save_every_steps = 10
+    c.keep_checkpoints = 2
+    c.tensorboard = False
+    c.probe = probe.get_config()
+    return c
+
+
+def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
+    """Aligns a policy to a reward; returns the folder of the finished stage. Resumes what it finds there."""
+    roles = {"policy": "init_from", "reward": "reward_from", "proxy": "probe.reward_from"}
+    stage = common.open_stage("online", config, get_config(), workdir, root, roles)
+    if stage is None:
+        return Path(workdir)
+    cfg, workdir = stage.cfg, stage.workdir
+    text_reward, reward_args = cfg.reward, cfg.reward_args
+    if bool(text_reward) == bool(cfg.reward_from):
+        raise ConfigError("config.reward_from (a reward model) or config.reward (a function of text): set exactly one")
+
+    # ---- prompts
+    tokenizer = common.get_tokenizer(stage)
+    rows, counts = common.load_rows(cfg.source, cfg.data, "train", root=root)
+    prompts, counts = prompt_rows(
+        rows, tokenizer, template=cfg.template, max_prompt_length=cfg.max_prompt_length, counts=counts
+    )
+    common.console.print(f"prompts: {counts}")
+    start, ends = prompts["tokens"].shape[1], jnp.asarray(sorted(eos_ids(tokenizer)), jnp.int32)
+
+    # ---- models: policy and reference from the parent, critic from the reward model or the policy
+    mesh = common.get_mesh(cfg)
+    model, reference = common.new_or_loaded(stage, "", {}, tokenizer, mesh)
+    proxy = load_reward(stage, tokenizer, mesh)
+    critic_model, critic = make_critic(cfg, model, reference, proxy)
+    scorer = (lambda params, r: forward.score(proxy[0], params, r.tokens, r.valid)) if proxy else None
+
+    # ---- the pure parts of an iteration
+    parts = make_parts(cfg, model, critic_model, ends, pad_id(tokenizer), start)
+    state = common.place(
+        lambda p, c: new_online_state(p, c, parts.policy_optimizer, parts.critic_optimizer, cfg.kl_coef, cfg.seed),
+        reference, critic, mesh=mesh,
+    )  # fmt: skip
+    frozen = {"reference": reference, "reward": proxy[1] if proxy else None}
+    if scorer:  # the reward is on the device: one program
+        whole = jax.jit(partial(online.iteration, parts, scorer), donate_argnums=0)
+        step_fn = lambda state, batch: whole(state, frozen, batch)  # noqa: E731
+    else:  # the reward reads text: two programs and one transfer between them
+        gold = probe.gold_reward(text_reward, reward_args, key="reward")
+        step_fn = two_programs(parts, text_scorer(gold, rows, tokenizer), frozen)
+
+    # ---- train
+    watch = probe.build(stage, cfg.probe, model, tokenizer, cfg.template, mesh, root, reward=proxy)
+    evaluate = (lambda state: probe.summary(watch.measure(state.policy.params, reference))) if watch else None
+    loader = common.make_loader(prompts, cfg.batch_size, cfg.seed)
+    put = lambda batch: sharding.put_batch(batch, mesh)  # noqa: E731
+    show = ("objective/scores", "objective/kl", "policy/approxkl_avg")
+    state = common.loop(stage, state, step_fn, loader.batch, put, evaluate, show=show)
+
+    # ---- checkpoint
+    common.finish(
+        stage,
+        params=state.policy.params,
+        step=cfg.total_steps,
+        model=model,
+        tokenizer=tokenizer,
+        template=cfg.template,
+        data={"fingerprint": fingerprint(prompts), "counts": counts},
+        metrics=evaluate(state) if evaluate else {},
+    )
+    return workdir
+
+
+def load_reward(stage: common.Stage, tokenizer: Any, mesh: Any) -> tuple | None:
+    """(model, parameters) of the reward model, or None where the reward is a function of text."""
+    if "reward" not in stage.parents:
+        return None
+    options = {"template": stage.cfg.template, "compute": common.compute_of(stage.cfg), "mesh": mesh}
+    return common.load_model(stage, "reward", ("reward",), tokenizer=tokenizer, **options)[:2]
+
+
+def make_critic(cfg: Any, model: Any, policy: Any, proxy: tuple | None) -> tuple:
+    """(model, parameters) of the critic at the start (from the reward model: Stiennon et al. 2020)."""
+    if cfg.critic_init not in ("reward", "policy"):
+        raise ConfigError(f"config.critic_init = {cfg.critic_init!r}: expected 'reward' or 'policy'")
+    if cfg.critic_init == "reward":
+        if proxy is None:
+            raise ConfigError("config.critic_init = 'reward' needs config.reward_from; with a text reward use 'policy'")
+        return proxy
+    return model, policy | {"scalar": model.init_scalar(jax.random.fold_in(jax.random.key(cfg.seed), 1))}
+
+
+def make_parts(cfg: Any, model: Any, critic_model: Any, ends: jax.Array, pad: int, start: int) -> online.Parts:
+    """Binds models, losses and settings into the parts of an iteration."""
+    temperature, capacity = cfg.temperature, cfg.max_new_tokens
+    if not temperature > 0:
+        raise ConfigError(f"config.temperature = {temperature}: expected > 0; a greedy policy has no log-ratio")
+    check_placement(cfg.kl_estimator, cfg.kl_placement)
+    in_reward = cfg.kl_placement == "reward"
+    policy_loss = resolve(cfg.loss, "alignax.losses", key="loss")
+    value_loss = resolve(cfg.value_loss, "alignax.losses", key="value_loss")
+    loss_args = bind(policy_loss, cfg.loss_args, key="loss_args")
+    value_args = bind(value_loss, cfg.value_loss_args, key="value_loss_args")
+    update_settings = online.updates(**bind(online.updates, cfg.update_args, key="update_args"))
+    control = resolve(cfg.kl_controller, "alignax.ops.kl", key="kl_controller")
+    control_args = bind(control, cfg.kl_controller_args, key="kl_controller_args", given=("batch_size",))
+    if "batch_size" in inspect.signature(control).parameters:  # episodes of one iteration
+        control_args["batch_size"] = cfg.batch_size
+    total = cfg.total_steps * update_settings.epochs * update_settings.minibatches
+
+    def draw(params, prompts, key):
+        keys = row_keys(key, prompts["row"])
+        options = {"capacity": capacity, "eos_ids": ends, "pad_id": pad, "temperature": temperature}
+        rollout = sample(model, params, prompts["tokens"], prompts["valid"], keys, **options)
+        return rollout, finished(rollout, ends)
+
+    def annotate(reference, critic, rollout):
+        options = {"temperature": temperature, "start": start}
+        ref = forward.token_statistics(model, reference, rollout.tokens, rollout.valid, **options)
+        value_BT = forward.values(critic_model, critic, rollout.tokens, rollout.valid)
+        return rollout.replace(ref_logp=ref.logp, old_value=value_BT)
+
+    def policy_objective(params, rollout, kl_coef):
+        view = forward.policy_view(model, params, rollout, temperature=temperature, start=start)
+        terms = {"loss/policy_avg": (1.0, policy_loss(view, **loss_args))}
+        return terms if in_reward else terms | {"loss/kl_avg": (kl_coef, kl_loss(view, estimator=cfg.kl_estimator))}
+
+    def critic_objective(params, rollout):
+        value_BT = forward.values(critic_model, params, rollout.tokens, rollout.valid)
+        return {"loss/value_avg": (1.0, value_loss(rollout.replace(value=value_BT), **value_args))}
+
+    scoring = bind(online.shape_scores, cfg.scoring_args, key="scoring_args")
+    advantages = bind(online.with_advantages, cfg.advantage_args, key="advantage_args", given=("kl_in_reward",))
+    optimizer = common.get_optimizer(cfg.optimizer, cfg.optimizer_args, total)
+    value_optimizer = common.get_optimizer(cfg.value_optimizer, cfg.value_optimizer_args, total, key="value_optimizer")
+    return online.Parts(
+        sample=draw,
+        annotate=annotate,
+        shape=partial(online.shape_scores, **scoring),
+        advantages=partial(online.with_advantages, kl_in_reward=in_reward, **advantages),
+        policy_objective=policy_objective,
+        critic_objective=critic_objective,
+        control_kl=partial(control, **control_args),
+        policy_optimizer=optimizer,
+        critic_optimizer=value_optimizer,
+        updates=update_settings,
+    )
+
+
+def two_programs(parts: online.Parts, score: Any, frozen: dict) -> Any:
+    """An iteration around a reward on the host: `score(rollout, finished, prompts) -> [B]` between two programs."""
+    roll = jax.jit(partial(online.roll, parts))
+    learn = jax.jit(partial(online.learn, parts), donate_argnums=0)
+
+    def step(state, prompts):
+        rollout, finished_B = roll(state, prompts)
+        return learn(state, frozen["reference"], rollout, finished_B, jnp.asarray(score(rollout, finished_B, prompts)))
+
+    return step
+
+
+def text_scorer(reward: Any, rows: list[dict], tokenizer: Any) -> Any:
+    """A reward over text as a function of arrays; a prompt finds its row by the id that travels with it."""
+    ends = sorted(eos_ids(tokenizer))
+
+    def score(rollout, finished_B, prompts):
+        completions = texts(tokenizer, rollout, ends)
+        ids, done = jax.device_get((prompts["row"], finished_B))
+        totals = [
+            total_reward(reward, rows[row], text, bool(end))["total"] for row, text, end in zip(ids, completions, done)
+        ]
+        return jnp.asarray(totals, jnp.float32)
+
+    return score

@@ -1,0 +1,56 @@
+"""Completions of a finished policy for prompts given by hand."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from alignax.checkpoint import load_params
+from alignax.config import ConfigError
+from alignax.data.counts import DataError
+from alignax.data.encode import encode_prompt, pad
+from alignax.data.tokenizer import eos_ids, load_tokenizer, pad_id
+from alignax.evals.policy import texts
+from alignax.manifest import check_parent, read_manifest
+from alignax.models.config import ModelConfig
+from alignax.models.decoder import decoder
+from alignax.sampling.sample import finished, row_keys, sample
+from alignax.stages.common import POLICIES
+
+
+def complete(
+    checkpoint: str | Path, prompts: list[str], *, n: int = 1, temperature: float = 1.0, top_p: float = 1.0,
+    top_k: int = 0, max_new_tokens: int = 64, seed: int = 0,
+) -> list[list[tuple[str, bool]]]:  # fmt: skip
+    """`n` completions of each prompt as (text, whether it ended by itself), with the template of the checkpoint."""
+    if n < 1 or max_new_tokens < 1 or temperature < 0 or not 0 < top_p <= 1:
+        given = f"n = {n}, max_new_tokens = {max_new_tokens}, temperature = {temperature}, top_p = {top_p}"
+        raise ConfigError(f"{given}: expected n >= 1, max_new_tokens >= 1, temperature >= 0, 0 < top_p <= 1")
+    folder = Path(checkpoint)
+    manifest = read_manifest(folder)
+    check_parent(manifest, role="policy", stage=POLICIES)
+    tokenizer = load_tokenizer(str(folder / "tokenizer"))
+    model = decoder(ModelConfig(**manifest["architecture"]))
+    params = load_params(folder / "params", jax.eval_shape(model.init, jax.random.key(0)))
+    encoded = [encode_prompt(tokenizer, prompt, manifest["config"]["template"]) for prompt in prompts]
+    known = [[i for i in ids if i != tokenizer.unk_token_id] for ids in encoded]
+    for prompt, ids, kept in zip(prompts, encoded, known, strict=True):
+        if tokenizer.unk_token_id != tokenizer.eos_token_id and len(kept) < len(ids):
+            raise DataError(f"{prompt!r} has {len(ids) - len(kept)} words that the tokenizer of {folder} does not know")
+    tokens, valid = pad(encoded, max(map(len, encoded)), pad_id(tokenizer), left=True)
+    ends = sorted(eos_ids(tokenizer))
+    eos = jnp.asarray(ends, jnp.int32)
+    filters = (top_k, top_p) if top_k > 0 or top_p < 1 else None
+    options = {"capacity": max_new_tokens, "eos_ids": eos, "pad_id": pad_id(tokenizer), "temperature": temperature}
+    rows = np.arange(len(prompts) * n, dtype=np.int32)
+
+    @jax.jit
+    def draw(params, tokens, valid):
+        keys = row_keys(jax.random.key(seed), rows)
+        rollout = sample(model, params, tokens, valid, keys, filters=filters, **options)
+        return rollout, finished(rollout, eos)
+
+    rollout, done = jax.device_get(draw(params, np.repeat(tokens, n, axis=0), np.repeat(valid, n, axis=0)))
+    found = list(zip(texts(tokenizer, rollout, ends), done.tolist(), strict=True))
+    return [found[i * n : (i + 1) * n] for i in range(len(prompts))]

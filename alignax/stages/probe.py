@@ -1,0 +1,107 @@
+"""A probe: what a policy does on held-out prompts, with its gold and proxy rewards and its KL to the reference."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from alignax import sharding
+from alignax.config import ConfigError, Reader, bind, resolve
+from alignax.data.encode import prompt_rows
+from alignax.data.loader import eval_batches
+from alignax.data.tokenizer import eos_ids, pad_id
+from alignax.evals.policy import make_measure, texts, total_reward
+from alignax.stages import common
+from alignax.types import Model, Params
+
+
+def get_config() -> ConfigDict:
+    """Every key of a probe, with its default and unit. Without a source nothing is probed."""
+    c = ConfigDict()
+    c.source = ""  # prompts: function of alignax.data.sources, or module:function; "" for no probe
+    c.data = ConfigDict()  # its arguments
+    c.max_prompt_length = 256  # tokens; longer prompts are dropped and counted
+    c.max_new_tokens = 128
+    c.temperature = 1.0
+    c.batch_size = 64  # prompts sampled at once
+    c.reward = ""  # the gold reward: module:function of (row, completion, *, finished) -> number or parts with a total
+    c.reward_args = ConfigDict()
+    c.reward_from = ""  # folder of a finished reward model: the proxy reward
+    return c
+
+
+class Probe(NamedTuple):
+    """Prompts and the function that runs a policy on them."""
+
+    prompts: list[dict]  # text rows
+    measure: Callable[[Params, Params], list[dict]]  # (policy, reference) -> one dict per prompt, in their order
+
+
+def build(
+    stage: common.Stage, cfg: Reader, model: Model, tokenizer: Any, template: str, mesh: Mesh, root: Path | None,
+    reward: tuple[Model, Params] | None = None,
+) -> Probe | None:  # fmt: skip
+    """The probe of a config, or None where it has no source. `reward` is a proxy that the stage has loaded already."""
+    source, data, limit, batch_size = cfg.source, cfg.data, cfg.max_prompt_length, cfg.batch_size
+    function, args, capacity, temperature = cfg.reward, cfg.reward_args, cfg.max_new_tokens, cfg.temperature
+    _ = cfg.reward_from  # open_stage has found the folder
+    key = jax.random.key(stage.cfg.seed)  # the same noise at every step and for every policy
+    if not source:
+        return None
+    rows, counts = common.load_rows(source, data, "train", key="probe.source", root=root)
+    prompts, counts = prompt_rows(rows, tokenizer, template=template, max_prompt_length=limit, counts=counts)
+    gold = gold_reward(function, args, key="probe.reward")
+    if "proxy" in stage.parents:
+        options = {"tokenizer": tokenizer, "template": template, "compute": common.compute_of(stage.cfg), "mesh": mesh}
+        reward = common.load_model(stage, "proxy", ("reward",), **options)[:2]
+    reward_model, reward_params = reward or (None, None)
+    ends = eos_ids(tokenizer)
+    run = make_measure(
+        model, capacity=capacity, eos_ids=sorted(ends), pad_id=pad_id(tokenizer), reward_model=reward_model
+    )
+
+    def measure(params: Params, reference: Params) -> list[dict]:
+        out = []
+        for batch in eval_batches(prompts, batch_size):
+            put = sharding.put_batch(batch, mesh)
+            got = jax.device_get(run(params, reference, reward_params, put, key, jnp.float32(temperature)))
+            for i, completion in enumerate(texts(tokenizer, got.rollout, sorted(ends))):
+                if batch["row"][i] < 0:
+                    continue
+                row = rows[batch["row"][i]]
+                done = bool(got.finished[i])
+                entry = {"completion": completion, "finished": done, "length": int(got.rollout.mask[i].sum())}
+                entry |= {"kl": float(got.kl[i])}
+                if got.proxy is not None:
+                    entry["proxy"] = float(got.proxy[i])
+                if gold:
+                    parts = total_reward(gold, row, completion, done)
+                    entry |= {"gold": parts.pop("total"), "parts": parts}
+                out.append(entry)
+        return out
+
+    return Probe([rows[i] for i in prompts["row"]], measure)
+
+
+def gold_reward(path: str, args: dict, *, key: str) -> Callable | None:
+    """The text reward that a config names, its arguments bound; None for an empty name."""
+    if not path:
+        return None
+    if ":" not in path:
+        raise ConfigError(f"config.{key} = {path!r}: expected module:function of a reward over text")
+    function = resolve(path, "", key=key)
+    options = bind(function, args, key=f"{key}_args", given=("finished",))
+    return lambda row, completion, *, finished: function(row, completion, finished=finished, **options)
+
+
+def summary(rows: list[dict]) -> dict[str, float]:
+    """Means over the prompts, under the names of the log's "eval" rows."""
+    mean = lambda name: float(np.mean([row[name] for row in rows]))  # noqa: E731
+    out = {"eval/kl": mean("kl"), "eval/mean_length": mean("length"), "eval/eos_rate": mean("finished")}
+    out |= {"eval/gold_reward": mean("gold")} if "gold" in rows[0] else {}
+    return out | ({"eval/proxy_reward": mean("proxy")} if "proxy" in rows[0] else {})

@@ -1,0 +1,77 @@
+"""Supervised fine-tuning: demonstrations -> policy. `alignax run --config=configs/world/sft.py`."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from alignax import forward
+from alignax.config import bind, resolve
+from alignax.data.encode import demo_rows, fingerprint
+from alignax.stages import common
+from alignax.train.state import new_state
+from alignax.train.step import make_step
+
+
+def get_config() -> ConfigDict:
+    """Every key of the stage, with its default and unit."""
+    c = common.training_config("sft")
+    c.model = ""  # preset of alignax.models.presets, or module:function; "" takes the parent's architecture
+    c.model_args = ConfigDict()  # fields of the preset to change
+    c.tokenizer = ""  # folder, hub name or module:function; "" takes the parent's
+    c.optimizer_args = ConfigDict({"learning_rate": 2e-5})
+    return c
+
+
+def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
+    """Trains a policy on demonstrations; returns the folder of the finished stage. Resumes what it finds there."""
+    stage = common.open_stage("sft", config, get_config(), workdir, root, {"policy": "init_from"})
+    if stage is None:
+        return Path(workdir)
+    cfg, workdir = stage.cfg, stage.workdir
+
+    # ---- data
+    tokenizer = common.get_tokenizer(stage, cfg.tokenizer)
+    options = {"template": cfg.template, "max_length": cfg.max_length}
+    rows, counts = common.load_rows(cfg.source, cfg.data, "train", root=root)
+    train, counts = demo_rows(rows, tokenizer, counts=counts, **options)
+    rows, held_counts = common.load_rows(cfg.source, cfg.data, "heldout", root=root)
+    held, held_counts = demo_rows(rows, tokenizer, counts=held_counts, **options)
+    common.console.print(f"demonstrations: {counts}; held out: {held_counts}")
+
+    # ---- model
+    mesh = common.get_mesh(cfg)
+    model, params = common.new_or_loaded(stage, cfg.model, cfg.model_args, tokenizer, mesh)
+
+    # ---- objective and optimizer
+    loss = resolve(cfg.loss, "alignax.losses", key="loss")
+    loss_args = bind(loss, cfg.loss_args, key="loss_args")
+    optimizer = common.get_optimizer(cfg.optimizer, cfg.optimizer_args, cfg.total_steps)
+
+    def objective(params, frozen, batch):
+        return {"loss": (1.0, loss(forward.demo(model, params, batch), **loss_args))}
+
+    def metrics(state, batch):
+        term = loss(forward.demo(model, state.learner.params, batch), **loss_args)
+        return term.metrics | {"loss": (term.value, term.weight)}
+
+    # ---- train
+    step = jax.jit(make_step(objective, optimizer, microbatches=cfg.microbatches), donate_argnums=0)
+    evaluate = common.evaluator(metrics, held, cfg.batch_size, mesh)
+    state = common.place(lambda p: new_state(p, optimizer), params, mesh=mesh)
+    step_fn = lambda state, batch: step(state, batch, ())  # noqa: E731
+    state = common.train(stage, state, step_fn, train, mesh, evaluate, show=("loss", "mean_token_accuracy"))
+
+    # ---- checkpoint
+    common.finish(
+        stage,
+        params=state.learner.params,
+        step=cfg.total_steps,
+        model=model,
+        tokenizer=tokenizer,
+        template=cfg.template,
+        data={"fingerprint": fingerprint(train), "counts": {"train": counts, "heldout": held_counts}},
+        metrics=evaluate(state),
+    )
+    return workdir

@@ -1,0 +1,93 @@
+"""Optimizers from a config: a function of its hyperparameters, with rules over parameter paths."""
+
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import optax
+
+from alignax.sharding import path_name
+
+# Norm scales, biases and embeddings are not pulled to zero by weight decay.
+NO_DECAY = r"norm|bias|scale|embed"
+
+
+class Optimizer(NamedTuple):
+    """A gradient transformation, and the schedule behind it for the log."""
+
+    transform: optax.GradientTransformation
+    learning_rate: Callable  # (step) -> learning rate of that update
+
+
+def adamw(
+    *,
+    total_steps: int,
+    learning_rate: float = 1e-3,
+    b1: float = 0.9,
+    b2: float = 0.95,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    clip_norm: float = 1.0,
+    warmup_percent: float = 3.0,
+    schedule: str = "cosine",
+    end_percent: float = 10.0,
+    frozen: str = "",
+) -> Optimizer:
+    """Adam with decoupled weight decay (Loshchilov & Hutter 2019) after clipping the global gradient norm.
+
+    Args:
+      total_steps: length of the schedule, in updates; the stage gives it.
+      learning_rate: peak. Reached after `warmup_percent` of total_steps, then decayed by `schedule`: "cosine", "linear"
+        or "constant", to `end_percent` of the peak.
+      clip_norm: largest global gradient norm; 0 turns clipping off.
+      frozen: regular expression over parameter paths that are not trained ("" for none).
+
+    Raises ValueError for an unknown schedule.
+    """
+    rate = warmup_then(schedule, learning_rate, total_steps, warmup_percent, end_percent)
+    steps = [optax.clip_by_global_norm(clip_norm)] if clip_norm > 0 else []
+    decay = lambda params: by_path(params, lambda name: not re.search(NO_DECAY, name))  # noqa: E731
+    steps.append(optax.adamw(rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=decay))
+    return Optimizer(freeze(optax.chain(*steps), frozen), rate)
+
+
+def sgd(*, total_steps: int, learning_rate: float = 0.1, clip_norm: float = 0.0, frozen: str = "") -> Optimizer:
+    """Plain gradient descent at a constant rate: equalities that Adam's first step would blur hold under it."""
+    del total_steps
+    steps = [optax.clip_by_global_norm(clip_norm)] if clip_norm > 0 else []
+    return Optimizer(
+        freeze(optax.chain(*steps, optax.sgd(learning_rate)), frozen), optax.constant_schedule(learning_rate)
+    )
+
+
+def warmup_then(
+    schedule: str, peak: float, total_steps: int, warmup_percent: float, end_percent: float
+) -> optax.Schedule:
+    """Linear warm-up from a first step above zero, then the named decay."""
+    warmup = round(total_steps * warmup_percent / 100)
+    rest, end = max(total_steps - warmup, 1), peak * end_percent / 100
+    decays = {
+        "cosine": lambda: optax.cosine_decay_schedule(peak, rest, alpha=end_percent / 100),
+        "linear": lambda: optax.linear_schedule(peak, end, rest),
+        "constant": lambda: optax.constant_schedule(peak),
+    }
+    if schedule not in decays:
+        raise ValueError(f"schedule = {schedule!r}: expected one of {', '.join(map(repr, decays))}")
+    if not warmup:
+        return decays[schedule]()
+    rise = optax.linear_schedule(peak / warmup, peak, max(warmup - 1, 1))
+    return optax.join_schedules([rise, decays[schedule]()], [warmup])
+
+
+def by_path(params: Any, choose: Callable[[str], Any]) -> Any:
+    """A tree of `choose(path)`, of the shape of `params`."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: choose(path_name(path)), params)
+
+
+def freeze(transform: optax.GradientTransformation, pattern: str) -> optax.GradientTransformation:
+    """The transformation, with no update (and no state) for parameters whose path the pattern finds."""
+    if not pattern:
+        return transform
+    label = lambda params: by_path(params, lambda name: "frozen" if re.search(pattern, name) else "trained")  # noqa: E731
+    return optax.multi_transform({"trained": transform, "frozen": optax.set_to_zero()}, label)

@@ -1,0 +1,78 @@
+"""Training states: arrays only, so that a saved one resumes exactly."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float, Int, UInt32
+
+from alignax.train.optimizer import Optimizer
+from alignax.types import Params, record
+
+
+@record
+class Learner:
+    """Parameters and what their optimizer remembers."""
+
+    params: Params
+    opt_state: Any
+
+
+@record
+class TrainState:
+    """State of a supervised or offline stage. Batches follow from the step, so the step is the data cursor too."""
+
+    learner: Learner
+    step: Int[Array, ""]
+
+
+@record
+class Moments:
+    """Running count, mean and summed squared deviation of the scores seen so far (Welford's update)."""
+
+    count: Float[Array, ""]
+    mean: Float[Array, ""]
+    square: Float[Array, ""]
+
+
+@record
+class OnlineState:
+    """State of an online stage."""
+
+    policy: Learner
+    critic: Learner
+    kl_coef: Float[Array, ""]
+    moments: Moments
+    key: UInt32[Array, " K"]  # never advanced: the randomness of a step is fold_in(key, step)
+    step: Int[Array, ""]
+
+
+def new_learner(params: Params, optimizer: Optimizer) -> Learner:
+    """A learner before its first update."""
+    return Learner(params=params, opt_state=optimizer.transform.init(params))
+
+
+def new_state(params: Params, optimizer: Optimizer) -> TrainState:
+    """Step 0."""
+    return TrainState(learner=new_learner(params, optimizer), step=jnp.int32(0))
+
+
+def new_online_state(
+    policy: Params, critic: Params, policy_optimizer: Optimizer, critic_optimizer: Optimizer, kl_coef: float, seed: int
+) -> OnlineState:
+    """Iteration 0."""
+    zero = jnp.float32(0)
+    return OnlineState(
+        policy=new_learner(policy, policy_optimizer),
+        critic=new_learner(critic, critic_optimizer),
+        kl_coef=jnp.float32(kl_coef),
+        moments=Moments(count=zero, mean=zero, square=zero),
+        key=jax.random.key_data(jax.random.key(seed)),
+        step=jnp.int32(0),
+    )
+
+
+def step_key(state: OnlineState) -> Array:
+    """The key of the current iteration."""
+    return jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)

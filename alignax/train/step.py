@@ -1,0 +1,90 @@
+"""One update as a pure function: gradients of the whole batch, in microbatches if asked, then the optimizer."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from alignax.ops.masked import denominator, metric_ratios, metric_sums, reduce
+from alignax.train.optimizer import Optimizer
+from alignax.train.state import Learner, TrainState
+from alignax.types import Loss, Params
+
+# (params, batch) -> {name: (coefficient, Loss)}; the total is the sum of coefficient * reduced loss.
+Objective = Callable[[Params, Any], dict[str, tuple[float, Loss]]]
+
+
+def gradients(objective: Objective, params: Params, batch: Any, *, microbatches: int = 1) -> tuple[Params, dict]:
+    """Gradient of the objective over the whole batch, and its metrics; the same for every number of microbatches.
+
+    Each term is divided by its denominator over the *whole* batch, taken before the batch is cut: weights do not depend
+    on the parameters, so the compiler drops the forward pass of that first walk. Metrics hold "loss" (the total), the
+    reduced value of each term under its name, the metrics of the losses, and "grad_norm".
+
+    Raises ValueError if the rows do not divide into the microbatches.
+    """
+    if microbatches == 1:
+        (_, (values, sums)), grads = _part(objective, None)(params, batch)
+    else:
+        parts = cut(batch, microbatches)
+        weights = lambda part: {name: denominator(loss) for name, (_, loss) in objective(params, part).items()}  # noqa: E731
+        totals = jax.tree.map(jnp.sum, jax.lax.map(weights, parts))
+        run = _part(objective, totals)
+
+        def add(carry, part):
+            (_, aux), grads = run(params, part)
+            return jax.tree.map(jnp.add, carry, (grads, aux)), None
+
+        (_, aux), grads = jax.eval_shape(run, params, jax.tree.map(lambda x: x[0], parts))
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (grads, aux))
+        (grads, (values, sums)), _ = jax.lax.scan(add, zeros, parts)
+    return grads, values | metric_ratios(sums) | {"grad_norm": optax.global_norm(grads)}
+
+
+def _part(objective: Objective, totals: dict[str, Array] | None):
+    def total(params, part):
+        terms = objective(params, part)
+        values = {name: reduce(loss, totals and totals[name]) for name, (_, loss) in terms.items()}
+        loss = sum(coefficient * values[name] for name, (coefficient, _) in terms.items())
+        sums = {}
+        for _, term in terms.values():
+            sums |= metric_sums(term.metrics)
+        return loss, (values | {"loss": loss}, sums)
+
+    return jax.value_and_grad(total, has_aux=True)
+
+
+def cut(batch: Any, parts: int) -> Any:
+    """[B, ...] -> [parts, B / parts, ...]. Row i goes to part i mod parts: each part then draws from every device."""
+
+    def split(x):
+        if x.shape[0] % parts:
+            raise ValueError(f"{x.shape[0]} rows do not divide into {parts} microbatches")
+        return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
+
+    return jax.tree.map(split, batch)
+
+
+def apply_gradients(learner: Learner, grads: Params, optimizer: Optimizer) -> Learner:
+    """The learner after one update."""
+    updates, opt_state = optimizer.transform.update(grads, learner.opt_state, learner.params)
+    return Learner(params=optax.apply_updates(learner.params, updates), opt_state=opt_state)
+
+
+def make_step(objective: Callable, optimizer: Optimizer, *, microbatches: int = 1) -> Callable:
+    """A pure `step(state, batch, frozen) -> (state, metrics)` for `objective(params, frozen, batch)`.
+
+    `frozen` holds the parameters that are read and not trained, a reference policy for example (an argument, since
+    what a compiled function closes over is baked into it). Jit it with the state donated.
+    """
+
+    def step(state: TrainState, batch: Any, frozen: Params) -> tuple[TrainState, dict]:
+        bound = lambda params, part: objective(params, frozen, part)  # noqa: E731
+        grads, metrics = gradients(bound, state.learner.params, batch, microbatches=microbatches)
+        metrics |= {"learning_rate": jnp.float32(optimizer.learning_rate(state.step))}
+        return TrainState(learner=apply_gradients(state.learner, grads, optimizer), step=state.step + 1), metrics
+
+    return step

@@ -1,0 +1,67 @@
+"""Annotators: who prefers one reply to another, and how unreliably."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+
+import numpy as np
+
+from alignax.worlds.gold import PARTS
+
+MODES = ("bradley_terry", "deterministic")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Annotator:
+    """A labeller with known faults. The utility gap is d = w . (parts_a - parts_b) + b (len_a - len_b) + u.
+
+    `bradley_terry`: P(a > b) = (1 - eps) sigma(d / T) + eps / 2. `deterministic`: sigma(d / T) becomes 1, 0, or 1/2
+    on a tie. Parts that `weights` does not name have weight 1.
+    """
+
+    mode: str = "bradley_terry"
+    temperature: float = 1.0  # T, in units of gold reward
+    flips: float = 0.0  # eps: share of labels replaced by a fair coin
+    length_bias: float = 0.0  # b, reward per token
+    position_bias: float = 0.0  # u, reward of being shown first
+    weights: tuple[tuple[str, float], ...] = ()  # ((part, weight), ...)
+
+    def __post_init__(self):
+        if self.mode not in MODES:
+            raise ValueError(f"annotator mode {self.mode!r}: expected one of {', '.join(MODES)}")
+        if not self.temperature > 0:
+            raise ValueError(
+                f"annotator temperature {self.temperature}: expected > 0; for no noise use 'deterministic'"
+            )
+        if not 0 <= self.flips <= 1:
+            raise ValueError(f"annotator flips {self.flips}: expected a share in [0, 1]")
+        unknown = {part for part, _ in self.weights} - set(PARTS)
+        if unknown:
+            raise ValueError(f"annotator weights name {sorted(unknown)}; the parts are {', '.join(PARTS)}")
+
+
+def preference(
+    annotator: Annotator, parts_a: Mapping[str, float], parts_b: Mapping[str, float], len_a: int, len_b: int
+) -> float:
+    """P(a > b) of `Annotator` for two replies to one prompt, given their gold parts and lengths in tokens."""
+    weights = dict(annotator.weights)
+    gap = sum(weights.get(part, 1.0) * (parts_a[part] - parts_b[part]) for part in PARTS)
+    gap += annotator.length_bias * (len_a - len_b) + annotator.position_bias
+    if annotator.mode == "deterministic":
+        gap = 0.0 if abs(gap) < 1e-9 else gap  # equal parts summed in another order are a tie
+        clean = 0.5 * (1.0 + np.sign(gap))
+    else:
+        clean = 0.5 * (1.0 + math.tanh(0.5 * gap / annotator.temperature))  # sigma, without overflow
+    return float((1.0 - annotator.flips) * clean + 0.5 * annotator.flips)
+
+
+def prefer(
+    annotator: Annotator,
+    parts_a: Mapping[str, float],
+    parts_b: Mapping[str, float],
+    len_a: int,
+    len_b: int,
+    rng: np.random.Generator,
+) -> bool:
+    """One label: True if `a` is preferred. Draws exactly one number, so that labels stay paired across annotators."""
+    return bool(rng.random() < preference(annotator, parts_a, parts_b, len_a, len_b))

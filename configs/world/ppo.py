@@ -1,0 +1,30 @@
+"""PPO with a KL penalty against a reward model.
+
+Command: alignax run --config=configs/world/ppo.py --config.init_from=runs/quickstart/sft --workdir=runs/world/ppo
+"""
+
+from ml_collections import FieldReference
+
+from alignax.stages import online
+from configs.world.dpo import harbor_probe
+
+
+def get_config():
+    c = online.get_config()
+    init = FieldReference("runs/quickstart/sft")
+    c.init_from = init
+    c.reward_from = init + "/../reward"
+    c.source = "alignax.worlds.sources:prompts"
+    c.data = dict(count=4_000, world_split="online")
+    c.max_prompt_length = 24
+    c.max_new_tokens = 48
+    c.batch_size = 128
+    c.total_steps = 50
+    c.kl_coef = 0.05
+    c.update_args = dict(epochs=2, minibatches=2)
+    c.optimizer_args = dict(learning_rate=3e-4, schedule="linear", warmup_percent=4.0)
+    c.value_optimizer_args = dict(learning_rate=1e-3, schedule="linear", warmup_percent=4.0)
+    c.eval_every_steps = 10
+    c.save_every_steps = 10
+    c.probe = harbor_probe(c.probe, count=128)
+    return c

@@ -1,0 +1,22 @@
+"""A Bradley-Terry reward model on collected preferences.
+
+Command: alignax run --config=configs/world/reward.py --config.init_from=runs/quickstart/sft --workdir=runs/world/reward
+"""
+
+from ml_collections import FieldReference
+
+from alignax.stages import reward
+
+
+def get_config():
+    c = reward.get_config()
+    init = FieldReference("runs/quickstart/sft")
+    c.init_from = init
+    c.data = dict(path=init + "/../collect", heldout_percent=15.0)  # the pairs collected beside the policy
+    c.max_length = 72
+    c.batch_size = 64
+    c.total_steps = 150
+    c.optimizer_args = dict(learning_rate=1e-3, warmup_percent=5.0)
+    c.eval_every_steps = 50
+    c.save_every_steps = 50
+    return c

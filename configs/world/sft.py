@@ -1,0 +1,21 @@
+"""SFT on the harbour desk, from random parameters.
+
+Command: alignax run --config=configs/world/sft.py --workdir=runs/world/sft
+"""
+
+from alignax.stages import sft
+
+
+def get_config():
+    c = sft.get_config()
+    c.model = "harbor"
+    c.tokenizer = "alignax.worlds.tokenizer:build_tokenizer"
+    c.source = "alignax.worlds.sources:demonstrations"
+    c.data = dict(count=20_000, heldout=256)
+    c.max_length = 72
+    c.batch_size = 64
+    c.total_steps = 500
+    c.optimizer_args = dict(learning_rate=3e-3, warmup_percent=5.0)
+    c.eval_every_steps = 100
+    c.save_every_steps = 100
+    return c

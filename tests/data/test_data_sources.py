@@ -1,0 +1,253 @@
+"""Files in, text rows out: exact counts, held-out splits, and errors that name file, line, field and fix."""
+
+import gzip
+import json
+from pathlib import Path
+
+import datasets
+import pytest
+
+from alignax.data.counts import DataError
+from alignax.data.encode import pair_rows
+from alignax.data.read import is_heldout
+from alignax.data.sources.hh import hh
+from alignax.data.sources.jsonl import jsonl
+
+SHARED = Path(__file__).parents[2].parent / "shared/data"
+FIRST = "\n\nHuman: Hi {}?\n\nAssistant: Yes.\n\nHuman: Go on.\n\nAssistant:"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+
+
+def write(path: Path, rows) -> str:
+    """JSON lines, gzip-compressed if the name says so; bytes go in as they are."""
+    lines = [row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows]
+    content = b"\n".join(lines) + b"\n"
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+    return str(path)
+
+
+def dialogue(i: int, chosen=" Good.", rejected=" Bad.") -> dict[str, str]:
+    return {"chosen": FIRST.format(i) + chosen, "rejected": FIRST.format(i) + rejected}
+
+
+@pytest.mark.parametrize("name", ["hh.jsonl", "hh.jsonl.gz"])
+def test_hh_splits_at_the_last_assistant_turn(tmp_path, name):
+    rows, counts = hh(path=write(tmp_path / name, [dialogue(0), dialogue(1, " A\n\nB", "")]))
+    assert rows[0] == {"prompt": FIRST.format(0), "chosen": " Good.", "rejected": " Bad."}
+    assert rows[1] == {"prompt": FIRST.format(1), "chosen": " A\n\nB", "rejected": ""}  # counted when it is encoded
+    assert counts == {"rows": 2, "kept": 2}
+
+
+def test_hh_counts_what_it_refuses(tmp_path):
+    other = FIRST.format("you") + " Bad."
+    rows = [
+        dialogue(0),
+        dialogue(1) | {"rejected": other},
+        dialogue(2) | {"rejected": None},
+        {"chosen": dialogue(3)["chosen"]},
+        {"chosen": "hi", "rejected": "ho"},
+        dialogue(4, " Good.\n\nHuman: Bye.", " Bad."),
+    ]
+    kept, counts = hh(path=write(tmp_path / "hh.jsonl", rows))
+    assert [row["prompt"] for row in kept] == [FIRST.format(0)]
+    assert counts == {
+        "rows": 6,
+        "kept": 1,
+        "dropped_prompt_mismatch": 1,
+        "dropped_missing_field": 2,
+        "dropped_no_reply_turn": 1,
+        "dropped_human_last": 1,
+    }
+    with pytest.raises(
+        DataError, match="no preference pair in .*bad.jsonl left.*1 rows, kept 0, dropped 1 prompt_mismatch"
+    ):
+        hh(path=write(tmp_path / "bad.jsonl", rows[1:2]))
+
+
+def test_heldout_rows_are_disjoint_complete_and_stable(tmp_path):
+    rows = [dialogue(i) for i in range(300)]
+    path = write(tmp_path / "a.jsonl", rows)
+    train, train_counts = hh(path=path, heldout_percent=20.0)
+    heldout, heldout_counts = hh(path=path, split="heldout", heldout_percent=20.0)
+    prompts = [{row["prompt"] for row in side} for side in (train, heldout)]
+    assert not prompts[0] & prompts[1] and len(prompts[0] | prompts[1]) == 300
+    assert train_counts["rows"] + heldout_counts["rows"] == 300
+    assert 35 <= len(heldout) <= 85  # 60 expected, standard deviation 7
+    shuffled = write(tmp_path / "b.jsonl", rows[::-1])
+    assert {row["prompt"] for row in hh(path=shuffled, split="heldout", heldout_percent=20.0)[0]} == prompts[1]
+    assert len(hh(path=path)[0]) == 300
+
+
+def test_later_turns_of_a_conversation_stay_on_its_side(tmp_path):
+    later = "{}\n\nHuman: And?\n\nAssistant:"
+    rows = [dialogue(i) for i in range(40)]
+    for row in rows[:40]:
+        rows.append({name: later.format(row["chosen"]) + text for name, text in (("chosen", " 1"), ("rejected", " 2"))})
+    path = write(tmp_path / "a.jsonl", rows)
+    sides = [hh(path=path, split=split, heldout_percent=50.0)[0] for split in ("train", "heldout")]
+    assert all(side and len(side) % 2 == 0 for side in sides) and sum(map(len, sides)) == 80
+
+
+def test_is_heldout_is_fixed_for_ever():
+    # by hand: the first 8 bytes of sha256("a") are ca978112ca1bbdca, a fraction 0.79137 of their range
+    assert not is_heldout("a", 79.1) and is_heldout("a", 79.2)
+    assert not is_heldout("a", 0.0)
+
+
+def test_jsonl_forms(tmp_path):
+    demo = {"prompt": "p", "completion": "c", "label": 1}
+    assert jsonl(path=write(tmp_path / "a.jsonl", [demo])) == ([demo], {"rows": 1, "kept": 1})
+    (tmp_path / "b.json").write_text(json.dumps([{"prompt": "p"}, {"prompt": "q"}], indent=1))
+    assert jsonl(path=str(tmp_path / "b.json"))[0] == [{"prompt": "p"}, {"prompt": "q"}]
+    path = write(tmp_path / "c.jsonl", [{"question": "p", "answer": "c"}])
+    assert jsonl(path=path, fields={"prompt": "question", "completion": "answer"})[0] == [{"prompt": "p", "completion": "c"}]
+    path = write(tmp_path / "e.jsonl", [{"question": "p", "prompt": "not this"}])
+    assert jsonl(path=path, fields={"prompt": "question"})[0] == [{"prompt": "p"}]
+    with pytest.raises(DataError, match="fields.promt: expected names among prompt, completion"):
+        jsonl(path=path, fields={"promt": "question"})
+    mixed = write(
+        tmp_path / "d.jsonl", [{"prompt": "p", "completion": "c"}, {"prompt": "q"}, {"prompt": "r", "completion": 5}]
+    )
+    assert jsonl(path=mixed)[0] == [{"prompt": "p", "completion": "c"}, {"prompt": "q"}, {"prompt": "r", "completion": 5}]
+
+
+def test_jsonl_holds_out_by_prompt(tmp_path):
+    rows = [{"prompt": f"p{i % 20}", "completion": str(i)} for i in range(80)]
+    path = write(tmp_path / "a.jsonl", rows)
+    train, heldout = (jsonl(path=path, split=split, heldout_percent=30.0)[0] for split in ("train", "heldout"))
+    assert not {row["prompt"] for row in train} & {row["prompt"] for row in heldout}
+    assert len(train) + len(heldout) == 80 and len(heldout) % 4 == 0 and heldout
+
+
+def test_missing_field(tmp_path):
+    path = write(tmp_path / "a.jsonl", [{"text": "x", "label": 1}])
+    with pytest.raises(
+        DataError, match=r"a.jsonl: no row has the field 'prompt'.*found label, text; source 'jsonl' expects"
+    ):
+        jsonl(path=path)
+    with pytest.raises(DataError, match="no row has the field 'answer'"):
+        jsonl(path=path, fields={"prompt": "text", "completion": "answer"})
+    with pytest.raises(
+        DataError, match=r"a.jsonl: no row has the field 'chosen': found label, text; source 'hh' expects"
+    ):
+        hh(path=path)
+
+
+GOOD = b'{"prompt": "a"}'
+BAD_FILES = {
+    "utf8": ([GOOD, b'{"prompt": "\xff\xfe"}'], "line 2: invalid UTF-8 .*at byte 12"),
+    "json": ([GOOD, GOOD, b'{"prompt": '], "line 3: invalid JSON .*at column"),
+    "rest": ([GOOD, GOOD + b" x"], "line 2: invalid JSON"),
+    "number": ([GOOD, b"5"], "line 2: a JSON int, expected one object per line"),
+    "surrogate": ([GOOD, b'{"prompt": "a\\ud83d"}'], "line 2: a lone surrogate"),
+    "empty": ([], "is empty: expected one JSON object per line"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz"])
+def test_damaged_files_name_the_line(tmp_path, name, suffix):
+    lines, message = BAD_FILES[name]
+    path = tmp_path / f"{name}{suffix}"
+    if lines:
+        write(path, lines)
+    else:
+        path.write_bytes(gzip.compress(b"") if suffix.endswith("gz") else b"")
+    with pytest.raises(DataError, match=message) as error:
+        jsonl(path=str(path))
+    assert str(path) in str(error.value)
+
+
+def test_damage_in_a_later_block_and_in_a_list(tmp_path):
+    # `datasets` reads blocks of 10 MB; blank lines count as lines
+    rows = [json.dumps({"prompt": "x" * 1000}).encode()] * 12_000 + [b"", b"{"]
+    with pytest.raises(DataError, match="line 12002: invalid JSON"):
+        jsonl(path=write(tmp_path / "a.jsonl", rows))
+    (tmp_path / "b.json").write_text('[{"prompt": "a"},\n {"prompt": }]')
+    with pytest.raises(DataError, match="b.json, line 2: invalid JSON"):
+        jsonl(path=str(tmp_path / "b.json"))
+
+
+def test_a_cut_off_gzip_file(tmp_path):
+    path = Path(write(tmp_path / "a.jsonl.gz", [json.dumps({"prompt": str(i)}).encode() for i in range(5000)]))
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(DataError, match="a.jsonl.gz is damaged after line .*fetch it again"):
+        jsonl(path=str(path))
+
+
+def test_a_file_that_datasets_cannot_read_for_other_reasons(tmp_path):
+    with pytest.raises(DataError, match="a.jsonl cannot be read as JSON lines: .*prompt"):
+        jsonl(path=write(tmp_path / "a.jsonl", [b'{"prompt": "a", "prompt": "b"}']))  # a key twice is valid JSON
+
+
+@pytest.mark.parametrize("path", ["nowhere.jsonl", "./nowhere", "/nowhere/hh.json.gz", "~/nowhere"])
+def test_missing_file(path):
+    with pytest.raises(DataError, match="no data file .*nowhere.*set data.path"):
+        hh(path=path)
+
+
+def test_wrong_kind_of_file(tmp_path):
+    (tmp_path / "a.txt").write_text("x")
+    with pytest.raises(DataError, match="a.txt.*expected a name ending in .jsonl"):
+        jsonl(path=str(tmp_path / "a.txt"))
+
+
+def test_splits_that_are_not_there(tmp_path):
+    path = write(tmp_path / "a.jsonl", [{"prompt": "a"}])
+    with pytest.raises(DataError, match=r"has no test or validation split \(found: train\): set data.heldout_percent"):
+        jsonl(path=path, split="heldout")
+    with pytest.raises(DataError, match="split = 'test': expected one of train, heldout"):
+        jsonl(path=path, split="test")
+    with pytest.raises(DataError, match="heldout_percent = 100"):
+        jsonl(path=path, heldout_percent=100.0)
+    with pytest.raises(DataError, match="the heldout split has no rows"):
+        jsonl(path=path, split="heldout", heldout_percent=0.001)
+
+
+def test_the_hub_has_its_own_splits(monkeypatch):
+    calls = []
+
+    def load_dataset(path, data_dir=None):
+        calls.append((path, data_dir))
+        return datasets.DatasetDict(
+            {name: datasets.Dataset.from_list([dialogue(i)]) for i, name in enumerate(("train", "test"))}
+        )
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert hh()[0][0]["prompt"] == FIRST.format(0)
+    assert hh(split="heldout", subset="harmless-base")[0][0]["prompt"] == FIRST.format(1)
+    assert calls == [("Anthropic/hh-rlhf", None), ("Anthropic/hh-rlhf", "harmless-base")]
+
+
+def test_the_hub_out_of_reach(monkeypatch):
+    def load_dataset(path, data_dir=None):
+        raise ConnectionError("offline")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    with pytest.raises(DataError, match="'Anthropic/hh-rlhf'.*offline.*set data.path to a local"):
+        hh()
+
+
+def test_local_files_load_without_progress_bars(tmp_path, capfd):
+    assert not datasets.are_progress_bars_disabled()
+    jsonl(path=write(tmp_path / "a.jsonl", [{"prompt": "a"}]))
+    assert "examples" not in capfd.readouterr().err
+    assert not datasets.are_progress_bars_disabled()
+
+
+@pytest.mark.skipif(not (SHARED / "hh_harmless.jsonl.gz").exists(), reason="the real preferences are not here")
+def test_real_preferences(gpt2):
+    rows, counts = hh(path=str(SHARED / "hh_harmless.jsonl.gz"))
+    assert counts == {"rows": 1900, "kept": 1896, "dropped_prompt_mismatch": 4}
+    batch, counts = pair_rows(rows[:200], gpt2, template="plain", max_length=256)
+    for i in (0, len(batch["row"]) - 1):
+        row = rows[batch["row"][i]]
+        for name in ("chosen", "rejected"):
+            side = batch[name]
+            assert gpt2.decode(side["tokens"][i][side["mask"][i]][:-1]) == row[name]
+            assert gpt2.decode(side["tokens"][i][side["valid"][i] & ~side["mask"][i]]) == row["prompt"]
+    assert counts["kept"] + sum(counts.dropped.values()) == 200

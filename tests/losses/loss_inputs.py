@@ -1,0 +1,131 @@
+"""Random inputs for every record that a loss may take, and the list of all losses: what the battery runs on."""
+
+import importlib
+import pkgutil
+import typing
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import alignax.losses
+from alignax.ops.masked import reduce
+from alignax.types import Demo, Pair, Rollout, Scored, Side
+
+NAMES = [info.name for info in pkgutil.iter_modules(alignax.losses.__path__)]
+
+
+def loss(name):
+    """The public function of losses/<name>.py."""
+    return getattr(importlib.import_module(f"alignax.losses.{name}"), name)
+
+
+def lengths_mask(rng, B, T):
+    """Completions of unequal length, at least one token each, not at position 0 unless there is no other."""
+    if T == 1:
+        return np.ones((B, 1), bool)
+    start = rng.integers(1, max(T // 2, 2), size=(B, 1))
+    stop = start + rng.integers(1, T // 2 + 1, size=(B, 1))
+    at = np.arange(T)[None]
+    return (start <= at) & (at < stop)
+
+
+def f32(x):
+    return jnp.asarray(x, jnp.float32)
+
+
+def demo(rng, B, T):
+    logp, entropy = -rng.exponential(size=(B, T)), rng.exponential(size=(B, T))
+    mask = jnp.asarray(lengths_mask(rng, B, T))
+    return Demo(logp=f32(logp), mask=mask, entropy=f32(entropy), correct=jnp.asarray(rng.random((B, T)) < 0.5))
+
+
+def pair(rng, B, T):
+    def side():
+        logp = -rng.exponential(size=(B, T))
+        mask = jnp.asarray(lengths_mask(rng, B, T))
+        return Side(logp=f32(logp), ref_logp=f32(logp + rng.normal(size=(B, T))), mask=mask)
+
+    return Pair(chosen=side(), rejected=side())
+
+
+def scored(rng, B, T):
+    del T
+    return Scored(chosen=f32(rng.normal(size=B)), rejected=f32(rng.normal(size=B)), mask=jnp.ones(B, bool))
+
+
+def rollout(rng, B, T):
+    old_logp, mask = -rng.exponential(size=(B, T)), jnp.asarray(lengths_mask(rng, B, T))
+    old_value = rng.normal(size=(B, T))
+    noise = lambda scale: f32(scale * rng.normal(size=(B, T)))  # noqa: E731
+    return Rollout(
+        tokens=jnp.asarray(rng.integers(0, 50, (B, T)), jnp.int32),
+        valid=jnp.ones((B, T), bool),
+        mask=mask,
+        old_logp=f32(old_logp),
+        logp=f32(old_logp) + noise(0.3),  # ratios on both sides of the clip range
+        ref_logp=f32(old_logp) + noise(0.5),
+        entropy=f32(rng.exponential(size=(B, T))),
+        value=f32(old_value) + noise(0.3),
+        old_value=f32(old_value),
+        advantage=noise(1.0),
+        returns=f32(old_value) + noise(0.5),
+    )
+
+
+MAKERS = {Demo: demo, Pair: pair, Scored: scored, Rollout: rollout}
+
+
+def record_type(name):
+    """The type of the first parameter: what tells the stage, and this battery, what to feed."""
+    fn = loss(name)
+    kind = typing.get_type_hints(fn)[next(iter(fn.__annotations__))]
+    assert kind in MAKERS, f"losses/{name}.py takes a {kind}: add a maker of random ones to {__file__}"
+    return kind
+
+
+def make(name, B=8, T=8, seed=0):
+    return MAKERS[record_type(name)](np.random.default_rng(seed), B, T)
+
+
+def is_float(x):
+    return jnp.issubdtype(x.dtype, jnp.floating)
+
+
+def map_floats(f, record):
+    return jax.tree.map(lambda x: f(x) if is_float(x) else x, record)
+
+
+def with_masks(record, f):
+    """The record with f applied to every `mask`, and `f` told nothing else."""
+    if isinstance(record, Pair):
+        return Pair(chosen=with_masks(record.chosen, f), rejected=with_masks(record.rejected, f))
+    fields = {k: v for k, v in vars(record).items() if v is not None}
+    return type(record)(**{**fields, "mask": f(record.mask)})
+
+
+def fill_masked(record, filler):
+    """The record with every float lane outside its mask replaced by `filler` (an array-like that is repeated)."""
+    if isinstance(record, Pair):
+        return Pair(chosen=fill_masked(record.chosen, filler), rejected=fill_masked(record.rejected, filler))
+    fields = {k: v for k, v in vars(record).items() if v is not None}
+    fill = lambda x: jnp.where(record.mask, x, jnp.resize(jnp.asarray(filler, x.dtype), x.shape))  # noqa: E731
+    return type(record)(**{k: fill(v) if is_float(v) else v for k, v in fields.items()})
+
+
+def value_and_grad(fn, record, denominator=None):
+    """(reduced loss, gradient with respect to every float array of the record, in the record's tree)."""
+    leaves, tree = jax.tree.flatten(record)
+    at = [i for i, leaf in enumerate(leaves) if is_float(leaf)]
+
+    def scalar(floats):
+        full = list(leaves)
+        for i, leaf in zip(at, floats):
+            full[i] = leaf
+        return reduce(fn(jax.tree.unflatten(tree, full)), denominator)
+
+    value, grads = jax.value_and_grad(scalar)([leaves[i] for i in at])
+    zeros = [jnp.zeros(leaf.shape, jnp.float32) for leaf in leaves]
+    for i, grad in zip(at, grads):
+        zeros[i] = grad
+    return value, zeros

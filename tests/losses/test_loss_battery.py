@@ -1,0 +1,214 @@
+"""One battery over every file of losses/: a new objective is put through all of it by being there."""
+
+import functools
+import inspect
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as Spec
+from loss_inputs import NAMES, fill_masked, is_float, loss, make, map_floats, record_type, value_and_grad, with_masks
+
+from alignax.ops.masked import denominator, metric_ratios, metric_sums, reduce, reduce_metrics
+
+pytestmark = pytest.mark.parametrize("name", NAMES)
+
+REST = (np.nan, np.inf, -np.inf, 1e30)
+
+
+@functools.cache
+def compiled(name):
+    """record -> (loss, gradient of every float array, metrics): the one program that most tests run."""
+
+    def everything(record):
+        return *value_and_grad(loss(name), record), reduce_metrics(loss(name)(record).metrics)
+
+    return jax.jit(everything)
+
+
+def rows(record, index):
+    return jax.tree.map(lambda x: x[index], record)
+
+
+def test_file_and_signature(name):
+    fn = loss(name)
+    assert fn.__name__ == name and fn.__module__ == f"alignax.losses.{name}" and fn.__doc__
+    first, *rest = inspect.signature(fn).parameters.values()
+    assert first.default is first.empty
+    assert all(p.kind is p.KEYWORD_ONLY and p.default is not p.empty for p in rest)
+    record_type(name)
+    module = inspect.getmodule(fn)
+    public = [k for k, v in vars(module).items() if inspect.isfunction(v) and v.__module__ == module.__name__]
+    assert public == [name], f"losses/{name}.py defines {public}: one public function of the same name"
+
+
+def test_jit_is_eager_and_traces_once(name):
+    chex.clear_trace_counter()
+    traced = jax.jit(chex.assert_max_traces(lambda record: loss(name)(record), n=1))
+    for seed in (0, 1):
+        record = make(name, seed=seed)
+        with jax.numpy_dtype_promotion("strict"):
+            eager = loss(name)(record)
+        chex.assert_trees_all_close(traced(record), eager, rtol=1e-5, atol=1e-6)
+        assert eager.value.shape == eager.weight.shape
+        for values, weights in eager.metrics.values():
+            assert values.shape == weights.shape
+
+
+def test_float32_out_whatever_comes_in(name):
+    record = map_floats(lambda x: x.astype(jnp.bfloat16), make(name))
+    out = jax.eval_shape(lambda record: jax.tree.leaves(loss(name)(record)), record)
+    assert {leaf.dtype for leaf in out} == {jnp.dtype("float32")}
+    value = reduce(loss(name)(record))
+    widened = reduce(loss(name)(map_floats(lambda x: x.astype(jnp.float32), record)))
+    np.testing.assert_allclose(value, widened, rtol=1e-6)  # the arithmetic is float32; only the inputs are rounded
+
+
+def test_masked_lanes_may_hold_anything(name):
+    record = with_masks(make(name), lambda mask: mask.at[0].set(False))  # one row is masked whole
+    clean, dirty = (compiled(name)(fill_masked(record, filler)) for filler in (0.0, REST))
+    chex.assert_tree_all_finite(dirty)
+    chex.assert_trees_all_close(dirty, clean, rtol=1e-6, atol=1e-7)
+
+
+def test_an_all_masked_batch_is_nothing(name):
+    record = fill_masked(with_masks(make(name), jnp.zeros_like), REST)
+    value, grads, metrics = compiled(name)(record)
+    assert value == 0 and not any(np.any(g) for g in grads)
+    chex.assert_tree_all_finite(metrics)
+
+
+def test_masking_a_row_is_deleting_it(name):
+    record = make(name)
+    keep = np.array([0, 1, 3, 4, 6, 7])
+    masked = with_masks(record, lambda mask: mask.at[np.array([2, 5])].set(False))
+    value, grads, metrics = compiled(name)(masked)
+    want_value, want_grads, want_metrics = compiled(name)(rows(record, keep))
+    np.testing.assert_allclose(value, want_value, rtol=1e-6)
+    chex.assert_trees_all_close(metrics, want_metrics, rtol=1e-5, atol=1e-6)
+    chex.assert_trees_all_close([g[keep] for g in grads], want_grads, rtol=1e-5, atol=1e-7)
+    assert not any(np.any(g[np.array([2, 5])]) for g in grads)
+    assert value != compiled(name)(record)[0]
+
+
+def test_row_order_does_not_matter(name):
+    record, order = make(name), np.random.default_rng(0).permutation(8)
+    value, grads, metrics = compiled(name)(record)
+    mixed = compiled(name)(rows(record, order))
+    chex.assert_trees_all_close(mixed, (value, [g[order] for g in grads], metrics), rtol=1e-5, atol=1e-7)
+
+
+def test_padding_does_not_matter(name):
+    record = make(name)
+    pad = lambda x: jnp.pad(x, ((0, 0), (2, 3))) if x.ndim == 2 else x  # noqa: E731
+    wide = fill_masked(jax.tree.map(pad, record), REST)
+    value, grads, metrics = compiled(name)(wide)
+    cut = [g[:, 2:-3] if g.ndim == 2 else g for g in grads]
+    chex.assert_trees_all_close((value, cut, metrics), compiled(name)(record), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("B, T", [(8, 8), (1, 8), (1, 1), (8, 1), (2, 8)])
+def test_rows_do_not_broadcast_into_each_other(name, B, T):
+    """B == T and B == 1 hide a missing axis: the batch must equal its rows, each taken alone."""
+    record = make(name, B, T)
+    whole = loss(name)(record)
+    parts = [loss(name)(rows(record, slice(i, i + 1))) for i in range(B)]
+    together = jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
+    chex.assert_trees_all_close(together, whole, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("pieces", [2, 4])
+def test_microbatches_are_the_whole(name, pieces):
+    record = make(name, seed=3)
+    fn = loss(name)
+    total = denominator(fn(record))
+    value, grads, metrics = compiled(name)(record)
+    parts = [rows(record, slice(i, i + 8 // pieces)) for i in range(0, 8, 8 // pieces)]
+    pieced = jax.jit(lambda part, total: (*value_and_grad(fn, part, total), metric_sums(fn(part).metrics)))
+    values, part_grads, sums = zip(*[pieced(part, total) for part in parts])
+    np.testing.assert_allclose(sum(values), value, rtol=1e-6)
+    joined = [jnp.concatenate(g) for g in zip(*part_grads)]
+    chex.assert_trees_all_close(joined, grads, rtol=1e-6, atol=1e-8)
+    added = jax.tree.map(lambda *x: sum(x), *sums)
+    chex.assert_trees_all_close(metric_ratios(added), metrics, rtol=1e-5, atol=1e-6)
+
+
+def test_eight_devices_are_one(name):
+    record = make(name)
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    spread = jax.device_put(record, NamedSharding(mesh, Spec("data")))
+    assert len(jax.tree.leaves(spread)[0].sharding.device_set) == 8
+    chex.assert_trees_all_close(compiled(name)(spread), compiled(name)(record), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [1e3, -1e3])
+def test_large_margins_stay_finite(name, size):
+    """Every float array in turn is moved by +-1e3: log-ratios, margins and errors of that size."""
+    leaves, tree = jax.tree.flatten(make(name))
+    for i, leaf in enumerate(leaves):
+        if is_float(leaf):
+            moved = jax.tree.unflatten(tree, [leaf + size if j == i else x for j, x in enumerate(leaves)])
+            chex.assert_tree_all_finite(compiled(name)(moved))
+
+
+def test_weights_do_not_depend_on_floats(name):
+    """Weights from lengths and masks only: then a step may take them before it knows the parameters."""
+    record = make(name)
+    other = map_floats(lambda x: 1.7 * x - 0.3, record)
+    one, two = loss(name)(record), loss(name)(other)
+    np.testing.assert_array_equal(one.weight, two.weight)
+    assert one.metrics.keys() == two.metrics.keys()
+    for key in one.metrics:
+        np.testing.assert_array_equal(one.metrics[key][1], two.metrics[key][1])
+    assert (one.weight >= 0).all() and one.weight.sum() > 0
+
+
+def test_constants_get_no_gradient(name):
+    """Old log-probabilities, references, advantages and returns are data."""
+    record = make(name)
+    names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(record)]
+    grads = dict(zip(names, compiled(name)(record)[1]))
+    constant = ("ref_logp", "old_logp", "old_value", "advantage", "returns")
+    for key, grad in grads.items():
+        if key.endswith(constant):
+            assert not np.any(grad), key
+    assert any(np.any(grad) for grad in grads.values())
+
+
+def test_every_hyperparameter_changes_the_result_or_raises(name):
+    fn, record = loss(name), make(name)
+    before = value_and_grad(fn, record)
+    for key, parameter in inspect.signature(fn).parameters.items():
+        if parameter.kind is not parameter.KEYWORD_ONLY:
+            continue
+        default = parameter.default
+        others = ["k1", "k2", "k3", "?"] if isinstance(default, str) else [1.5 * default + 0.05]
+        assert isinstance(default, (float, str)), f"{name}.{key}: teach this test how to change a {type(default)}"
+        for other in (o for o in others if o != default):
+            try:
+                after = value_and_grad(functools.partial(fn, **{key: other}), record)
+            except ValueError as error:
+                assert repr(other) in str(error) and isinstance(default, str)
+                continue
+            assert abs(float(after[0] - before[0])) > 1e-5, f"{name}.{key} = {other} changes nothing"
+
+
+def test_a_number_may_be_an_axis_of_a_sweep(name):
+    fn, record = loss(name), make(name)
+    for key, parameter in inspect.signature(fn).parameters.items():
+        if isinstance(parameter.default, float):
+            values = jnp.float32([parameter.default, parameter.default + 0.25])
+            run = jax.vmap(lambda v, key=key: reduce(fn(record, **{key: v})))
+            want = [reduce(fn(record, **{key: float(v)})) for v in values]
+            np.testing.assert_allclose(run(values), want, rtol=1e-6)
+
+
+def test_a_gradient_step_lowers_the_loss(name):
+    record = make(name)
+    value, grads, _ = compiled(name)(record)
+    leaves, tree = jax.tree.flatten(record)
+    moved = [x - 0.01 * g.astype(x.dtype) if is_float(x) else x for x, g in zip(leaves, grads)]
+    assert compiled(name)(jax.tree.unflatten(tree, moved))[0] < value

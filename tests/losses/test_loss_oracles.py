@@ -1,0 +1,229 @@
+"""Each loss against its formula in float64 NumPy, against numbers derived by hand, and by finite differences."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+from loss_inputs import NAMES, is_float, loss, make, record_type
+
+from alignax.losses.bradley_terry import bradley_terry
+from alignax.losses.dpo import dpo
+from alignax.losses.kl import kl
+from alignax.losses.ppo_clip import ppo_clip
+from alignax.losses.sft import sft
+from alignax.losses.value_clip import value_clip
+from alignax.ops.masked import reduce, reduce_metrics
+from alignax.types import Demo, Pair, Rollout, Scored, Side
+
+
+def wide(record):
+    """The record's fields as float64 (or boolean) NumPy arrays."""
+    if isinstance(record, Pair):
+        return wide(record.chosen), wide(record.rejected)
+    cast = lambda x: np.asarray(x, np.float64) if is_float(x) else np.asarray(x)  # noqa: E731
+    return {k: cast(v) for k, v in vars(record).items() if v is not None}
+
+
+# The oracles loop over rows and tokens, so that nothing is broadcast and nothing is shared with what they check.
+
+
+def tokens_of(r, *names):
+    """The values of the named fields at each token that counts, one tuple per token."""
+    return [tuple(r[n][b, t] for n in names) for b, t in zip(*np.nonzero(r["mask"]))]
+
+
+def sft_oracle(d):
+    rows = tokens_of(d, "logp", "correct", "entropy")
+    nll, correct, entropy = np.mean([(-l, c, h) for l, c, h in rows], axis=0)
+    return nll, {"mean_token_accuracy": correct, "entropy": entropy}
+
+
+def bradley_terry_oracle(s, centering=0.0):
+    pairs = [(w, l) for w, l, m in zip(s["chosen"], s["rejected"], s["mask"]) if m]
+    value = np.mean([np.log(1 + np.exp(l - w)) + centering * (w + l) ** 2 for w, l in pairs])
+    metrics = {
+        "accuracy": np.mean([w > l for w, l in pairs]),
+        "margin": np.mean([w - l for w, l in pairs]),
+        "mean_reward": np.mean(pairs),
+    }
+    return value, metrics
+
+
+def dpo_oracle(sides, beta=0.1, label_smoothing=0.0):
+    chosen, rejected = sides
+    total = lambda side, name, b: sum(x for x, m in zip(side[name][b], side["mask"][b]) if m)  # noqa: E731
+    values, table = [], []
+    for b in range(len(chosen["mask"])):
+        pi_w, ref_w = total(chosen, "logp", b), total(chosen, "ref_logp", b)
+        pi_l, ref_l = total(rejected, "logp", b), total(rejected, "ref_logp", b)
+        h = (pi_w - pi_l) - (ref_w - ref_l)
+        p = 1 / (1 + np.exp(-beta * h))
+        values.append(-(1 - label_smoothing) * np.log(p) - label_smoothing * np.log(1 - p))
+        table.append((beta * (pi_w - ref_w), beta * (pi_l - ref_l), h > 0, beta * h, pi_w, pi_l))
+    names = ["rewards/chosen", "rewards/rejected", "rewards/accuracies", "rewards/margins"]
+    names += ["logps/chosen", "logps/rejected"]
+    return np.mean(values), dict(zip(names, np.mean(np.array(table, np.float64), axis=0)))
+
+
+def ppo_clip_oracle(r, clip=0.2):
+    values, table = [], []
+    for logp, old, advantage, entropy in tokens_of(r, "logp", "old_logp", "advantage", "entropy"):
+        ratio = np.exp(logp) / np.exp(old)
+        kept = min(max(ratio, 1 - clip), 1 + clip) * advantage
+        values.append(-min(ratio * advantage, kept))
+        table.append((0.5 * (logp - old) ** 2, kept < ratio * advantage, entropy, ratio))
+    names = ["policy/approxkl_avg", "policy/clipfrac_avg", "policy/entropy_avg", "val/ratio"]
+    return np.mean(values), dict(zip(names, np.mean(np.array(table, np.float64), axis=0)))
+
+
+def value_clip_oracle(r, clip=0.2):
+    values, active = [], []
+    for v, old, target in tokens_of(r, "value", "old_value", "returns"):
+        near = min(max(v, old - clip), old + clip)
+        values.append(0.5 * max((v - target) ** 2, (near - target) ** 2))
+        active.append((near - target) ** 2 > (v - target) ** 2)
+    return np.mean(values), {"val/clipfrac_avg": np.mean(active)}
+
+
+def kl_oracle(r, estimator="k2"):
+    logs = [logp - ref for logp, ref in tokens_of(r, "logp", "ref_logp")]
+    k3 = [np.exp(-x) - 1 + x for x in logs]
+    return np.mean([x**2 / 2 for x in logs] if estimator == "k2" else k3), {"kl": np.mean(k3)}
+
+
+ORACLES = {
+    "sft": sft_oracle,
+    "bradley_terry": bradley_terry_oracle,
+    "dpo": dpo_oracle,
+    "ppo_clip": ppo_clip_oracle,
+    "value_clip": value_clip_oracle,
+    "kl": kl_oracle,
+}
+SETTINGS = [(name, {}) for name in NAMES] + [
+    ("bradley_terry", {"centering": 0.01}),
+    ("dpo", {"beta": 0.5, "label_smoothing": 0.2}),
+    ("ppo_clip", {"clip": 0.05}),
+    ("value_clip", {"clip": 0.5}),
+    ("kl", {"estimator": "k3"}),
+]
+
+
+@pytest.mark.parametrize("name, args", SETTINGS, ids=lambda x: str(x))
+@pytest.mark.parametrize("seed", [0, 1])
+def test_loss_is_the_papers_formula(name, args, seed):
+    record = make(name, B=6, T=10, seed=seed)
+    out = loss(name)(record, **args)
+    value, metrics = ORACLES[name](wide(record), **args)
+    np.testing.assert_allclose(reduce(out), value, rtol=2e-6)
+    got = reduce_metrics(out.metrics)
+    assert got.keys() == metrics.keys()
+    for key in metrics:
+        np.testing.assert_allclose(got[key], metrics[key], rtol=1e-5, atol=1e-7, err_msg=key)
+
+
+def test_every_loss_has_an_oracle():
+    assert sorted(ORACLES) == sorted(NAMES)
+
+
+@pytest.mark.parametrize("name, args", SETTINGS, ids=lambda x: str(x))
+def test_check_grads(name, args):
+    # Under this seed no token is within 0.05 of a kink of the clipped losses; the finite differences step by 0.01.
+    record = make(name, B=3, T=6, seed=1473)
+    leaves, tree = jax.tree.flatten(record)
+    names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(record)]
+    wanted = {Demo: (".logp",), Pair: (".logp",), Scored: ("",), Rollout: (".logp", ".value")}[record_type(name)]
+    at = [i for i, key in enumerate(names) if is_float(leaves[i]) and key.endswith(wanted)]
+
+    def scalar(*floats):
+        return reduce(
+            loss(name)(
+                jax.tree.unflatten(tree, [dict(zip(at, floats)).get(i, x) for i, x in enumerate(leaves)]), **args
+            )
+        )
+
+    check_grads(jax.jit(scalar), [leaves[i] for i in at], order=1, modes=["rev"], eps=1e-2, rtol=2e-3, atol=2e-3)
+
+
+# Numbers by hand, on 2 x 3 tokens of which the first of each row, and the last of the second row, do not count.
+MASK = jnp.array([[False, True, True], [False, True, False]])
+
+
+def at(a, b, c):
+    """Values for the three tokens that count; nan elsewhere."""
+    return jnp.array([[jnp.nan, a, b], [jnp.nan, c, jnp.nan]], jnp.float32)
+
+
+def rollout(**fields):
+    whole = jnp.ones((2, 3), bool)
+    return Rollout(tokens=jnp.zeros((2, 3), jnp.int32), valid=whole, mask=MASK, **{"old_logp": at(0, 0, 0), **fields})
+
+
+def test_sft_by_hand():
+    # Token mean, not the mean of row means: (1 + 2 + 6) / 3 = 3, where rows would give (1.5 + 6) / 2 = 3.75.
+    correct = jnp.array([[True, True, False], [True, True, True]])
+    out = sft(Demo(logp=at(-1, -2, -6), mask=MASK, entropy=at(1, 1, 4), correct=correct))
+    metrics = reduce_metrics(out.metrics)
+    np.testing.assert_allclose(reduce(out), 3.0)
+    np.testing.assert_allclose([metrics["mean_token_accuracy"], metrics["entropy"]], [2 / 3, 2.0], rtol=1e-6)
+
+
+def test_bradley_terry_by_hand():
+    # Margins log 3 and 0 (a tie), the third row does not count: -log(3/4) and log 2, mean 0.490415.
+    record = Scored(
+        chosen=jnp.array([np.log(3.0), 2, jnp.nan]),
+        rejected=jnp.array([0.0, 2, 1]),
+        mask=jnp.array([True, True, False]),
+    )
+    out = bradley_terry(record)
+    metrics = reduce_metrics(out.metrics)
+    np.testing.assert_allclose(reduce(out), 0.490415, rtol=1e-5)
+    assert metrics["accuracy"] == 0.5  # the tie is no success
+    np.testing.assert_allclose([metrics["margin"], metrics["mean_reward"]], [0.549306, 1.274653], rtol=1e-5)
+    # centering 0.01 adds 0.01 mean((log 3)^2, 4^2) = 0.01 (1.206949 + 16) / 2 = 0.0860347
+    np.testing.assert_allclose(reduce(bradley_terry(record, centering=0.01)), 0.490415 + 0.0860347, rtol=1e-5)
+
+
+def test_dpo_by_hand():
+    # Row 0: chosen (-1 - 2) - (-2 - 3) = 2, rejected (-4 - 1) - (-3 - 1) = -1, h = 3. Row 1: chosen -6 + 6 = 0,
+    # rejected -1 + 3 = 2, h = -2. beta = 0.5: -log sigmoid(1.5) = 0.201413, -log sigmoid(-1) = 1.313262, mean 0.757337.
+    chosen = Side(logp=at(-1, -2, -6), ref_logp=at(-2, -3, -6), mask=MASK)
+    rejected = Side(logp=at(-4, -1, -1), ref_logp=at(-3, -1, -3), mask=MASK)
+    out = dpo(Pair(chosen=chosen, rejected=rejected), beta=0.5)
+    np.testing.assert_allclose(reduce(out), 0.757337, rtol=1e-5)
+    want = {"rewards/chosen": 0.5, "rewards/rejected": 0.25, "rewards/accuracies": 0.5, "rewards/margins": 0.25}
+    want |= {"logps/chosen": -4.5, "logps/rejected": -3.0}  # sums over the response: (-3 - 6) / 2 and (-5 - 1) / 2
+    np.testing.assert_allclose([reduce_metrics(out.metrics)[key] for key in want], [*want.values()], rtol=1e-6)
+    # Flipped labels cost 1.701413 and 0.313262, mean 1.007337: 0.9 * 0.757337 + 0.1 * 1.007337 = 0.782337.
+    smoothed = dpo(Pair(chosen=chosen, rejected=rejected), beta=0.5, label_smoothing=0.1)
+    np.testing.assert_allclose(reduce(smoothed), 0.782337, rtol=1e-5)
+
+
+def test_ppo_clip_by_hand():
+    # Ratios 1.5, 0.5, 1.1, advantages 2, -1, 3, clip 0.2: min(3, 2.4) = 2.4 (clipped), min(-0.5, -0.8) = -0.8
+    # (clipped), min(3.3, 3.3) = 3.3. Loss -(2.4 - 0.8 + 3.3) / 3 = -4.9 / 3.
+    logp = at(np.log(1.5), np.log(0.5), np.log(1.1))
+    out = ppo_clip(rollout(logp=logp, advantage=at(2, -1, 3), entropy=at(1, 2, 6)))
+    metrics = reduce_metrics(out.metrics)
+    np.testing.assert_allclose(reduce(out), -4.9 / 3, rtol=1e-6)
+    np.testing.assert_allclose(metrics["policy/clipfrac_avg"], 2 / 3, rtol=1e-6)
+    np.testing.assert_allclose(metrics["val/ratio"], 3.1 / 3, rtol=1e-6)
+    np.testing.assert_allclose(metrics["policy/entropy_avg"], 3.0)
+    # 0.5 (0.405465^2 + 0.693147^2 + 0.0953102^2) / 3 = 0.5 (0.164402 + 0.480453 + 0.00908403) / 3
+    np.testing.assert_allclose(metrics["policy/approxkl_avg"], 0.108990, rtol=1e-5)
+
+
+def test_value_clip_by_hand():
+    # V = 1, 0, 2; old = 0.5, 0, 1; R = 2, 1, 0; clip 0.2: near = 0.7, 0, 1.2. Squares 1, 1, 4 against 1.69, 1, 1.44.
+    # 0.5 (1.69 + 1 + 4) / 3 = 1.115; the clipped error is the larger one at the first token only.
+    out = value_clip(rollout(value=at(1, 0, 2), old_value=at(0.5, 0, 1), returns=at(2, 1, 0)))
+    np.testing.assert_allclose(reduce(out), 1.115, rtol=1e-6)
+    np.testing.assert_allclose(reduce_metrics(out.metrics)["val/clipfrac_avg"], 1 / 3, rtol=1e-6)
+
+
+def test_kl_by_hand():
+    # log(pi / ref) = 1, -1, 0: k2 = (0.5 + 0.5 + 0) / 3; k3 = (e^-1 + (e - 2) + 0) / 3 = (0.367879 + 0.718282) / 3.
+    record = rollout(logp=at(-1, -2, -3), ref_logp=at(-2, -1, -3))
+    np.testing.assert_allclose(reduce(kl(record)), 1 / 3, rtol=1e-6)
+    np.testing.assert_allclose(reduce(kl(record, estimator="k3")), 0.362054, rtol=1e-5)
+    np.testing.assert_allclose(reduce_metrics(kl(record).metrics)["kl"], 0.362054, rtol=1e-5)

@@ -1,0 +1,145 @@
+"""KL estimators by enumeration: over a small vocabulary every expectation is a finite sum."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+
+from alignax.ops import kl
+
+RNG = np.random.default_rng(0)
+LOGITS, REF_LOGITS = (jnp.asarray(RNG.normal(size=6), jnp.float32) for _ in range(2))
+REF = jax.nn.log_softmax(REF_LOGITS)
+
+
+def exact(logits):
+    return kl.full_kl(jax.nn.log_softmax(logits), REF)
+
+
+def reverse(logits):
+    return kl.full_kl(REF, jax.nn.log_softmax(logits))
+
+
+def expected_value(name, logits):
+    logp = jax.nn.log_softmax(logits)
+    return jnp.sum(jnp.exp(logp) * kl.estimate(name, logp, REF))
+
+
+def expected_gradient_in_loss(name, logits):
+    """sum_a pi(a) grad k(a): the sampled actions are constants, the estimator is differentiated."""
+    pi = jax.nn.softmax(logits)
+    return jax.grad(lambda l: jnp.sum(pi * kl.estimate(name, jax.nn.log_softmax(l), REF)))(logits)
+
+
+def expected_gradient_in_reward(name, logits):
+    """sum_a pi(a) k(a) grad log pi(a): the estimator is a constant cost, as a policy gradient sees it."""
+    logp = jax.nn.log_softmax(logits)
+    cost = jnp.exp(logp) * kl.estimate(name, logp, REF)
+    return jax.grad(lambda l: jnp.sum(cost * jax.nn.log_softmax(l)))(logits)
+
+
+def test_full_kl_is_the_sum():
+    p, q = np.exp(np.asarray(jax.nn.log_softmax(LOGITS), np.float64)), np.exp(np.asarray(REF, np.float64))
+    np.testing.assert_allclose(exact(LOGITS), np.sum(p * np.log(p / q)), rtol=1e-5)
+    # Two equal outcomes against 3/4, 1/4: 0.5 log(0.5 / 0.75) + 0.5 log(0.5 / 0.25) = 0.5 log(4 / 3)
+    value = kl.full_kl(jnp.log(jnp.array([[0.5, 0.5]])), jnp.log(jnp.array([[0.75, 0.25]])))
+    np.testing.assert_allclose(value, [0.5 * np.log(4 / 3)], rtol=1e-6)
+
+
+def test_full_kl_with_impossible_outcomes():
+    p, q = jnp.log(jnp.array([0.5, 0.5, 0.0])), jnp.log(jnp.array([0.25, 0.75, 0.0]))
+    chex.assert_tree_all_finite(jax.value_and_grad(kl.full_kl, (0, 1))(p, q))
+    assert kl.full_kl(q, jnp.log(jnp.array([1.0, 0.0, 0.0]))) == jnp.inf
+
+
+@pytest.mark.parametrize("name, biased", [("k1", False), ("k2", True), ("k3", False)])
+def test_expected_values(name, biased):
+    error = abs(float(expected_value(name, LOGITS) - exact(LOGITS)))
+    assert error > 1e-2 if biased else error < 1e-6
+    near = REF_LOGITS + 0.01 * LOGITS  # k2 is right to second order
+    np.testing.assert_allclose(expected_value(name, near), exact(near), rtol=0.02, atol=1e-8)
+
+
+def test_gradients_in_the_loss():
+    truth = jax.grad(exact)(LOGITS)
+    assert np.linalg.norm(truth) > 0.1
+    np.testing.assert_allclose(expected_gradient_in_loss("k1", LOGITS), 0, atol=1e-6)
+    np.testing.assert_allclose(expected_gradient_in_loss("k2", LOGITS), truth, atol=1e-6)
+    np.testing.assert_allclose(expected_gradient_in_loss("k3", LOGITS), jax.grad(reverse)(LOGITS), atol=1e-6)
+
+
+def test_gradients_in_the_reward():
+    truth, back = jax.grad(exact)(LOGITS), jax.grad(reverse)(LOGITS)
+    np.testing.assert_allclose(expected_gradient_in_reward("k1", LOGITS), truth, atol=1e-6)
+    np.testing.assert_allclose(expected_gradient_in_reward("k3", LOGITS), truth - back, atol=1e-6)
+    # Near the reference the true gradient shrinks like the distance; those of k2 and k3 like its square.
+    for name in ("k2", "k3"):
+        shares = [
+            np.linalg.norm(expected_gradient_in_reward(name, REF_LOGITS + step * LOGITS))
+            / np.linalg.norm(jax.grad(exact)(REF_LOGITS + step * LOGITS))
+            for step in (0.1, 0.01)
+        ]
+        assert shares[1] < 0.2 * shares[0] < 0.05
+
+
+@pytest.mark.parametrize("name", ["k2", "k3"])
+def test_minimising_moves_towards_the_reference(name):
+    after = LOGITS - 0.1 * expected_gradient_in_loss(name, LOGITS)
+    assert exact(after) < exact(LOGITS)
+
+
+def test_placement_follows_the_gradients():
+    for name, placement in [("k1", "reward"), ("k2", "loss"), ("k3", "loss")]:
+        kl.check_placement(name, placement)
+    for name, placement, reason in [
+        ("k1", "loss", "expected gradient is 0"),
+        ("k2", "reward", "vanishes near the reference"),
+        ("k3", "reward", r"KL\(pi \|\| ref\) - KL\(ref \|\| pi\)"),
+    ]:
+        with pytest.raises(ValueError, match=reason):
+            kl.check_placement(name, placement)
+    with pytest.raises(ValueError, match="'k4': expected one of k1, k2, k3"):
+        kl.check_placement("k4", "loss")
+    with pytest.raises(ValueError, match="placement = 'advantage'"):
+        kl.check_placement("k1", "advantage")
+    with pytest.raises(ValueError, match="'K1'"):
+        kl.estimate("K1", LOGITS, REF)
+
+
+def test_k3_by_hand_and_under_large_drift():
+    # ref/pi = e^x: e^x - 1 - x. x = 1: 0.718282; x = -1: e^-1 = 0.367879. Near 0 it is x^2 / 2, without cancellation.
+    np.testing.assert_allclose(kl.k3(jnp.array([0.0, 0.0]), jnp.array([1.0, -1.0])), [np.e - 2, 1 / np.e], rtol=1e-6)
+    np.testing.assert_allclose(kl.k3(jnp.zeros(1), jnp.array([1e-3])), [5.0e-7], rtol=2e-3)
+    drift = jnp.array([-1e3, -50.0, -15.0, -5.0, 5.0, 50.0, 1e3])
+    value, grad = jax.vmap(jax.value_and_grad(lambda logp: kl.k3(logp, jnp.float32(0.0))))(drift)
+    assert np.isfinite(value).all() and (np.diff(value[:4]) < 0).all() and (np.diff(value[4:]) > 0).all()
+    assert np.isfinite(grad).all() and (np.sign(grad) == np.sign(drift)).all()  # never 0, never the wrong way
+
+
+@pytest.mark.parametrize("name", ["k1", "k2", "k3"])
+def test_check_grads(name):
+    f = jax.jit(lambda a, b: kl.estimate(name, a, b))  # jitted, because check_grads calls it with NumPy arrays
+    check_grads(f, (jnp.array([-1.0, -2.5]), jnp.array([-1.2, -2.0])), order=1, eps=1e-2, rtol=2e-3, atol=2e-3)
+
+
+def test_adaptive_controller():
+    args = {"target": 6.0, "horizon": 10_000.0, "batch_size": 512}
+    np.testing.assert_allclose(kl.adaptive_kl(0.15, 6.0, **args), 0.15, rtol=1e-7)  # the fixed point
+    # KL 6.6 is 10 % above: 0.15 (1 + 0.1 * 512 / 10000); KL 60 and 0 are clipped to +-20 %.
+    np.testing.assert_allclose(kl.adaptive_kl(0.15, 6.6, **args), 0.15 * 1.00512, rtol=1e-6)
+    np.testing.assert_allclose(kl.adaptive_kl(0.15, 60.0, **args), 0.15 * 1.01024, rtol=1e-6)
+    np.testing.assert_allclose(kl.adaptive_kl(0.15, -3.0, **args), 0.15 * 0.98976, rtol=1e-6)
+    assert kl.fixed_kl(0.15, 60.0) == jnp.float32(0.15)
+    for wrong in ("target", "horizon"):
+        with pytest.raises(ValueError, match=f"{wrong} = 0"):
+            kl.adaptive_kl(0.15, 6.0, **{**args, wrong: 0.0})
+
+
+def test_adaptive_controller_finds_the_target():
+    """Closed loop on a policy whose KL is 1 / coef: the coefficient must settle where that is the target."""
+    coef = jnp.float32(1.0)
+    for _ in range(300):
+        coef = kl.adaptive_kl(coef, 1 / coef, target=4.0, horizon=10.0, batch_size=1)
+    np.testing.assert_allclose(1 / coef, 4.0, rtol=1e-3)

@@ -1,0 +1,271 @@
+"""Manifests: what a folder is, whose child it is, and whether it is still current."""
+
+import json
+import math
+import shutil
+
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from alignax.lineage import lineage
+from alignax.manifest import (
+    CheckpointError,
+    check_parent,
+    config_hash,
+    is_current,
+    parent_record,
+    read_manifest,
+    start,
+    template_hash,
+    tokenizer_hash,
+    why_stale,
+    write_manifest,
+)
+
+CONFIG = {"beta": 0.1, "model": {"dim": 128, "heads": (4, 2)}, "limit": math.inf}
+
+
+def finish(folder, stage="sft", *, content="a" * 64, parents=None, config=CONFIG, step=10, **fields):
+    """A finished stage with stand-in parameters."""
+    (folder / "params").mkdir(parents=True, exist_ok=True)
+    (folder / "params/_METADATA").write_text("{}")
+    links = {role: parent_record(folder, parent) for role, parent in (parents or {}).items()}
+    fields = {"name": folder.name, "parents": links, "step": step} | fields
+    return write_manifest(folder, stage=stage, config=config, content_hash=content, **fields)
+
+
+def test_a_manifest_reads_as_written(tmp_path):
+    written = finish(tmp_path / "sft", metrics={"loss": 0.1 + 0.2, "gap": math.nan}, data={"counts": {"rows": 3}})
+    read = read_manifest(tmp_path / "sft")
+    assert read == written
+    assert read["metrics"] == {"loss": 0.1 + 0.2, "gap": "NaN"}
+    assert read["config"] == {"beta": 0.1, "model": {"dim": 128, "heads": [4, 2]}, "limit": "Infinity"}
+    assert (read["format"], read["stage"], read["step"]) == (1, "sft", 10)
+    assert [path.name for path in (tmp_path / "sft").iterdir() if path.is_file()] == ["manifest.json"]
+
+
+def test_a_folder_that_is_no_finished_stage_says_why(tmp_path):
+    def reason(name):
+        with pytest.raises(CheckpointError) as error:
+            read_manifest(tmp_path / name)
+        message = str(error.value)
+        assert message.startswith(str(tmp_path / name))
+        return message
+
+    for name in ("empty", "half/steps", "pipeline", "other"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "file").write_text("")
+    (tmp_path / "other/notes.txt").write_text("")
+    finish(tmp_path / "pipeline/sft")
+    finish(tmp_path / "torn")
+    (tmp_path / "torn/manifest.json").write_text('{"format": 1, "st')
+    finish(tmp_path / "list")
+    (tmp_path / "list/manifest.json").write_text("[]")
+    finish(tmp_path / "newer")
+    newer = json.loads((tmp_path / "newer/manifest.json").read_text()) | {"format": 2}
+    (tmp_path / "newer/manifest.json").write_text(json.dumps(newer))
+    finish(tmp_path / "bare")
+    shutil.rmtree(tmp_path / "bare/params")
+
+    assert "no such directory" in reason("absent")
+    assert "a file; expected the folder" in reason("file")
+    assert "the directory is empty" in reason("empty")
+    assert "not finished" in reason("half") and "run the same command again to finish it" in reason("half")
+    assert "did you mean one of its stages: sft?" in reason("pipeline")
+    assert "not the folder of a stage" in reason("other")
+    assert "not valid JSON" in reason("torn")
+    assert "not a JSON object" in reason("list")
+    assert "format 2, missing []: expected format 1" in reason("newer")
+    assert "params/ is missing" in reason("bare")
+
+
+def test_a_parent_that_does_not_fit_is_refused_field_by_field(tmp_path):
+    theirs = {"dim": 128, "layers": 2, "remat": "full", "heads": [4, 2]}
+    fields = {"tokenizer_hash": "1" * 64, "template_hash": "2" * 64, "architecture": theirs}
+    parent = finish(tmp_path / "sft", **fields)
+    same = fields | {"architecture": {"heads": (4, 2), "dim": 128, "layers": 2, "remat": "none"}}
+    check_parent(parent, role="policy", stage=("sft", "offline"), ignore=("remat",), **same)
+    check_parent(parent, role="policy")
+    with pytest.raises(CheckpointError) as error:
+        check_parent(
+            parent,
+            role="reward",
+            stage="reward",
+            tokenizer_hash="3" * 64,
+            template_hash="4" * 64,
+            architecture={"dim": 256, "layers": 2, "remat": "full", "heads": [4, 4], "bias": True},
+        )
+    assert str(error.value).splitlines()[:-1] == [
+        "parent reward = 'sft' (stage sft, content aaaaaaaaaaaa) does not fit:",
+        "  stage: parent sft, expected reward",
+        "  tokenizer_hash: parent 111111111111, config 333333333333",
+        "  template_hash: parent 222222222222, config 444444444444",
+        "  architecture.bias: parent nothing, config True",
+        "  architecture.dim: parent 128, config 256",
+        "  architecture.heads: parent [4, 2], config [4, 4]",
+    ]
+    with pytest.raises(CheckpointError, match="tokenizer_hash: parent none, config 3333"):
+        check_parent(finish(tmp_path / "old"), role="policy", tokenizer_hash="3" * 64)
+
+
+def make_tokenizer(words=("<pad>", "<eos>", "hello", "world"), **kwargs):
+    backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<eos>"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    kwargs = {"pad_token": "<pad>", "eos_token": "<eos>"} | kwargs
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **kwargs)
+
+
+def test_the_tokenizer_hash_knows_content_not_use(tmp_path):
+    tokenizer = make_tokenizer()
+    before = tokenizer_hash(tokenizer)
+    tokenizer(["hello", "hello world hello"], padding=True, truncation=True, max_length=2)
+    assert tokenizer_hash(tokenizer) == before
+    tokenizer.save_pretrained(tmp_path)
+    loaded = AutoTokenizer.from_pretrained(tmp_path)
+    assert tokenizer_hash(loaded) == before
+    others = [
+        make_tokenizer(("<pad>", "<eos>", "world", "hello")),
+        make_tokenizer(pad_token="<eos>"),
+        make_tokenizer(unk_token="hello"),
+        make_tokenizer(pad_token="<eos>", eos_token="<pad>"),
+    ]
+    assert len({before, *map(tokenizer_hash, others)}) == 5
+
+
+def test_the_template_hash_knows_the_text():
+    tokenizer = make_tokenizer()
+    with pytest.raises(CheckpointError, match="no chat template; give it one, or set template = 'plain'"):
+        template_hash(tokenizer)
+    tokenizer.chat_template = "{{ messages }}"
+    assert template_hash(tokenizer) == template_hash("{{ messages }}")
+    assert len({template_hash(text) for text in ("plain", "{{ messages }}", "{{ messages}}")}) == 3
+
+
+def test_the_config_hash_ignores_order_and_tuples_and_nothing_else():
+    same = {"limit": math.inf, "model": {"heads": [4, 2], "dim": 128}, "beta": 0.1}
+    assert config_hash(CONFIG) == config_hash(same)
+    others = [CONFIG | {"beta": math.nextafter(0.1, 1)}, CONFIG | {"model": {"dim": 128}}, CONFIG | {"limit": 1.0}, {}]
+    assert len({config_hash(other) for other in [CONFIG, *others]}) == 5
+
+
+def test_a_step_is_stale_only_if_its_config_or_its_parents_content_changed(tmp_path):
+    finish(tmp_path / "sft")
+    finish(tmp_path / "dpo", "offline", parents={"policy": tmp_path / "sft"})
+    links = {"policy": parent_record(tmp_path / "dpo", tmp_path / "sft")}
+    assert links["policy"]["path"] == "../sft"
+    assert is_current(tmp_path / "dpo", CONFIG, links)
+    assert "no such directory" in why_stale(tmp_path / "ppo", CONFIG, links)
+    changed = {"beta": 0.2, "model": {"dim": 128, "heads": [4, 2]}, "limit": math.inf}
+    assert why_stale(tmp_path / "dpo", changed, links) == "config.beta: was 0.1, now 0.2"
+    assert not is_current(tmp_path / "dpo", changed, links)
+
+    finish(tmp_path / "sft", step=20)  # made again with the same content: the child is still current
+    links = {"policy": parent_record(tmp_path / "dpo", tmp_path / "sft")}
+    assert is_current(tmp_path / "dpo", CONFIG, links)
+    finish(tmp_path / "sft", content="b" * 64)
+    links = {"policy": parent_record(tmp_path / "dpo", tmp_path / "sft")}
+    reason = why_stale(tmp_path / "dpo", CONFIG, links)
+    assert reason == "parent policy: content was aaaaaaaaaaaa, now bbbbbbbbbbbb"
+    assert why_stale(tmp_path / "dpo", CONFIG, {}) == "parent policy: content was aaaaaaaaaaaa, now none"
+    shutil.rmtree(tmp_path / "dpo/params")
+    assert "params/ is missing" in why_stale(tmp_path / "dpo", CONFIG, links)
+
+
+def test_start_goes_on_with_the_same_run_and_clears_another(tmp_path):
+    folder, links = tmp_path / "dpo", {"policy": {"path": "../sft", "content_hash": "a" * 64}}
+
+    def leave():
+        (folder / "steps/10").mkdir(parents=True)
+        finish(folder)
+        (folder / "notes.txt").write_text("mine")
+
+    assert start(folder, CONFIG, links) is None
+    assert json.loads((folder / "config.json").read_text())["beta"] == 0.1
+    leave()
+    assert start(folder, CONFIG, links) is None
+    assert (folder / "steps/10").is_dir() and (folder / "manifest.json").is_file()
+
+    assert start(folder, CONFIG | {"beta": 0.3}, links) == "config.beta: was 0.1, now 0.3"
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "notes.txt", "started.json"]
+    assert json.loads((folder / "config.json").read_text())["beta"] == 0.3
+    leave()
+    moved = {"policy": {"path": "/elsewhere/sft", "content_hash": "a" * 64}}
+    assert start(folder, CONFIG | {"beta": 0.3}, moved) is None
+    other = {"policy": {"path": "../sft", "content_hash": "b" * 64}}
+    assert "parent policy: content was aaaa" in start(folder, CONFIG | {"beta": 0.3}, other)
+    assert not (folder / "steps").exists()
+
+    (tmp_path / "project").mkdir()
+    (tmp_path / "project/config.json").write_text("precious")
+    with pytest.raises(CheckpointError, match="holds config.json, which no stage started here"):
+        start(tmp_path / "project", CONFIG, {})
+    assert (tmp_path / "project/config.json").read_text() == "precious"
+
+
+def test_start_killed_while_clearing_clears_again(tmp_path, monkeypatch):
+    from alignax import manifest
+
+    start(tmp_path / "x", CONFIG, {})
+    (tmp_path / "x/steps/10").mkdir(parents=True)
+
+    def killed(path):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(manifest.shutil, "rmtree", killed)
+        start(tmp_path / "x", {"beta": 1.0}, {})
+    assert "config.beta" in start(tmp_path / "x", CONFIG, {})  # the first config again: its steps may be half gone
+    assert not (tmp_path / "x/steps").exists()
+
+
+def test_lineage_of_a_pipeline_and_of_a_stage(tmp_path):
+    run = tmp_path / "run"
+    finish(run / "sft", metrics={"loss": 1.25, "note": "x"}, step=400)
+    finish(run / "collect", "collect", content="c" * 64, parents={"policy": run / "sft"}, files=["pairs.jsonl"])
+    finish(run / "reward", content="d" * 64, stage="reward", parents={"base": run / "sft", "data": run / "collect"})
+    finish(run / "ppo", content="e" * 64, stage="online", parents={"policy": run / "sft", "reward": run / "reward"})
+    (run / "dpo/steps").mkdir(parents=True)
+    tree = lineage(run)
+    assert tree.splitlines() == [
+        "run",
+        "├── dpo  [unfinished]",
+        "└── ppo  online  step 10  eeeeeeee",
+        "    ├── policy: sft  sft  step 400  aaaaaaaa  loss 1.25",
+        "    └── reward: reward  reward  step 10  dddddddd",
+        "        ├── base: sft  sft  step 400  aaaaaaaa  loss 1.25",
+        "        └── data: collect  collect  step 10  cccccccc",
+        "            └── policy: sft  sft  step 400  aaaaaaaa  loss 1.25",
+    ]
+    shutil.copytree(run, tmp_path / "moved")
+    shutil.rmtree(run)
+    assert lineage(tmp_path / "moved").splitlines()[1:] == tree.splitlines()[1:]
+
+    run = tmp_path / "moved"
+    assert lineage(run / "ppo").splitlines() == [line[4:] for line in tree.splitlines()[2:]]
+    finish(run / "sft", content="f" * 64, step=500)
+    shutil.rmtree(run / "collect")
+    lines = lineage(run / "ppo").splitlines()
+    assert lines[1] == "├── policy: sft  sft  step 500  ffffffff  [changed since: was aaaaaaaa]"
+    assert lines[-1] == "    └── data: collect  [missing]"
+    with pytest.raises(CheckpointError, match="no such directory"):
+        lineage(tmp_path / "absent")
+    with pytest.raises(CheckpointError, match="not finished"):
+        lineage(run / "dpo")
+
+
+def test_a_parent_outside_the_pipeline_is_linked_by_its_absolute_path(tmp_path):
+    finish(tmp_path / "elsewhere/sft")
+    finish(tmp_path / "run/dpo", "offline", parents={"policy": tmp_path / "elsewhere/sft"})
+    assert read_manifest(tmp_path / "run/dpo")["parents"]["policy"]["path"] == str(tmp_path / "elsewhere/sft")
+    assert "policy: sft  sft" in lineage(tmp_path / "run")
+
+
+def test_shared_ancestors_are_unfolded_once(tmp_path):
+    finish(tmp_path / "sft")
+    finish(tmp_path / "reward", "reward", content="b" * 64, parents={"base": tmp_path / "sft"})
+    for name in ("ppo", "rloo"):
+        finish(tmp_path / name, "online", content=name, parents={"reward": tmp_path / "reward"})
+    lines = lineage(tmp_path).splitlines()
+    assert sum("base: sft" in line for line in lines) == 1
+    assert lines[-1].endswith("reward: reward  reward  step 10  bbbbbbbb  (parents above)")
