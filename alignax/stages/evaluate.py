@@ -7,11 +7,13 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from alignax.config import plain
 from alignax.evals.intervals import bootstrap
 from alignax.log import replace_file
 from alignax.manifest import files_hash, read_manifest
 from alignax.stages import common, probe
 
+ORDER = "sft ppo dpo"
 FILES = ("eval.json", "samples.jsonl")
 
 
@@ -26,7 +28,8 @@ def get_config() -> ConfigDict:
 
 def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
     """Writes eval.json (means with 95% bootstrap intervals over prompts) and samples.jsonl (every completion)."""
-    names = tuple(dict(config)["policies"])
+    # SFT first, as the others are read against it
+    names = sorted(plain(config).get("policies", {}), key=lambda name: (name not in ORDER, ORDER.find(name), name))
     roles = {"policy": "init_from", "proxy": "probe.reward_from"} | {name: f"policies.{name}" for name in names}
     stage = common.open_stage("evaluate", config, get_config(), workdir, root, roles)
     if stage is None:

@@ -71,7 +71,7 @@ def test_pitfall_03_best_replies_are_many():
 
 def test_pitfall_04_neither_ceiling_nor_unreachable_top():
     _, totals = corpus()
-    assert abs(totals.mean()) < 0.4
+    assert abs(totals.mean()) < 0.5  # the policy that imitates them checks truth less well, and starts at about -0.3
     assert 1.2 < totals.std() < 1.5
     prompts = harbor.prompts("eval", 60, 1, ("recommend",))
     ideal = mean_gold(prompts, harbor.ideal_reply)
