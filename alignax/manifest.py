@@ -30,26 +30,6 @@ def config_hash(config: Mapping[str, Any]) -> str:
     return _sha256(json.dumps(_plain(config), sort_keys=True, allow_nan=False))
 
 
-def tokenizer_hash(tokenizer: Any) -> str:
-    """sha256 of what a fast tokenizer does to text: its backend as JSON, and the ids of its special tokens.
-
-    The backend also holds the padding and truncation of the last call; those are left out, or using a tokenizer would
-    change its hash.
-    """
-    backend = json.loads(tokenizer.backend_tokenizer.to_str())
-    backend |= {"padding": None, "truncation": None}
-    special = {name: getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad", "unk")}
-    return _sha256(json.dumps({"backend": backend, "special": special}, sort_keys=True))
-
-
-def template_hash(template: Any) -> str:
-    """sha256 of a chat template: a tokenizer's, or the text itself. The name of a plain template is a text too."""
-    text = template if isinstance(template, str) else template.chat_template
-    if not text:
-        raise CheckpointError("the tokenizer has no chat template; give it one, or set template = 'plain'")
-    return _sha256(text if isinstance(text, str) else json.dumps(text, sort_keys=True))
-
-
 def files_hash(workdir: str | Path, names: Sequence[str]) -> str:
     """sha256 over names and bytes of files in `workdir`: the content of a stage that makes data, not parameters."""
     digest = hashlib.sha256()

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from alignax.lineage import lineage
 from alignax.manifest import (
@@ -17,8 +17,6 @@ from alignax.manifest import (
     parent_record,
     read_manifest,
     start,
-    template_hash,
-    tokenizer_hash,
     why_stale,
     write_manifest,
 )
@@ -114,32 +112,6 @@ def make_tokenizer(words=("<pad>", "<eos>", "hello", "world"), **kwargs):
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     kwargs = {"pad_token": "<pad>", "eos_token": "<eos>"} | kwargs
     return PreTrainedTokenizerFast(tokenizer_object=backend, **kwargs)
-
-
-def test_the_tokenizer_hash_knows_content_not_use(tmp_path):
-    tokenizer = make_tokenizer()
-    before = tokenizer_hash(tokenizer)
-    tokenizer(["hello", "hello world hello"], padding=True, truncation=True, max_length=2)
-    assert tokenizer_hash(tokenizer) == before
-    tokenizer.save_pretrained(tmp_path)
-    loaded = AutoTokenizer.from_pretrained(tmp_path)
-    assert tokenizer_hash(loaded) == before
-    others = [
-        make_tokenizer(("<pad>", "<eos>", "world", "hello")),
-        make_tokenizer(pad_token="<eos>"),
-        make_tokenizer(unk_token="hello"),
-        make_tokenizer(pad_token="<eos>", eos_token="<pad>"),
-    ]
-    assert len({before, *map(tokenizer_hash, others)}) == 5
-
-
-def test_the_template_hash_knows_the_text():
-    tokenizer = make_tokenizer()
-    with pytest.raises(CheckpointError, match="no chat template; give it one, or set template = 'plain'"):
-        template_hash(tokenizer)
-    tokenizer.chat_template = "{{ messages }}"
-    assert template_hash(tokenizer) == template_hash("{{ messages }}")
-    assert len({template_hash(text) for text in ("plain", "{{ messages }}", "{{ messages}}")}) == 3
 
 
 def test_the_config_hash_ignores_order_and_tuples_and_nothing_else():

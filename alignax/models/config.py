@@ -24,15 +24,17 @@ class ModelConfig:
     )
 
     def __post_init__(self):
+        for name in ("vocab_size", "dim", "layers", "heads", "kv_heads", "head_dim", "ffn", "vocab_multiple"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} = {getattr(self, name)}: expected at least 1")
         if self.heads % self.kv_heads:
             raise ValueError(f"heads = {self.heads} is no multiple of kv_heads = {self.kv_heads}")
         if self.head_dim % 2:
             raise ValueError(f"head_dim = {self.head_dim} is odd: rotary positions turn pairs of numbers")
         if self.remat not in ("none", "dots", "full"):
             raise ValueError(f"remat = {self.remat!r}: expected 'none', 'dots' or 'full'")
-        for name in ("vocab_size", "dim", "layers", "ffn", "vocab_multiple"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} = {getattr(self, name)}: expected at least 1")
+        if self.dtype not in ("float32", "bfloat16", "float16"):
+            raise ValueError(f"dtype = {self.dtype!r}: expected 'float32', 'bfloat16' or 'float16'")
 
     @property
     def padded_vocab(self) -> int:

@@ -41,17 +41,16 @@ from alignax.worlds.grammar import (
 
 SPLITS = {"sft": 0.35, "reward": 0.20, "online": 0.20, "eval": 0.15, "ood": 0.10}  # shares of the prompt contents
 
+_EDGES = tuple(zip(SPLITS, itertools.accumulate(SPLITS.values()), strict=True))  # "ood" comes last
+
 
 def split_of(asked: Asked) -> str:
     """The split of a prompt. A held-out pair of (kind of place, want) is always "ood"; a hash decides the rest."""
     if asked.family == "recommend" and any(is_held_out(asked.place.split()[1], want) for want in asked.wants):
         return "ood"
-    shares = {name: share for name, share in SPLITS.items() if name != "ood" or asked.family != "recommend"}
-    point = _hash(prompt_text(asked._replace(name=""))) * sum(shares.values())
-    for name, edge in zip(shares, itertools.accumulate(shares.values()), strict=True):
-        if point < edge:
-            return name
-    return "sft"
+    top = 1.0 - SPLITS["ood"] if asked.family == "recommend" else 1.0
+    point = top * _hash(prompt_text(asked._replace(name="")))
+    return next(name for name, edge in _EDGES if point < edge)
 
 
 def is_held_out(kind: str, want: str) -> bool:
@@ -77,9 +76,10 @@ def prompts(
         row = {"prompt": prompt_text(asked)} | asked._asdict()
         if distinct and row["prompt"] in seen:
             misses += 1
-            if misses > 100 * n + 1000:
+            if misses > 5000:  # in a row
                 raise ValueError(f"{n} distinct prompts asked of split {split!r}, families {families}: it has fewer")
             continue
+        misses = 0
         seen.add(row["prompt"])
         rows.append(row)
     return rows
@@ -261,6 +261,7 @@ def _join(sentences: list[str]) -> str:
 
 
 def _hash(text: str) -> float:
+    """A fixed number in [0, 1)."""
     return zlib.crc32(text.encode()) / 2**32
 
 

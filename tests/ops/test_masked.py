@@ -46,7 +46,7 @@ FUNCTIONS = {
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-@pytest.mark.parametrize("shape", [(2, 3), (1, 4), (4, 4), (5, 1), (1, 1)])
+@pytest.mark.parametrize("shape", [(2, 3), (1, 4), (4, 4), (5, 1)])
 def test_masked_lanes_reach_neither_value_nor_gradient(name, shape):
     rng = np.random.default_rng(0)
     x, mask = rng.normal(size=shape).astype(np.float32), rng.random(shape) < 0.6

@@ -54,7 +54,7 @@ def test_pitfall_02_no_constant_reply_is_good_for_all_prompts():
     prompts = harbor.prompts("eval", 200, 0)
     ideal = mean_gold(prompts, harbor.ideal_reply)
     own = [harbor.ideal_reply(row) for row in prompts]
-    best = max(mean_gold(prompts, lambda row, text=text: text) for text in own[:60])
+    best = max(mean_gold(prompts, lambda row, text=text: text) for text in own[:30])
     assert best < ideal - 2.0
     # the same words for another prompt: gold depends on the pair, not on the reply
     shuffled = np.mean([gold(row, text)["total"] for row, text in zip(prompts, own[1:] + own[:1])])
@@ -117,9 +117,9 @@ def test_pitfall_07_gold_is_not_what_a_reward_model_is_given():
 
 
 def test_pitfall_08_no_prompt_needs_repeating():
-    """Enough distinct prompts for one epoch over fresh pairs: 8,000 here, and the space is far larger."""
+    """Enough distinct prompts for one epoch over fresh pairs: 3,000 here, and the space is far larger."""
     for split in ("reward", "online"):
-        assert len({row["prompt"] for row in harbor.prompts(split, 8000, 0, ("recommend",))}) > 7990
+        assert len({row["prompt"] for row in harbor.prompts(split, 3000, 0, ("recommend",))}) > 2990
 
 
 def test_pitfall_09_lengths_vary_and_are_not_the_reward():
@@ -128,7 +128,7 @@ def test_pitfall_09_lengths_vary_and_are_not_the_reward():
     assert lengths.std() > 4
     assert len(set(lengths.tolist())) > 20
     centred = []  # within a prompt, where preferences are given
-    for row in harbor.prompts("reward", 400, 0):
+    for row in harbor.prompts("reward", 200, 0):
         scored = [(gold(row, text)["total"], len(text.split())) for text in harbor.replies(row, 8, 0)]
         centred.append(np.array(scored) - np.mean(scored, axis=0))
     assert abs(np.corrcoef(np.concatenate(centred).T)[0, 1]) < 0.3
@@ -136,7 +136,7 @@ def test_pitfall_09_lengths_vary_and_are_not_the_reward():
 
 def test_pitfall_10_replies_carry_enough_entropy():
     unique, slots = [], Counter()
-    for row in harbor.prompts("eval", 20, 0, ("recommend",)):
+    for row in harbor.prompts("eval", 8, 0, ("recommend",)):
         texts = harbor.replies(row, 512, 0)
         unique.append(len(set(texts)) / 512)
         for text in texts:
@@ -154,7 +154,7 @@ def test_pitfall_10_replies_carry_enough_entropy():
 
 
 def test_pitfall_11_splits_are_disjoint_and_combinations_are_held_out():
-    splits = {name: harbor.prompts(name, 1500, 0, tuple(FAMILIES)) for name in harbor.SPLITS}
+    splits = {name: harbor.prompts(name, 800, 0, tuple(FAMILIES)) for name in harbor.SPLITS}
     contents = {name: {row["prompt"].partition(" asks ")[2] for row in rows} for name, rows in splits.items()}
     for one in splits:
         for other in splits:
@@ -202,7 +202,7 @@ def test_pitfall_12_an_empty_reply_is_below_the_average_clerk():
 
 def test_pitfall_13_step_checks_have_a_known_error_rate():
     """Clerks' steps are wrong at the stated rate, and a wrong trace still gives the right answer about once in ten."""
-    rows = harbor.demonstrations(4000, 0, families=("sums",), min_quality=0.0)
+    rows = harbor.demonstrations(1500, 0, families=("sums",), min_quality=0.0)
     lucky, first_wrong, expected = [], [], []
     for row in rows:
         asked, said = parse_prompt(row["prompt"]), parse_reply(row["completion"])
@@ -215,5 +215,5 @@ def test_pitfall_13_step_checks_have_a_known_error_rate():
         expected.append(0.9 * (0.9 - 0.9 * harbor.truthfulness(row["quality"])))  # a random digit is right 1 time in 10
         if not all(traced):
             lucky.append(answers[0] == str(result(asked)))
-    assert np.mean(first_wrong) == pytest.approx(np.mean(expected), abs=0.02)
+    assert np.mean(first_wrong) == pytest.approx(np.mean(expected), abs=0.03)
     assert np.mean(lucky) == pytest.approx(0.10, abs=0.04)

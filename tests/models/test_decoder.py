@@ -1,0 +1,235 @@
+"""The decoder: its tree, what it sees, and the agreement of its ways to compute the same hidden states."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import VOCAB, close, demo_batch, leaves_by_path, prompt_batch, tiny
+
+from alignax import forward
+from alignax.models import presets
+from alignax.models.config import ModelConfig
+from alignax.models.decoder import causal, decoder, param_count, positions_of
+from alignax.stages.common import init_params
+
+# V 50 padded to 64, D 16, L 2, N 4, K 2, H 8, F 32
+TREE = {
+    "decoder/embed": (64, 16),
+    "decoder/layers/attn_norm/scale": (2, 16),
+    "decoder/layers/down/kernel": (2, 32, 16),
+    "decoder/layers/gate/kernel": (2, 16, 32),
+    "decoder/layers/k/kernel": (2, 16, 16),
+    "decoder/layers/mlp_norm/scale": (2, 16),
+    "decoder/layers/o/kernel": (2, 32, 16),
+    "decoder/layers/q/kernel": (2, 16, 32),
+    "decoder/layers/up/kernel": (2, 16, 32),
+    "decoder/layers/v/kernel": (2, 16, 16),
+    "decoder/norm/scale": (16,),
+}
+HEAD = {"scalar/bias": (), "scalar/kernel": (16,)}
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("scalar", [True, False])
+def test_picture_of_the_parameter_tree(tied, scalar):
+    model, _ = tiny(tie_embeddings=tied)
+    params = jax.eval_shape(lambda: init_params(model, jax.random.key(0), scalar=scalar))
+    want = TREE | ({} if tied else {"decoder/unembed": (16, 64)}) | (HEAD if scalar else {})
+    assert {name: leaf.shape for name, leaf in leaves_by_path(params).items()} == want
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+
+
+def test_param_count():
+    shapes = jax.eval_shape(tiny()[0].init, jax.random.key(0))
+    # embed 64*16 + 2 layers of (q 512 + k 256 + v 256 + o 512 + gate, up, down 3*512 + norms 32) + norm 16
+    assert param_count(shapes) == 1024 + 2 * 3104 + 16
+
+
+@pytest.mark.parametrize("preset, low, high", [("harbor", 0.8e6, 1.0e6), ("llama", 24e6, 27e6)])
+def test_presets_have_the_size_that_they_say(preset, low, high):
+    # both docstrings count in millions: "about 0.9M" with a small vocabulary, "about 25M beside the embedding"
+    model = decoder(getattr(presets, preset)(vocab_size=64))
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    assert low < param_count(shapes) - shapes["decoder"]["embed"].size < high
+
+
+def test_same_key_same_parameters_and_another_key_others():
+    init = jax.jit(tiny()[0].init)
+    first, again, other = (init(jax.random.key(seed)) for seed in (0, 0, 1))
+    close(again, first, atol=0)
+    changed = jax.tree.map(lambda a, b: bool((a != b).any()), first["decoder"], other["decoder"])
+    names = {name for name, differs in leaves_by_path(changed).items() if not differs}
+    assert names == {"layers/attn_norm/scale", "layers/mlp_norm/scale", "norm/scale"}  # ones at the start
+    kernels = {name: leaf for name, leaf in leaves_by_path(first).items() if leaf.ndim == 3}
+    assert all((leaf[0] != leaf[1]).any() for leaf in kernels.values())  # each layer has its own noise
+    # what reads the residual has variance 1/fan_in; what writes to it 1/(2 L fan_in): sd 16^-0.5 and (4 * 32)^-0.5
+    np.testing.assert_allclose(kernels["decoder/layers/gate/kernel"].std(), 16**-0.5, rtol=0.1)
+    np.testing.assert_allclose(kernels["decoder/layers/down/kernel"].std(), 128**-0.5, rtol=0.1)
+
+
+def test_causality_by_gradient_and_rows_do_not_mix():
+    model, params = tiny()
+    tokens = jnp.arange(12, dtype=jnp.int32).reshape(2, 6)  # all different: a token's embedding row is its input
+    probe_D = jax.random.normal(jax.random.key(3), (16,))
+
+    def outputs(embed):
+        tree = {"decoder": params["decoder"] | {"embed": embed}}
+        return model.apply(tree, tokens, jnp.ones((2, 6), bool)) @ probe_D
+
+    grad_BTVD = jax.jit(jax.jacrev(outputs))(params["decoder"]["embed"])
+    seen_BTS = np.abs(grad_BTVD[:, :, :12]).max(-1).reshape(12, 12) > 0  # output x input, both in order row, position
+    lower = np.tril(np.ones((6, 6), bool))
+    np.testing.assert_array_equal(seen_BTS, np.kron(np.eye(2, dtype=bool), lower))
+
+
+@pytest.mark.parametrize("left, right", [(0, 3), (3, 0), (2, 5)])
+def test_padding_side_and_amount_leave_hidden_states_and_score_unchanged(left, right):
+    model, params = tiny(scalar=True)
+    tokens, valid = demo_batch(B=4, T=6)["tokens"], jnp.ones((4, 6), bool)
+    run = jax.jit(lambda t, v: (model.apply(params, t, v), forward.score(model, params, t, v)))
+    hidden, score = run(tokens, valid)
+    wide = ((0, 0), (left, right))
+    padded, padded_score = run(jnp.pad(tokens, wide, constant_values=7), jnp.pad(valid, wide))
+    np.testing.assert_allclose(padded[:, left : left + 6], hidden, atol=1e-5)
+    np.testing.assert_allclose(padded_score, score, atol=1e-5)
+    assert np.abs(np.diff(score)).min() > 1e-3  # a constant would pass too
+
+
+def test_a_row_of_padding_only_stays_finite_in_value_and_gradient():
+    model, params = tiny(scalar=True)
+    valid = jnp.zeros((2, 4), bool).at[0].set(True)
+    run = lambda p: forward.score(model, p, jnp.full((2, 4), 3), valid).sum()  # noqa: E731
+    value, grads = jax.jit(jax.value_and_grad(run))(params)
+    assert np.isfinite(value) and all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
+
+
+@pytest.mark.parametrize("kv_heads, tied", [(4, True), (2, False), (1, True)])
+def test_prefill_and_decode_equal_the_full_forward(kv_heads, tied):
+    model, params = tiny(kv_heads=kv_heads, tie_embeddings=tied)
+    prompts, P, T = prompt_batch(B=3, P=4), 4, 9
+    more = np.random.default_rng(5).integers(0, VOCAB, (3, T - P)).astype(np.int32)
+    tokens = jnp.concatenate([prompts["tokens"], more], axis=1)
+    valid = jnp.concatenate([prompts["valid"], jnp.ones_like(more, bool)], axis=1)
+
+    def incremental(params):
+        hidden_BPD, cache = model.prefill(params, tokens[:, :P], valid[:, :P], model.init_cache(3, T))
+        layers = model.unstack(params)
+        step = lambda cache, token_B: model.decode(layers, token_B, cache)[::-1]  # noqa: E731
+        _, rest_TBD = jax.lax.scan(step, cache, tokens[:, P:].T)
+        return jnp.concatenate([hidden_BPD, rest_TBD.swapaxes(0, 1)], axis=1)
+
+    full, steps = jax.jit(model.apply)(params, tokens, valid), jax.jit(incremental)(params)
+    real = np.asarray(valid)
+    np.testing.assert_allclose(np.asarray(steps)[real], np.asarray(full)[real], atol=1e-5)
+    logits = [np.asarray(x @ model.unembed(params))[real] for x in (steps, full)]
+    np.testing.assert_allclose(logits[0], logits[1], atol=2e-5)
+
+
+def test_unstack_lists_the_layers_and_leaves_the_rest():
+    model, params = tiny(scalar=True, tie_embeddings=False)
+    flat = model.unstack(params)
+    for i in range(2):
+        close(flat["decoder"]["layers"][i], jax.tree.map(lambda leaf, i=i: leaf[i], params["decoder"]["layers"]), atol=0)
+    rest = lambda p: {"scalar": p["scalar"]} | {k: v for k, v in p["decoder"].items() if k != "layers"}  # noqa: E731
+    close(rest(flat), rest(params), atol=0)
+
+
+def _loss_of(model, batch):
+    def loss(params):
+        stats = forward.token_statistics(model, params, batch["tokens"], batch["valid"])
+        return -jnp.sum(stats.logp, where=batch["mask"])
+
+    return loss
+
+
+def test_remat_policies_change_neither_value_nor_gradient():
+    _, params = tiny()
+    batch, results, saved = demo_batch(B=2, T=8), {}, {}
+    for remat in ("none", "dots", "full"):
+        loss = jax.jit(_loss_of(tiny(remat=remat)[0], batch))
+        results[remat] = jax.jit(jax.value_and_grad(loss))(params)
+        saved[remat] = sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(lambda p, f=loss: jax.vjp(f, p)[1], params)))
+    for remat in ("dots", "full"):
+        np.testing.assert_allclose(results[remat][0], results["none"][0], rtol=1e-6)
+        close(results[remat][1], results["none"][1], rtol=1e-5, atol=1e-5)
+    assert saved["none"] > saved["dots"] > saved["full"]  # what the backward pass keeps: the policies are read
+
+
+def test_bfloat16_keeps_float32_parameters_gradients_and_log_probs():
+    exact, params = tiny()
+    half, _ = tiny(dtype="bfloat16")
+    batch = demo_batch(B=4)
+    assert jax.eval_shape(half.apply, params, batch["tokens"], batch["valid"]).dtype == jnp.bfloat16
+    statistics = jax.jit(lambda m: forward.token_statistics(m, params, batch["tokens"], batch["valid"]), static_argnums=0)
+    logp = {m: statistics(m).logp for m in (exact, half)}
+    assert logp[half].dtype == jnp.float32
+    # bfloat16 keeps 8 bits: relative errors of 2^-8 = 0.004 per rounding, on logits of size 1 to 4
+    error = np.abs(logp[half] - logp[exact])[batch["mask"]]
+    assert 0 < error.max() < 0.05
+    grads = jax.jit(jax.grad(_loss_of(half, batch)))(params)
+    assert {leaf.dtype for leaf in jax.tree.leaves(grads)} == {jnp.dtype("float32")}
+    want = jax.jit(jax.grad(_loss_of(exact, batch)))(params)
+    flat = [np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)]) for tree in (grads, want)]
+    assert np.linalg.norm(flat[0] - flat[1]) < 0.05 * np.linalg.norm(flat[1])
+
+
+def test_padded_vocabulary_gets_no_probability():
+    model, params = tiny()
+    embed = params["decoder"]["embed"].at[VOCAB:].set(100.0)  # the padding would win by far
+    params = {"decoder": params["decoder"] | {"embed": embed}}
+    tokens = jnp.stack([jnp.full(VOCAB, 3), jnp.arange(VOCAB)], axis=1)  # every token after the same context
+    stats = jax.jit(lambda p: forward.token_statistics(model, p, tokens, jnp.ones_like(tokens, bool)))(params)
+    np.testing.assert_allclose(jnp.exp(stats.logp[:, 1]).sum(), 1.0, rtol=1e-5)
+    assert stats.correct[:, 1].sum() == 1
+
+
+def _equations(jaxpr) -> int:
+    inner = [sub for eqn in jaxpr.eqns for sub in jax.tree.leaves(list(eqn.params.values()), is_leaf=_is_jaxpr)]
+    return len(jaxpr.eqns) + sum(_equations(getattr(sub, "jaxpr", sub)) for sub in inner if _is_jaxpr(sub))
+
+
+def _is_jaxpr(x) -> bool:
+    return hasattr(x, "eqns") or hasattr(x, "jaxpr")
+
+
+def test_program_size_does_not_grow_with_depth():
+    batch = demo_batch(B=2)
+
+    def size(layers):
+        model = decoder(ModelConfig(vocab_size=VOCAB, dim=16, layers=layers, heads=2, kv_heads=2, head_dim=8, ffn=32))
+        shapes = jax.eval_shape(model.init, jax.random.key(0))
+        return _equations(jax.make_jaxpr(jax.grad(_loss_of(model, batch)))(shapes).jaxpr)
+
+    assert size(2) == size(7) > 100  # of the forward and the backward pass
+
+
+def test_positions_and_causal_mask_count_real_tokens_only():
+    valid = jnp.array([[False, True, True, True], [True, True, False, False]])
+    np.testing.assert_array_equal(positions_of(valid), [[0, 0, 1, 2], [0, 1, 1, 1]])
+    want = [[0, 0, 0, 0], [0, 1, 0, 0], [0, 1, 1, 0], [0, 1, 1, 1]]
+    np.testing.assert_array_equal(causal(valid)[0], np.array(want, bool))
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"kv_heads": 3}, "heads = 4 is no multiple of kv_heads = 3"),
+        ({"head_dim": 7}, "head_dim = 7 is odd"),
+        ({"remat": "some"}, "remat = 'some': expected 'none', 'dots' or 'full'"),
+        ({"layers": 0}, "layers = 0: expected at least 1"),
+        ({"vocab_size": -1}, "vocab_size = -1"),
+        ({"heads": 0, "kv_heads": 1}, "heads = 0: expected at least 1"),
+        ({"kv_heads": 0}, "kv_heads = 0: expected at least 1"),
+        ({"head_dim": 0}, "head_dim = 0: expected at least 1"),
+        ({"dtype": "float31"}, "dtype = 'float31': expected 'float32', 'bfloat16' or 'float16'"),
+    ],
+)
+def test_config_that_cannot_be_built_says_why(change, message):
+    with pytest.raises(ValueError, match=message):
+        ModelConfig(**dict(vocab_size=50, heads=4) | change)
+
+
+def test_padded_vocabulary_is_the_next_multiple_and_architecture_leaves_out_how_to_compute():
+    assert [ModelConfig(vocab_size=v).padded_vocab for v in (1, 64, 65)] == [64, 64, 128]
+    a, b = ModelConfig(vocab_size=50), ModelConfig(vocab_size=50, dtype="bfloat16", remat="full")
+    assert a.architecture() == b.architecture() != ModelConfig(vocab_size=51).architecture()

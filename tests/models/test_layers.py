@@ -1,0 +1,63 @@
+"""Rotary positions, attention and the scalar head."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from alignax.models.heads import init_scalar, scalar
+from alignax.models.layers import attend_one, attention, rotary
+
+
+def _random(seed, *shape):
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+def test_rotary_is_the_identity_at_position_0_and_keeps_lengths():
+    x = _random(0, 1, 3, 2, 8)
+    turned = rotary(x, jnp.array([[0, 5, 900]]), 10_000.0)
+    np.testing.assert_array_equal(turned[:, 0], x[:, 0])
+    np.testing.assert_allclose(jnp.linalg.norm(turned, axis=-1), jnp.linalg.norm(x, axis=-1), rtol=1e-5)
+    assert not np.allclose(turned[:, 1], x[:, 1], atol=0.1)
+
+
+def test_rotary_turns_the_pair_i_and_i_plus_half_by_position_times_its_frequency():
+    # H = 4, theta = 100: pairs (0, 2) and (1, 3) at frequencies 1 and 100^(-1/2) = 0.1; position 2: angles 2 and 0.2
+    x = jnp.array([1.0, 1.0, 0.0, 0.0]).reshape(1, 1, 1, 4)
+    got = rotary(x, jnp.array([[2]]), 100.0)[0, 0, 0]
+    np.testing.assert_allclose(got, [np.cos(2), np.cos(0.2), np.sin(2), np.sin(0.2)], rtol=1e-5)
+
+
+def test_rotary_products_depend_on_the_distance_only():
+    q, k = _random(1, 1, 1, 1, 8), _random(2, 1, 1, 1, 8)
+    product = lambda i, j: jnp.vdot(rotary(q, jnp.array([[i]]), 1e4), rotary(k, jnp.array([[j]]), 1e4))  # noqa: E731
+    np.testing.assert_allclose(product(7, 4), product(23, 20), rtol=1e-4)
+    assert abs(product(7, 4) - product(7, 6)) > 1e-3
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2, 1])
+def test_attention_equals_a_loop_and_one_query_against_a_cache_agrees(kv_heads):
+    B, T, N, H = 2, 5, 4, 6
+    q, k, v = _random(1, B, T, N, H), _random(2, B, T, kv_heads, H), _random(3, B, T, kv_heads, H)
+    mask = np.tril(np.ones((T, T), bool))[None] & np.array([[1, 1, 1, 1, 1], [0, 1, 1, 1, 1]], bool)[:, None]
+    got = np.asarray(attention(q, k, v, jnp.asarray(mask)))
+    for b, t, n in np.ndindex(B, T, N):
+        seen = mask[b, t]
+        if not seen.any():
+            assert np.isfinite(got[b, t, n]).all()  # a padded query: whatever, but finite
+            continue
+        group = n * kv_heads // N
+        weight = np.exp(np.asarray(k)[b, seen, group] @ np.asarray(q)[b, t, n] / np.sqrt(H))
+        np.testing.assert_allclose(got[b, t, n], weight / weight.sum() @ np.asarray(v)[b, seen, group], atol=1e-5)
+    one = attend_one(q[:, -1], k.swapaxes(1, 2), v.swapaxes(1, 2), jnp.asarray(mask[:, -1]))
+    np.testing.assert_allclose(one, got[:, -1], atol=1e-5)
+
+
+def test_scalar_head_is_linear_in_float32_and_starts_small():
+    head = init_scalar(jax.random.key(0), 4095)
+    # N(0, 1/(D+1)): sd 1/64 with D = 4095, to 5% (4.5 standard errors of 1/sqrt(2*4095))
+    np.testing.assert_allclose(head["kernel"].std(), 1 / 64, rtol=0.05)
+    params = {"scalar": {"kernel": jnp.array([2.0, -1.0]), "bias": jnp.float32(0.5)}}
+    got = scalar(params, jnp.array([[3.0, 4.0], [1.0, 1.0]], jnp.bfloat16))
+    assert got.dtype == jnp.float32
+    np.testing.assert_array_equal(got, [2.5, 1.5])
