@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+import traceback
 from pathlib import Path
 
 EXAMPLES = """examples:
@@ -62,19 +63,20 @@ def load_config(path: str, overrides: list[str]):
             raise ConfigError(f"{item!r}: expected --config.KEY=VALUE, --workdir=DIR, or --help")
     # a config may import its parent: from the folder that holds configs/, and from where the command is given
     sys.path[:0] = [str(Path.cwd()), *(str(p.parent.resolve()) for p in file.resolve().parents if p.name == "configs")]
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", flag_values=values, lock_config=False)
+    values, argv = flags.FlagValues(), ["alignax", f"--config={path}", *overrides]
+    # the flag reads its overrides from sys.argv unless told otherwise, and here the command may come from elsewhere
+    config_flags.DEFINE_config_file("config", flag_values=values, lock_config=False, sys_argv=argv)
     try:
-        values(["alignax", f"--config={path}", *overrides])
+        values(argv)
         return values.config
-    except flags.UnrecognizedFlagError as error:
-        config = load_config(path, [])
-        raise ConfigError(
-            f"--{error.flagname}: no such key{suggest(error.flagname.split('.', 1)[1], keys_of(config))}"
-        ) from None
-    except (flags.Error, TypeError, ValueError, KeyError, AttributeError) as error:
+    except (flags.Error, TypeError, ValueError, LookupError, AttributeError) as error:
         if isinstance(error, ConfigError):
             raise
+        for item in overrides:
+            key, known = item.removeprefix("--config.").split("=")[0], keys_of(load_config(path, []))
+            if key.split("[")[0] not in known:
+                beside = [name for name in known if name.rpartition(".")[0] == key.rpartition(".")[0]]
+                raise ConfigError(f"--config.{key}: no such key{suggest(key, beside or known)}") from None
         raise ConfigError(f"--config={path} {' '.join(overrides)}: {error}") from error
 
 
@@ -117,6 +119,11 @@ def command_sample(args: argparse.Namespace) -> None:
             print(f"{text}{'' if done else ' [cut off]'}")
 
 
+def raised_here(error: Exception) -> bool:
+    """Whether a check of alignax raised the error, so that its message is for people; all others are bugs."""
+    return Path(traceback.extract_tb(error.__traceback__)[-1].filename).is_relative_to(Path(__file__).parent)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Entry point. Errors that the user can mend are printed as one message; exit status 1."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -142,7 +149,12 @@ def main(argv: list[str] | None = None) -> int:
             print(render(args.run))
         else:
             command_sample(args)
-    except (ConfigError, DataError, CheckpointError, ReportError, NonFinite) as error:
+    except (ConfigError, DataError, CheckpointError, ReportError, NonFinite, OSError) as error:
+        print(f"alignax: {error}", file=sys.stderr)
+        return 1
+    except ValueError as error:
+        if not raised_here(error):
+            raise
         print(f"alignax: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -15,21 +15,25 @@ jaxtyping.install_import_hook("alignax", "beartype.beartype")
 from beartype import beartype  # noqa: E402
 
 from alignax import types  # noqa: E402
+from alignax.train import state  # noqa: E402
 
 
 def _check_fields(cls):
-    """Checks a record's shapes where it is built from arrays; trees of specs or shapes pass unchecked."""
-    plain, checked = cls.__init__, jaxtyping.jaxtyped(cls.__init__, typechecker=beartype)
+    """Checks a record's shapes where it is built from arrays; trees of specs, shapes or None pass unchecked."""
+    plain = inspect.unwrap(cls.__init__)  # without the check that the import hook put around it
+    checked = jaxtyping.jaxtyped(plain, typechecker=beartype)
 
     def init(self, **fields):
         leaves = jax.tree.leaves(fields)
-        (checked if all(isinstance(leaf, jax.Array) for leaf in leaves) else plain)(self, **fields)
+        (checked if leaves and all(isinstance(leaf, jax.Array) for leaf in leaves) else plain)(self, **fields)
 
     cls.__init__ = init
 
 
-for _, _cls in inspect.getmembers(types, dataclasses.is_dataclass):
-    _check_fields(_cls)
+for _module in (types, state):
+    for _, _cls in inspect.getmembers(_module, dataclasses.is_dataclass):
+        if _cls.__module__ == _module.__name__:
+            _check_fields(_cls)
 
 
 def pytest_collection_finish(session):

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from alignax import sharding
 from alignax.config import ConfigError, bind
+from alignax.data.counts import DataError
 from alignax.data.encode import prompt_rows
 from alignax.data.loader import eval_batches
 from alignax.data.tokenizer import eos_ids, pad_id
@@ -44,7 +45,7 @@ def get_config() -> ConfigDict:
 
 def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
     """Writes pairs.jsonl. Deterministic in the seed, so a run that was killed starts over and gives the same pairs."""
-    stage = common.open_stage("collect", config, get_config(), workdir, root, {"policy": "init_from"})
+    stage = common.open_stage("collect", config, workdir, root, {"policy": "init_from"})
     if stage is None:
         return Path(workdir)
     cfg, workdir = stage.cfg, stage.workdir
@@ -101,6 +102,12 @@ def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
             kept.append(pair)
     counts = dict(counts) | {"pairs": len(kept)} | {f"dropped_{name}": n for name, n in dropped.items()}
     common.console.print(f"preferences: {counts}")
+
+    if not kept:
+        raise DataError(
+            f"no preference pair left of {len(prompts['row'])} prompts ({dropped}): train the policy longer, so that "
+            "it ends its replies, or raise max_new_tokens or the temperature"
+        )
 
     # ---- write
     replace_file(workdir / PAIRS, "".join(json.dumps(pair) + "\n" for pair in kept))

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from alignax import sharding
 from alignax.checkpoint import Steps, content_hash, load_params, save_params
-from alignax.config import ConfigError, Reader, bind, check, plain, resolve
+from alignax.config import ConfigError, Reader, bind, plain, resolve
 from alignax.data.encode import pair_rows
 from alignax.data.loader import Loader, eval_batches
 from alignax.data.tokenizer import load_tokenizer, template_hash, tokenizer_hash
@@ -22,6 +22,7 @@ from alignax.manifest import check_parent, parent_record, read_manifest, start, 
 from alignax.models.config import ModelConfig
 from alignax.models.decoder import decoder
 from alignax.ops.masked import metric_ratios, metric_sums
+from alignax.stages.precheck import precheck
 from alignax.train.loop import fit, resume
 from alignax.train.optimizer import Optimizer
 from alignax.types import Model, Params
@@ -87,17 +88,18 @@ def locate(path: str, root: Path | None, *, key: str) -> Path:
 
 
 def open_stage(
-    kind: str, config: Any, defaults: ConfigDict, workdir: str | Path, root: Path | None, roles: Mapping[str, str]
+    kind: str, config: Any, workdir: str | Path, root: Path | None, roles: Mapping[str, str]
 ) -> Stage | None:
     """Checks the config, finds the parents (`roles` maps a role to the config key of its folder), opens the folder.
 
     None if the stage is finished with this config and these parents: there is nothing to do.
     """
     config = plain(config)
-    check(config, plain(defaults))
+    if config.get("stage") != kind:
+        raise ConfigError(f"config.stage = {config.get('stage')!r}: this is the {kind!r} stage")
+    precheck(config)
     cfg, workdir = Reader(config), Path(workdir)
-    if cfg.stage != kind:
-        raise ConfigError(f"config.stage = {cfg.stage!r}: this is the {kind!r} stage")
+    _ = cfg.stage
     named = {role: _get(cfg, key) for role, key in roles.items()}
     found = {role: locate(path, root, key=roles[role]) for role, path in named.items() if path}
     # data may come from a step that made it, which is then a parent, or from a file or the hub, which is none

@@ -31,7 +31,7 @@ def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
     # SFT first, as the others are read against it
     names = sorted(plain(config).get("policies", {}), key=lambda name: (name not in ORDER, ORDER.find(name), name))
     roles = {"policy": "init_from", "proxy": "probe.reward_from"} | {name: f"policies.{name}" for name in names}
-    stage = common.open_stage("evaluate", config, get_config(), workdir, root, roles)
+    stage = common.open_stage("evaluate", config, workdir, root, roles)
     if stage is None:
         return Path(workdir)
     cfg, workdir = stage.cfg, stage.workdir

@@ -3,7 +3,10 @@
 import importlib
 from typing import Any
 
+import jax
+
 from alignax.config import ConfigError, bind, check, plain, resolve
+from alignax.ops.kl import check_placement
 from alignax.train import online
 from alignax.worlds.annotators import Annotator
 
@@ -36,6 +39,9 @@ def precheck(config: dict[str, Any], prefix: str = "") -> None:
         raise ConfigError(f"config.{prefix}stage = {name!r}: there is no such stage") from None
     check(config, plain(defaults), prefix=prefix)
     arguments(config, prefix)
+    sizes(config, prefix)
+    if name == "online":
+        settings_online(config, prefix)
 
 
 def arguments(config: dict[str, Any], prefix: str) -> None:
@@ -50,3 +56,40 @@ def arguments(config: dict[str, Any], prefix: str) -> None:
             bind(function, config[key], key=prefix + key, given=given)
     if "probe" in config:
         arguments(config["probe"], f"{prefix}probe.")
+
+
+def sizes(config: dict[str, Any], prefix: str) -> None:
+    """Batches must divide over the devices, and into the parts that they are cut into."""
+    devices, batch = jax.device_count(), config.get("batch_size", jax.device_count())
+    update = bind(online.updates, config.get("update_args", {}), key=f"{prefix}update_args")
+    minibatches, microbatches = update["minibatches"], config.get("microbatches", update["microbatches"])
+    probe = config.get("probe", {})
+    wanted = [("batch_size", batch, devices, "devices"), ("batch_size", batch, minibatches, "minibatches")]
+    if batch % minibatches == 0:
+        wanted += [("batch_size", batch // minibatches, microbatches, "microbatches")]
+    if probe.get("source"):
+        wanted += [("probe.batch_size", probe["batch_size"], devices, "devices")]
+    for key, size, parts, what in wanted:
+        if parts < 1 or size < 1 or size % parts:
+            raise ConfigError(f"config.{prefix}{key}: {size} rows do not divide over {parts} {what}")
+
+
+def settings_online(config: dict[str, Any], prefix: str) -> None:
+    """Settings of the online stage that need, or exclude, each other."""
+    if bool(config["reward"]) == bool(config["reward_from"]):
+        which = f"config.{prefix}reward_from (a reward model) or config.{prefix}reward (a function of text)"
+        raise ConfigError(f"{which}: set exactly one")
+    if config["critic_init"] not in ("reward", "policy"):
+        raise ConfigError(f"config.{prefix}critic_init = {config['critic_init']!r}: expected 'reward' or 'policy'")
+    if config["critic_init"] == "reward" and not config["reward_from"]:
+        raise ConfigError(
+            f"config.{prefix}critic_init = 'reward' needs config.reward_from; with a text reward use 'policy'"
+        )
+    if not config["temperature"] > 0:
+        raise ConfigError(
+            f"config.{prefix}temperature = {config['temperature']}: expected > 0; a greedy policy has no log-ratio"
+        )
+    try:
+        check_placement(config["kl_estimator"], config["kl_placement"])
+    except ValueError as error:
+        raise ConfigError(f"config.{prefix}kl_estimator, config.{prefix}kl_placement: {error}") from None

@@ -28,7 +28,7 @@ def get_config() -> ConfigDict:
 def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
     """Trains a reward model on preference pairs, from a policy's trunk and a new head. Resumes what it finds there."""
     roles = {"policy": "init_from", "data": "data.path"}
-    stage = common.open_stage("reward", config, get_config(), workdir, root, roles)
+    stage = common.open_stage("reward", config, workdir, root, roles)
     if stage is None:
         return Path(workdir)
     cfg, workdir = stage.cfg, stage.workdir

@@ -26,7 +26,7 @@ def get_config() -> ConfigDict:
 
 def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
     """Trains a policy on demonstrations; returns the folder of the finished stage. Resumes what it finds there."""
-    stage = common.open_stage("sft", config, get_config(), workdir, root, {"policy": "init_from"})
+    stage = common.open_stage("sft", config, workdir, root, {"policy": "init_from"})
     if stage is None:
         return Path(workdir)
     cfg, workdir = stage.cfg, stage.workdir

@@ -12,7 +12,7 @@ def get_config():
     c.source = "alignax.worlds.sources:prompts"
     c.data = dict(count=4_000, world_split="reward")
     c.max_prompt_length = 24
-    c.max_new_tokens = 48
+    c.max_new_tokens = 40
     c.batch_size = 128
     c.reward = "alignax.worlds.gold:gold"
     c.annotator_args = dict(mode="bradley_terry", temperature=1.0)

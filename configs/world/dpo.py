@@ -13,7 +13,7 @@ def get_config():
     init = FieldReference("runs/quickstart/sft")
     c.init_from = init
     c.data = dict(path=init + "/../collect", heldout_percent=15.0)  # the pairs collected beside the policy
-    c.max_length = 72
+    c.max_length = 56
     c.loss = "dpo"
     c.loss_args = dict(beta=0.1)
     c.batch_size = 64
@@ -30,7 +30,7 @@ def harbor_probe(probe, *, count, reward_from=""):
     probe.source = "alignax.worlds.sources:prompts"
     probe.data = dict(count=count, world_split="eval")
     probe.max_prompt_length = 24
-    probe.max_new_tokens = 48
+    probe.max_new_tokens = 40
     probe.batch_size = 128
     probe.reward = "alignax.worlds.gold:gold"
     probe.reward_from = reward_from

@@ -17,7 +17,7 @@ def get_config():
     c.source = "alignax.worlds.sources:prompts"
     c.data = dict(count=4_000, world_split="online")
     c.max_prompt_length = 24
-    c.max_new_tokens = 48
+    c.max_new_tokens = 40
     c.batch_size = 128
     c.total_steps = 50
     c.kl_coef = 0.05

@@ -13,7 +13,7 @@ def get_config():
     init = FieldReference("runs/quickstart/sft")
     c.init_from = init
     c.data = dict(path=init + "/../collect", heldout_percent=15.0)  # the pairs collected beside the policy
-    c.max_length = 72
+    c.max_length = 56
     c.batch_size = 64
     c.total_steps = 150
     c.optimizer_args = dict(learning_rate=1e-3, warmup_percent=5.0)

@@ -2,7 +2,7 @@
 
     python tests/goldens/make_llama.py
 
-made the file at hand, with Python 3.11, torch 2.13.0 (CPU), transformers 5.14.1 and numpy 2.4.6.
+made the file at hand, with Python 3.11, torch 2.13.0 (CPU), transformers 5.23.0 and numpy 2.4.6.
 """
 
 import sys

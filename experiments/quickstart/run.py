@@ -1,0 +1,177 @@
+"""The quickstart over seeds: means with 95% t-intervals, and whether PPO and DPO end above SFT.
+
+    python experiments/quickstart/run.py [--seeds 0 1 2] [--runs runs] [--write-readme]
+
+Hardware: 2 CPU cores. Writes results/results.json and results/results.md beside this file.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.markdown import Markdown
+
+from alignax.config import plain
+from alignax.evals.intervals import over_seeds
+from alignax.log import plain_json, replace_file
+from alignax.main import load_config
+from alignax.manifest import config_hash
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+CONFIG = "configs/quickstart.py"
+COMMAND = "python experiments/quickstart/run.py --write-readme"
+POLICIES = ("sft", "ppo", "dpo")
+METRICS = ("gold_reward", "proxy_reward", "kl", "length")
+BEGIN, END = "<!-- results:quickstart -->", "<!-- /results -->"
+
+
+def config_of(seed: int) -> dict:
+    """The effective config of a seed."""
+    return plain_json(plain(load_config(str(ROOT / CONFIG), [f"--config.seed={seed}"])))
+
+
+def is_finished(folder: Path, config: dict) -> bool:
+    """Whether the run in `folder` has ended, every step of it with this config."""
+    manifests = [folder / name / "manifest.json" for name in config["steps"]]
+    if not (folder / "summary.json").is_file() or not all(path.is_file() for path in manifests):
+        return False
+    found = [json.loads(path.read_text(encoding="utf-8"))["config"] for path in manifests]
+    return found == [config[name] for name in config["steps"]]
+
+
+def run_seed(seed: int, folder: Path) -> None:
+    """Runs the quickstart with a seed; goes on where it was stopped."""
+    if is_finished(folder, config_of(seed)):
+        print(f"seed {seed}: finished before, with the same config", flush=True)
+        return
+    command = ["run", f"--config={CONFIG}", f"--config.seed={seed}", f"--workdir={folder.resolve()}"]
+    subprocess.run([sys.executable, "-m", "alignax.main", *command], cwd=ROOT, check=True)
+
+
+def collect(summaries: dict[int, dict]) -> dict:
+    """The summaries of all seeds as {"table": ..., "apart": ...}."""
+    runs = list(summaries.values())
+    policies = [name for name in POLICIES if all(name in run["stages"] for run in runs)]
+    table = {
+        name: {
+            metric: spread([run["stages"][name][metric] for run in runs])
+            for metric in METRICS
+            if all(metric in run["stages"][name] for run in runs)
+        }
+        for name in policies
+    }
+    table["reward"] = {"heldout_accuracy": spread([run["reward"]["heldout_accuracy"] for run in runs])}
+    table["wall_seconds"] = spread([run["wall_seconds"] for run in runs])
+    return {"table": table, "apart": {name: apart(table, runs, name) for name in policies if name != "sft"}}
+
+
+def spread(values: list[float]) -> dict:
+    """Mean over seeds and its 95% t-interval (no interval for a single seed)."""
+    return {"mean": float(np.mean(values)), "ci95": over_seeds([float(x) for x in values]) if len(values) > 1 else None}
+
+
+def apart(table: dict, runs: list[dict], name: str) -> dict:
+    """Whether the gold reward's interval lies above that of SFT: over seeds, and over prompts in how many seeds."""
+    mine, base = table[name]["gold_reward"]["ci95"], table["sft"]["gold_reward"]["ci95"]
+    ends = [(run["stages"][name]["gold_reward_ci95"][0], run["stages"]["sft"]["gold_reward_ci95"][1]) for run in runs]
+    return {
+        "over_seeds": bool(mine and base and mine[0] > base[1]),
+        "seeds_over_prompts": sum(low > high for low, high in ends),
+    }
+
+
+def results(summaries: dict[int, dict]) -> dict:
+    """Everything that goes into results.json: figures, and what they were made with. No path of this machine."""
+    return {
+        "command": COMMAND,
+        "config": CONFIG,
+        "config_hash": config_hash(config_of(0)),
+        "seeds": list(summaries),
+        "python": platform.python_version(),
+        "jax": version("jax"),
+        "alignax": version("alignax"),
+        "cpu_count": os.cpu_count(),
+        **collect(summaries),
+        "per_seed": {str(seed): summary for seed, summary in summaries.items()},
+    }
+
+
+def markdown(found: dict) -> str:
+    """The results as a Markdown table with the facts below it."""
+    table, seeds = found["table"], found["seeds"]
+    header = ("policy", "gold reward", "proxy reward", "KL (nats)", "length (tokens)")
+    rows = [header, ("---", *["---:"] * len(METRICS))]
+    for name in POLICIES:
+        if name in table:
+            rows.append((name.upper(), *(cell(table[name].get(metric), 2) for metric in METRICS)))
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    verdicts = [verdict(name, apart, len(seeds)) for name, apart in found["apart"].items()]
+    facts = [
+        f"- Held-out accuracy of the reward model: {cell(table['reward']['heldout_accuracy'], 3)}.",
+        f"- Wall time: {cell(table['wall_seconds'], 0)} seconds per seed, {found['cpu_count']} CPU cores.",
+        f"- Seeds {', '.join(map(str, seeds))}; means over seeds, 95% t-intervals in brackets.",
+        f"- alignax {found['alignax']}, JAX {found['jax']}, Python {found['python']}, "
+        f"config {found['config_hash'][:12]}.",
+    ]
+    return "\n".join([*lines, "", *verdicts, *facts]) + "\n"
+
+
+def verdict(name: str, apart: dict, seeds: int) -> str:
+    """'- PPO above SFT ...: yes over seeds; over prompts in 3 of 3 seeds.'"""
+    over_seeds, count = "yes" if apart["over_seeds"] else "no", apart["seeds_over_prompts"]
+    return (
+        f"- {name.upper()} above SFT in gold reward, 95% intervals apart: {over_seeds} over seeds; "
+        f"over prompts in {count} of {seeds} seeds."
+    )
+
+
+def cell(value: dict | None, decimals: int) -> str:
+    """'1.23 [1.10, 1.36]'; a dash where it was not measured."""
+    if value is None:
+        return "-"
+    interval = f" [{', '.join(f'{end:.{decimals}f}' for end in value['ci95'])}]" if value["ci95"] else ""
+    return f"{value['mean']:.{decimals}f}{interval}"
+
+
+def write_readme(path: Path, text: str) -> None:
+    """Puts the results into their place in the README. Raises ValueError if there is not exactly one."""
+    page = path.read_text(encoding="utf-8")
+    if page.count(BEGIN) != 1:
+        raise ValueError(f"{path}: {page.count(BEGIN)} places marked {BEGIN}, expected one, with {END} after it")
+    before, _, rest = page.partition(BEGIN)
+    if END not in rest:
+        raise ValueError(f"{path}: no {END} after {BEGIN}")
+    replace_file(path, f"{before}{BEGIN}\n{text}{END}{rest.partition(END)[2]}")
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs", help="folder of the runs")
+    parser.add_argument("--out", type=Path, default=HERE / "results", help="folder of the results")
+    parser.add_argument("--readme", type=Path, default=ROOT / "README.md", help="where --write-readme writes")
+    parser.add_argument("--write-readme", action="store_true", help="put the table into the README as well")
+    args = parser.parse_args(argv)
+    folders = {seed: args.runs / f"quickstart-seed{seed}" for seed in args.seeds}
+    for seed, folder in folders.items():
+        run_seed(seed, folder)
+    read = lambda folder: json.loads((folder / "summary.json").read_text(encoding="utf-8"))  # noqa: E731
+    found = results({seed: read(folder) for seed, folder in folders.items()})
+    args.out.mkdir(parents=True, exist_ok=True)
+    replace_file(args.out / "results.json", json.dumps(found, indent=1) + "\n")
+    replace_file(args.out / "results.md", markdown(found))
+    if args.write_readme:
+        write_readme(args.readme, markdown(found))
+    Console().print(Markdown(markdown(found)))
+
+
+if __name__ == "__main__":
+    main()

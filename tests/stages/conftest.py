@@ -1,0 +1,36 @@
+"""A finished pipeline of every stage, in this process and on eight devices."""
+
+import shutil
+
+import pytest
+import stage_runs
+
+from alignax.stages import pipeline
+
+
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory):
+    """The folder of compiled programs."""
+    return tmp_path_factory.mktemp("compiled")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(compiled):
+    """Tests of this folder share compiled programs; those of other folders compile as always."""
+    with stage_runs.cached(compiled):
+        yield
+
+
+@pytest.fixture(scope="session")
+def run(compiled, tmp_path_factory):
+    """The folder of a finished tiny pipeline, for reading only: a test that changes it makes a copy."""
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    with stage_runs.cached(compiled):
+        pipeline.run(stage_runs.tiny(), folder)
+    return folder
+
+
+@pytest.fixture
+def copy(run, tmp_path):
+    """A copy of the finished pipeline, with the times of its files."""
+    return shutil.copytree(run, tmp_path / "tiny")

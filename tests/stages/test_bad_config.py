@@ -1,0 +1,99 @@
+"""Configs that cannot mean what they say: one message, exit status 1, nothing compiled and nothing written."""
+
+import pytest
+from stage_runs import ROOT, TINY, fails, tiny
+
+from alignax.config import ConfigError
+from alignax.stages import offline, pipeline
+
+DPO = ROOT / "configs/world/dpo.py"
+PPO = ROOT / "configs/world/ppo.py"
+SFT = ROOT / "configs/world/sft.py"
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_compiled(monkeypatch):
+    """No model is even built in these tests."""
+
+    def build(*args, **kwargs):
+        raise AssertionError("a model was built")
+
+    monkeypatch.setattr("alignax.stages.common.decoder", build)
+
+
+@pytest.mark.parametrize(
+    "config, overrides, message",
+    [
+        ("nowhere.py", [], "no such file; configs that come with alignax are in configs/"),
+        (TINY, ["--config.ppo.kl_coeff=0.1"], "--config.ppo.kl_coeff: no such key; did you mean 'ppo.kl_coef'?"),
+        (TINY, ["--config.ppo.kl_coef=much"], "much"),
+        (TINY, ["--config.sft.total_steps=2.5"], "2.5"),
+        (TINY, ["kl_coef=0.1"], "'kl_coef=0.1': expected --config.KEY=VALUE"),
+        (DPO, ["--config.loss_args={'bta': 0.1}"], "config.loss_args.bta: dpo takes no such argument; did you mean"),
+        (DPO, ["--config.loss_args={'beta': '0.1'}"], "config.loss_args.beta = '0.1': expected float, got str"),
+        (DPO, ["--config.loss=dop"], "config.loss = 'dop': there is no module 'alignax.losses.dop'; did you mean 'dpo'"),
+        (DPO, ["--config.loss=nowhere:dpo"], "config.loss = 'nowhere:dpo': there is no module 'nowhere'"),
+        (DPO, ["--config.optimizer_args.learning_rate=-x"], "learning_rate"),
+        (DPO, ["--config.batch_size=12"], "config.batch_size: 12 rows do not divide over 8 devices"),
+        (DPO, ["--config.microbatches=5"], "config.batch_size: 64 rows do not divide over 5 microbatches"),
+        (DPO, ["--config.probe.batch_size=9"], "config.probe.batch_size: 9 rows do not divide over 8 devices"),
+        (PPO, ["--config.update_args.minibatches=3"], "config.batch_size: 128 rows do not divide over 3 minibatches"),
+        (PPO, ["--config.reward=alignax.worlds.gold:gold"], "config.reward (a function of text): set exactly one"),
+        (PPO, ["--config.reward_from="], "config.reward (a function of text): set exactly one"),
+        (PPO, ["--config.critic_init=none"], "config.critic_init = 'none': expected 'reward' or 'policy'"),
+        (PPO, ["--config.temperature=0.0"], "config.temperature = 0.0: expected > 0"),
+        (PPO, ["--config.kl_placement=loss"], "KL estimator 'k1' in the loss: its expected gradient is 0"),
+        (PPO, ["--config.kl_estimator=k3"], "KL estimator 'k3' in the reward"),
+        (PPO, ["--config.kl_controller=adaptive_kl"], "config.kl_controller_args.target is missing: adaptive_kl needs"),
+        (SFT, ["--config.source=jsnl"], "config.source = 'jsnl': there is no module 'alignax.data.sources.jsnl'; did"),
+        (SFT, ["--config.model_args={'width': 3}"], "config.model_args.width: harbor takes no such argument"),
+        (SFT, ["--config.model="], "config.model is empty"),
+    ],
+)
+def test_a_mistake_stops_before_anything_is_made(config, overrides, message, tmp_path, capsys):
+    workdir = tmp_path / "run"
+    err = fails(capsys, "run", f"--config={config}", f"--workdir={workdir}", *overrides)
+    assert message in err
+    assert not workdir.exists()
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda c: c.dpo.update(dict(los="dpo")), "config.dpo.los is not a key of this stage; did you mean 'loss'?"),
+        (lambda c: c.dpo.update(dict(batch_size="16")), "config.dpo.batch_size = '16': expected int, got str"),
+        (lambda c: c.dpo.update(dict(mesh=4)), "config.dpo.mesh = 4: expected a group of keys, got int"),
+        (lambda c: c.dpo.pop("loss"), "config.dpo.loss is missing"),
+        (lambda c: c.dpo.update(dict(stage="ofline")), "config.dpo.stage = 'ofline': there is no such stage"),
+        (lambda c: c.update(dict(extra=1)), "config.extra: nothing runs it; add it to config.steps"),
+        (lambda c: c.update(dict(steps=("sft", "dop"))), "config.steps names 'dop', but config.dop is not there"),
+        (lambda c: c.ppo.update(dict(reward_args=dict(offset=1.0))), "config.ppo.reward is empty: nothing reads it"),
+        (lambda c: c.evaluate.probe.update(dict(source="")), "config.evaluate.probe.data is set, but"),
+    ],
+)
+def test_a_mistake_in_the_last_step_stops_the_first(change, message, tmp_path):
+    config = tiny()
+    with config.unlocked():
+        change(config)
+    with pytest.raises(ConfigError, match=message.replace("?", r"\?")):
+        pipeline.run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_stage_called_by_hand_checks_its_config_too(tmp_path):
+    config = tiny().dpo
+    config.loss_args = dict(bta=0.1)
+    with pytest.raises(ConfigError, match="did you mean 'beta'"):
+        offline.run(config, tmp_path / "dpo")
+    assert not (tmp_path / "dpo").exists()
+
+
+def test_a_config_of_another_stage_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="config.stage = 'sft': this is the 'offline' stage"):
+        offline.run(tiny().sft, tmp_path / "dpo")
+
+
+def test_a_step_of_a_pipeline_is_no_folder_of_a_stage_alone(tmp_path):
+    with pytest.raises(ConfigError, match="config.init_from = '@sft': '@' names a step of a pipeline"):
+        offline.run(tiny().dpo, tmp_path / "dpo")
+    assert not (tmp_path / "dpo").exists()

@@ -1,0 +1,165 @@
+"""forward.py: the one place that shifts. Its records against prefixes read one by one."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import demo_batch, pair_batch, rollout_batch, tiny
+
+from alignax import forward
+from alignax.losses.dpo import dpo
+from alignax.losses.sft import sft
+from alignax.models.config import ModelConfig
+from alignax.models.decoder import decoder
+from alignax.ops.masked import reduce, reduce_metrics
+from alignax.train.optimizer import sgd
+from alignax.train.state import new_state
+from alignax.train.step import make_step
+
+
+@pytest.fixture(scope="module")
+def log_probs():
+    """log p(. | the first t tokens) for every row and t, [B, T, V]: each prefix is read alone, the rest is wiped out."""
+    model, params = tiny()
+    batch = demo_batch()
+    T = batch["tokens"].shape[1]
+
+    @jax.jit
+    def after(t):
+        keep = (jnp.arange(T) < t)[None, :]
+        hidden = model.apply(params, jnp.where(keep, batch["tokens"], 9), keep & batch["valid"])
+        last = jax.lax.dynamic_index_in_dim(hidden, t - 1, axis=1, keepdims=False)
+        return jax.nn.log_softmax((last @ model.unembed(params))[:, : model.config.vocab_size], axis=-1)
+
+    return np.stack([np.full_like(after(1), np.nan)] + [np.asarray(after(t)) for t in range(1, T)], axis=1)
+
+
+@pytest.fixture(scope="module")
+def demo():
+    model, params = tiny()
+    return jax.jit(lambda p, b: forward.demo(model, p, b))(params, demo_batch())
+
+
+def test_logp_over_the_mask_is_that_of_the_completion_and_its_end_of_sequence(demo, log_probs):
+    # trap 8: the sum over the mask, against the tokens of each completion picked by hand from prefix distributions
+    batch = jax.tree.map(np.asarray, demo_batch())
+    for row in range(8):
+        end, start = batch["valid"][row].sum(), batch["mask"][row].argmax()
+        assert batch["tokens"][row, end - 1] == 1 and batch["mask"][row].sum() == end - start  # 1 is the end token
+        want = sum(log_probs[row, t, batch["tokens"][row, t]] for t in range(start, end))
+        got = np.asarray(demo.logp)[row][batch["mask"][row]].sum()
+        np.testing.assert_allclose(got, want, atol=1e-4)
+
+
+def test_every_token_has_its_own_logp_entropy_and_correctness(demo, log_probs):
+    batch = jax.tree.map(np.asarray, demo_batch())
+    real = batch["valid"] & (np.arange(12) > 0)
+    logp_BT = np.take_along_axis(log_probs, batch["tokens"][..., None], axis=-1)[..., 0]
+    np.testing.assert_allclose(np.asarray(demo.logp)[real], logp_BT[real], atol=1e-5)
+    entropy_BT = -(np.exp(log_probs) * log_probs).sum(-1)
+    np.testing.assert_allclose(np.asarray(demo.entropy)[real], entropy_BT[real], atol=1e-5)
+    np.testing.assert_array_equal(np.asarray(demo.correct)[real], (log_probs.argmax(-1) == batch["tokens"])[real])
+    np.testing.assert_array_equal(demo.logp[:, 0], 0.0)  # position 0 has no context
+    np.testing.assert_array_equal(demo.mask, batch["mask"])
+
+
+def test_start_spares_positions_and_changes_nothing_else():
+    model, params = tiny()
+    batch = demo_batch()
+    run = jax.jit(
+        lambda p, start: forward.token_statistics(model, p, batch["tokens"], batch["valid"], start=start),
+        static_argnums=1,
+    )
+    whole, late = run(params, 1), run(params, 7)
+    for a, b in zip(late, whole):
+        np.testing.assert_allclose(a[:, 7:], b[:, 7:], atol=1e-6)
+        assert not a[:, :7].any()
+    shapes = str(jax.make_jaxpr(lambda p: run(p, 7))(params))
+    assert "f32[8,5,64]" in shapes and "f32[8,11,64]" not in shapes  # 12 - 7 positions reach the padded output layer
+
+
+def test_temperature_divides_the_logits():
+    model, params = tiny()
+    batch = demo_batch()
+    run = jax.jit(lambda p, t: forward.token_statistics(model, p, batch["tokens"], batch["valid"], temperature=t).logp)
+    scaled = {"decoder": params["decoder"] | {"norm": jax.tree.map(lambda x: x / 0.7, params["decoder"]["norm"])}}
+    np.testing.assert_allclose(run(params, 0.7), run(scaled, 1.0), atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def sides():
+    """(pair, scored) of the pair batch as a function of policy, reference and batch."""
+    model, _ = tiny(scalar=True)
+    return jax.jit(lambda p, ref, b: (forward.pair(model, p, ref, b), forward.scored(model, p, b)))
+
+
+def test_pair_and_scored_keep_each_side_in_its_place(sides):
+    model, params = tiny(scalar=True)
+    reference, batch = tiny(seed=1, scalar=True)[1], pair_batch()
+    pair, scored = sides(params, reference, batch)
+    alone = jax.jit(lambda p, s: (forward.token_statistics(model, p, s["tokens"], s["valid"]).logp,
+                                  forward.score(model, p, s["tokens"], s["valid"])))  # fmt: skip
+    for name in ("chosen", "rejected"):
+        side, mask = getattr(pair, name), np.asarray(batch[name]["mask"])
+        logp, score = alone(params, batch[name])
+        np.testing.assert_allclose(side.logp[mask], logp[mask], atol=1e-5)
+        np.testing.assert_allclose(side.ref_logp[mask], alone(reference, batch[name])[0][mask], atol=1e-5)
+        np.testing.assert_array_equal(side.mask, mask)
+        np.testing.assert_allclose(getattr(scored, name), score, atol=1e-5)
+    assert scored.mask.all() and np.abs(scored.chosen - scored.rejected).min() > 1e-4
+
+
+def test_scored_rows_without_a_response_do_not_count(sides):
+    batch = pair_batch()
+    batch["chosen"]["mask"] = batch["chosen"]["mask"].at[2].set(False)
+    scored = sides(*[tiny(scalar=True)[1]] * 2, batch)[1]
+    np.testing.assert_array_equal(scored.mask, np.arange(8) != 2)
+
+
+def test_dpo_starts_at_log_2_with_no_margin_when_the_policy_is_the_reference(sides):
+    params = tiny(scalar=True)[1]
+    loss = dpo(sides(params, params, pair_batch())[0])
+    assert reduce(loss) == np.float32(np.log(2))  # trap 29: exactly
+    metrics = reduce_metrics(loss.metrics)
+    assert metrics["rewards/margins"] == metrics["rewards/accuracies"] == 0  # a tie is no success
+
+
+def test_value_of_a_token_is_the_head_one_position_earlier():
+    model, params = tiny(scalar=True)
+    rollout = rollout_batch()
+    values = forward.values(model, params, rollout.tokens, rollout.valid)
+    hidden = model.apply(params, rollout.tokens, rollout.valid)
+    np.testing.assert_array_equal(values[:, 0], 0.0)
+    np.testing.assert_allclose(values[:, 1:], model.scalar(params, hidden)[:, :-1], atol=1e-6)
+
+
+def test_score_is_read_at_the_last_real_token():
+    model, params = tiny(scalar=True)
+    rollout = rollout_batch()
+    heads = model.scalar(params, model.apply(params, rollout.tokens, rollout.valid))
+    last = np.asarray(rollout.valid).sum(1) - 1  # padding is on the right here
+    score = forward.score(model, params, rollout.tokens, rollout.valid)
+    np.testing.assert_allclose(score, heads[np.arange(8), last], atol=1e-6)
+
+
+def test_memory_of_the_compiled_step_does_not_grow_with_rows_times_vocabulary():
+    # trap J11: logits of 8192 columns exist at once. A step over V = 65536 may hold more per column (the embedding and
+    # its gradient, 65536 * 8 floats each), never B * T * V floats: 8 * 32 * 65536 * 4 bytes = 67 MB
+    def temporary(B, V):
+        config = ModelConfig(vocab_size=V, dim=8, layers=1, heads=1, kv_heads=1, head_dim=8, ffn=8, tie_embeddings=False)
+        model = decoder(config)
+        objective = lambda p, _, b: {"loss": (1.0, sft(forward.demo(model, p, b)))}  # noqa: E731
+        optimizer = sgd(total_steps=1)
+        state = jax.eval_shape(lambda: new_state(model.init(jax.random.key(0)), optimizer))
+        batch = jax.eval_shape(lambda: demo_batch_shapes(B, 32))
+        step = jax.jit(make_step(objective, optimizer), donate_argnums=0)
+        return step.lower(state, batch, ()).compile().memory_analysis().temp_size_in_bytes
+
+    few, many = temporary(8, 65_536), temporary(32, 65_536)
+    chunk = 24 * 32 * 8192 * 4  # 24 more rows: one chunk of their logits, 25 MB; all of them would be 201 MB
+    assert many - few < 4 * chunk
+
+
+def demo_batch_shapes(B, T):
+    flags = jnp.zeros((B, T), bool)
+    return {"tokens": jnp.zeros((B, T), jnp.int32), "valid": flags, "mask": flags, "row": jnp.zeros(B, jnp.int32)}
