@@ -175,6 +175,8 @@ def load_params(path: str | Path, abstract: Any = None) -> Any:
         raise CheckpointError(f"{path}: no parameters there; expected the params/ folder of a finished stage")
     with _readable(path, "make it again with the stage that wrote it"), ocp.PyTreeCheckpointer() as checkpointer:
         saved = _tree(checkpointer.metadata(path))
+        if not jax.tree.leaves(saved):
+            raise ValueError("its metadata is damaged")
         if abstract is None:
             numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved)
             return checkpointer.restore(path, args=ocp.args.PyTreeRestore(restore_args=numpy))
@@ -204,12 +206,17 @@ def verify(workdir: str | Path) -> dict[str, Any]:
         found = files_hash(workdir, manifest["files"])
     else:
         found = content_hash(load_params(workdir / "params"))
+    check_content(workdir, manifest, found)
+    return manifest
+
+
+def check_content(workdir: str | Path, manifest: dict[str, Any], found: str) -> None:
+    """Raises CheckpointError if the hash of what was loaded is not the one that the manifest recorded."""
     if found != manifest["content_hash"]:
         raise CheckpointError(
             f"{workdir}: the content has changed since the manifest was written (recorded "
             f"{manifest['content_hash'][:12]}, found {found[:12]}); delete the folder and run its stage again"
         )
-    return manifest
 
 
 def _cause_and_fix(error: Exception) -> tuple[str, str]:

@@ -1,6 +1,7 @@
 """The command line: run | lineage | report | sample."""
 
 import argparse
+import ast
 import os
 import sys
 import traceback
@@ -53,7 +54,7 @@ def load_config(path: str, overrides: list[str]):
     from absl import flags
     from ml_collections import config_flags
 
-    from alignax.config import ConfigError, suggest
+    from alignax.config import ConfigError, is_args, suggest
 
     file = Path(path.split(":")[0])
     if not file.is_file():
@@ -63,11 +64,24 @@ def load_config(path: str, overrides: list[str]):
             raise ConfigError(f"{item!r}: expected --config.KEY=VALUE, --workdir=DIR, or --help")
     # a config may import its parent: from the folder that holds configs/, and from where the command is given
     sys.path[:0] = [str(Path.cwd()), *(str(p.parent.resolve()) for p in file.resolve().parents if p.name == "configs")]
+    added = [item for item in overrides if is_args(item.removeprefix("--config.").split("=")[0].rpartition(".")[0])]
+    if added:  # an argument that the file leaves at its default is no key of the file
+        known = keys_of(load_config(path, []))
+        added = [item for item in added if item.removeprefix("--config.").split("=")[0] not in known]
+        overrides = [item for item in overrides if item not in added]
     values, argv = flags.FlagValues(), ["alignax", f"--config={path}", *overrides]
     # the flag reads its overrides from sys.argv unless told otherwise, and here the command may come from elsewhere
     config_flags.DEFINE_config_file("config", flag_values=values, lock_config=False, sys_argv=argv)
     try:
         values(argv)
+        for item in added:
+            key, _, text = item.removeprefix("--config.").partition("=")
+            group = values.config
+            *path_to, name = key.split(".")
+            for part in path_to:
+                group = group[part]
+            group.unlock()
+            group[name] = literal(text)
         return values.config
     except (flags.Error, TypeError, ValueError, LookupError, AttributeError) as error:
         if isinstance(error, ConfigError):
@@ -78,6 +92,14 @@ def load_config(path: str, overrides: list[str]):
                 beside = [name for name in known if name.rpartition(".")[0] == key.rpartition(".")[0]]
                 raise ConfigError(f"--config.{key}: no such key{suggest(key, beside or known)}") from None
         raise ConfigError(f"--config={path} {' '.join(overrides)}: {error}") from error
+
+
+def literal(text: str):
+    """A Python literal, or the text itself."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
 
 
 def keys_of(config, prefix: str = "") -> list[str]:
@@ -124,10 +146,23 @@ def raised_here(error: Exception) -> bool:
     return Path(traceback.extract_tb(error.__traceback__)[-1].filename).is_relative_to(Path(__file__).parent)
 
 
+def with_huge_pages() -> None:
+    """Starts this program again with huge pages for the C library's heap, where that has to be asked for at the start.
+
+    XLA on CPU takes its working memory anew in every step, and a quarter of a small model's step goes into page faults
+    (benchmarks/steps.py). Numbers do not change. Any setting of GLIBC_TUNABLES by the user is left as it is.
+    """
+    if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
+        os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
+        os.execv(sys.executable, [sys.executable, "-m", "alignax.main", *sys.argv[1:]])
+
+
 def main(argv: list[str] | None = None) -> int:
     """Entry point. Errors that the user can mend are printed as one message; exit status 1."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     args, rest = parser().parse_known_args(argv)
+    if argv is None and args.command == "run":
+        with_huge_pages()
     if rest and args.command != "run":
         parser().error(f"unexpected arguments: {' '.join(rest)}")
     from alignax.config import ConfigError

@@ -1,7 +1,7 @@
 """Mesh, path rules -> NamedSharding, multi-process start-up: sharding is names and regular expressions in a config."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -30,18 +30,18 @@ def make_mesh(axes: Mapping[str, int], devices: Sequence[Any] | None = None) -> 
 
     Raises ValueError when the sizes do not multiply to the number of devices.
     """
-    devices = np.array(jax.devices() if devices is None else devices)
+    grid = np.array(jax.devices() if devices is None else devices)
     sizes = dict(axes)
     free = [name for name, size in sizes.items() if size == -1]
     fixed = int(np.prod([size for size in sizes.values() if size != -1]))
-    if len(free) == 1 and devices.size % fixed == 0:
-        sizes[free[0]] = devices.size // fixed
-    if len(free) > 1 or np.prod(list(sizes.values())) != devices.size:
+    if len(free) == 1 and grid.size % fixed == 0:
+        sizes[free[0]] = grid.size // fixed
+    if len(free) > 1 or np.prod(list(sizes.values())) != grid.size:
         raise ValueError(
-            f"mesh {dict(axes)} does not fit {devices.size} devices: the sizes must multiply to it, "
+            f"mesh {dict(axes)} does not fit {grid.size} devices: the sizes must multiply to it, "
             "and at most one may be -1 (filled in)"
         )
-    return Mesh(devices.reshape(tuple(sizes.values())), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
+    return Mesh(grid.reshape(tuple(sizes.values())), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
 
 
 def shardings(tree: Any, mesh: Mesh, rules: Sequence[tuple[str, tuple]] = RULES) -> Any:
@@ -74,6 +74,15 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Rows spread over every axis of the mesh: data and fully-sharded-parameter parallelism both split the batch."""
     return NamedSharding(mesh, P(mesh.axis_names))
+
+
+def jit_step(step: Callable, state: Any) -> Callable:
+    """`step(state, ...) -> (state, metrics)` jitted, with the state donated and put back where it was.
+
+    Left to itself the compiler may put the new state elsewhere, and the second call would compile again.
+    """
+    where = jax.tree.map(lambda leaf: leaf.sharding, state)
+    return jax.jit(step, donate_argnums=0, out_shardings=(where, None))
 
 
 def put_batch(batch: Any, mesh: Mesh) -> Any:

@@ -10,7 +10,7 @@ Every per-token array is aligned to the token that it is *about*: `logp[b, t]` i
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar, dataclass_transform
 
 import jax
 from jax import Array
@@ -20,14 +20,25 @@ Params = Any  # a parameter tree
 Metric = tuple[Array, Array]  # (values, weights): reduced as sum(values * weights) / sum(weights)
 
 
-def record(cls):
-    """A frozen, keyword-only dataclass that is a pytree; `record.replace(field=...)` gives a changed copy."""
-    cls.replace = dataclasses.replace
+T = TypeVar("T")
+
+
+class Record:
+    """What every record has."""
+
+    def replace(self: T, **changes: Any) -> T:
+        """A copy with some fields changed."""
+        return dataclasses.replace(self, **changes)  # pyright: ignore[reportArgumentType]
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True)
+def record(cls: type[T]) -> type[T]:
+    """Makes a class a frozen, keyword-only dataclass that is a pytree."""
     return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True, kw_only=True)(cls))
 
 
 @record
-class Demo:
+class Demo(Record):
     """Demonstrations under the current policy: what a supervised loss may want."""
 
     logp: Float[Array, "B T"]  # log-probability of each token
@@ -37,7 +48,7 @@ class Demo:
 
 
 @record
-class Side:
+class Side(Record):
     """One side of a preference pair."""
 
     logp: Float[Array, "B T"]  # current policy
@@ -46,7 +57,7 @@ class Side:
 
 
 @record
-class Pair:
+class Pair(Record):
     """Paired preferences: what the DPO family may want. The two sides may have different lengths."""
 
     chosen: Side
@@ -54,7 +65,7 @@ class Pair:
 
 
 @record
-class Scored:
+class Scored(Record):
     """Paired preferences with one scalar per side: what a reward-model loss may want."""
 
     chosen: Float[Array, " B"]  # score at the last real token of the chosen side
@@ -63,7 +74,7 @@ class Scored:
 
 
 @record
-class Rollout:
+class Rollout(Record):
     """Sampled sequences and all that is known of them; what an online loss may want.
 
     The sampler fills the first four fields; scoring, `forward.py` and the advantage step fill the others.
@@ -83,7 +94,7 @@ class Rollout:
 
 
 @record
-class Loss:
+class Loss(Record):
     """Unreduced values of one objective. The step reduces once: sum(value * weight) / sum(weight) over the whole batch.
 
     `weight` may not depend on the parameters. `metrics` maps `group/name` to (values, weights), reduced the same way.

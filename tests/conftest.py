@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import sys
 
 import jax
 import jaxtyping
@@ -19,13 +20,18 @@ from alignax.train import state  # noqa: E402
 
 
 def _check_fields(cls):
-    """Checks a record's shapes where it is built from arrays; trees of specs, shapes or None pass unchecked."""
+    """Checks a record's shapes where the package builds it from arrays.
+
+    Not where JAX rebuilds one from its leaves: these may be specs, shapes or None, and under vmap, or cut into
+    microbatches, they have one axis more.
+    """
     plain = inspect.unwrap(cls.__init__)  # without the check that the import hook put around it
     checked = jaxtyping.jaxtyped(plain, typechecker=beartype)
 
     def init(self, **fields):
-        leaves = jax.tree.leaves(fields)
-        (checked if leaves and all(isinstance(leaf, jax.Array) for leaf in leaves) else plain)(self, **fields)
+        leaves, caller = jax.tree.leaves(fields), sys._getframe(1).f_globals.get("__name__", "")
+        arrays = leaves and all(isinstance(leaf, jax.Array) for leaf in leaves)
+        (checked if arrays and caller.startswith(("alignax", "dataclasses")) else plain)(self, **fields)
 
     cls.__init__ = init
 

@@ -146,7 +146,9 @@ def test_memory_of_the_compiled_step_does_not_grow_with_rows_times_vocabulary():
     # trap J11: logits of 8192 columns exist at once. A step over V = 65536 may hold more per column (the embedding and
     # its gradient, 65536 * 8 floats each), never B * T * V floats: 8 * 32 * 65536 * 4 bytes = 67 MB
     def temporary(B, V):
-        config = ModelConfig(vocab_size=V, dim=8, layers=1, heads=1, kv_heads=1, head_dim=8, ffn=8, tie_embeddings=False)
+        config = ModelConfig(
+            vocab_size=V, dim=8, layers=1, heads=1, kv_heads=1, head_dim=8, ffn=8, tie_embeddings=False
+        )
         model = decoder(config)
         objective = lambda p, _, b: {"loss": (1.0, sft(forward.demo(model, p, b)))}  # noqa: E731
         optimizer = sgd(total_steps=1)

@@ -26,14 +26,15 @@ CONFIG = dict(
 
 def build_parts(**changes) -> online.Parts:
     """The parts as the stage binds them, from a config with changes."""
-    model, _ = tiny()
+    model = models()[0]
     cfg = Reader(plain(stage.get_config()) | CONFIG | changes)
     return stage.make_parts(cfg, model, model, jnp.array(ENDS), PAD, P)
 
 
 def models() -> tuple:
     """(model, policy and reference, critic, reward model): three different parameter trees."""
-    return tiny()[0], tiny()[1], tiny(seed=2, scalar=True)[1], tiny(seed=4, scalar=True)[1]
+    critic, reward = (tiny(seed=seed, scalar=True, layers=1)[1] for seed in (2, 4))
+    return *tiny(layers=1), critic, reward
 
 
 def build_state(parts, seed=0):
@@ -57,4 +58,8 @@ def compiled(seed: int = 0):
     """(parts, jitted iteration with the reward model on the device, frozen parameters), compiled once per process."""
     parts = build_parts()
     _, reference, _, reward = models()
-    return parts, jax.jit(functools.partial(online.iteration, parts, model_reward)), dict(reference=reference, reward=reward)
+    return (
+        parts,
+        jax.jit(functools.partial(online.iteration, parts, model_reward)),
+        dict(reference=reference, reward=reward),
+    )

@@ -5,7 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 
 
-def bootstrap(values: Sequence[float], *, seed: int = 0, resamples: int = 2000, level: float = 95.0) -> list[float]:
+def bootstrap(
+    values: Sequence[float] | np.ndarray, *, seed: int = 0, resamples: int = 2000, level: float = 95.0
+) -> list[float]:
     """[low, high] of the mean by the percentile bootstrap: rows (prompts) are drawn again with replacement.
 
     Deterministic in `seed`. The interval speaks of other prompts to the same policy, not of other training seeds.
@@ -25,8 +27,8 @@ _T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 
 def over_seeds(values: Sequence[float]) -> list[float]:
     """[low, high]: 95 % t-interval of the mean over 2 to 11 independent seeds."""
-    values = np.asarray(values, np.float64)
-    if not 2 <= len(values) <= len(_T975) + 1:
-        raise ValueError(f"{len(values)} seeds: expected 2 to {len(_T975) + 1} for a t-interval")
-    half = _T975[len(values) - 2] * values.std(ddof=1) / len(values) ** 0.5
-    return [float(values.mean() - half), float(values.mean() + half)]
+    x = np.asarray(values, np.float64)
+    if not 2 <= len(x) <= len(_T975) + 1:
+        raise ValueError(f"{len(x)} seeds: expected 2 to {len(_T975) + 1} for a t-interval")
+    half = _T975[len(x) - 2] * x.std(ddof=1) / len(x) ** 0.5
+    return [float(x.mean() - half), float(x.mean() + half)]

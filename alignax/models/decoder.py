@@ -40,7 +40,7 @@ def decoder(config: ModelConfig) -> Model:
         return params["decoder"]["embed"][tokens].astype(dtype)
 
     def finish(params: Params, x: Array) -> Array:
-        return final.apply({"params": params["decoder"]["norm"]}, x)
+        return final.apply({"params": params["decoder"]["norm"]}, x)  # pyright: ignore[reportReturnType]
 
     def scan(params: Params, tokens_BT: Array, valid_BT: Array, keep):
         positions_BT = positions_of(valid_BT)

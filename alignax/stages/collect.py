@@ -129,8 +129,8 @@ def judge(annotator: Annotator, gold: Any, row: dict, sides: list[str], done: li
     """One labelled pair, with what is known of it: gold rewards and the annotator's probability of its own label."""
     parts = [total_reward(gold, row, text, end) for text, end in zip(sides, done, strict=True)]
     lengths = [len(text.split()) for text in sides]
-    first = prefer(annotator, *parts, *lengths, rng)
-    p = preference(annotator, *parts, *lengths)
+    shown = parts[0], parts[1], lengths[0], lengths[1]
+    first, p = prefer(annotator, *shown, rng), preference(annotator, *shown)
     win, lose = (0, 1) if first else (1, 0)
     return {
         "prompt": row["prompt"],

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from alignax import sharding
-from alignax.checkpoint import Steps, content_hash, load_params, save_params
+from alignax.checkpoint import Steps, check_content, content_hash, load_params, save_params
 from alignax.config import ConfigError, Reader, bind, plain, resolve
 from alignax.data.encode import pair_rows
 from alignax.data.loader import Loader, eval_batches
@@ -190,7 +190,9 @@ def load_model(
     )
     model = decoder(ModelConfig(**manifest["architecture"], **compute))
     shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0), scalar=manifest["stage"] == "reward"))
-    return model, load_params(folder / "params", sharded_shapes(shapes, mesh)), manifest
+    params = load_params(folder / "params", sharded_shapes(shapes, mesh))
+    check_content(folder, manifest, content_hash(params))
+    return model, params, manifest
 
 
 def init_params(model: Model, key: jax.Array, *, scalar: bool) -> Params:
@@ -265,7 +267,7 @@ def train(
 
 
 def loop(
-    stage: Stage, state: Any, step_fn: Callable, make_batch: Callable, put: Callable, evaluate: Callable, *,
+    stage: Stage, state: Any, step_fn: Callable, make_batch: Callable, put: Callable, evaluate: Callable | None, *,
     show: tuple[str, ...],
 ) -> Any:  # fmt: skip
     """Opens checkpoints and log, resumes, and fits. The last moment to find a key that nothing has read."""
@@ -288,7 +290,7 @@ def loop(
 
 def finish(
     stage: Stage, *, params: Params | None, step: int, model: Model | None = None, tokenizer: Any = None,
-    template: str | None = None, files: tuple[str, ...] = (), content: str | None = None, **fields: Any,
+    template: str | None = None, files: tuple[str, ...] = (), content: str = "", **fields: Any,
 ) -> None:  # fmt: skip
     """Saves the final parameters and the tokenizer, then the manifest, which makes the stage complete."""
     if params is not None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from alignax.config import plain
+from alignax.config import ConfigError, plain
 from alignax.evals.intervals import bootstrap
 from alignax.log import replace_file
 from alignax.manifest import files_hash, read_manifest
@@ -40,6 +40,8 @@ def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
     tokenizer, mesh = common.get_tokenizer(stage), common.get_mesh(cfg)
     model, reference = common.new_or_loaded(stage, "", {}, tokenizer, mesh)
     watch = probe.build(stage, cfg.probe, model, tokenizer, cfg.template, mesh, root)
+    if watch is None:
+        raise ConfigError("config.probe.source is empty: there are no prompts to evaluate on; name a source")
     options = {"tokenizer": tokenizer, "template": cfg.template, "compute": common.compute_of(cfg), "mesh": mesh}
     cfg.finish()
 

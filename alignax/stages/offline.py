@@ -3,10 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-import jax
 from ml_collections import ConfigDict
 
-from alignax import forward
+from alignax import forward, sharding
 from alignax.config import bind, resolve
 from alignax.data.encode import fingerprint
 from alignax.stages import common, probe
@@ -52,7 +51,6 @@ def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
         return term.metrics | {"loss": (term.value, term.weight)}
 
     # ---- train
-    step = jax.jit(make_step(objective, optimizer, microbatches=cfg.microbatches), donate_argnums=0)
     pairs = common.evaluator(metrics, held, cfg.batch_size, mesh)
     watch = probe.build(stage, cfg.probe, model, tokenizer, cfg.template, mesh, root)
 
@@ -61,6 +59,7 @@ def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
         return pairs(state, reference) | probed
 
     state = common.place(lambda p: new_state(p, optimizer), reference, mesh=mesh)
+    step = sharding.jit_step(make_step(objective, optimizer, microbatches=cfg.microbatches), state)
     step_fn = lambda state, batch: step(state, batch, reference)  # noqa: E731
     show = ("loss", "rewards/margins", "rewards/accuracies")
     state = common.train(stage, state, step_fn, train, mesh, evaluate, show=show)

@@ -95,11 +95,11 @@ def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
     )  # fmt: skip
     frozen = {"reference": reference, "reward": proxy[1] if proxy else None}
     if scorer:  # the reward is on the device: one program
-        whole = jax.jit(partial(online.iteration, parts, scorer), donate_argnums=0)
+        whole = sharding.jit_step(partial(online.iteration, parts, scorer), state)
         step_fn = lambda state, batch: whole(state, frozen, batch)  # noqa: E731
     else:  # the reward reads text: two programs and one transfer between them
         gold = probe.gold_reward(text_reward, reward_args, key="reward")
-        step_fn = two_programs(parts, text_scorer(gold, rows, tokenizer), frozen)
+        step_fn = two_programs(parts, text_scorer(gold, rows, tokenizer), frozen, state)
 
     # ---- train
     watch = probe.build(stage, cfg.probe, model, tokenizer, cfg.template, mesh, root, reward=proxy)
@@ -193,10 +193,10 @@ def make_parts(cfg: Any, model: Any, critic_model: Any, ends: jax.Array, pad: in
     )
 
 
-def two_programs(parts: online.Parts, score: Any, frozen: dict) -> Any:
+def two_programs(parts: online.Parts, score: Any, frozen: dict, state: Any) -> Any:
     """An iteration around a reward on the host: `score(rollout, finished, prompts) -> [B]` between two programs."""
     roll = jax.jit(partial(online.roll, parts))
-    learn = jax.jit(partial(online.learn, parts), donate_argnums=0)
+    learn = sharding.jit_step(partial(online.learn, parts), state)
 
     def step(state, prompts):
         rollout, finished_B = roll(state, prompts)

@@ -43,7 +43,7 @@ def complete(
     eos = jnp.asarray(ends, jnp.int32)
     filters = (top_k, top_p) if top_k > 0 or top_p < 1 else None
     options = {"capacity": max_new_tokens, "eos_ids": eos, "pad_id": pad_id(tokenizer), "temperature": temperature}
-    rows = np.arange(len(prompts) * n, dtype=np.int32)
+    rows = jnp.arange(len(prompts) * n, dtype=jnp.int32)
 
     @jax.jit
     def draw(params, tokens, valid):

@@ -39,6 +39,7 @@ def precheck(config: dict[str, Any], prefix: str = "") -> None:
         raise ConfigError(f"config.{prefix}stage = {name!r}: there is no such stage") from None
     check(config, plain(defaults), prefix=prefix)
     arguments(config, prefix)
+    origin(config, prefix)
     sizes(config, prefix)
     if name == "online":
         settings_online(config, prefix)
@@ -56,6 +57,17 @@ def arguments(config: dict[str, Any], prefix: str) -> None:
             bind(function, config[key], key=prefix + key, given=given)
     if "probe" in config:
         arguments(config["probe"], f"{prefix}probe.")
+
+
+def origin(config: dict[str, Any], prefix: str) -> None:
+    """A stage starts from a finished one; SFT may also start from nothing, and must then say what to make."""
+    if config["init_from"]:
+        return
+    if config["stage"] != "sft":
+        raise ConfigError(f"config.{prefix}init_from is empty: this stage starts from the folder of a finished policy")
+    for key in ("model", "tokenizer"):
+        if not config[key]:
+            raise ConfigError(f"config.{prefix}{key} is empty, and so is config.{prefix}init_from: set one of them")
 
 
 def sizes(config: dict[str, Any], prefix: str) -> None:

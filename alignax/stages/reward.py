@@ -55,9 +55,9 @@ def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
         return term.metrics | {"loss": (term.value, term.weight)}
 
     # ---- train
-    step = jax.jit(make_step(objective, optimizer, microbatches=cfg.microbatches), donate_argnums=0)
     evaluate = common.evaluator(metrics, held, cfg.batch_size, mesh)
     state = common.place(lambda p, h: new_state(p | {"scalar": h}, optimizer), trunk, head, mesh=mesh)
+    step = sharding.jit_step(make_step(objective, optimizer, microbatches=cfg.microbatches), state)
     step_fn = lambda state, batch: step(state, batch, ())  # noqa: E731
     state = common.train(stage, state, step_fn, train, mesh, evaluate, show=("loss", "accuracy", "margin"))
 

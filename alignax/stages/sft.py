@@ -3,10 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-import jax
 from ml_collections import ConfigDict
 
-from alignax import forward
+from alignax import forward, sharding
 from alignax.config import bind, resolve
 from alignax.data.encode import demo_rows, fingerprint
 from alignax.stages import common
@@ -57,9 +56,9 @@ def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
         return term.metrics | {"loss": (term.value, term.weight)}
 
     # ---- train
-    step = jax.jit(make_step(objective, optimizer, microbatches=cfg.microbatches), donate_argnums=0)
     evaluate = common.evaluator(metrics, held, cfg.batch_size, mesh)
     state = common.place(lambda p: new_state(p, optimizer), params, mesh=mesh)
+    step = sharding.jit_step(make_step(objective, optimizer, microbatches=cfg.microbatches), state)
     step_fn = lambda state, batch: step(state, batch, ())  # noqa: E731
     state = common.train(stage, state, step_fn, train, mesh, evaluate, show=("loss", "mean_token_accuracy"))
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float
 
+from alignax.ops.checks import needs
 from alignax.ops.kl import estimate
 from alignax.ops.masked import masked_mean, masked_sum, masked_var, whiten
 from alignax.ops.returns import gae, token_rewards
@@ -120,7 +121,8 @@ def with_advantages(
     `kl_in_reward` is False where the penalty is a term of the loss. Rewards are whitened without moving their mean.
     """
     mask_BT = rollout.mask
-    kl_BT = jnp.where(mask_BT, estimate("k1", rollout.old_logp, rollout.ref_logp), 0.0)
+    ref_logp_BT, old_value_BT = needs(rollout, "ref_logp", "old_value")
+    kl_BT = jnp.where(mask_BT, estimate("k1", rollout.old_logp, ref_logp_BT), 0.0)
     kl = kl_BT.sum(1).mean()
     charged = kl_coef if kl_in_reward else jnp.zeros_like(kl_coef)
     rewards_BT = token_rewards(score_B, kl_BT, mask_BT, charged)
@@ -132,10 +134,10 @@ def with_advantages(
     }
     if whiten_rewards:
         rewards_BT = whiten(rewards_BT, mask_BT, shift_mean=False)
-    advantage_BT, returns_BT = gae(rewards_BT, rollout.old_value, mask_BT, gamma=gamma, lam=lam)
-    unexplained = masked_var(returns_BT - rollout.old_value, mask_BT)
+    advantage_BT, returns_BT = gae(rewards_BT, old_value_BT, mask_BT, gamma=gamma, lam=lam)
+    unexplained = masked_var(returns_BT - old_value_BT, mask_BT)
     metrics["critic/vf_explained_var"] = 1.0 - unexplained / jnp.maximum(masked_var(returns_BT, mask_BT), 1e-8)
-    metrics["critic/values"] = masked_mean(rollout.old_value, mask_BT)
+    metrics["critic/values"] = masked_mean(old_value_BT, mask_BT)
     if whiten_advantages:
         advantage_BT = whiten(advantage_BT, mask_BT)
     return rollout.replace(advantage=advantage_BT, returns=returns_BT), kl, metrics

@@ -7,12 +7,13 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int, UInt32
 
+from alignax.ops.checks import Scalar
 from alignax.train.optimizer import Optimizer
-from alignax.types import Params, record
+from alignax.types import Params, Record, record
 
 
 @record
-class Learner:
+class Learner(Record):
     """Parameters and what their optimizer remembers."""
 
     params: Params
@@ -20,7 +21,7 @@ class Learner:
 
 
 @record
-class TrainState:
+class TrainState(Record):
     """State of a supervised or offline stage. Batches follow from the step, so the step is the data cursor too."""
 
     learner: Learner
@@ -28,7 +29,7 @@ class TrainState:
 
 
 @record
-class Moments:
+class Moments(Record):
     """Running count, mean and summed squared deviation of the scores seen so far (Welford's update)."""
 
     count: Float[Array, ""]
@@ -37,7 +38,7 @@ class Moments:
 
 
 @record
-class OnlineState:
+class OnlineState(Record):
     """State of an online stage."""
 
     policy: Learner
@@ -59,15 +60,15 @@ def new_state(params: Params, optimizer: Optimizer) -> TrainState:
 
 
 def new_online_state(
-    policy: Params, critic: Params, policy_optimizer: Optimizer, critic_optimizer: Optimizer, kl_coef: float, seed: int
-) -> OnlineState:
-    """Iteration 0."""
-    zero = jnp.float32(0)
+    policy: Params, critic: Params, policy_optimizer: Optimizer, critic_optimizer: Optimizer, kl_coef: Scalar,
+    seed: int | Int[Array, ""],
+) -> OnlineState:  # fmt: skip
+    """Iteration 0. A sweep maps it over `seed` or `kl_coef`: a state with one axis more is many runs."""
     return OnlineState(
         policy=new_learner(policy, policy_optimizer),
         critic=new_learner(critic, critic_optimizer),
         kl_coef=jnp.float32(kl_coef),
-        moments=Moments(count=zero, mean=zero, square=zero),
+        moments=Moments(count=jnp.float32(0), mean=jnp.float32(0), square=jnp.float32(0)),  # no buffer twice
         key=jax.random.key_data(jax.random.key(seed)),
         step=jnp.int32(0),
     )

@@ -47,7 +47,7 @@ def gradients(objective: Objective, params: Params, batch: Any, *, microbatches:
 def _part(objective: Objective, totals: dict[str, Array] | None):
     def total(params, part):
         terms = objective(params, part)
-        values = {name: reduce(loss, totals and totals[name]) for name, (_, loss) in terms.items()}
+        values = {name: reduce(loss, totals[name] if totals else None) for name, (_, loss) in terms.items()}
         loss = sum(coefficient * values[name] for name, (coefficient, _) in terms.items())
         sums = {}
         for _, term in terms.values():

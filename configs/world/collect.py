@@ -1,4 +1,4 @@
-"""Preferences on the harbour desk: two samples per prompt, labelled by a Bradley-Terry annotator at temperature 1.
+"""Preferences on the harbour desk: two samples per prompt, labelled by a Bradley-Terry annotator at temperature 1/4.
 
 Command: alignax run --config=configs/world/collect.py --config.init_from=RUN/sft --workdir=RUN/collect
 """
@@ -10,10 +10,10 @@ def get_config():
     c = collect.get_config()
     c.init_from = "runs/quickstart/sft"
     c.source = "alignax.worlds.sources:prompts"
-    c.data = dict(count=4_000, world_split="reward")
+    c.data = dict(count=6_000, world_split="reward")
     c.max_prompt_length = 24
-    c.max_new_tokens = 40
+    c.max_new_tokens = 32
     c.batch_size = 128
     c.reward = "alignax.worlds.gold:gold"
-    c.annotator_args = dict(mode="bradley_terry", temperature=1.0)
+    c.annotator_args = dict(mode="bradley_terry", temperature=0.25)
     return c

@@ -12,11 +12,11 @@ def get_config():
     c = reward.get_config()
     init = FieldReference("runs/quickstart/sft")
     c.init_from = init
-    c.data = dict(path=init + "/../collect", heldout_percent=15.0)  # the pairs collected beside the policy
-    c.max_length = 56
-    c.batch_size = 64
-    c.total_steps = 150
+    c.data = dict(path=init + "/../collect", heldout_percent=10.0)  # the pairs collected beside the policy
+    c.max_length = 48
+    c.batch_size = 16
+    c.total_steps = 700
     c.optimizer_args = dict(learning_rate=1e-3, warmup_percent=5.0)
-    c.eval_every_steps = 50
-    c.save_every_steps = 50
+    c.eval_every_steps = 175
+    c.save_every_steps = 175
     return c

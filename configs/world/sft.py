@@ -12,10 +12,10 @@ def get_config():
     c.tokenizer = "alignax.worlds.tokenizer:build_tokenizer"
     c.source = "alignax.worlds.sources:demonstrations"
     c.data = dict(count=20_000, heldout=256)
-    c.max_length = 56
-    c.batch_size = 64
-    c.total_steps = 500
+    c.max_length = 48
+    c.batch_size = 32
+    c.total_steps = 900
     c.optimizer_args = dict(learning_rate=3e-3, warmup_percent=5.0)
-    c.eval_every_steps = 100
-    c.save_every_steps = 100
+    c.eval_every_steps = 300
+    c.save_every_steps = 300
     return c

@@ -18,6 +18,7 @@ import numpy as np
 from rich.console import Console
 from rich.markdown import Markdown
 
+import alignax
 from alignax.config import plain
 from alignax.evals.intervals import over_seeds
 from alignax.log import plain_json, replace_file
@@ -97,7 +98,7 @@ def results(summaries: dict[int, dict]) -> dict:
         "seeds": list(summaries),
         "python": platform.python_version(),
         "jax": version("jax"),
-        "alignax": version("alignax"),
+        "alignax": alignax.__version__,
         "cpu_count": os.cpu_count(),
         **collect(summaries),
         "per_seed": {str(seed): summary for seed, summary in summaries.items()},

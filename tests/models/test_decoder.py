@@ -129,7 +129,9 @@ def test_unstack_lists_the_layers_and_leaves_the_rest():
     model, params = tiny(scalar=True, tie_embeddings=False)
     flat = model.unstack(params)
     for i in range(2):
-        close(flat["decoder"]["layers"][i], jax.tree.map(lambda leaf, i=i: leaf[i], params["decoder"]["layers"]), atol=0)
+        close(
+            flat["decoder"]["layers"][i], jax.tree.map(lambda leaf, i=i: leaf[i], params["decoder"]["layers"]), atol=0
+        )
     rest = lambda p: {"scalar": p["scalar"]} | {k: v for k, v in p["decoder"].items() if k != "layers"}  # noqa: E731
     close(rest(flat), rest(params), atol=0)
 
@@ -148,7 +150,9 @@ def test_remat_policies_change_neither_value_nor_gradient():
     for remat in ("none", "dots", "full"):
         loss = jax.jit(_loss_of(tiny(remat=remat)[0], batch))
         results[remat] = jax.jit(jax.value_and_grad(loss))(params)
-        saved[remat] = sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(lambda p, f=loss: jax.vjp(f, p)[1], params)))
+        saved[remat] = sum(
+            leaf.size for leaf in jax.tree.leaves(jax.eval_shape(lambda p, f=loss: jax.vjp(f, p)[1], params))
+        )
     for remat in ("dots", "full"):
         np.testing.assert_allclose(results[remat][0], results["none"][0], rtol=1e-6)
         close(results[remat][1], results["none"][1], rtol=1e-5, atol=1e-5)

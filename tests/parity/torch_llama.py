@@ -5,7 +5,9 @@ Imported by tests and by tests/goldens/make_llama.py; needs NumPy only until `lo
 
 import numpy as np
 
-SHAPE = dict(vocab_size=40, dim=8, layers=2, heads=2, kv_heads=1, head_dim=6, ffn=12, rope_theta=500.0, vocab_multiple=16)
+SHAPE = dict(
+    vocab_size=40, dim=8, layers=2, heads=2, kv_heads=1, head_dim=6, ffn=12, rope_theta=500.0, vocab_multiple=16
+)
 PADDED = 48  # 40 up to a multiple of 16
 
 

@@ -24,7 +24,9 @@ def draw():
         keys = row_keys(key, prompts["row"])
         options = dict(capacity=CAPACITY, eos_ids=jnp.array([EOS, 2]), pad_id=PAD, temperature=temperature)
         rollout = sample(model, params, prompts["tokens"], prompts["valid"], keys, **options)
-        forced = forward.token_statistics(model, params, rollout.tokens, rollout.valid, temperature=temperature, start=P)
+        forced = forward.token_statistics(
+            model, params, rollout.tokens, rollout.valid, temperature=temperature, start=P
+        )
         return rollout, forced
 
     return run
@@ -47,7 +49,9 @@ def test_a_policy_has_ratio_one_and_kl_zero_to_itself_at_every_temperature(draw)
     @jax.jit
     def both(policy, reference, temperature):
         view = forward.policy_view(model, policy, rollout, temperature=temperature, start=P)
-        ref = forward.token_statistics(model, reference, rollout.tokens, rollout.valid, temperature=temperature, start=P)
+        ref = forward.token_statistics(
+            model, reference, rollout.tokens, rollout.valid, temperature=temperature, start=P
+        )
         return view.logp, ref.logp
 
     for temperature in TEMPERATURES:
@@ -77,8 +81,10 @@ def test_rows_with_the_same_prompt_and_other_ids_differ(draw):
 
 def test_two_steps_differ_and_the_same_step_repeats(draw):
     # trap J2
-    at = lambda step: np.asarray(  # noqa: E731
-        draw(tiny()[1], prompt_batch(), jax.random.fold_in(jax.random.key(0), step), 1.0)[0].tokens[:, P:]
+    at = (
+        lambda step: np.asarray(  # noqa: E731
+            draw(tiny()[1], prompt_batch(), jax.random.fold_in(jax.random.key(0), step), 1.0)[0].tokens[:, P:]
+        )
     )
     np.testing.assert_array_equal(at(3), at(3))
     assert (at(3) != at(4)).mean() > 0.5

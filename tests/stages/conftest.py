@@ -1,7 +1,9 @@
 """A finished pipeline of every stage, in this process and on eight devices."""
 
 import shutil
+from pathlib import Path
 
+import jax
 import pytest
 import stage_runs
 
@@ -10,8 +12,9 @@ from alignax.stages import pipeline
 
 @pytest.fixture(scope="session")
 def compiled(tmp_path_factory):
-    """The folder of compiled programs."""
-    return tmp_path_factory.mktemp("compiled")
+    """The folder of compiled programs: a new one, or that of JAX_COMPILATION_CACHE_DIR."""
+    given = jax.config.jax_compilation_cache_dir
+    return Path(given) if given else tmp_path_factory.mktemp("compiled")
 
 
 @pytest.fixture(scope="module", autouse=True)

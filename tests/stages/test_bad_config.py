@@ -1,14 +1,18 @@
 """Configs that cannot mean what they say: one message, exit status 1, nothing compiled and nothing written."""
 
-import pytest
-from stage_runs import ROOT, TINY, fails, tiny
+from pathlib import Path
 
-from alignax.config import ConfigError
-from alignax.stages import offline, pipeline
+import pytest
+from stage_runs import ROOT, TINY, fails, tiny, write_rows
+
+from alignax.config import ConfigError, plain
+from alignax.main import load_config
+from alignax.stages import offline, pipeline, sft
 
 DPO = ROOT / "configs/world/dpo.py"
 PPO = ROOT / "configs/world/ppo.py"
 SFT = ROOT / "configs/world/sft.py"
+TEXT = Path(__file__).with_name("text_sft.py")
 
 
 @pytest.fixture(autouse=True)
@@ -30,14 +34,27 @@ def nothing_is_compiled(monkeypatch):
         (TINY, ["--config.sft.total_steps=2.5"], "2.5"),
         (TINY, ["kl_coef=0.1"], "'kl_coef=0.1': expected --config.KEY=VALUE"),
         (DPO, ["--config.loss_args={'bta': 0.1}"], "config.loss_args.bta: dpo takes no such argument; did you mean"),
-        (DPO, ["--config.loss_args={'beta': '0.1'}"], "config.loss_args.beta = '0.1': expected float, got str"),
-        (DPO, ["--config.loss=dop"], "config.loss = 'dop': there is no module 'alignax.losses.dop'; did you mean 'dpo'"),
+        (DPO, ["--config.loss_args.bta=0.1"], "config.loss_args.bta: dpo takes no such argument; did you mean 'beta'?"),
+        (DPO, ["--config.loss_args={'beta': '0.1'}"], "config.loss_args.beta = '0.1': expected float"),
+        (
+            DPO,
+            ["--config.loss=dop"],
+            "config.loss = 'dop': there is no module 'alignax.losses.dop'; did you mean 'dpo'",
+        ),
         (DPO, ["--config.loss=nowhere:dpo"], "config.loss = 'nowhere:dpo': there is no module 'nowhere'"),
         (DPO, ["--config.optimizer_args.learning_rate=-x"], "learning_rate"),
         (DPO, ["--config.batch_size=12"], "config.batch_size: 12 rows do not divide over 8 devices"),
-        (DPO, ["--config.microbatches=5"], "config.batch_size: 64 rows do not divide over 5 microbatches"),
+        (
+            DPO,
+            ["--config.batch_size=64", "--config.microbatches=5"],
+            "config.batch_size: 64 rows do not divide over 5 microbatches",
+        ),
         (DPO, ["--config.probe.batch_size=9"], "config.probe.batch_size: 9 rows do not divide over 8 devices"),
-        (PPO, ["--config.update_args.minibatches=3"], "config.batch_size: 128 rows do not divide over 3 minibatches"),
+        (
+            PPO,
+            ["--config.batch_size=64", "--config.update_args.minibatches=3"],
+            "config.batch_size: 64 rows do not divide over 3 minibatches",
+        ),
         (PPO, ["--config.reward=alignax.worlds.gold:gold"], "config.reward (a function of text): set exactly one"),
         (PPO, ["--config.reward_from="], "config.reward (a function of text): set exactly one"),
         (PPO, ["--config.critic_init=none"], "config.critic_init = 'none': expected 'reward' or 'policy'"),
@@ -47,7 +64,9 @@ def nothing_is_compiled(monkeypatch):
         (PPO, ["--config.kl_controller=adaptive_kl"], "config.kl_controller_args.target is missing: adaptive_kl needs"),
         (SFT, ["--config.source=jsnl"], "config.source = 'jsnl': there is no module 'alignax.data.sources.jsnl'; did"),
         (SFT, ["--config.model_args={'width': 3}"], "config.model_args.width: harbor takes no such argument"),
-        (SFT, ["--config.model="], "config.model is empty"),
+        (SFT, ["--config.model="], "config.model is empty, and so is config.init_from"),
+        (SFT, ["--config.tokenizer="], "config.tokenizer is empty, and so is config.init_from"),
+        (DPO, ["--config.init_from=", "--config.data.path=x"], "config.init_from is empty: this stage starts from"),
     ],
 )
 def test_a_mistake_stops_before_anything_is_made(config, overrides, message, tmp_path, capsys):
@@ -60,21 +79,20 @@ def test_a_mistake_stops_before_anything_is_made(config, overrides, message, tmp
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda c: c.dpo.update(dict(los="dpo")), "config.dpo.los is not a key of this stage; did you mean 'loss'?"),
-        (lambda c: c.dpo.update(dict(batch_size="16")), "config.dpo.batch_size = '16': expected int, got str"),
-        (lambda c: c.dpo.update(dict(mesh=4)), "config.dpo.mesh = 4: expected a group of keys, got int"),
-        (lambda c: c.dpo.pop("loss"), "config.dpo.loss is missing"),
-        (lambda c: c.dpo.update(dict(stage="ofline")), "config.dpo.stage = 'ofline': there is no such stage"),
+        (lambda c: c["dpo"].update(dict(los="dpo")), "config.dpo.los is not a key of this stage; did you mean 'loss'?"),
+        (lambda c: c["dpo"].update(dict(batch_size="16")), "config.dpo.batch_size = '16': expected int, got str"),
+        (lambda c: c["dpo"].update(dict(mesh=4)), "config.dpo.mesh = 4: expected a group of keys, got int"),
+        (lambda c: c["dpo"].pop("loss"), "config.dpo.loss is missing"),
+        (lambda c: c["dpo"].update(dict(stage="ofline")), "config.dpo.stage = 'ofline': there is no such stage"),
         (lambda c: c.update(dict(extra=1)), "config.extra: nothing runs it; add it to config.steps"),
         (lambda c: c.update(dict(steps=("sft", "dop"))), "config.steps names 'dop', but config.dop is not there"),
-        (lambda c: c.ppo.update(dict(reward_args=dict(offset=1.0))), "config.ppo.reward is empty: nothing reads it"),
-        (lambda c: c.evaluate.probe.update(dict(source="")), "config.evaluate.probe.data is set, but"),
+        (lambda c: c["ppo"].update(dict(reward_args=dict(offset=1.0))), "config.ppo.reward is empty: nothing reads it"),
+        (lambda c: c["evaluate"]["probe"].update(dict(source="")), "config.evaluate.probe.data is set, but"),
     ],
 )
 def test_a_mistake_in_the_last_step_stops_the_first(change, message, tmp_path):
-    config = tiny()
-    with config.unlocked():
-        change(config)
+    config = plain(tiny())
+    change(config)
     with pytest.raises(ConfigError, match=message.replace("?", r"\?")):
         pipeline.run(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -86,6 +104,20 @@ def test_a_stage_called_by_hand_checks_its_config_too(tmp_path):
     with pytest.raises(ConfigError, match="did you mean 'beta'"):
         offline.run(config, tmp_path / "dpo")
     assert not (tmp_path / "dpo").exists()
+
+
+def test_a_key_that_nothing_reads_is_found_before_the_first_step(monkeypatch, tmp_path):
+    """A stage that declares a key and forgets it: the mistake of an author, not of a user."""
+    monkeypatch.undo()  # the model is built
+    path = write_rows(
+        tmp_path / "rows.jsonl", [{"prompt": f"tea {'cake ' * n}", "completion": "tea"} for n in range(16)]
+    )
+    config = plain(load_config(f"{TEXT}:{path}", [])) | {"forgotten": 2}
+    with_key = plain(sft.get_config()) | {"forgotten": 1}
+    monkeypatch.setattr(sft, "get_config", lambda: with_key)
+    with pytest.raises(ConfigError, match="nothing reads config.forgotten: remove it, or the stage has a bug"):
+        sft.run(config, tmp_path / "sft")
+    assert not (tmp_path / "sft/metrics.jsonl").exists()
 
 
 def test_a_config_of_another_stage_is_refused(tmp_path):

@@ -13,7 +13,24 @@ from alignax.main import main
 from alignax.manifest import read_manifest
 
 REAL = ROOT.parent / "shared/data/hh_harmless.jsonl.gz"
-WORDS = "how do I pick a lock tell me about boats and the sea what is safe to eat who was first on the moon".split()
+WORDS = (
+    "how",
+    "do",
+    "I",
+    "pick",
+    "a",
+    "lock",
+    "tell",
+    "me",
+    "about",
+    "boats",
+    "and",
+    "the",
+    "sea",
+    "what",
+    "is",
+    "safe",
+)
 
 
 def dialogues(count):
@@ -77,7 +94,8 @@ def test_sft_on_dialogues_splits_at_the_last_turn_and_counts_rows(policy):
         dropped = sum(n for name, n in split.items() if name.startswith("dropped_"))
         assert split["kept"] > 0 and split["rows"] == split["kept"] + dropped
     assert counts["train"]["rows"] + counts["heldout"]["rows"] == 96
-    assert metrics(policy)[0]["loss"] == pytest.approx(np.log(512), rel=0.05)  # an untrained model of 512 tokens
+    # an untrained model of 512 tokens: uniform up to logits of a variance v below 2, which add v / 2 nats
+    assert np.log(512) < metrics(policy)[0]["loss"] < np.log(512) + 1
 
 
 def test_a_reward_model_of_dialogues_reports_what_it_is(policy, run_stage):

@@ -108,7 +108,7 @@ def test_lineage_draws_the_family_tree(run, capsys):
     assert main(["lineage", str(run / "ppo")]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("ppo  online")
-    assert [line.split()[1] for line in lines if line.startswith(("├", "└"))] == ["policy:", "reward:", "proxy:"]
+    assert [line.split()[1] for line in lines if line.startswith(("├", "└"))] == ["policy:", "reward:"]
 
 
 def test_the_report_shows_the_numbers_of_the_summary(copy, capsys):

@@ -1,0 +1,125 @@
+"""Exact KL against enumeration, measuring a policy, text rewards."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import EOS, PAD, prompt_batch, tiny
+
+from alignax import forward
+from alignax.evals.policy import exact_kl, make_measure, texts, total_reward
+from alignax.types import Rollout
+
+V, END, LONGEST = 4, 1, 3
+
+
+def _completions():
+    """Every completion of up to 3 tokens over 4, ended by token 1 or by the limit."""
+    for length in range(1, LONGEST + 1):
+        for tokens in itertools.product(range(V), repeat=length):
+            if END not in tokens[:-1] and (tokens[-1] == END or length == LONGEST):
+                yield tokens
+
+
+def _enumerated() -> Rollout:
+    rows = list(_completions())
+    tokens, mask = np.zeros((len(rows), 2 + LONGEST), np.int32), np.zeros((len(rows), 2 + LONGEST), bool)
+    tokens[:, :2] = [2, 3]  # the prompt
+    for i, row in enumerate(rows):
+        tokens[i, 2 : 2 + len(row)], mask[i, 2 : 2 + len(row)] = row, True
+    valid = mask.copy()
+    valid[:, :2] = True
+    return Rollout(
+        tokens=jnp.asarray(tokens), valid=jnp.asarray(valid), mask=jnp.asarray(mask), old_logp=jnp.zeros(mask.shape)
+    )
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_exact_kl_averages_to_the_kl_of_whole_sequences(temperature):
+    # sum_y p(y) sum_t KL_t(y) = sum_y p(y) log(p(y) / q(y)), over all 1 + 3 + 9 * 4 = 40 completions
+    model, p_params = tiny(vocab_size=V, layers=1)
+    q_params, rollout = tiny(seed=1, vocab_size=V, layers=1)[1], _enumerated()
+    assert len(rollout.tokens) == 40
+
+    @jax.jit
+    def run(p, q):
+        stats = [
+            forward.token_statistics(model, x, rollout.tokens, rollout.valid, temperature=temperature) for x in (p, q)
+        ]
+        logs = [jnp.sum(s.logp, axis=1, where=rollout.mask) for s in stats]
+        return *logs, exact_kl(model, p, q, rollout, start=2, temperature=temperature)
+
+    logp, logq, per_row = (np.asarray(x, float) for x in run(p_params, q_params))
+    np.testing.assert_allclose(np.exp(logp).sum(), 1.0, rtol=1e-5)  # the enumeration is complete
+    want = (np.exp(logp) * (logp - logq)).sum()
+    np.testing.assert_allclose((np.exp(logp) * per_row).sum(), want, rtol=1e-4)
+    assert want > 0.1 and (per_row >= 0).all()
+    assert (run(p_params, p_params)[2] == 0).all()  # exactly
+
+
+@pytest.fixture(scope="module")
+def measured():
+    """(measure, arguments of one measurement, its result)."""
+    model, params = tiny()
+    reference, reward = tiny(seed=1)[1], tiny(seed=2, scalar=True)[1]
+    measure = make_measure(model, capacity=4, eos_ids=[2, EOS], pad_id=PAD, reward_model=model)
+    arguments = params, reference, reward, prompt_batch(), jax.random.key(0), 1.0
+    return measure, arguments, measure(*arguments)
+
+
+def test_measure_reports_the_rollout_its_kl_and_its_score(measured):
+    _, (params, reference, reward, *_), got = measured
+    model, r = tiny()[0], got.rollout
+    kl = jax.jit(lambda: exact_kl(model, params, reference, r, start=5))()
+    np.testing.assert_allclose(got.kl, kl, rtol=1e-4)
+    np.testing.assert_allclose(got.proxy, forward.score(model, reward, r.tokens, r.valid), atol=1e-5)
+    last = np.asarray(r.tokens)[np.arange(8), np.asarray(r.valid)[:, ::-1].argmax(1) * -1 - 1]
+    np.testing.assert_array_equal(got.finished, np.isin(last, [2, EOS]))
+
+
+def test_measure_repeats_per_row_id_is_traced_in_temperature_and_has_no_kl_to_itself(measured):
+    measure, (params, reference, reward, prompts, key, _), got = measured
+    order = np.array([3, 0, 7, 1, 2, 4, 5, 6])
+    turned = measure(params, reference, reward, jax.tree.map(lambda x: x[order], prompts), key, 1.0)
+    np.testing.assert_array_equal(turned.rollout.tokens, got.rollout.tokens[order])
+    assert (measure(params, params, reward, prompts, key, 1.0).kl == 0).all()
+    greedy = measure(params, reference, reward, prompts, jax.random.key(9), 1e-3).rollout.tokens
+    np.testing.assert_array_equal(measure(params, reference, reward, prompts, key, 1e-3).rollout.tokens, greedy)
+    assert (greedy != got.rollout.tokens).any() and measure._cache_size() == 1
+
+
+class Words:
+    """A tokenizer that writes the id."""
+
+    def batch_decode(self, rows, skip_special_tokens):
+        assert not skip_special_tokens
+        return [" ".join(map(str, row)) for row in rows]
+
+
+def test_texts_hold_sampled_tokens_only_and_no_end():
+    mask = jnp.array([[0, 1, 1, 1], [0, 1, 0, 0]], bool)
+    rollout = Rollout(tokens=jnp.array([[7, 8, 0, 2], [7, 2, 2, 5]]), valid=mask.at[:, 0].set(True), mask=mask,
+                      old_logp=jnp.zeros((2, 4)))  # fmt: skip
+    assert texts(Words(), rollout, [1, 2]) == ["8 0", ""]
+
+
+@pytest.mark.parametrize("value, want", [(0.0, {"total": 0.0}), (2, {"total": 2.0}),
+                                         ({"total": 1.5, "kind": True}, {"total": 1.5, "kind": 1.0})])  # fmt: skip
+def test_total_reward_takes_numbers_and_parts(value, want):
+    # trap 39: a reward of 0 is a reward
+    seen = {}
+
+    def reward(row, completion, *, finished):
+        seen.update(row=row, completion=completion, finished=finished)
+        return value
+
+    assert total_reward(reward, {"a": 1}, "text", False) == want
+    assert seen == {"row": {"a": 1}, "completion": "text", "finished": False}
+
+
+@pytest.mark.parametrize("value", [None, float("nan"), float("inf"), {"kind": 1.0}, {"total": None}])
+def test_total_reward_refuses_what_is_no_finite_number(value):
+    with pytest.raises(ValueError, match="gave .* for 'text': expected a finite number or total"):
+        total_reward(lambda row, completion, *, finished: value, {}, "text", True)

@@ -1,0 +1,142 @@
+"""The command line: help with examples, overrides that reach the config, errors without a traceback."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import alignax.stages.pipeline
+from alignax import main as cli
+from alignax.config import ConfigError
+from alignax.main import load_config, main
+from alignax.train.loop import NonFinite
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+QUICKSTART = str(CONFIGS / "quickstart.py")
+
+
+@pytest.mark.parametrize("command", [[], ["run"], ["lineage"], ["report"], ["sample"]])
+def test_help_shows_examples(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([*command, "--help"])
+    assert stop.value.code == 0
+    out = capsys.readouterr().out
+    assert "examples:" in out
+    for name in command or ("run", "lineage", "report", "sample"):
+        assert f"alignax {name} " in out
+
+
+@pytest.mark.parametrize("arguments", [[], ["walk"], ["run"], ["sample"], ["lineage"], ["report", "runs/x", "--deep"]])
+def test_a_command_that_is_not_one_is_a_usage_error(arguments, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    assert "usage: alignax" in capsys.readouterr().err
+
+
+def test_overrides_reach_the_config_with_their_types():
+    overrides = ["--config.dpo.loss_args.beta=0.5", "--config.sft.total_steps=7", "--config.ppo.loss=my.module:loss"]
+    config = load_config(QUICKSTART, overrides)
+    assert (config.dpo.loss_args.beta, config.sft.total_steps, config.ppo.loss) == (0.5, 7, "my.module:loss")
+    assert load_config(QUICKSTART, []).dpo.loss_args.beta != 0.5  # the file is read anew each time
+
+
+def test_an_argument_that_the_file_leaves_at_its_default_can_be_given():
+    overrides = [
+        "--config.ppo.scoring_args.clip=2.5",
+        "--config.ppo.kl_controller_args.target=3",
+        "--config.sft.seed=4",
+    ]
+    config = load_config(QUICKSTART, overrides)
+    assert (config.ppo.scoring_args.clip, config.ppo.kl_controller_args.target, config.sft.seed) == (2.5, 3, 4)
+
+
+def test_a_reference_follows_its_override():
+    """The seed of every step, and the preferences that lie beside the policy."""
+    config = load_config(QUICKSTART, ["--config.seed=3"])
+    assert {config[name].seed for name in config.steps} == {3}
+    config = load_config(str(CONFIGS / "world/dpo.py"), ["--config.init_from=elsewhere/sft"])
+    assert config.data.path == "elsewhere/sft/../collect"
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        (["--config.dpo.batch_sise=4"], "--config.dpo.batch_sise: no such key; did you mean 'dpo.batch_size'"),
+        (["--config.dop.batch_size=4"], "--config.dop.batch_size: no such key"),
+        (["--config.sft.total_steps=many"], "many"),
+        (["--workdirr=x"], "'--workdirr=x': expected --config.KEY=VALUE, --workdir=DIR, or --help"),
+        (["stray"], "'stray': expected"),
+    ],
+)
+def test_an_override_that_cannot_be_names_itself(overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(QUICKSTART, overrides)
+
+
+def test_a_file_without_get_config_is_named(monkeypatch, tmp_path):
+    monkeypatch.delitem(sys.modules, "config_config", raising=False)  # ml_collections loads into the module of before
+    path = tmp_path / "empty.py"
+    path.write_text("x = 1\n")
+    with pytest.raises(ConfigError, match=f"{path}.*get_config"):
+        load_config(str(path), [])
+
+
+def test_a_config_may_import_its_parent_from_anywhere(tmp_path):
+    """The folder above configs/ is on the path, whatever the folder in which the command is given."""
+    (tmp_path / "configs").mkdir()
+    child = tmp_path / "configs/child.py"
+    change = "    c = sft.get_config()\n    c.total_steps = 3\n    return c\n"
+    child.write_text(f"from configs.world import sft\n\n\ndef get_config():\n{change}")
+    code = f"from alignax.main import load_config; print(load_config({str(child)!r}, []).total_steps)"
+    env = {"PYTHONPATH": str(CONFIGS.parent), "PATH": ""}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=env)
+    assert done.stdout.strip() == "3", done.stderr
+
+
+def test_the_folder_of_a_run_is_named_after_its_config(monkeypatch, tmp_path):
+    seen = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(alignax.stages.pipeline, "run", lambda config, workdir: seen.append(workdir))
+    monkeypatch.setattr("alignax.report.page.render", lambda workdir: workdir)
+    monkeypatch.setattr("alignax.report.table.table", lambda workdir: "")
+    assert main(["run", f"--config={QUICKSTART}"]) == 0
+    assert main(["run", f"--config={QUICKSTART}", "--workdir=elsewhere"]) == 0
+    assert seen == [Path("runs/quickstart"), Path("elsewhere")]
+
+
+@pytest.mark.parametrize(
+    "error, status",
+    [(NonFinite("step 3: loss is nan"), 1), (OSError(28, "No space left on device"), 1), (KeyboardInterrupt(), 130)],
+)
+def test_what_the_user_can_mend_is_one_message_on_stderr(error, status, monkeypatch, capsys):
+    def fail(*arguments):
+        raise error
+
+    monkeypatch.setattr(cli, "command_run", fail)
+    assert main(["run", "--config=x"]) == status
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("alignax: ") and "Traceback" not in err
+
+
+def test_a_check_of_alignax_is_a_message_and_a_bug_is_a_traceback(monkeypatch, capsys):
+    from alignax.ops.checks import require
+
+    monkeypatch.setattr(cli, "command_run", lambda *arguments: require(False, "beta = -1: expected > 0"))
+    assert main(["run", "--config=x"]) == 1
+    assert capsys.readouterr().err == "alignax: beta = -1: expected > 0\n"
+
+    def bug(*arguments):
+        raise ValueError("shapes (3,) and (4,) do not match")
+
+    monkeypatch.setattr(cli, "command_run", bug)
+    with pytest.raises(ValueError, match="do not match"):
+        main(["run", "--config=x"])
+
+
+def test_the_command_is_quick_to_answer():
+    """--help and usage errors do not wait for jax or transformers."""
+    code = "import sys, alignax.main as m; m.parser(); print({'jax', 'transformers'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "set()", done.stderr

@@ -1,0 +1,137 @@
+"""The whole PPO iteration on a tiny model, with the stage's own parts: one program, two programs, many seeds."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import close, prompt_batch
+from tiny_online import CAPACITY, ENDS, P, build_parts, build_state, compiled, eighths, model_reward, models
+
+from alignax import forward
+from alignax.ops.kl import adaptive_kl
+from alignax.sampling.sample import finished
+from alignax.stages.online import two_programs
+from alignax.train import online
+
+STEPS = 3
+
+
+@pytest.fixture(scope="module")
+def run():
+    """(states before each iteration and after the last, metrics of each, rollouts drawn from each state)."""
+    parts, iteration, frozen = compiled()
+    roll = jax.jit(partial(online.roll, parts))
+    states, metrics, rollouts = [build_state(parts)], [], []
+    for step in range(STEPS):
+        rollouts.append(roll(states[-1], prompt_batch(seed=step)))
+        state, numbers = iteration(states[-1], frozen, prompt_batch(seed=step))
+        states.append(state)
+        metrics.append(numbers)
+    return states, metrics, rollouts
+
+
+@pytest.fixture(scope="module")
+def teacher_forced():
+    model = models()[0]
+    return jax.jit(lambda p, r: forward.token_statistics(model, p, r.tokens, r.valid, temperature=0.9, start=P).logp)
+
+
+def test_the_first_minibatch_has_ratio_one_and_no_kl_to_the_sampler(run):
+    # trap 22, at every iteration: sampler and forward pass differ by rounding only, (1e-6)^2 in approxkl
+    for metrics in run[1]:
+        np.testing.assert_allclose(metrics["val/ratio_first"], 1.0, atol=1e-5)
+        assert metrics["policy/approxkl_avg_first"] < 1e-10
+        assert metrics["policy/approxkl_avg"] > 1e-5  # later minibatches have moved on
+
+
+def test_kl_to_the_reference_starts_at_zero_and_grows(run):
+    kl = [float(metrics["objective/kl"]) for metrics in run[1]]
+    assert abs(kl[0]) < 1e-5 < 1e-3 < abs(kl[-1])
+
+
+def test_old_log_probs_are_the_live_policys_at_every_iteration(run, teacher_forced):
+    # trap J3
+    states, _, rollouts = run
+    for state, (rollout, _) in zip(states, rollouts):
+        mask = np.asarray(rollout.mask)
+        np.testing.assert_allclose(
+            rollout.old_logp[mask], teacher_forced(state.policy.params, rollout)[mask], atol=1e-5
+        )
+    stale = teacher_forced(states[0].policy.params, rollouts[-1][0])
+    assert np.abs(rollouts[-1][0].old_logp - stale)[np.asarray(rollouts[-1][0].mask)].max() > 1e-2
+
+
+def test_two_rollouts_of_the_same_prompts_differ_and_the_same_step_repeats(run):
+    # trap J2
+    parts, states = compiled()[0], run[0]
+    draw = jax.jit(lambda s: online.roll(parts, s, prompt_batch())[0].tokens)
+    first = draw(states[0])
+    np.testing.assert_array_equal(draw(states[0]), first)
+    assert (draw(states[0].replace(step=jnp.int32(1))) != first).any()
+    assert (draw(build_state(parts, seed=1)) != first).any()
+
+
+def test_metrics_describe_the_rollout(run):
+    states, metrics, rollouts = run
+    reward = models()[3]
+    for step, (rollout, done) in enumerate(rollouts):
+        scores = model_reward(reward, rollout)
+        got = metrics[step]
+        np.testing.assert_allclose(got["objective/scores"], scores.mean(), atol=1e-5)
+        np.testing.assert_allclose(got["objective/scores_sd"], scores.std(), atol=1e-5)
+        np.testing.assert_array_equal(done, finished(rollout, jnp.array(ENDS)))
+        assert got["val/num_eos_tokens"] == done.sum()
+        np.testing.assert_allclose(got["completions/mean_length"], rollout.mask.sum(1).mean())
+        np.testing.assert_allclose(got["completions/clipped_ratio"], 1 - done.mean(), atol=1e-6)
+        assert got["episode"] == 8 * (step + 1) and got["policy/updates"] == 4
+        assert got["objective/kl_coef"] == states[step].kl_coef
+    assert max(float(m["completions/mean_length"]) for m in metrics) <= CAPACITY
+
+
+def test_the_coefficient_follows_the_measured_kl_and_lives_in_the_state(run):
+    for before, after, metrics in zip(run[0], run[0][1:], run[1]):
+        want = adaptive_kl(before.kl_coef, metrics["objective/kl"], target=0.5, horizon=100.0, batch_size=8)
+        np.testing.assert_allclose(after.kl_coef, want, rtol=1e-6)
+    assert run[0][1].kl_coef < run[0][0].kl_coef  # a KL of 0 is below the target of 0.5
+
+
+def test_policy_critic_and_moments_all_move_and_the_key_does_not(run):
+    first, last = run[0][0], run[0][-1]
+    for name in ("policy", "critic"):
+        moved = jax.tree.map(lambda a, b: bool((a != b).any()), getattr(first, name).params, getattr(last, name).params)
+        assert all(jax.tree.leaves(moved)), moved
+    assert last.moments.count == 8 * STEPS and last.step == STEPS
+    np.testing.assert_array_equal(last.key, first.key)
+
+
+def test_one_program_equals_two_with_the_reward_on_the_host():
+    parts, (_, reference, _, _) = build_parts(), models()
+    state, frozen = build_state(parts), {"reference": reference, "reward": None}
+    one = jax.jit(partial(online.iteration, parts, lambda _, r: eighths(r.tokens, r.mask)))
+
+    def on_host(rollout, finished_B, prompts):
+        assert isinstance(prompts["row"], jax.Array) and finished_B.shape == (8,)
+        return eighths(np.asarray(rollout.tokens), np.asarray(rollout.mask))
+
+    want, numbers = one(state, frozen, prompt_batch())
+    own = jax.tree.map(jnp.copy, state)  # which the second program may overwrite
+    got, host_numbers = two_programs(parts, on_host, frozen, own)(own, prompt_batch())
+    close(got, want, atol=1e-6)
+    close(host_numbers, numbers, rtol=1e-5, atol=1e-6)
+    assert numbers["objective/scores_sd"] > 0.05
+
+
+def test_many_seeds_are_one_program():
+    # a sweep is an axis: vmap over states that differ by their seed, against a loop over them
+    parts, iteration, frozen = compiled()
+    states = jax.vmap(lambda seed: build_state(parts, seed))(jnp.arange(3))
+    swept, metrics = jax.jit(jax.vmap(partial(online.iteration, parts, model_reward), in_axes=(0, None, None)))(
+        states, frozen, prompt_batch()
+    )
+    for seed in range(3):
+        want, numbers = iteration(build_state(parts, seed), frozen, prompt_batch())
+        close(jax.tree.map(lambda leaf, seed=seed: leaf[seed], swept), want, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(metrics["objective/scores"][seed], numbers["objective/scores"], atol=1e-5)
+    assert np.unique(np.asarray(metrics["objective/scores"])).size == 3

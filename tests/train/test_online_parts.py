@@ -1,0 +1,217 @@
+"""The pure parts of the online loop, one by one: scores, advantages, and how often a rollout is used."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import close, rollout_batch
+
+from alignax.ops.kl import adaptive_kl, fixed_kl
+from alignax.train import online
+from alignax.train.optimizer import sgd
+from alignax.train.state import Moments, new_online_state
+from alignax.types import Loss, Rollout
+
+EMPTY = Moments(count=jnp.float32(0), mean=jnp.float32(0), square=jnp.float32(0))
+DONE = jnp.ones(4, bool)
+
+
+def _scores(seed, size=4, mean=3.0):
+    return jnp.asarray(np.random.default_rng(seed).normal(mean, 2.0, size), jnp.float32)
+
+
+def test_moments_over_batches_equal_those_of_all_scores_at_once():
+    moments, seen = EMPTY, []
+    for seed, size in ((0, 4), (1, 7), (2, 1), (3, 20)):
+        moments = online.update_moments(moments, _scores(seed, size, mean=100.0))
+        seen += [float(x) for x in _scores(seed, size, mean=100.0)]
+    assert moments.count == 32
+    np.testing.assert_allclose(moments.mean, np.mean(seen), rtol=1e-6)
+    np.testing.assert_allclose(moments.square, np.var(seen) * 32, rtol=1e-4)
+
+
+def test_scores_are_normalised_by_their_history_this_batch_included():
+    _, moments = online.shape_scores(_scores(0), DONE, EMPTY)
+    got, _ = online.shape_scores(_scores(1), DONE, moments, clip=0.0)
+    both = np.concatenate([_scores(0), _scores(1)])
+    np.testing.assert_allclose(got, (np.asarray(_scores(1)) - both.mean()) / both.std(ddof=1), rtol=1e-4)
+
+
+def test_one_score_alone_is_finite():
+    got, _ = online.shape_scores(jnp.array([7.0]), DONE[:1], EMPTY)
+    np.testing.assert_array_equal(got, [0.0])
+
+
+def test_clipping_comes_before_the_penalty_so_that_nothing_hides_it():
+    got, _ = online.shape_scores(
+        jnp.array([9.0, 1.0, -9.0, -9.0]), jnp.array([True, True, True, False]), EMPTY,
+        normalize=False, clip=2.0, missing_eos_penalty=0.5,
+    )  # fmt: skip
+    np.testing.assert_array_equal(got, [2.0, 1.0, -2.0, -2.5])
+
+
+def test_without_normalising_and_clipping_scores_stay_but_history_goes_on():
+    got, moments = online.shape_scores(_scores(0), DONE, EMPTY, normalize=False, clip=0.0)
+    np.testing.assert_array_equal(got, _scores(0))
+    assert moments.count == 4
+
+
+def test_score_shaping_is_permutation_equivariant():
+    order, done = np.array([2, 0, 3, 1]), jnp.array([True, False, True, True])
+    straight, moments = online.shape_scores(_scores(0), done, EMPTY)
+    turned, same = online.shape_scores(_scores(0)[order], done[order], EMPTY)
+    np.testing.assert_allclose(turned, straight[order], rtol=1e-5)
+    close(same, moments, rtol=1e-5, atol=0)
+
+
+# ---- advantages
+
+
+def _rollout():
+    """Two rows: prompt 1, completions of 3 and 1 tokens, T = 5. KL 0.1 per token in the first row, 0.2 in the second."""
+    mask = jnp.array([[0, 1, 1, 1, 0], [0, 1, 0, 0, 0]], bool)
+    old = jnp.where(mask, jnp.array([[-1.0] * 5, [-2.0] * 5]), 0.0)
+    return Rollout(
+        tokens=jnp.zeros((2, 5), jnp.int32), valid=mask.at[:, 0].set(True), mask=mask, old_logp=old,
+        ref_logp=old - jnp.array([[0.1], [0.2]]) * mask, old_value=jnp.zeros((2, 5)),
+    )  # fmt: skip
+
+
+PLAIN = dict(gamma=1.0, lam=1.0, whiten_rewards=False, whiten_advantages=False)
+
+
+@pytest.mark.parametrize("score", [0.7, -0.25, 3.0])
+def test_undiscounted_advantage_of_every_action_is_the_score_minus_the_kl_to_go(score):
+    # traps 10 and J1: gamma = lambda = 1, V = 0, coefficient 0.5. First row: score - 0.5 * 0.1 * (3, 2, 1)
+    got, kl, metrics = online.with_advantages(
+        _rollout(), jnp.array([score, 1.0]), jnp.float32(0.5), kl_in_reward=True, **PLAIN
+    )
+    want = [[0, score - 0.15, score - 0.1, score - 0.05, 0], [0, 0.9, 0, 0, 0]]
+    np.testing.assert_allclose(got.advantage, want, atol=1e-6)
+    np.testing.assert_allclose(got.returns, want, atol=1e-6)  # V = 0
+    np.testing.assert_allclose(kl, (0.3 + 0.2) / 2, rtol=1e-5)  # mean over rows of the sum over tokens
+    np.testing.assert_allclose(metrics["objective/non_score_reward"], -0.125, rtol=1e-5)
+    np.testing.assert_allclose(metrics["objective/rlhf_reward"], (score + 1) / 2 - 0.125, rtol=1e-5)
+    np.testing.assert_allclose(metrics["objective/entropy"], (3 + 2) / 2, rtol=1e-5)
+
+
+def test_a_penalty_in_the_loss_is_not_charged_in_the_reward_as_well():
+    got, kl, metrics = online.with_advantages(
+        _rollout(), jnp.array([1.0, 2.0]), jnp.float32(0.5), kl_in_reward=False, **PLAIN
+    )
+    np.testing.assert_array_equal(got.advantage, [[0, 1, 1, 1, 0], [0, 2, 0, 0, 0]])
+    assert kl > 0 == metrics["objective/non_score_reward"]
+
+
+def test_values_enter_delta_and_returns_but_the_end_is_not_bootstrapped():
+    # gamma = lambda = 1: advantage = reward to go - V of the token; a value after the last action is never read
+    rollout = _rollout().replace(old_value=jnp.array([[9.0, 0.5, 0.25, 1.0, 9.0], [9.0, 2.0, 9.0, 9.0, 9.0]]))
+    got, _, metrics = online.with_advantages(rollout, jnp.array([1.0, 1.0]), jnp.float32(0), kl_in_reward=True, **PLAIN)
+    np.testing.assert_allclose(got.advantage, [[0, 0.5, 0.75, 0, 0], [0, -1.0, 0, 0, 0]], atol=1e-6)
+    np.testing.assert_allclose(np.asarray(got.returns)[np.asarray(got.mask)], 1.0, atol=1e-6)
+    np.testing.assert_allclose(metrics["critic/values"], (0.5 + 0.25 + 1 + 2) / 4, rtol=1e-6)
+
+
+def test_whitening_leaves_mean_zero_and_variance_one_over_the_actions():
+    rollout = rollout_batch()
+    got, _, _ = online.with_advantages(rollout, _scores(1, 8), jnp.float32(0.1), kl_in_reward=True)
+    inside = np.asarray(got.advantage)[np.asarray(rollout.mask)]
+    np.testing.assert_allclose([inside.mean(), inside.std(ddof=1)], [0, 1], atol=1e-5)
+    assert not np.asarray(got.advantage)[~np.asarray(rollout.mask)].any()
+
+
+def test_whitened_rewards_keep_their_mean():
+    options = PLAIN | {"whiten_rewards": True}
+    got, _, _ = online.with_advantages(_rollout(), jnp.array([4.0, 8.0]), jnp.float32(0), kl_in_reward=True, **options)
+    # rewards of the four actions: 0, 0, 4, 8, with mean 3 and variance (9 + 9 + 1 + 25) / 3 = 44 / 3
+    white = (np.array([0, 0, 4, 8]) - 3) / (44 / 3) ** 0.5 + 3
+    np.testing.assert_allclose(got.advantage[0, 1:4], np.cumsum(white[:3][::-1])[::-1], rtol=1e-5)
+    np.testing.assert_allclose(got.advantage[1, 1], white[3], rtol=1e-5)
+
+
+def test_advantages_are_permutation_equivariant():
+    rollout, scores, order = rollout_batch(), _scores(1, 8), np.array([3, 1, 7, 0, 2, 6, 5, 4])
+    run = lambda r, s: online.with_advantages(r, s, jnp.float32(0.1), kl_in_reward=True)  # noqa: E731
+    straight, _, metrics = run(rollout, scores)
+    turned, _, same = run(jax.tree.map(lambda x: x[order], rollout), scores[order])
+    close(turned, jax.tree.map(lambda x: x[order], straight), rtol=1e-4, atol=1e-5)
+    close(same, metrics, rtol=1e-4, atol=1e-5)
+
+
+# ---- updates: parameters are one number per row, and the gradient of a minibatch says which rows it held
+
+B = 8
+
+
+def _parts(**settings):
+    """Loss: the mean over the minibatch of p[row]; each update adds 1 / (rows of the minibatch) to -p of its rows."""
+    optimizer = sgd(total_steps=1, learning_rate=1.0)
+
+    def objective(params, rollout, kl_coef=None):
+        value_B = (params[None, :] * rollout.old_logp).sum(1)
+        kl_B = jnp.full_like(value_B, -params.sum())  # grows by 1 with each update
+        metrics = {"policy/approxkl_avg": (kl_B, jnp.ones_like(kl_B))} if kl_coef is not None else {}
+        return {"x": (1.0, Loss(value=value_B, weight=jnp.ones_like(value_B), metrics=metrics))}
+
+    return online.Parts(
+        sample=None, annotate=None, shape=None, advantages=None, policy_objective=objective, critic_objective=objective,
+        control_kl=fixed_kl, policy_optimizer=optimizer, critic_optimizer=optimizer, updates=online.updates(**settings),
+    )  # fmt: skip
+
+
+def _update(key=0, order=None, **settings):
+    parts = _parts(**settings)
+    one_hot = jnp.eye(B) if order is None else jnp.eye(B)[order]
+    flags = jnp.ones((B, B), bool)
+    rollout = Rollout(tokens=jnp.zeros((B, B), jnp.int32), valid=flags, mask=flags, old_logp=one_hot)
+    state = new_online_state(jnp.zeros(B), jnp.zeros(B), parts.policy_optimizer, parts.critic_optimizer, 0.1, 0)
+    policy, critic, metrics = jax.jit(lambda s, r, k: online.update(parts, s, r, k))(
+        state, rollout, jax.random.key(key)
+    )
+    return -np.asarray(policy.params), -np.asarray(critic.params), metrics
+
+
+@pytest.mark.parametrize("epochs, minibatches, microbatches", [(1, 1, 1), (3, 2, 1), (2, 4, 2)])
+def test_every_row_is_used_once_per_epoch(epochs, minibatches, microbatches):
+    # trap J7: epochs updates of 1 / (B / minibatches) each
+    policy, critic, metrics = _update(epochs=epochs, minibatches=minibatches, microbatches=microbatches)
+    np.testing.assert_allclose(policy, epochs * minibatches / B, rtol=1e-5)
+    np.testing.assert_allclose(critic, policy)
+    assert metrics["policy/updates"] == epochs * minibatches
+    np.testing.assert_allclose(metrics["policy/approxkl_avg"], np.arange(epochs * minibatches).mean(), atol=1e-5)
+    assert metrics["policy/approxkl_avg_first"] == 0
+
+
+def test_the_kl_limit_drops_the_update_that_passes_it_and_all_after_it():
+    # approxkl of updates 1, 2, 3, ... is 0, 1, 2, ...: a limit of 1.5 lets two through and finds out at the third
+    policy, critic, metrics = _update(epochs=2, minibatches=4, kl_limit=1.5)
+    assert metrics["policy/updates"] == 2
+    np.testing.assert_allclose(np.sort(policy), [0] * 4 + [0.5] * 4, atol=1e-6)  # two minibatches of two rows
+    np.testing.assert_allclose(critic, policy)  # the critic rests as well
+    np.testing.assert_allclose(metrics["policy/approxkl_avg"], (0 + 1 + 2) / 3, rtol=1e-5)  # over minibatches seen
+    assert _update(epochs=2, minibatches=4, kl_limit=100.0)[2]["policy/updates"] == 8
+
+
+def test_epochs_are_shuffled_anew_and_by_the_key():
+    # with a limit that stops inside the second epoch, the rows used twice tell the order of that epoch
+    first, again, other = (_update(key=key, epochs=2, minibatches=4, kl_limit=4.5)[0] for key in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()
+
+
+def test_one_minibatch_is_permutation_equivariant():
+    order = np.array([3, 1, 7, 0, 2, 6, 5, 4])
+    for got, want in zip(_update(order=order, epochs=2)[:2], _update(epochs=2)[:2]):
+        np.testing.assert_allclose(got, want, rtol=1e-5)
+
+
+def test_minibatches_must_divide_the_rollouts():
+    with pytest.raises(ValueError, match="8 rollouts do not divide into 3 minibatches"):
+        _update(epochs=1, minibatches=3)
+
+
+@pytest.mark.parametrize("kl, want", [(0.5, 0.1), (0.4, 0.1 * (1 - 0.2 * 0.08)), (9.0, 0.1 * (1 + 0.2 * 0.08))])
+def test_the_adaptive_coefficient_moves_towards_its_target(kl, want):
+    # target 0.5, 8 episodes of a horizon of 100: at most 20 % * 8 / 100 per iteration, and 0.4 is 20 % below
+    got = adaptive_kl(0.1, kl, target=0.5, horizon=100.0, batch_size=8)
+    np.testing.assert_allclose(got, want, rtol=1e-5)

@@ -1,0 +1,100 @@
+"""Optimizers from a config: schedules at their landmarks, rules over paths, clipping."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from alignax.train.optimizer import adamw, sgd, warmup_then
+from alignax.train.state import new_learner
+from alignax.train.step import apply_gradients
+
+PARAMS = {
+    "decoder": {
+        "embed": jnp.ones((3, 2)),
+        "layers": {"q": {"kernel": jnp.ones((2, 2))}},
+        "norm": {"scale": jnp.ones(2)},
+    },
+    "scalar": {"kernel": jnp.ones(2), "bias": jnp.ones(())},
+}
+
+
+@pytest.mark.parametrize(
+    "schedule, middle, end", [("cosine", 0.55, 0.1), ("linear", 0.55, 0.1), ("constant", 1.0, 1.0)]
+)
+def test_schedule_rises_to_its_peak_and_falls_to_its_end(schedule, middle, end):
+    # 100 steps, 10 of warm-up: 0.1 at step 0, the peak at step 9 and 10; half way down at step 55, where both decays
+    # are (1 + 0.1) / 2; the end at step 100 and after
+    rate = warmup_then(schedule, 1.0, 100, 10.0, 10.0)
+    got = [float(rate(step)) for step in (0, 4, 9, 10, 55, 100, 150)]
+    np.testing.assert_allclose(got, [0.1, 0.5, 1.0, 1.0, middle, end, end], rtol=1e-5)
+
+
+def test_without_warm_up_the_first_step_has_the_peak():
+    assert warmup_then("cosine", 3.0, 10, 0.0, 10.0)(0) == 3.0
+
+
+def test_the_last_cosine_and_linear_steps_differ_on_the_way():
+    quarter = {name: float(warmup_then(name, 1.0, 100, 0.0, 0.0)(25)) for name in ("cosine", "linear")}
+    np.testing.assert_allclose(quarter["linear"], 0.75, rtol=1e-5)
+    np.testing.assert_allclose(quarter["cosine"], 0.5 * (1 + np.cos(np.pi / 4)), rtol=1e-5)
+
+
+def test_unknown_schedule_is_refused():
+    with pytest.raises(ValueError, match="schedule = 'cosin': expected one of 'cosine', 'linear', 'constant'"):
+        adamw(total_steps=10, schedule="cosin")
+
+
+def test_the_rate_in_the_log_is_the_rate_of_the_update():
+    # a constant gradient: Adam's update is then the learning rate itself, of sign minus, at every step
+    optimizer = adamw(total_steps=10, learning_rate=0.1, warmup_percent=30.0, clip_norm=0.0, eps=0.0)
+    learner = new_learner(jnp.float32(0), optimizer)
+    for step in range(10):
+        after = apply_gradients(learner, jnp.float32(2), optimizer)
+        np.testing.assert_allclose(learner.params - after.params, optimizer.learning_rate(step), rtol=1e-4)
+        learner = after
+
+
+def _first_update(optimizer, grads):
+    learner = new_learner(PARAMS, optimizer)
+    after = apply_gradients(learner, grads, optimizer)
+    return jax.tree.map(lambda new, old: np.asarray(new - old), after.params, PARAMS)
+
+
+def test_weight_decay_pulls_matrices_only():
+    # no gradient: the update is -rate * decay * w on kernels, nothing on norms, biases and embeddings
+    optimizer = adamw(total_steps=10, learning_rate=0.1, weight_decay=0.5, warmup_percent=0.0)
+    got = _first_update(optimizer, jax.tree.map(jnp.zeros_like, PARAMS))
+    np.testing.assert_allclose(got["decoder"]["layers"]["q"]["kernel"], -0.05, rtol=1e-5)
+    np.testing.assert_allclose(got["scalar"]["kernel"], -0.05, rtol=1e-5)
+    kept = got["decoder"]["embed"], got["decoder"]["norm"]["scale"], got["scalar"]["bias"]
+    assert all((leaf == 0).all() for leaf in kept)
+
+
+@pytest.mark.parametrize("make", [adamw, sgd])
+def test_frozen_paths_get_no_update_and_no_state(make):
+    optimizer = make(total_steps=10, frozen=r"decoder/(embed|layers)")
+    got = _first_update(optimizer, jax.tree.map(jnp.ones_like, PARAMS))
+    assert not got["decoder"]["embed"].any() and not got["decoder"]["layers"]["q"]["kernel"].any()
+    assert got["decoder"]["norm"]["scale"].all() and got["scalar"]["kernel"].all()
+    state = new_learner(PARAMS, optimizer).opt_state
+    assert (3, 2) not in {leaf.shape for leaf in jax.tree.leaves(state)}  # no moments of the embedding
+
+
+@pytest.mark.parametrize("clip_norm, factor", [(0.0, 1.0), (100.0, 1.0), (1.5, 0.5)])
+def test_clip_scales_the_whole_gradient_to_the_norm(clip_norm, factor):
+    # six entries in the embedding of 1 and others 0 but one of 3^0.5: norm (6 + 3)^0.5 = 3
+    grads = jax.tree.map(jnp.zeros_like, PARAMS)
+    grads["decoder"]["embed"], grads["scalar"]["bias"] = jnp.ones((3, 2)), jnp.float32(3**0.5)
+    got = _first_update(sgd(total_steps=1, learning_rate=1.0, clip_norm=clip_norm), grads)
+    np.testing.assert_allclose(optax.global_norm(got), 3 * factor, rtol=1e-5)
+    np.testing.assert_allclose(got["decoder"]["embed"], -factor, rtol=1e-5)
+
+
+def test_clip_acts_before_adam_sees_the_gradient():
+    optimizer = adamw(total_steps=10, clip_norm=1.0)
+    learner = new_learner(PARAMS, optimizer)
+    after = apply_gradients(learner, jax.tree.map(lambda x: 1e6 * jnp.ones_like(x), PARAMS), optimizer)
+    first = optax.tree_utils.tree_get(after.opt_state, "mu")
+    np.testing.assert_allclose(optax.global_norm(first), 0.1, rtol=1e-3)  # (1 - b1) * the clipped gradient
