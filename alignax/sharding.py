@@ -76,6 +76,12 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P(mesh.axis_names))
 
 
+def rows(mesh: Mesh) -> Callable[[Any], Any]:
+    """A constraint for `decoder`: the rows of an activation stay split as those of the batch are, where they divide."""
+    split = batch_sharding(mesh)
+    return lambda x: x if x.shape[0] % mesh.size else jax.lax.with_sharding_constraint(x, split)
+
+
 def jit_step(step: Callable, state: Any) -> Callable:
     """`step(state, ...) -> (state, metrics)` jitted, with the state donated and put back where it was.
 

@@ -2,12 +2,15 @@
 
 import dataclasses
 import inspect
+import os
 import sys
 
 import jax
 import jaxtyping
 import pytest
 
+# the tests compile far more than they compute: machine code without optimisation takes half as long
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

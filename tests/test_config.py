@@ -43,14 +43,14 @@ def test_resolve():
 
 
 def test_check_names_the_key():
-    defaults = {"total_steps": 10, "data": {"path": ""}, "loss_args": {}}
-    C.check({"total_steps": 5, "data": {"path": "x"}, "loss_args": {"beta": 2}}, defaults)
+    defaults = {"total_steps": 10, "mesh": {"fsdp": 1}, "loss_args": {}}
+    C.check({"total_steps": 5, "mesh": {"fsdp": 2}, "loss_args": {"beta": 2}}, defaults)
     with pytest.raises(C.ConfigError, match="config.total_step is not a key.*did you mean 'total_steps'"):
         C.check({"total_step": 5}, defaults)
-    with pytest.raises(C.ConfigError, match="config.data.path = 3: expected str, got int"):
-        C.check({"total_steps": 5, "data": {"path": 3}, "loss_args": {}}, defaults)
+    with pytest.raises(C.ConfigError, match="config.mesh.fsdp = 'x': expected int, got str"):
+        C.check({"total_steps": 5, "mesh": {"fsdp": "x"}, "loss_args": {}}, defaults)
     with pytest.raises(C.ConfigError, match="config.loss_args is missing"):
-        C.check({"total_steps": 5, "data": {"path": "x"}}, defaults)
+        C.check({"total_steps": 5, "mesh": {"fsdp": 2}}, defaults)
 
 
 def test_reader_remembers():

@@ -19,7 +19,7 @@ from alignax.train.step import make_step
 
 @pytest.fixture(scope="module")
 def log_probs():
-    """log p(. | the first t tokens) for every row and t, [B, T, V]: each prefix is read alone, the rest is wiped out."""
+    """log p(. | the first t tokens) for every row and t, [B, T, V]: each prefix is read alone, the rest wiped out."""
     model, params = tiny()
     batch = demo_batch()
     T = batch["tokens"].shape[1]

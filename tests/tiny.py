@@ -43,7 +43,7 @@ def rows(B: int) -> np.ndarray:
 
 
 def demo_batch(B: int = 8, T: int = 12, seed: int = 0) -> dict:
-    """Prompts of 2 to 4 tokens, completions of 1 token up to the context, padded on the right with a token that varies."""
+    """Prompts of 2 to 4 tokens, completions of 1 token up to the context, padded on the right with random ones."""
     rng = np.random.default_rng(seed)
     tokens = rng.integers(2, VOCAB, (B, T)).astype(np.int32)
     prompt, total = rng.integers(2, 5, B), rng.integers(5, T + 1, B)

@@ -4,7 +4,6 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from tiny import EOS, PAD, tiny
 
 from alignax import forward
@@ -48,13 +47,8 @@ def model_reward(params, rollout):
     return forward.score(models()[0], params, rollout.tokens, rollout.valid)
 
 
-def eighths(tokens, mask):
-    """A reward that NumPy and JAX compute to the same bits: an eighth per sampled token below 20."""
-    return ((tokens < 20) & mask).sum(1) / np.float32(8)
-
-
 @functools.lru_cache
-def compiled(seed: int = 0):
+def compiled():
     """(parts, jitted iteration with the reward model on the device, frozen parameters), compiled once per process."""
     parts = build_parts()
     _, reference, _, reward = models()

@@ -4,6 +4,8 @@ A parameter tree is `{"decoder": {"embed", "layers" (each leaf [L, ...]), "norm"
 `"scalar"` beside it for a reward or value model.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -17,8 +19,12 @@ from alignax.types import Model, Params
 REMAT = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}
 
 
-def decoder(config: ModelConfig) -> Model:
-    """The model of a config. `apply`, `prefill` and `decode` agree: tests hold them to it."""
+def decoder(config: ModelConfig, constrain: Callable[[Array], Array] = lambda x: x) -> Model:
+    """The model of a config. `apply`, `prefill` and `decode` agree: tests hold them to it.
+
+    `constrain` is put on the residual [B, T, D] before and after every layer: `sharding.rows(mesh)` keeps its rows
+    split over all devices, where the compiler would otherwise be free to gather rows instead of kernels.
+    """
     block, final = Block(config), norm(config)
     dtype = jnp.dtype(config.dtype)
 
@@ -48,11 +54,12 @@ def decoder(config: ModelConfig) -> Model:
 
         def layer(x, p):
             see = lambda q, k, v: (attention(q, k, v, mask_BTS), keep(k, v))  # noqa: E731
-            return block.apply({"params": p}, x, positions_BT, see)
+            x, kept = block.apply({"params": p}, x, positions_BT, see)
+            return constrain(x), kept
 
         if config.remat != "none":
             layer = jax.checkpoint(layer, policy=REMAT[config.remat])
-        x, kept = jax.lax.scan(layer, embed(params, tokens_BT), params["decoder"]["layers"])
+        x, kept = jax.lax.scan(layer, constrain(embed(params, tokens_BT)), params["decoder"]["layers"])
         return finish(params, x), kept
 
     def apply(params: Params, tokens: Int[Array, "B T"], valid: Bool[Array, "B T"]) -> Float[Array, "B T D"]:

@@ -146,17 +146,17 @@ def get_tokenizer(stage: Stage, own: str = "", parent: str = "policy") -> Any:
     return resolve(own, "", key="tokenizer")() if ":" in own else load_tokenizer(own)
 
 
-def build_model(preset: str, args: dict, compute: dict, vocab_size: int) -> Model:
+def build_model(preset: str, args: dict, compute: dict, vocab_size: int, mesh: Mesh) -> Model:
     """The model that a config names by preset and arguments."""
     function = resolve(preset, "alignax.models.presets", key="model")
     options = bind(function, args, key="model_args", given=("vocab_size",))
-    return decoder(dataclasses.replace(function(vocab_size=vocab_size, **options), **compute))
+    return decoder(dataclasses.replace(function(vocab_size=vocab_size, **options), **compute), sharding.rows(mesh))
 
 
 def new_or_loaded(stage: Stage, preset: str, args: dict, tokenizer: Any, mesh: Mesh) -> tuple[Model, Params]:
     """The parent policy, or fresh parameters of the preset where there is none; with both, they must agree."""
     cfg, compute = stage.cfg, compute_of(stage.cfg)
-    model = build_model(preset, args, compute, len(tokenizer)) if preset else None
+    model = build_model(preset, args, compute, len(tokenizer), mesh) if preset else None
     if "policy" in stage.parents:
         expected = model.config if model else None
         options = {"tokenizer": tokenizer, "template": cfg.template, "compute": compute, "mesh": mesh}
@@ -188,7 +188,7 @@ def load_model(
         template_hash=template_hash(tokenizer, template),
         architecture=expected.architecture() if expected else None,
     )
-    model = decoder(ModelConfig(**manifest["architecture"], **compute))
+    model = decoder(ModelConfig(**manifest["architecture"], **compute), sharding.rows(mesh))
     shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0), scalar=manifest["stage"] == "reward"))
     params = load_params(folder / "params", sharded_shapes(shapes, mesh))
     check_content(folder, manifest, content_hash(params))

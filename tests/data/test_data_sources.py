@@ -104,7 +104,9 @@ def test_jsonl_forms(tmp_path):
     (tmp_path / "b.json").write_text(json.dumps([{"prompt": "p"}, {"prompt": "q"}], indent=1))
     assert jsonl(path=str(tmp_path / "b.json"))[0] == [{"prompt": "p"}, {"prompt": "q"}]
     path = write(tmp_path / "c.jsonl", [{"question": "p", "answer": "c"}])
-    assert jsonl(path=path, fields={"prompt": "question", "completion": "answer"})[0] == [{"prompt": "p", "completion": "c"}]
+    assert jsonl(path=path, fields={"prompt": "question", "completion": "answer"})[0] == [
+        {"prompt": "p", "completion": "c"}
+    ]
     path = write(tmp_path / "e.jsonl", [{"question": "p", "prompt": "not this"}])
     assert jsonl(path=path, fields={"prompt": "question"})[0] == [{"prompt": "p"}]
     with pytest.raises(DataError, match="fields.promt: expected names among prompt, completion"):
@@ -112,7 +114,11 @@ def test_jsonl_forms(tmp_path):
     mixed = write(
         tmp_path / "d.jsonl", [{"prompt": "p", "completion": "c"}, {"prompt": "q"}, {"prompt": "r", "completion": 5}]
     )
-    assert jsonl(path=mixed)[0] == [{"prompt": "p", "completion": "c"}, {"prompt": "q"}, {"prompt": "r", "completion": 5}]
+    assert jsonl(path=mixed)[0] == [
+        {"prompt": "p", "completion": "c"},
+        {"prompt": "q"},
+        {"prompt": "r", "completion": 5},
+    ]
 
 
 def test_jsonl_holds_out_by_prompt(tmp_path):

@@ -81,11 +81,10 @@ def test_rows_with_the_same_prompt_and_other_ids_differ(draw):
 
 def test_two_steps_differ_and_the_same_step_repeats(draw):
     # trap J2
-    at = (
-        lambda step: np.asarray(  # noqa: E731
-            draw(tiny()[1], prompt_batch(), jax.random.fold_in(jax.random.key(0), step), 1.0)[0].tokens[:, P:]
-        )
-    )
+    def at(step):
+        rollout, _ = draw(tiny()[1], prompt_batch(), jax.random.fold_in(jax.random.key(0), step), 1.0)
+        return np.asarray(rollout.tokens[:, P:])
+
     np.testing.assert_array_equal(at(3), at(3))
     assert (at(3) != at(4)).mean() > 0.5
 

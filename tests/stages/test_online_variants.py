@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from stage_runs import metrics, tiny
 
-from alignax.stages import online
+from alignax.stages import online, probe
 
 
 @pytest.fixture(scope="module")
@@ -14,7 +14,7 @@ def ppo(run):
     def variant(workdir, size, **values):
         config = tiny(size=size).ppo
         config.init_from, config.total_steps, config.eval_every_steps = str(run / "sft"), 2, 0
-        config.probe.source, config.probe.reward_from = "", ""
+        config.probe = probe.get_config()
         for name, value in values.items():
             config[name] = value
         return metrics(online.run(config, workdir))

@@ -1,7 +1,6 @@
 """Runs that cannot go on: nan in a loss, a disk that is full. The last good checkpoint stays, a later run finishes."""
 
 import os
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ import pytest
 from stage_runs import ROOT, fails, metrics, write_rows
 
 from alignax.data.loader import Loader
+from alignax.data.read import is_heldout
 from alignax.main import main
 from alignax.manifest import read_manifest
 
@@ -19,12 +19,10 @@ SFT = Path(__file__).with_name("text_sft.py")
 
 @pytest.fixture
 def rows(tmp_path):
-    """24 rows, about a quarter of them held out; the reply of one row to train on has 12 tokens, all others 3."""
-    from alignax.data.read import is_heldout
-
+    """24 rows, about a quarter of them held out; the reply of one row to train on has 10 tokens, all others 3."""
     prompts = [f"mara asks : {'tea ' * (index % 8 + 1)}{'cake ' * (index // 8)}" for index in range(24)]
     longest = next(prompt for prompt in reversed(prompts) if not is_heldout(prompt, 25.0))
-    made = [{"prompt": p, "completion": "tea " * (12 if p == longest else 3)} for p in prompts]
+    made = [{"prompt": p, "completion": "tea " * (10 if p == longest else 3)} for p in prompts]
     train = [p for p in prompts if not is_heldout(p, 25.0)]
     return write_rows(tmp_path / "rows.jsonl", made), train.index(longest), len(train)
 
@@ -40,7 +38,7 @@ def test_nan_in_a_loss_stops_names_the_step_and_keeps_the_last_good_checkpoint(r
         loader = Loader({"row": np.arange(count)}, 8, seed)
         step = next(step for step in range(1, 10) if poison in loader.batch(step - 1)["row"])
     command = ["run", f"--config={SFT}:{path}", f"--workdir={tmp_path / 'sft'}", f"--config.seed={seed}"]
-    command += ["--config.loss=poisoned_loss:poisoned", "--config.loss_args={'limit': 10}"]
+    command += ["--config.loss=poisoned_loss:poisoned", "--config.loss_args={'limit': 8}"]
     for _ in range(2):  # the second run goes on from the checkpoint, and stops at the same step
         err = fails(capsys, *command)
         assert f"step {step}: loss is nan" in err.replace("grad_norm is nan, loss is nan", "loss is nan")
@@ -52,19 +50,15 @@ def test_nan_in_a_loss_stops_names_the_step_and_keeps_the_last_good_checkpoint(r
 
 @pytest.mark.parametrize("limit_kb", [4, 40])
 def test_a_disk_that_fills_up_at_a_save_says_so_and_a_later_run_finishes(rows, limit_kb, compiled, tmp_path):
-    """A limit on the size of a file stands for the full disk: of both, a write ends in the middle.
+    """A limit on the size of a file stands for the full disk: in both cases a write fails in the middle.
 
     40 kB are too few for the train state, 4 kB for the records beside it too.
     """
     workdir = tmp_path / "sft"
     command = [sys.executable, "-m", "alignax.main", "run", f"--config={SFT}:{rows[0]}", f"--workdir={workdir}"]
     env = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(compiled)}
-
-    def limit():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1024 * limit_kb, resource.RLIM_INFINITY))
-
-    options = {"cwd": ROOT, "env": env, "capture_output": True, "text": True}
-    stopped = subprocess.run(command, preexec_fn=limit, **options)
+    limited = ["bash", "-c", f'ulimit -Sf {limit_kb}; exec "$@"', "bash", *command]  # in units of 1024 bytes
+    stopped = subprocess.run(limited, cwd=ROOT, env=env, capture_output=True, text=True)
     assert stopped.returncode == 1, stopped.stderr
     err = " ".join(stopped.stderr.split())
     assert "File too large" in err and "Traceback" not in err, stopped.stderr

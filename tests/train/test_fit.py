@@ -74,8 +74,9 @@ def _start(step=0):
 def _run(events, total=4, start=0, save=2, every=0, bad=()):
     evaluate = lambda state: events.append(f"evaluate {int(state.step)}") or {"x": 1.0}  # noqa: E731
     return fit(
-        _start(start), _counter(events, bad), lambda step: step, total_steps=total, steps=NoSteps(events), log=NoLog(events),
-        put=lambda batch: batch, save_every_steps=save, evaluate=evaluate if every else None, eval_every_steps=every,
+        _start(start), _counter(events, bad), lambda step: step, total_steps=total, steps=NoSteps(events),
+        log=NoLog(events), put=lambda batch: batch, save_every_steps=save, evaluate=evaluate if every else None,
+        eval_every_steps=every,
     )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny import close, prompt_batch
-from tiny_online import CAPACITY, ENDS, P, build_parts, build_state, compiled, eighths, model_reward, models
+from tiny_online import CAPACITY, ENDS, P, build_state, compiled, model_reward, models
 
 from alignax import forward
 from alignax.ops.kl import adaptive_kl
@@ -107,20 +107,19 @@ def test_policy_critic_and_moments_all_move_and_the_key_does_not(run):
 
 
 def test_one_program_equals_two_with_the_reward_on_the_host():
-    parts, (_, reference, _, _) = build_parts(), models()
-    state, frozen = build_state(parts), {"reference": reference, "reward": None}
-    one = jax.jit(partial(online.iteration, parts, lambda _, r: eighths(r.tokens, r.mask)))
+    parts, one, frozen = compiled()
+    state, reward, seen = build_state(parts), jax.jit(model_reward), []
 
     def on_host(rollout, finished_B, prompts):
-        assert isinstance(prompts["row"], jax.Array) and finished_B.shape == (8,)
-        return eighths(np.asarray(rollout.tokens), np.asarray(rollout.mask))
+        seen.append((finished_B.shape, prompts["row"].tolist()))
+        return np.asarray(reward(frozen["reward"], rollout))
 
     want, numbers = one(state, frozen, prompt_batch())
     own = jax.tree.map(jnp.copy, state)  # which the second program may overwrite
     got, host_numbers = two_programs(parts, on_host, frozen, own)(own, prompt_batch())
     close(got, want, atol=1e-6)
     close(host_numbers, numbers, rtol=1e-5, atol=1e-6)
-    assert numbers["objective/scores_sd"] > 0.05
+    assert numbers["objective/scores_sd"] > 0.05 and seen == [((8,), list(range(8)))]
 
 
 def test_many_seeds_are_one_program():

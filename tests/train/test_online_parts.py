@@ -68,7 +68,7 @@ def test_score_shaping_is_permutation_equivariant():
 
 
 def _rollout():
-    """Two rows: prompt 1, completions of 3 and 1 tokens, T = 5. KL 0.1 per token in the first row, 0.2 in the second."""
+    """Two rows: prompt 1, completions of 3 and 1 tokens, T = 5. KL 0.1 per token in row 0, 0.2 in row 1."""
     mask = jnp.array([[0, 1, 1, 1, 0], [0, 1, 0, 0, 0]], bool)
     old = jnp.where(mask, jnp.array([[-1.0] * 5, [-2.0] * 5]), 0.0)
     return Rollout(
