@@ -160,6 +160,7 @@ def with_huge_pages() -> None:
 def main(argv: list[str] | None = None) -> int:
     """Entry point. Errors that the user can mend are printed as one message; exit status 1."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that PyTorch is not there, and need not be
     args, rest = parser().parse_known_args(argv)
     if argv is None and args.command == "run":
         with_huge_pages()

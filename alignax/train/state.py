@@ -61,7 +61,7 @@ def new_state(params: Params, optimizer: Optimizer) -> TrainState:
 
 def new_online_state(
     policy: Params, critic: Params, policy_optimizer: Optimizer, critic_optimizer: Optimizer, kl_coef: Scalar,
-    seed: int | Int[Array, ""],
+    seed: int | Array,
 ) -> OnlineState:  # fmt: skip
     """Iteration 0. A sweep maps it over `seed` or `kl_coef`: a state with one axis more is many runs."""
     return OnlineState(

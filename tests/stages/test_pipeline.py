@@ -45,7 +45,7 @@ def test_training_trains(run):
     losses = [row["loss"] for row in metrics(run / "sft")]
     assert len(losses) == 40 and losses[-1] < 0.8 * losses[0]
     first = metrics(run / "dpo")[0]
-    np.testing.assert_allclose(first["loss"], np.log(2), rtol=1e-6)  # policy == reference
+    np.testing.assert_allclose(first["loss"], np.log(2), rtol=3e-6)  # policy == reference
     first = metrics(run / "ppo")[0]
     np.testing.assert_allclose([first["val/ratio_first"], first["objective/kl"]], [1.0, 0.0], atol=1e-5)
 

@@ -193,10 +193,13 @@ def test_the_kl_limit_drops_the_update_that_passes_it_and_all_after_it():
 
 
 def test_epochs_are_shuffled_anew_and_by_the_key():
-    # with a limit that stops inside the second epoch, the rows used twice tell the order of that epoch
-    first, again, other = (_update(key=key, epochs=2, minibatches=4, kl_limit=4.5)[0] for key in (0, 0, 1))
-    np.testing.assert_array_equal(first, again)
-    assert (first != other).any()
+    # a limit of 0.5 lets the first minibatch through: its rows. One of 4.5 stops after the first minibatch of the
+    # second epoch: its rows are those used twice. Equal by chance under 4 keys: 1 / C(8, 2)^4
+    used = lambda key, limit: tuple(_update(key=key, epochs=2, minibatches=4, kl_limit=limit)[0] > limit / 5)  # noqa: E731
+    firsts, seconds = ([used(key, limit) for key in range(4)] for limit in (0.5, 4.5))
+    assert [sum(rows) for rows in firsts + seconds] == [2] * 8
+    assert firsts != seconds and len(set(firsts)) > 1
+    assert used(0, 0.5) == firsts[0]
 
 
 def test_one_minibatch_is_permutation_equivariant():
