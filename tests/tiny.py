@@ -24,9 +24,9 @@ HEAD = {"kernel": jax.ShapeDtypeStruct((SHAPE["dim"],), "float32"), "bias": jax.
 
 
 @functools.lru_cache
-def tiny(seed: int = 0, scalar: bool = False, **changes):
+def tiny(seed: int = 0, scalar: bool = False, constrain=lambda x: x, **changes):
     """(model, parameters) of SHAPE with changes, with a scalar head if asked."""
-    model, rng = decoder(ModelConfig(**SHAPE | changes)), np.random.default_rng(seed)
+    model, rng = decoder(ModelConfig(**SHAPE | changes), constrain), np.random.default_rng(seed)
     shapes = jax.eval_shape(model.init, jax.random.key(0)) | ({"scalar": HEAD} if scalar else {})
 
     def draw(path, leaf):  # drawn here and not by model.init, whose compile takes seconds
