@@ -7,12 +7,14 @@ fixed length. Columns: median step (seconds), tokens per second (real tokens of 
 prompt tokens, once per iteration however often they are used), compile (seconds, first call less a median step), peak
 memory of the compiled program (arguments, temporaries and outputs, MB), host (median microseconds from the return of
 one call to the next call: what the device would wait if it had nothing queued), and compiles after the first step,
-which must be 0. Compare within one run only: machines differ.
+which must be 0; faults are page faults per step. Compare within one run only: machines differ. What huge pages do
+(`alignax run` asks for them, see main.py): the same command with GLIBC_TUNABLES=glibc.malloc.hugetlb=1 before it.
 """
 
 import argparse
 import json
 import platform
+import resource
 import statistics
 import tempfile
 import time
@@ -103,6 +105,7 @@ def measure(stage: str, shape: str, steps: int) -> dict:
     batch, begun = jax.device_put(loader.batch(0)), time.perf_counter()
     jax.block_until_ready(jitted(jax.tree.map(lambda x: x + 0, state), batch, frozen))
     first, compiled = time.perf_counter() - begun, jitted._cache_size()
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     with tempfile.TemporaryDirectory() as folder, Steps(Path(folder) / "steps") as saver:
         with Log(folder, total, title=f"{shape} {stage}", quiet=True) as log:
             fit(
@@ -110,6 +113,7 @@ def measure(stage: str, shape: str, steps: int) -> dict:
                 save_every_steps=10 * total,
             )  # fmt: skip
         times = [row for row in read_metrics(Path(folder) / "metrics.jsonl") if row["split"] == "train"][1:]
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults
     step = statistics.median(row["time/step"] for row in times)
     return {
         "shape": shape,
@@ -121,6 +125,7 @@ def measure(stage: str, shape: str, steps: int) -> dict:
         "compile_s": max(first - step, 0.0),
         "peak_mb": peak / 1e6,
         "host_us": 1e6 * statistics.median(row["time/host"] for row in times),
+        "faults": faults // total,
         "recompiles": jitted._cache_size() - compiled,
     }
 

@@ -35,9 +35,7 @@ def get_config() -> ConfigDict:
     c.max_new_tokens = 128
     c.temperature = 1.0
     c.batch_size = 64  # prompts sampled at once, two completions each
-    c.reward = (
-        ""  # gold reward that the annotator perceives: module:function of (row, completion, *, finished) -> parts
-    )
+    c.reward = ""  # what the annotator perceives: module:function of (row, completion, *, finished) -> gold parts
     c.reward_args = ConfigDict()
     c.annotator_args = ConfigDict()  # fields of alignax.worlds.annotators.Annotator
     return c

@@ -13,7 +13,7 @@ from alignax.log import replace_file
 from alignax.manifest import files_hash, read_manifest
 from alignax.stages import common, probe
 
-ORDER = "sft ppo dpo"
+ORDER = ("sft", "ppo", "dpo")
 FILES = ("eval.json", "samples.jsonl")
 
 
@@ -29,7 +29,8 @@ def get_config() -> ConfigDict:
 def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
     """Writes eval.json (means with 95% bootstrap intervals over prompts) and samples.jsonl (every completion)."""
     # SFT first, as the others are read against it
-    names = sorted(plain(config).get("policies", {}), key=lambda name: (name not in ORDER, ORDER.find(name), name))
+    given = sorted(plain(config).get("policies", {}))
+    names = [name for name in ORDER if name in given] + [name for name in given if name not in ORDER]
     roles = {"policy": "init_from", "proxy": "probe.reward_from"} | {name: f"policies.{name}" for name in names}
     stage = common.open_stage("evaluate", config, workdir, root, roles)
     if stage is None:

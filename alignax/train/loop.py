@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from alignax.checkpoint import Steps
 from alignax.data.loader import prefetch
@@ -104,9 +103,3 @@ def _check_finite(step: int, metrics: Mapping[str, float], steps: Steps) -> None
             f"step {step}: {', '.join(f'{name} is {metrics[name]}' for name in bad)}. Stopped; last good checkpoint: "
             f"{kept}. Lower the learning rate or the gradient clip, or look for bad rows in the batch of this step."
         )
-
-
-def mean_of(rows: list[Mapping[str, float]], weights: list[float]) -> dict[str, float]:
-    """Weighted means of metrics over evaluation batches."""
-    total = np.sum(weights)
-    return {name: float(np.dot([row[name] for row in rows], weights) / total) for name in rows[0]}
