@@ -14,7 +14,7 @@ from alignax import sharding
 from alignax.checkpoint import Steps
 from alignax.log import Log, read_metrics
 from alignax.stages.common import place
-from alignax.train.loop import NonFinite, due, fit, mean_of, resume
+from alignax.train.loop import NonFinite, due, fit, resume
 from alignax.train.optimizer import adamw, sgd
 from alignax.train.state import TrainState, new_state
 from alignax.train.step import make_step
@@ -121,10 +121,6 @@ def test_nan_stops_names_the_step_and_nothing_later_is_saved(bad, save):
 @pytest.mark.parametrize("every, total, want", [(0, 4, []), (3, 7, [3, 6, 7]), (9, 4, [4])])
 def test_due(every, total, want):
     assert [step for step in range(1, total + 1) if due(step, every, total)] == want
-
-
-def test_mean_of_weighs_batches():
-    assert mean_of([{"a": 1.0, "b": 0.0}, {"a": 4.0, "b": 3.0}], [2.0, 1.0]) == {"a": 2.0, "b": 1.0}
 
 
 # ---- with real checkpoints and a real log
