@@ -1,7 +1,7 @@
 """The records that rooms pass to each other, field by field with shapes.
 
 Axis letters: `B` sequences, `T` positions, `S` cache positions, `V` vocabulary, `D` model, `N` query heads, `K` kv
-heads, `H` head, `F` feed-forward, `L` layers.
+heads, `H` head, `F` feed-forward, `L` layers; in `Ranked`, `K` replies to one prompt; in `Rated`, `A` attributes.
 
 Every per-token array is aligned to the token that it is *about*: `logp[b, t]` is log p(token t | tokens before t), and
 `value[b, t]`, `advantage[b, t]`, `mask[b, t]` speak of that same token. So nothing is ever shifted outside
@@ -52,8 +52,9 @@ class Side(Record):
     """One side of a preference pair."""
 
     logp: Float[Array, "B T"]  # current policy
-    ref_logp: Float[Array, "B T"]  # frozen reference policy
     mask: Bool[Array, "B T"]  # tokens of the response, its end of sequence included
+    ref_logp: Float[Array, "B T"] | None = None  # frozen reference policy; a reference-free loss does without
+    collision: Float[Array, "B T"] | None = None  # log sum_v pi(v)^2 of the current policy: what WPO aligns with
 
 
 @record
@@ -65,12 +66,58 @@ class Pair(Record):
 
 
 @record
+class Unpaired(Record):
+    """Single replies, each with a thumb up or down: what KTO and its kin may want."""
+
+    side: Side  # the replies; its mask says which rows count
+    desirable: Bool[Array, " B"]  # thumb up
+    mismatched: Side | None = None  # the replies of *other* rows after this row's prompt: KTO's estimate of KL
+
+
+@record
 class Scored(Record):
     """Paired preferences with one scalar per side: what a reward-model loss may want."""
 
     chosen: Float[Array, " B"]  # score at the last real token of the chosen side
     rejected: Float[Array, " B"]  # score at the last real token of the rejected side
     mask: Bool[Array, " B"]  # rows that count
+    margin: Float[Array, " B"] | None = None  # how much better the annotator found the chosen side
+    tie: Bool[Array, " B"] | None = None  # the annotator could not decide; which side is "chosen" then means nothing
+
+
+@record
+class Ranked(Record):
+    """K replies to each prompt, best first, with a scalar each: what a ranking loss may want."""
+
+    score: Float[Array, "B K"]  # in the annotator's order: column 0 is the best
+    mask: Bool[Array, "B K"]  # replies that count; rankings may have different lengths
+
+
+@record
+class Rated(Record):
+    """Replies with absolute ratings, one or several attributes each (HelpSteer: helpfulness, correctness, ...)."""
+
+    score: Float[Array, "B A"]  # predictions, one per attribute
+    target: Float[Array, "B A"]  # ratings; an ordinal loss reads them as grades 0, 1, 2, ...
+    mask: Bool[Array, "B A"]  # ratings that were given
+
+
+@record
+class Stepwise(Record):
+    """Replies with a verdict on each step: what a process reward model may want."""
+
+    logit: Float[Array, "B T"]  # of "this step is right", at the last token of each step
+    target: Float[Array, "B T"]  # probability that the step is right: 0 or 1 by hand, a rate by Monte Carlo
+    mask: Bool[Array, "B T"]  # last tokens of the steps
+
+
+@record
+class Distill(Record):
+    """A student's and a teacher's predictions of the same tokens."""
+
+    logits: Float[Array, "B T V"]  # student; [:, t] predicts token t
+    teacher_logits: Float[Array, "B T V"]
+    mask: Bool[Array, "B T"]  # tokens to learn
 
 
 @record
@@ -91,6 +138,7 @@ class Rollout(Record):
     old_value: Float[Array, "B T"] | None = None  # critic when the rollout was scored
     advantage: Float[Array, "B T"] | None = None
     returns: Float[Array, "B T"] | None = None  # regression target of the critic
+    sampler_logp: Float[Array, "B T"] | None = None  # under the sampler, where old_logp was recomputed by the learner
 
 
 @record

@@ -22,3 +22,12 @@ def needs(record: Any, *names: str) -> tuple[Array, ...]:
         kind = type(record).__name__
         raise ValueError(f"{kind}.{f', {kind}.'.join(missing)} is None: fill it before the loss is taken")
     return tuple(getattr(record, name) for name in names)
+
+
+def whole_batch(loss: Any) -> Any:
+    """Marks a loss whose rows know of each other (a batch mean, a sort): it is not the sum of its microbatches.
+
+    A stage refuses such a loss with more than one microbatch; devices may still share the batch.
+    """
+    loss.whole_batch = True
+    return loss

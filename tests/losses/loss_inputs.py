@@ -10,7 +10,7 @@ import numpy as np
 
 import alignax.losses
 from alignax.ops.masked import reduce
-from alignax.types import Demo, Pair, Rollout, Scored, Side
+from alignax.types import Demo, Distill, Pair, Ranked, Rated, Record, Rollout, Scored, Side, Stepwise, Unpaired
 
 NAMES = [info.name for info in pkgutil.iter_modules(alignax.losses.__path__)]
 
@@ -40,18 +40,48 @@ def demo(rng, B, T):
     return Demo(logp=f32(logp), mask=mask, entropy=f32(entropy), correct=jnp.asarray(rng.random((B, T)) < 0.5))
 
 
-def pair(rng, B, T):
-    def side():
-        logp = -rng.exponential(size=(B, T))
-        mask = jnp.asarray(lengths_mask(rng, B, T))
-        return Side(logp=f32(logp), ref_logp=f32(logp + rng.normal(size=(B, T))), mask=mask)
+def side(rng, B, T):
+    logp = -rng.exponential(size=(B, T))
+    mask = jnp.asarray(lengths_mask(rng, B, T))
+    collision = -rng.exponential(size=(B, T))
+    return Side(logp=f32(logp), ref_logp=f32(logp + rng.normal(size=(B, T))), mask=mask, collision=f32(collision))
 
-    return Pair(chosen=side(), rejected=side())
+
+def pair(rng, B, T):
+    return Pair(chosen=side(rng, B, T), rejected=side(rng, B, T))
+
+
+def unpaired(rng, B, T):
+    desirable = jnp.asarray(np.arange(B) % 3 != 1)  # both kinds wherever there are two rows
+    return Unpaired(side=side(rng, B, T), desirable=desirable, mismatched=side(rng, B, T))
 
 
 def scored(rng, B, T):
     del T
-    return Scored(chosen=f32(rng.normal(size=B)), rejected=f32(rng.normal(size=B)), mask=jnp.ones(B, bool))
+    margin, tie = f32(rng.exponential(size=B)), jnp.asarray(np.arange(B) % 4 == 3)
+    normal = lambda: f32(rng.normal(size=B))  # noqa: E731
+    return Scored(chosen=normal(), rejected=normal(), mask=jnp.ones(B, bool), margin=margin, tie=tie)
+
+
+def ranked(rng, B, T):
+    lengths = np.minimum(T, rng.integers(2, T + 2, (B, 1)))  # rankings of unequal length
+    return Ranked(score=f32(rng.normal(size=(B, T))), mask=jnp.asarray(np.arange(T)[None] < lengths))
+
+
+def rated(rng, B, T):
+    mask = jnp.asarray(np.arange(B * T).reshape(B, T) % 5 != 4)
+    return Rated(score=f32(rng.normal(size=(B, T))), target=f32(rng.integers(0, 5, (B, T))), mask=mask)
+
+
+def stepwise(rng, B, T):
+    mask = jnp.asarray(lengths_mask(rng, B, T))
+    return Stepwise(logit=f32(rng.normal(size=(B, T))), target=f32(rng.integers(0, 2, (B, T))), mask=mask)
+
+
+def distill(rng, B, T):
+    logits, teacher = rng.normal(size=(2, B, T, 5))
+    mask = jnp.asarray(lengths_mask(rng, B, T))
+    return Distill(logits=f32(logits), teacher_logits=f32(teacher), mask=mask)
 
 
 def rollout(rng, B, T):
@@ -70,10 +100,21 @@ def rollout(rng, B, T):
         old_value=f32(old_value),
         advantage=noise(1.0),
         returns=f32(old_value) + noise(0.5),
+        sampler_logp=f32(old_logp) + noise(0.1),
     )
 
 
-MAKERS = {Demo: demo, Pair: pair, Scored: scored, Rollout: rollout}
+MAKERS = {
+    Demo: demo,
+    Distill: distill,
+    Pair: pair,
+    Ranked: ranked,
+    Rated: rated,
+    Rollout: rollout,
+    Scored: scored,
+    Stepwise: stepwise,
+    Unpaired: unpaired,
+}
 
 
 def record_type(name):
@@ -98,19 +139,24 @@ def map_floats(f, record):
 
 def with_masks(record, f):
     """The record with f applied to every `mask`, and `f` told nothing else."""
-    if isinstance(record, Pair):
-        return Pair(chosen=with_masks(record.chosen, f), rejected=with_masks(record.rejected, f))
     fields = {k: v for k, v in vars(record).items() if v is not None}
-    return type(record)(**{**fields, "mask": f(record.mask)})
+    inner = {k: with_masks(v, f) for k, v in fields.items() if isinstance(v, Record)}
+    mask = {"mask": f(record.mask)} if "mask" in fields else {}
+    return type(record)(**{**fields, **inner, **mask})
 
 
 def fill_masked(record, filler):
     """The record with every float lane outside its mask replaced by `filler` (an array-like that is repeated)."""
-    if isinstance(record, Pair):
-        return Pair(chosen=fill_masked(record.chosen, filler), rejected=fill_masked(record.rejected, filler))
-    fields = {k: v for k, v in vars(record).items() if v is not None}
-    fill = lambda x: jnp.where(record.mask, x, jnp.resize(jnp.asarray(filler, x.dtype), x.shape))  # noqa: E731
-    return type(record)(**{k: fill(v) if is_float(v) else v for k, v in fields.items()})
+
+    def fill(value):
+        if isinstance(value, Record):
+            return fill_masked(value, filler)
+        if not is_float(value):
+            return value
+        mask = jnp.expand_dims(record.mask, range(record.mask.ndim, value.ndim))
+        return jnp.where(mask, value, jnp.resize(jnp.asarray(filler, value.dtype), value.shape))
+
+    return type(record)(**{k: fill(v) for k, v in vars(record).items() if v is not None})
 
 
 def value_and_grad(fn, record, denominator=None):
