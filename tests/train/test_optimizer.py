@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from alignax.train.optimizer import adamw, sgd, warmup_then
+from alignax.train.optimizer import adamw, muon, sgd, warmup_then
 from alignax.train.state import new_learner
 from alignax.train.step import apply_gradients
 
@@ -72,7 +72,7 @@ def test_weight_decay_pulls_matrices_only():
     assert all((leaf == 0).all() for leaf in kept)
 
 
-@pytest.mark.parametrize("make", [adamw, sgd])
+@pytest.mark.parametrize("make", [adamw, muon, sgd])
 def test_frozen_paths_get_no_update_and_no_state(make):
     optimizer = make(total_steps=10, frozen=r"decoder/(embed|layers)")
     got = _first_update(optimizer, jax.tree.map(jnp.ones_like, PARAMS))
@@ -98,3 +98,38 @@ def test_clip_acts_before_adam_sees_the_gradient():
     after = apply_gradients(learner, jax.tree.map(lambda x: 1e6 * jnp.ones_like(x), PARAMS), optimizer)
     first = optax.tree_utils.tree_get(after.opt_state, "mu")
     np.testing.assert_allclose(optax.global_norm(first), 0.1, rtol=1e-3)  # (1 - b1) * the clipped gradient
+
+
+def _muon_update(kernel_grad, **options):
+    """The first update of a stack of layer matrices, with 0 for every other gradient."""
+    params = {"layers": {"q": {"kernel": jnp.zeros(kernel_grad.shape)}}, "norm": {"scale": jnp.ones(2)}}
+    optimizer = muon(total_steps=10, learning_rate=0.1, clip_norm=0.0, warmup_percent=0.0, **options)
+    grads = jax.tree.map(jnp.zeros_like, params) | {"layers": {"q": {"kernel": kernel_grad}}}
+    after = apply_gradients(new_learner(params, optimizer), grads, optimizer)
+    return np.asarray(after.params["layers"]["q"]["kernel"])
+
+
+def test_muon_moves_every_direction_of_a_matrix_alike():
+    # singular values 100, 10 and 1 of the gradient; five Newton-Schulz steps bring each to between 0.7 and 1.2
+    rng = np.random.default_rng(0)
+    u, v = (np.linalg.qr(rng.normal(size=(4, 4)))[0][:, :3] for _ in range(2))
+    grad = jnp.asarray((u * [100.0, 10.0, 1.0]) @ v.T, jnp.float32)
+    moved = np.linalg.svd(-_muon_update(grad), compute_uv=False)[:3] / 0.1
+    assert (moved > 0.6).all() and (moved < 1.3).all()
+    np.testing.assert_array_less(0, np.diag(u.T @ -_muon_update(grad) @ v))  # and each downhill
+
+
+def test_muon_takes_the_layers_of_a_stack_one_by_one():
+    stack = jnp.asarray(np.random.default_rng(0).normal(size=(3, 4, 6)) * [[[1.0]], [[10.0]], [[100.0]]], jnp.float32)
+    alone = np.stack([_muon_update(layer) for layer in stack])
+    np.testing.assert_allclose(_muon_update(stack), alone, rtol=1e-4, atol=1e-6)
+
+
+def test_muon_leaves_norms_embeddings_and_heads_to_adam():
+    # A constant gradient, no clipping. Adam's first update with Nesterov momentum (Dozat 2016), whatever the size of
+    # the gradient g: the rate times b1 m / (1 - b1^2) + (1 - b1) g / (1 - b1), over g, with m = (1 - b1) g.
+    first = 0.9 * 0.1 / (1 - 0.9**2) + 1
+    optimizer = muon(total_steps=10, learning_rate=0.1, adam_learning_rate=0.02, clip_norm=0.0, warmup_percent=0.0)
+    got = _first_update(optimizer, jax.tree.map(lambda x: jnp.full_like(x, 7.0), PARAMS))
+    for leaf in (got["decoder"]["embed"], got["decoder"]["norm"]["scale"], *got["scalar"].values()):
+        np.testing.assert_allclose(leaf, -0.02 * first, rtol=1e-4)
