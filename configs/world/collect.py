@@ -10,7 +10,7 @@ def get_config():
     c = collect.get_config()
     c.init_from = "runs/quickstart/sft"
     c.source = "alignax.worlds.sources:prompts"
-    c.data = dict(count=6_000, world_split="reward")
+    c.data = dict(count=7_000, world_split="reward")
     c.max_prompt_length = 24
     c.max_new_tokens = 32
     c.batch_size = 128

@@ -17,10 +17,10 @@ def get_config():
     c.loss = "dpo"
     c.loss_args = dict(beta=0.1)
     c.batch_size = 32
-    c.total_steps = 100
+    c.total_steps = 120
     c.optimizer_args = dict(learning_rate=3e-4, warmup_percent=10.0)
-    c.eval_every_steps = 50
-    c.save_every_steps = 50
+    c.eval_every_steps = 60
+    c.save_every_steps = 60
     c.probe = harbor_probe(c.probe, count=128)
     return c
 

@@ -19,12 +19,12 @@ def get_config():
     c.max_prompt_length = 24
     c.max_new_tokens = 32
     c.batch_size = 64
-    c.total_steps = 32
-    c.kl_coef = 0.03
+    c.total_steps = 48
+    c.kl_coef = 0.05
     c.update_args = dict(epochs=2, minibatches=2)
     c.optimizer_args = dict(learning_rate=5e-4, schedule="linear", warmup_percent=4.0)
     c.value_optimizer_args = dict(learning_rate=1e-3, schedule="linear", warmup_percent=4.0)
-    c.eval_every_steps = 8
-    c.save_every_steps = 8
+    c.eval_every_steps = 12
+    c.save_every_steps = 12
     c.probe = harbor_probe(c.probe, count=128)
     return c

@@ -15,8 +15,8 @@ def get_config():
     c.data = dict(path=init + "/../collect", heldout_percent=10.0)  # the pairs collected beside the policy
     c.max_length = 48
     c.batch_size = 16
-    c.total_steps = 1000
+    c.total_steps = 1100
     c.optimizer_args = dict(learning_rate=1e-3, warmup_percent=5.0)
-    c.eval_every_steps = 250
-    c.save_every_steps = 250
+    c.eval_every_steps = 275
+    c.save_every_steps = 275
     return c

@@ -14,8 +14,9 @@ def get_config():
     c.data = dict(count=20_000, heldout=256)
     c.max_length = 48
     c.batch_size = 32
-    c.total_steps = 900
-    c.optimizer_args = dict(learning_rate=3e-3, warmup_percent=5.0)
-    c.eval_every_steps = 300
-    c.save_every_steps = 300
+    c.total_steps = 1000
+    c.optimizer = "muon"
+    c.optimizer_args = dict(learning_rate=0.01, adam_learning_rate=5e-3, warmup_percent=5.0)
+    c.eval_every_steps = 250
+    c.save_every_steps = 250
     return c
