@@ -73,8 +73,10 @@ def describe(rows: list[dict], base: list[dict], prompts: list[dict]) -> dict[st
         out |= {"proxy_reward": float(np.mean(column("proxy"))), "proxy_reward_ci95": bootstrap(column("proxy"))}
     if "gold" in rows[0]:
         gold = np.array(column("gold"))
-        wins = np.sign(gold - np.array([row["gold"] for row in base])) / 2 + 0.5
+        gain = gold - np.array([row["gold"] for row in base])
+        wins = np.sign(gain) / 2 + 0.5
         out |= {"gold_reward": float(gold.mean()), "gold_reward_ci95": bootstrap(gold), "gold_sd": float(gold.std())}
+        out |= {"gold_gain": float(gain.mean()), "gold_gain_ci95": bootstrap(gain)}  # paired by prompt
         out |= {"win_rate": float(wins.mean()), "win_rate_ci95": bootstrap(wins)}
         parts = rows[0]["parts"]
         out["gold_parts"] = {part: float(np.mean([row["parts"][part] for row in rows])) for part in parts}

@@ -69,6 +69,8 @@ def collect(summaries: dict[int, dict]) -> dict:
         }
         for name in policies
     }
+    for name in policies[1:]:
+        table[name]["gold_gain"] = spread([gain(run, name) for run in runs])
     table["reward"] = {"heldout_accuracy": spread([run["reward"]["heldout_accuracy"] for run in runs])}
     table["wall_seconds"] = spread([run["wall_seconds"] for run in runs])
     return {"table": table, "apart": {name: apart(table, runs, name) for name in policies if name != "sft"}}
@@ -79,13 +81,20 @@ def spread(values: list[float]) -> dict:
     return {"mean": float(np.mean(values)), "ci95": over_seeds([float(x) for x in values]) if len(values) > 1 else None}
 
 
+def gain(run: dict, name: str) -> float:
+    """Gold reward over that of the SFT policy of the same run, from which this policy started: seeds cancel."""
+    return run["stages"][name]["gold_reward"] - run["stages"]["sft"]["gold_reward"]
+
+
 def apart(table: dict, runs: list[dict], name: str) -> dict:
-    """Whether the gold reward's interval lies above that of SFT: over seeds, and over prompts in how many seeds."""
+    """Whether the gold reward's interval lies above that of SFT: over seeds, over prompts in how many seeds, and
+    whether the interval over seeds of the gain, a paired difference, lies above 0."""
     mine, base = table[name]["gold_reward"]["ci95"], table["sft"]["gold_reward"]["ci95"]
     ends = [(run["stages"][name]["gold_reward_ci95"][0], run["stages"]["sft"]["gold_reward_ci95"][1]) for run in runs]
     return {
         "over_seeds": bool(mine and base and mine[0] > base[1]),
         "seeds_over_prompts": sum(low > high for low, high in ends),
+        "gain": bool(table[name]["gold_gain"]["ci95"] and table[name]["gold_gain"]["ci95"][0] > 0),
     }
 
 
@@ -114,7 +123,7 @@ def markdown(found: dict) -> str:
         if name in table:
             rows.append((name.upper(), *(cell(table[name].get(metric), 2) for metric in METRICS)))
     lines = ["| " + " | ".join(row) + " |" for row in rows]
-    verdicts = [verdict(name, apart, len(seeds)) for name, apart in found["apart"].items()]
+    verdicts = [verdict(name, apart, table[name], len(seeds)) for name, apart in found["apart"].items()]
     facts = [
         f"- Held-out accuracy of the reward model: {cell(table['reward']['heldout_accuracy'], 3)}.",
         f"- Wall time: {cell(table['wall_seconds'], 0)} seconds per seed, {found['cpu_count']} CPU cores.",
@@ -125,12 +134,14 @@ def markdown(found: dict) -> str:
     return "\n".join([*lines, "", *verdicts, *facts]) + "\n"
 
 
-def verdict(name: str, apart: dict, seeds: int) -> str:
-    """'- PPO above SFT ...: yes over seeds; over prompts in 3 of 3 seeds.'"""
+def verdict(name: str, apart: dict, row: dict, seeds: int) -> str:
+    """'- PPO above SFT ...: yes over seeds; over prompts in 3 of 3 seeds. Gain over its own SFT policy: ...'"""
+    above = "above 0" if apart["gain"] else "not shown to be above 0"
     over_seeds, count = "yes" if apart["over_seeds"] else "no", apart["seeds_over_prompts"]
     return (
         f"- {name.upper()} above SFT in gold reward, 95% intervals apart: {over_seeds} over seeds; "
-        f"over prompts in {count} of {seeds} seeds."
+        f"over prompts in {count} of {seeds} seeds. Gain over the SFT policy of the same seed: "
+        f"{cell(row['gold_gain'], 2)}, {above}."
     )
 
 

@@ -66,9 +66,18 @@ def test_apart_needs_the_whole_interval_above_that_of_sft(run):
     # PPO: [.852, 1.348] above [-.148, .348], and in each seed 1.0 - .15 > 0.0 + .15.
     # DPO: .7 +- 1.242 reaches below; over prompts .2 - .15 < .15, then .55 > .25 and 1.05 > .35
     assert apart == {
-        "ppo": {"over_seeds": True, "seeds_over_prompts": 3},
-        "dpo": {"over_seeds": False, "seeds_over_prompts": 2},
+        "ppo": {"over_seeds": True, "seeds_over_prompts": 3, "gain": True},
+        "dpo": {"over_seeds": False, "seeds_over_prompts": 2, "gain": False},
     }
+
+
+def test_the_gain_is_paired_by_seed(run):
+    table = run.collect({seed: summary(seed) for seed in range(3)})["table"]
+    # PPO: 1, 1, 1, no spread. DPO: .2, .6, 1: sd .4, half-width 4.303 * .4 / sqrt(3) = .99372
+    assert table["ppo"]["gold_gain"]["ci95"] == pytest.approx([1.0, 1.0])
+    assert table["dpo"]["gold_gain"]["mean"] == pytest.approx(0.6)
+    assert table["dpo"]["gold_gain"]["ci95"] == pytest.approx([0.6 - 0.99372, 0.6 + 0.99372], abs=1e-4)
+    assert "gold_gain" not in table["sft"]
 
 
 def test_finished_seeds_are_collected_without_running_and_written(run, runs, tmp_path, capsys):
@@ -78,8 +87,15 @@ def test_finished_seeds_are_collected_without_running_and_written(run, runs, tmp
     run.main([*options, "--write-readme"])
     text = (tmp_path / "out/results.md").read_text()
     assert "| PPO | 1.10 [0.85, 1.35] | 2.20 [1.70, 2.70] | 5.00 [5.00, 5.00] | 20.0" in text.replace("20.00", "20.0")
-    assert "- PPO above SFT in gold reward, 95% intervals apart: yes over seeds; over prompts in 3 of 3 seeds." in text
-    assert "- DPO above SFT in gold reward, 95% intervals apart: no over seeds; over prompts in 2 of 3 seeds." in text
+    assert (
+        "- PPO above SFT in gold reward, 95% intervals apart: yes over seeds; over prompts in 3 of 3 seeds. Gain"
+        in text
+    )
+    assert (
+        "- DPO above SFT in gold reward, 95% intervals apart: no over seeds; over prompts in 2 of 3 seeds. Gain" in text
+    )
+    assert "of the same seed: 1.00 [1.00, 1.00], above 0." in text
+    assert "of the same seed: 0.60 [-0.39, 1.59], not shown to be above 0." in text
     assert "reward model: 0.710 [0.685, 0.735]" in text
     assert readme.read_text() == f"before\n{run.BEGIN}\n{text}{run.END}\nafter\n"
     found = json.loads((tmp_path / "out/results.json").read_text())
@@ -126,5 +142,5 @@ def test_a_seed_that_is_not_finished_with_this_config_is_run(run, tmp_path, monk
 def test_a_single_seed_has_no_interval(run):
     found = run.collect({0: summary(0)})
     assert found["table"]["ppo"]["gold_reward"] == {"mean": 1.0, "ci95": None}
-    assert found["apart"]["ppo"] == {"over_seeds": False, "seeds_over_prompts": 1}
+    assert found["apart"]["ppo"] == {"over_seeds": False, "seeds_over_prompts": 1, "gain": False}
     assert run.cell(found["table"]["ppo"]["gold_reward"], 2) == "1.00"

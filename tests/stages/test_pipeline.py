@@ -123,6 +123,18 @@ def test_the_report_shows_the_numbers_of_the_summary(copy, capsys):
     assert page.count("<svg") >= 4
 
 
+def test_the_gold_gain_is_paired_by_prompt(run):
+    rows = [json.loads(line)["policies"] for line in (run / "evaluate/samples.jsonl").read_text().splitlines()]
+    stages = read(run / "summary.json")["stages"]
+    for name, stage in stages.items():
+        gains = [row[name]["gold"] - row["sft"]["gold"] for row in rows]
+        assert stage["gold_gain"] == pytest.approx(sum(gains) / len(gains), abs=1e-9)
+        assert stage["gold_gain"] == pytest.approx(stage["gold_reward"] - stages["sft"]["gold_reward"], abs=1e-9)
+        low, high = stage["gold_gain_ci95"]
+        assert low <= stage["gold_gain"] <= high
+    assert stages["sft"]["gold_gain_ci95"] == [0.0, 0.0]
+
+
 @pytest.mark.parametrize("policy", ["sft", "ppo", "dpo"])
 def test_sample_prints_completions(run, policy, capsys):
     prompt = json.loads((run / "evaluate/samples.jsonl").read_text().splitlines()[0])["prompt"]
