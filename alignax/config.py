@@ -81,6 +81,21 @@ def bind(fn: Callable, args: Mapping[str, Any], *, key: str, given: tuple[str, .
     return out
 
 
+def record_of(loss: Callable, allowed: tuple[type, ...], *, key: str) -> type:
+    """The type of a loss's first parameter: what the stage has to feed it.
+
+    Raises ConfigError if it is none of the records that this stage can make.
+    """
+    hints = typing.get_type_hints(loss)
+    first = next(iter(inspect.signature(loss).parameters), None)
+    found = hints.get(first) if first else None
+    if found not in allowed:
+        names = " or ".join(kind.__name__ for kind in allowed)
+        what = getattr(found, "__name__", found)
+        raise ConfigError(f"config.{key}: {loss.__name__} takes a {what}; this stage feeds a {names}")
+    return found
+
+
 def typed(value: Any, expected: Any, *, key: str) -> Any:
     """`value` if it is of the expected type (an int passes as a float), else ConfigError."""
     options = typing.get_args(expected) or (expected,) if _is_union(expected) else (expected,)
@@ -121,7 +136,7 @@ def check(config: Mapping[str, Any], defaults: Mapping[str, Any], *, prefix: str
 
 def is_args(name: str) -> bool:
     """Whether the names under a key are free: arguments of a function that another key names, or folders."""
-    return name.split(".")[-1] in ("data", "policies") or name.endswith("_args")
+    return name.split(".")[-1] in ("data", "policies", "terms") or name.endswith("_args")
 
 
 class Reader:

@@ -8,7 +8,7 @@ from jax import Array
 from jaxtyping import Bool, Float, Int
 
 from alignax.ops.logprobs import TokenStats, token_stats
-from alignax.types import Demo, Model, Pair, Params, Rollout, Scored, Side
+from alignax.types import Demo, Model, Pair, Params, Rollout, Scored, Side, Unpaired
 
 
 def token_statistics(
@@ -43,17 +43,30 @@ def demo(model: Model, params: Params, batch: dict) -> Demo:
 
 def pair(model: Model, params: Params, reference: Params, batch: dict) -> Pair:
     """A preference batch under the policy and under the reference; both sides go through the model as one batch."""
-    both = stack_sides(batch)
-    logp = token_statistics(model, params, both["tokens"], both["valid"]).logp
+    chosen, rejected = two_sides(model, params, reference, batch["chosen"], batch["rejected"])
+    return Pair(chosen=chosen, rejected=rejected)
+
+
+def unpaired(model: Model, params: Params, reference: Params, batch: dict) -> Unpaired:
+    """Single replies with their thumbs, and the replies of other rows after the same prompts."""
+    side, mismatched = two_sides(model, params, reference, batch["side"], batch["mismatched"])
+    return Unpaired(side=side, desirable=batch["desirable"], mismatched=mismatched)
+
+
+def two_sides(model: Model, params: Params, reference: Params, first: dict, second: dict) -> tuple[Side, Side]:
+    """Two batches of B replies each, under the policy and under the reference, as one batch of 2B."""
+    both = stack(first, second)
+    stats = token_statistics(model, params, both["tokens"], both["valid"])
     ref_logp = token_statistics(model, reference, both["tokens"], both["valid"]).logp
-    B = batch["row"].shape[0]
-    side = lambda rows: Side(logp=logp[rows], ref_logp=ref_logp[rows], mask=both["mask"][rows])  # noqa: E731
-    return Pair(chosen=side(slice(None, B)), rejected=side(slice(B, None)))
+    fields = {"logp": stats.logp, "ref_logp": ref_logp, "mask": both["mask"], "collision": stats.collision}
+    B = first["tokens"].shape[0]
+    one, two = ({name: x[rows] for name, x in fields.items()} for rows in (slice(None, B), slice(B, None)))
+    return Side(**one), Side(**two)
 
 
 def scored(model: Model, params: Params, batch: dict) -> Scored:
     """A preference batch with the reward model's score of each side."""
-    both = stack_sides(batch)
+    both = stack(batch["chosen"], batch["rejected"])
     score_2B = score(model, params, both["tokens"], both["valid"])
     B = batch["row"].shape[0]
     return Scored(chosen=score_2B[:B], rejected=score_2B[B:], mask=batch["chosen"]["mask"].any(1))
@@ -80,7 +93,6 @@ def policy_view(
     return rollout.replace(logp=stats.logp, entropy=stats.entropy)
 
 
-def stack_sides(batch: dict) -> dict:
-    """Chosen rows, then rejected rows, as one batch of 2B."""
-    sides = batch["chosen"], batch["rejected"]
-    return {name: jnp.concatenate([side[name] for side in sides]) for name in ("tokens", "valid", "mask")}
+def stack(first: dict, second: dict) -> dict:
+    """The rows of one batch, then those of the other."""
+    return {name: jnp.concatenate([first[name], second[name]]) for name in ("tokens", "valid", "mask")}

@@ -109,6 +109,17 @@ def test_pair_and_scored_keep_each_side_in_its_place(sides):
     assert scored.mask.all() and np.abs(scored.chosen - scored.rejected).min() > 1e-4
 
 
+def test_unpaired_keeps_replies_and_mismatched_ones_apart(sides):
+    model, params = tiny(scalar=True)
+    reference, batch = tiny(seed=1, scalar=True)[1], pair_batch()
+    single = {"side": batch["chosen"], "mismatched": batch["rejected"], "desirable": jnp.arange(8) % 2 == 0}
+    got = jax.jit(lambda p, ref, b: forward.unpaired(model, p, ref, b))(params, reference, single)
+    pair = sides(params, reference, batch)[0]
+    for mine, theirs in ((got.side, pair.chosen), (got.mismatched, pair.rejected)):
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), mine, theirs)
+    np.testing.assert_array_equal(got.desirable, single["desirable"])
+
+
 def test_scored_rows_without_a_response_do_not_count(sides):
     batch = pair_batch()
     batch["chosen"]["mask"] = batch["chosen"]["mask"].at[2].set(False)

@@ -1,4 +1,4 @@
-"""Log-probability, entropy and accuracy of tokens from hidden states, without all the logits at once.
+"""Log-probability, entropy, collision and accuracy of tokens from hidden states, without all the logits at once.
 
 The vocabulary is walked in chunks: the forward pass keeps a running maximum, sum and first moment per token (an online
 logsumexp), the backward pass computes the logits of each chunk again. So temporary memory grows with tokens * chunk and
@@ -23,6 +23,7 @@ class TokenStats(NamedTuple):
     logp: Float[Array, "*B"]  # log p(target), nats
     entropy: Float[Array, "*B"]  # of the distribution that the target was predicted from, nats
     correct: Bool[Array, "*B"]  # no token is more probable than the target
+    collision: Float[Array, "*B"]  # log sum_v p(v)^2: the expected p of a sampled token, as a log; gets no gradient
 
 
 def token_stats(
@@ -87,7 +88,8 @@ def _forward(hidden, kernel, targets, temperature, vocab_size, chunk):
     kept = []
 
     def body(carry, index):
-        peak, total, moment, target = carry  # max l, sum e^(l - peak), sum e^(l - peak) (l - peak), l at the target
+        # max l, sum e^(l - peak), sum e^(l - peak) (l - peak), sum e^(2 (l - peak)), l at the target
+        peak, total, moment, square, target = carry
         _, _, logits, place = _tile(hidden, kernel, targets, temperature, index, vocab_size, chunk)
         if single:
             kept.append(logits)
@@ -97,15 +99,16 @@ def _forward(hidden, kernel, targets, temperature, vocab_size, chunk):
         mass = jnp.exp(centred)
         moment = jnp.exp(shift) * (moment + shift * total) + jnp.sum(mass * centred, axis=-1)
         total = jnp.exp(shift) * total + jnp.sum(mass, axis=-1)
+        square = jnp.exp(2 * shift) * square + jnp.sum(jnp.square(mass), axis=-1)
         found = jnp.take_along_axis(logits, jnp.maximum(place, 0)[..., None], axis=-1)[..., 0]
         target = jnp.where(place >= 0, found, target)
-        return new_peak, total, moment, target
+        return new_peak, total, moment, square, target
 
     nothing, zero = jnp.full(targets.shape, OUTSIDE, jnp.float32), jnp.zeros(targets.shape, jnp.float32)
-    peak, total, moment, target = _walk(body, (nothing, zero, zero, nothing), vocab_size, chunk)
+    peak, total, moment, square, target = _walk(body, (nothing, zero, zero, zero, nothing), vocab_size, chunk)
     log_normaliser = peak + jnp.log(total)
     entropy = jnp.log(total) - moment / total
-    stats = TokenStats(target - log_normaliser, entropy, target >= peak)
+    stats = TokenStats(target - log_normaliser, entropy, target >= peak, jnp.log(square) - 2 * jnp.log(total))
     logits = kept[0] if single else None
     return stats, (hidden, kernel, targets, temperature, log_normaliser, entropy, logits)
 

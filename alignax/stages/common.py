@@ -3,6 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,8 +14,8 @@ from rich.console import Console
 
 from alignax import sharding
 from alignax.checkpoint import Steps, check_content, content_hash, load_params, save_params
-from alignax.config import ConfigError, Reader, bind, plain, resolve
-from alignax.data.encode import pair_rows
+from alignax.config import ConfigError, Reader, bind, plain, resolve, typed
+from alignax.data.encode import pair_rows, unpaired_rows
 from alignax.data.loader import Loader, eval_batches
 from alignax.data.tokenizer import load_tokenizer, template_hash, tokenizer_hash
 from alignax.log import Log
@@ -255,6 +256,40 @@ def pair_data(stage: Stage, tokenizer: Any, root: Path | None) -> tuple[dict, di
     held, held_counts = pair_rows(held_rows, tokenizer, counts=held_counts, **options)
     console.print(f"preference pairs: {counts}; held out: {held_counts}")
     return train, held, held_rows, {"train": counts, "heldout": held_counts}
+
+
+def unpaired_data(stage: Stage, tokenizer: Any, root: Path | None) -> tuple[dict, dict, list[dict], dict]:
+    """Replies with thumbs to train on and held out, from such rows or from preference pairs; as `pair_data`."""
+    cfg = stage.cfg
+    source, args, options = cfg.source, cfg.data, {"template": cfg.template, "max_length": cfg.max_length}
+    (train, counts), (held, held_counts) = (
+        unpaired_rows(rows, tokenizer, counts=counts, **options)
+        for rows, counts in (load_rows(source, args, split, root=root) for split in ("train", "heldout"))
+    )
+    console.print(f"replies with thumbs: {counts}; held out: {held_counts}")
+    return train, held, [], {"train": counts, "heldout": held_counts}
+
+
+def get_terms(cfg: Reader) -> dict[str, tuple[float, Callable]]:
+    """{name: (coefficient, record -> Loss)}: the config's loss, called "loss" where it is alone, and its `terms`."""
+    loss = resolve(cfg.loss, "alignax.losses", key="loss")
+    bound = partial(loss, **bind(loss, cfg.loss_args, key="loss_args"))
+    out = {loss.__name__ if cfg.terms else "loss": (1.0, bound)}
+    for name, args in cfg.terms.items():
+        term = resolve(name, "alignax.losses", key=f"terms.{name}")
+        own = {key: value for key, value in args.items() if key != "coefficient"}
+        bound = partial(term, **bind(term, own, key=f"terms.{name}"))
+        out[name] = typed(args.get("coefficient", 1.0), float, key=f"terms.{name}.coefficient"), bound
+    return out
+
+
+def evaluate_terms(terms: Mapping[str, tuple[float, Callable]], record: Any) -> dict:
+    """Every metric of the terms, and each term's own value, as (values, weights)."""
+    out = {}
+    for name, (_, term) in terms.items():
+        found = term(record)
+        out |= found.metrics | {name: (found.value, found.weight)}
+    return out
 
 
 def train(

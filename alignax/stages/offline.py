@@ -1,4 +1,4 @@
-"""Offline preference optimisation, the DPO family: pairs -> policy. `alignax run --config=configs/world/dpo.py`."""
+"""Offline preference optimisation: pairs, or replies with a thumb -> policy. `--config=configs/world/dpo.py`."""
 
 from pathlib import Path
 from typing import Any
@@ -6,49 +6,58 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from alignax import forward, sharding
-from alignax.config import bind, resolve
+from alignax.config import record_of, resolve
 from alignax.data.encode import fingerprint
 from alignax.stages import common, probe
 from alignax.train.state import new_state
 from alignax.train.step import make_step
+from alignax.types import Pair, Unpaired
+
+# What a loss may take, what makes it from a batch, and where the batches come from.
+RECORDS = {Pair: (forward.pair, common.pair_data), Unpaired: (forward.unpaired, common.unpaired_data)}
 
 
 def get_config() -> ConfigDict:
     """Every key of the stage, with its default and unit."""
     c = common.training_config("offline")
-    c.loss = "dpo"
+    c.loss = "dpo"  # function of alignax.losses, or module:function, of a Pair or of an Unpaired
+    # losses added to it: name = dict(coefficient=..., and its arguments)
+    c.terms = ConfigDict()
     c.optimizer_args = ConfigDict({"learning_rate": 1e-6})
     c.probe = probe.get_config()
     return c
 
 
 def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
-    """Trains a policy on preference pairs against its own start as the reference. Resumes what it finds there."""
+    """Trains a policy on preferences, with its own start as the reference. Resumes what it finds there."""
     roles = {"policy": "init_from", "data": "data.path", "proxy": "probe.reward_from"}
     stage = common.open_stage("offline", config, workdir, root, roles)
     if stage is None:
         return Path(workdir)
     cfg, workdir = stage.cfg, stage.workdir
 
+    # ---- objective
+    record = record_of(resolve(cfg.loss, "alignax.losses", key="loss"), tuple(RECORDS), key="loss")
+    view, load = RECORDS[record]
+    terms = common.get_terms(cfg)
+
     # ---- data
     tokenizer = common.get_tokenizer(stage)
-    train, held, _, counts = common.pair_data(stage, tokenizer, root)
+    train, held, _, counts = load(stage, tokenizer, root)
 
     # ---- model: the parent policy is start and reference
     mesh = common.get_mesh(cfg)
     model, reference = common.new_or_loaded(stage, "", {}, tokenizer, mesh)
 
-    # ---- objective and optimizer
-    loss = resolve(cfg.loss, "alignax.losses", key="loss")
-    loss_args = bind(loss, cfg.loss_args, key="loss_args")
+    # ---- update
     optimizer = common.get_optimizer(cfg.optimizer, cfg.optimizer_args, cfg.total_steps)
 
     def objective(params, reference, batch):
-        return {"loss": (1.0, loss(forward.pair(model, params, reference, batch), **loss_args))}
+        seen = view(model, params, reference, batch)
+        return {name: (coefficient, term(seen)) for name, (coefficient, term) in terms.items()}
 
     def metrics(state, reference, batch):
-        term = loss(forward.pair(model, state.learner.params, reference, batch), **loss_args)
-        return term.metrics | {"loss": (term.value, term.weight)}
+        return common.evaluate_terms(terms, view(model, state.learner.params, reference, batch))
 
     # ---- train
     pairs = common.evaluator(metrics, held, cfg.batch_size, mesh)

@@ -5,9 +5,10 @@ from typing import Any
 
 import jax
 
-from alignax.config import ConfigError, bind, check, plain, resolve
+from alignax.config import ConfigError, bind, check, plain, record_of, resolve
 from alignax.ops.kl import check_placement
 from alignax.train import online
+from alignax.types import Demo, Pair, Record, Rollout, Scored, Unpaired
 from alignax.worlds.annotators import Annotator
 
 # key -> (package of its short names, key of its arguments, arguments that the stage gives)
@@ -29,6 +30,14 @@ FIXED = {
     "annotator_args": (Annotator, ()),
 }
 
+# the records that each stage makes for its loss
+RECORDS: dict[str, tuple[type[Record], ...]] = {
+    "sft": (Demo,),
+    "reward": (Scored,),
+    "offline": (Pair, Unpaired),
+    "online": (Rollout,),
+}
+
 
 def precheck(config: dict[str, Any], prefix: str = "") -> None:
     """Raises ConfigError for whatever can be known to be wrong from the config alone."""
@@ -41,6 +50,7 @@ def precheck(config: dict[str, Any], prefix: str = "") -> None:
     arguments(config, prefix)
     origin(config, prefix)
     sizes(config, prefix)
+    losses(config, prefix)
     if name == "online":
         settings_online(config, prefix)
 
@@ -84,6 +94,27 @@ def sizes(config: dict[str, Any], prefix: str) -> None:
     for key, size, parts, what in wanted:
         if parts < 1 or size < 1 or size % parts:
             raise ConfigError(f"config.{prefix}{key}: {size} rows do not divide over {parts} {what}")
+
+
+def losses(config: dict[str, Any], prefix: str) -> None:
+    """Every loss and further term must take a record that the stage makes, and bear to be cut into microbatches."""
+    if not config.get("loss"):
+        return
+    named = {"loss": config["loss"]} | {f"terms.{name}": name for name in config.get("terms", {})}
+    found = {key: resolve(path, "alignax.losses", key=prefix + key) for key, path in named.items()}
+    kinds = {key: record_of(loss, RECORDS[config["stage"]], key=prefix + key) for key, loss in found.items()}
+    for key, kind in kinds.items():
+        if kind is not kinds["loss"]:
+            raise ConfigError(
+                f"config.{prefix}{key} takes a {kind.__name__}, config.{prefix}loss a {kinds['loss'].__name__}: "
+                "terms are added up on one record"
+            )
+        parts = config.get("microbatches", config.get("update_args", {}).get("microbatches", 1))
+        if parts > 1 and getattr(found[key], "whole_batch", False):
+            raise ConfigError(
+                f"config.{prefix}{key} = {named[key]!r} compares the rows of a batch with each other: it is not the "
+                f"sum of {parts} microbatches; set microbatches to 1"
+            )
 
 
 def settings_online(config: dict[str, Any], prefix: str) -> None:

@@ -17,7 +17,8 @@ def reference(hidden, kernel, targets, temperature=1.0, vocab_size=None):
     logits = jnp.matmul(hidden, kernel[:, :vocab_size], preferred_element_type=jnp.float32) / temperature
     logp = jax.nn.log_softmax(logits, axis=-1)
     entropy = -jnp.sum(jnp.exp(logp) * logp, axis=-1)
-    return jnp.take_along_axis(logp, targets[..., None], axis=-1)[..., 0], entropy, jnp.argmax(logits, -1) == targets
+    found, correct = jnp.take_along_axis(logp, targets[..., None], axis=-1)[..., 0], jnp.argmax(logits, -1) == targets
+    return found, entropy, correct, jnp.log(jnp.sum(jnp.exp(logp) ** 2, axis=-1))
 
 
 def inputs(lead=(3, 5), D=8, V=37, vocab_size=None, dtype=jnp.float32, seed=0):
@@ -61,7 +62,7 @@ def test_chunked_is_plain(V, vocab_size, chunk):
         lambda h, k, t: reference(h, k, targets, t, vocab_size), hidden, kernel, temperature
     )
     chex.assert_trees_all_close(got, want, rtol=1e-5, atol=1e-5)
-    assert [x.dtype for x in got] == [jnp.float32, jnp.float32, bool]
+    assert [x.dtype for x in got] == [jnp.float32, jnp.float32, bool, jnp.float32]
     chex.assert_trees_all_close(got_grads, want_grads, rtol=1e-5, atol=2e-5)
     assert not np.any(got_grads[1][:, vocab_size:])
 
@@ -71,6 +72,7 @@ def test_uniform_by_hand():
     stats = token_stats(jnp.zeros((2, 3)), jnp.ones((3, 6)), jnp.array([0, 3]), vocab_size=4, chunk=4)
     np.testing.assert_allclose(stats.logp, -np.log(4), rtol=1e-6)
     np.testing.assert_allclose(stats.entropy, np.log(4), rtol=1e-6)
+    np.testing.assert_allclose(stats.collision, np.log(4 * 0.25**2), rtol=1e-6)
     assert stats.correct.all()
 
 
@@ -118,7 +120,7 @@ def test_bfloat16_in_float32_out_and_gradients_in_the_input_dtypes(chunk):
     wide = hidden.astype(jnp.float32), kernel.astype(jnp.float32)
     exact, exact_grads = value_and_grads(lambda h, k, t: reference(h, k, targets), *wide, 1.0)
     np.testing.assert_allclose(stats[0], exact[0], rtol=1e-5, atol=1e-4)  # only the inputs are rounded
-    assert [x.dtype for x in stats] == [jnp.float32, jnp.float32, bool]
+    assert [x.dtype for x in stats] == [jnp.float32, jnp.float32, bool, jnp.float32]
     assert [g.dtype for g in grads] == [jnp.bfloat16] * 2
     for g, want in zip(grads, exact_grads):
         error = np.linalg.norm(np.asarray(g, np.float32) - want) / np.linalg.norm(want)
