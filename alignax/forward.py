@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
+from alignax.ops.checks import needs
 from alignax.ops.logprobs import TokenStats, token_stats
 from alignax.types import Demo, Model, Pair, Params, Rollout, Scored, Side, Unpaired
 
@@ -91,6 +92,22 @@ def policy_view(
     """The rollout with `logp` and `entropy` of the current policy, at the temperature it was sampled with."""
     stats = token_statistics(model, params, rollout.tokens, rollout.valid, temperature=temperature, start=start)
     return rollout.replace(logp=stats.logp, entropy=stats.entropy)
+
+
+def best_and_worst(view: Rollout, group: int) -> Pair:
+    """The replies of highest and lowest advantage in each group of neighbours, as one pair per prompt.
+
+    Both sides are masked where `view.mask` is: a group without any advantage makes a pair that counts for nothing.
+    """
+    advantage_BT, logp_BT, ref_logp_BT = needs(view, "advantage", "logp", "ref_logp")
+    advantage_PM = jnp.sum(advantage_BT, axis=1, where=view.mask).reshape(-1, group)
+    first_P = jnp.arange(len(advantage_PM)) * group
+
+    def side(rows_P: Array) -> Side:
+        return Side(logp=logp_BT[rows_P], ref_logp=ref_logp_BT[rows_P], mask=view.mask[rows_P])
+
+    best_P, worst_P = jnp.argmax(advantage_PM, axis=1), jnp.argmin(advantage_PM, axis=1)
+    return Pair(chosen=side(first_P + best_P), rejected=side(first_P + worst_P))
 
 
 def stack(first: dict, second: dict) -> dict:

@@ -1,4 +1,4 @@
-"""Online RL: PPO with a KL penalty against a reward model or a reward function. `--config=configs/world/ppo.py`."""
+"""Online RL against a reward model or a function: PPO, and methods without a critic. See configs/world/ppo.py."""
 
 import inspect
 from functools import partial
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from alignax import forward, sharding
-from alignax.config import bind, resolve
+from alignax.config import bind, record_of, resolve
 from alignax.data.encode import fingerprint, prompt_rows
 from alignax.data.tokenizer import eos_ids, pad_id
 from alignax.evals.policy import texts, total_reward
@@ -20,6 +20,7 @@ from alignax.sampling.sample import finished, row_keys, sample
 from alignax.stages import common, probe
 from alignax.train import online
 from alignax.train.state import new_online_state
+from alignax.types import Pair, Rollout
 
 
 def get_config() -> ConfigDict:
@@ -35,8 +36,12 @@ def get_config() -> ConfigDict:
     c.reward = ""  # module:function of (row, completion, *, finished) -> number: one of the two
     c.reward_args = ConfigDict()
     c.scoring_args = ConfigDict()  # of alignax.train.online.shape_scores
-    c.critic_init = "reward"  # trunk and head of the reward model, or "policy": its trunk and a new head
-    c.loss = "ppo_clip"  # function of alignax.losses, or module:function
+    c.samples_per_prompt = 1  # replies to each prompt of a batch; a group estimator needs 2 or more
+    c.oversample = 1  # sample that many times batch_size prompts and learn from those whose scores differ, first
+    c.critic_init = "reward"  # trunk and head of the reward model; "policy": its trunk and a new head; "none"
+    c.advantage = "gae"  # function of alignax.train.advantages, or module:function; only gae needs a critic
+    c.advantage_args = ConfigDict()
+    c.loss = "ppo_clip"  # function of alignax.losses, or module:function, of a Rollout, or of a Pair: best and worst
     c.loss_args = ConfigDict()
     c.value_loss = "value_clip"
     c.value_loss_args = ConfigDict()
@@ -45,13 +50,12 @@ def get_config() -> ConfigDict:
     c.kl_estimator = "k1"  # "k1" in the reward; "k2" or "k3" in the loss
     c.kl_controller = "fixed_kl"  # function of alignax.ops.kl: fixed_kl or adaptive_kl
     c.kl_controller_args = ConfigDict()
-    c.advantage_args = ConfigDict()  # of alignax.train.online.with_advantages
     c.update_args = ConfigDict()  # of alignax.train.online.updates
     c.optimizer = "adamw"  # function of alignax.train.optimizer
     c.optimizer_args = ConfigDict({"learning_rate": 3e-6})
     c.value_optimizer = "adamw"
     c.value_optimizer_args = ConfigDict({"learning_rate": 1e-5})
-    c.batch_size = 64  # prompts per iteration
+    c.batch_size = 64  # prompts per iteration that are learnt from
     c.total_steps = 100  # iterations
     c.eval_every_steps = 10  # 0: never
     c.save_every_steps = 10
@@ -99,12 +103,12 @@ def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
         step_fn = lambda state, batch: whole(state, frozen, batch)  # noqa: E731
     else:  # the reward reads text: two programs and one transfer between them
         gold = probe.gold_reward(text_reward, reward_args, key="reward")
-        step_fn = two_programs(parts, text_scorer(gold, rows, tokenizer), frozen, state)
+        step_fn = two_programs(parts, text_scorer(gold, rows, tokenizer, cfg.samples_per_prompt), frozen, state)
 
     # ---- train
     watch = probe.build(stage, cfg.probe, model, tokenizer, cfg.template, mesh, root, reward=proxy)
     evaluate = (lambda state: probe.summary(watch.measure(state.policy.params, reference))) if watch else None
-    loader = common.make_loader(prompts, cfg.batch_size, cfg.seed)
+    loader = common.make_loader(prompts, cfg.batch_size * cfg.oversample, cfg.seed)
     put = lambda batch: sharding.put_batch(batch, mesh)  # noqa: E731
     show = ("objective/scores", "objective/kl", "policy/approxkl_avg")
     state = common.loop(stage, state, step_fn, loader.batch, put, evaluate, show=show)
@@ -132,7 +136,9 @@ def load_reward(stage: common.Stage, tokenizer: Any, mesh: Any) -> tuple | None:
 
 
 def make_critic(cfg: Any, model: Any, policy: Any, proxy: tuple | None) -> tuple:
-    """(model, parameters) of the critic at the start (from the reward model: Stiennon et al. 2020)."""
+    """(model, parameters) of the critic at the start (from the reward model: Stiennon et al. 2020), Nones if none."""
+    if cfg.critic_init == "none":
+        return None, None
     if cfg.critic_init == "reward" and proxy is not None:
         return proxy
     return model, policy | {"scalar": model.init_scalar(jax.random.fold_in(jax.random.key(cfg.seed), 1))}
@@ -140,10 +146,11 @@ def make_critic(cfg: Any, model: Any, policy: Any, proxy: tuple | None) -> tuple
 
 def make_parts(cfg: Any, model: Any, critic_model: Any, ends: jax.Array, pad: int, start: int) -> online.Parts:
     """Binds models, losses and settings into the parts of an iteration."""
-    temperature, capacity = cfg.temperature, cfg.max_new_tokens
+    temperature, capacity, group = cfg.temperature, cfg.max_new_tokens, cfg.samples_per_prompt
     check_placement(cfg.kl_estimator, cfg.kl_placement)
     in_reward = cfg.kl_placement == "reward"
     policy_loss = resolve(cfg.loss, "alignax.losses", key="loss")
+    on_pairs = record_of(policy_loss, (Rollout, Pair), key="loss") is Pair
     value_loss = resolve(cfg.value_loss, "alignax.losses", key="value_loss")
     loss_args = bind(policy_loss, cfg.loss_args, key="loss_args")
     value_args = bind(value_loss, cfg.value_loss_args, key="value_loss_args")
@@ -151,24 +158,28 @@ def make_parts(cfg: Any, model: Any, critic_model: Any, ends: jax.Array, pad: in
     control = resolve(cfg.kl_controller, "alignax.ops.kl", key="kl_controller")
     control_args = bind(control, cfg.kl_controller_args, key="kl_controller_args", given=("batch_size",))
     if "batch_size" in inspect.signature(control).parameters:  # episodes of one iteration
-        control_args["batch_size"] = cfg.batch_size
+        control_args["batch_size"] = cfg.batch_size * group * cfg.oversample
     total = cfg.total_steps * update_settings.epochs * update_settings.minibatches
 
     def draw(params, prompts, key):
-        keys = row_keys(key, prompts["row"])
+        each = jax.tree.map(lambda x: jnp.repeat(x, group, axis=0), prompts)  # a group's replies are neighbours
+        keys = row_keys(key, each["row"] * group + jnp.arange(len(each["row"])) % group)
         options = {"capacity": capacity, "eos_ids": ends, "pad_id": pad, "temperature": temperature}
-        rollout = sample(model, params, prompts["tokens"], prompts["valid"], keys, **options)
+        rollout = sample(model, params, each["tokens"], each["valid"], keys, **options)
         return rollout, finished(rollout, ends)
 
     def annotate(reference, critic, rollout):
         options = {"temperature": temperature, "start": start}
         ref = forward.token_statistics(model, reference, rollout.tokens, rollout.valid, **options)
-        value_BT = forward.values(critic_model, critic, rollout.tokens, rollout.valid)
-        return rollout.replace(ref_logp=ref.logp, old_value=value_BT)
+        rollout = rollout.replace(ref_logp=ref.logp)
+        if critic is None:
+            return rollout
+        return rollout.replace(old_value=forward.values(critic_model, critic, rollout.tokens, rollout.valid))
 
     def policy_objective(params, rollout, kl_coef):
         view = forward.policy_view(model, params, rollout, temperature=temperature, start=start)
-        terms = {"loss/policy_avg": (1.0, policy_loss(view, **loss_args))}
+        record = forward.best_and_worst(view, group) if on_pairs else view
+        terms = {"loss/policy_avg": (1.0, policy_loss(record, **loss_args))}
         return terms if in_reward else terms | {"loss/kl_avg": (kl_coef, kl_loss(view, estimator=cfg.kl_estimator))}
 
     def critic_objective(params, rollout):
@@ -176,20 +187,23 @@ def make_parts(cfg: Any, model: Any, critic_model: Any, ends: jax.Array, pad: in
         return {"loss/value_avg": (1.0, value_loss(rollout.replace(value=value_BT), **value_args))}
 
     scoring = bind(online.shape_scores, cfg.scoring_args, key="scoring_args")
-    advantages = bind(online.with_advantages, cfg.advantage_args, key="advantage_args", given=("kl_in_reward",))
+    estimator = resolve(cfg.advantage, "alignax.train.advantages", key="advantage")
+    estimator_args = bind(estimator, cfg.advantage_args, key="advantage_args", given=("kl_in_reward", "group"))
     optimizer = common.get_optimizer(cfg.optimizer, cfg.optimizer_args, total)
     value_optimizer = common.get_optimizer(cfg.value_optimizer, cfg.value_optimizer_args, total, key="value_optimizer")
     return online.Parts(
         sample=draw,
         annotate=annotate,
         shape=partial(online.shape_scores, **scoring),
-        advantages=partial(online.with_advantages, kl_in_reward=in_reward, **advantages),
+        advantages=partial(estimator, kl_in_reward=in_reward, group=group, **estimator_args),
         policy_objective=policy_objective,
-        critic_objective=critic_objective,
+        critic_objective=critic_objective if critic_model else None,
         control_kl=partial(control, **control_args),
         policy_optimizer=optimizer,
-        critic_optimizer=value_optimizer,
+        critic_optimizer=value_optimizer if critic_model else None,
         updates=update_settings,
+        group=group,
+        keep=cfg.batch_size if cfg.oversample > 1 else 0,
     )
 
 
@@ -205,13 +219,13 @@ def two_programs(parts: online.Parts, score: Any, frozen: dict, state: Any) -> A
     return step
 
 
-def text_scorer(reward: Any, rows: list[dict], tokenizer: Any) -> Any:
-    """A reward over text as a function of arrays; a prompt finds its row by the id that travels with it."""
+def text_scorer(reward: Any, rows: list[dict], tokenizer: Any, group: int = 1) -> Any:
+    """A reward over text as a function of arrays; a reply finds its row by the id that travels with its prompt."""
     ends = sorted(eos_ids(tokenizer))
 
     def score(rollout, finished_B, prompts):
         completions = texts(tokenizer, rollout, ends)
-        ids, done = jax.device_get((prompts["row"], finished_B))
+        ids, done = jax.device_get((jnp.repeat(prompts["row"], group), finished_B))
         totals = [
             total_reward(reward, rows[row], text, bool(end))["total"] for row, text, end in zip(ids, completions, done)
         ]

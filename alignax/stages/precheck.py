@@ -7,7 +7,7 @@ import jax
 
 from alignax.config import ConfigError, bind, check, plain, record_of, resolve
 from alignax.ops.kl import check_placement
-from alignax.train import online
+from alignax.train import advantages, online
 from alignax.types import Demo, Pair, Record, Rollout, Scored, Unpaired
 from alignax.worlds.annotators import Annotator
 
@@ -17,6 +17,7 @@ CHOICES = {
     "value_loss": ("alignax.losses", "value_loss_args", ()),
     "optimizer": ("alignax.train.optimizer", "optimizer_args", ("total_steps",)),
     "value_optimizer": ("alignax.train.optimizer", "value_optimizer_args", ("total_steps",)),
+    "advantage": ("alignax.train.advantages", "advantage_args", ("kl_in_reward", "group")),
     "kl_controller": ("alignax.ops.kl", "kl_controller_args", ("batch_size",)),
     "source": ("alignax.data.sources", "data", ("split",)),
     "model": ("alignax.models.presets", "model_args", ("vocab_size",)),
@@ -25,7 +26,6 @@ CHOICES = {
 # arguments of a function that is not chosen
 FIXED = {
     "scoring_args": (online.shape_scores, ()),
-    "advantage_args": (online.with_advantages, ("kl_in_reward",)),
     "update_args": (online.updates, ()),
     "annotator_args": (Annotator, ()),
 }
@@ -35,7 +35,7 @@ RECORDS: dict[str, tuple[type[Record], ...]] = {
     "sft": (Demo,),
     "reward": (Scored,),
     "offline": (Pair, Unpaired),
-    "online": (Rollout,),
+    "online": (Rollout, Pair),
 }
 
 
@@ -122,11 +122,15 @@ def settings_online(config: dict[str, Any], prefix: str) -> None:
     if bool(config["reward"]) == bool(config["reward_from"]):
         which = f"config.{prefix}reward_from (a reward model) or config.{prefix}reward (a function of text)"
         raise ConfigError(f"{which}: set exactly one")
-    if config["critic_init"] not in ("reward", "policy"):
-        raise ConfigError(f"config.{prefix}critic_init = {config['critic_init']!r}: expected 'reward' or 'policy'")
+    if config["critic_init"] not in ("reward", "policy", "none"):
+        raise ConfigError(
+            f"config.{prefix}critic_init = {config['critic_init']!r}: expected 'reward', 'policy' or 'none'"
+        )
+    settings_advantage(config, prefix)
     if config["critic_init"] == "reward" and not config["reward_from"]:
         raise ConfigError(
-            f"config.{prefix}critic_init = 'reward' needs config.reward_from; with a text reward use 'policy'"
+            f"config.{prefix}critic_init = 'reward' needs config.reward_from; with a text reward use 'policy', or "
+            "'none' if the advantage needs no critic"
         )
     if not config["temperature"] > 0:
         raise ConfigError(
@@ -136,3 +140,36 @@ def settings_online(config: dict[str, Any], prefix: str) -> None:
         check_placement(config["kl_estimator"], config["kl_placement"])
     except ValueError as error:
         raise ConfigError(f"config.{prefix}kl_estimator, config.{prefix}kl_placement: {error}") from None
+
+
+def settings_advantage(config: dict[str, Any], prefix: str) -> None:
+    """Critic, advantage, group size and loss must fit each other."""
+    name, critic, group = config["advantage"], config["critic_init"], config["samples_per_prompt"]
+    if name == "gae" and critic == "none":
+        raise ConfigError(f"config.{prefix}advantage = 'gae' needs a critic: set critic_init to 'policy' or 'reward'")
+    if name in vars(advantages) and name != "gae":
+        values = ("value_loss", "value_loss_args", "value_optimizer", "value_optimizer_args")
+        default = plain(importlib.import_module("alignax.stages.online").get_config())
+        changed = [key for key in values if config[key] != default[key]]
+        if critic != "none":
+            raise ConfigError(
+                f"config.{prefix}critic_init = {critic!r}: advantage {name!r} has no critic; set critic_init to 'none'"
+            )
+        if changed:
+            raise ConfigError(f"config.{prefix}{changed[0]} is set, but there is no critic (critic_init = 'none')")
+    grouped = name in ("group_baseline", "winners", "best_and_worst") or config["oversample"] > 1
+    if group < 1 or (grouped and group < 2):
+        raise ConfigError(
+            f"config.{prefix}samples_per_prompt = {group}: a reply is compared with others to its prompt; "
+            "expected 2 or more"
+        )
+    if config["oversample"] < 1:
+        raise ConfigError(f"config.{prefix}oversample = {config['oversample']}: expected 1 (off) or more")
+    loss = resolve(config["loss"], "alignax.losses", key=f"{prefix}loss")
+    if record_of(loss, RECORDS["online"], key=f"{prefix}loss") is Pair:
+        if name != "best_and_worst":
+            raise ConfigError(
+                f"config.{prefix}loss = {config['loss']!r} takes pairs: set advantage to 'best_and_worst', not {name!r}"
+            )
+        if config["update_args"].get("microbatches", 1) > 1:
+            raise ConfigError(f"config.{prefix}update_args.microbatches: a loss on pairs is not cut into microbatches")

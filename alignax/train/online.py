@@ -10,12 +10,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
-from alignax.ops.checks import needs
-from alignax.ops.kl import estimate
-from alignax.ops.masked import masked_mean, masked_sum, masked_var, whiten
-from alignax.ops.returns import gae, token_rewards
+from alignax.ops.advantages import informative
 from alignax.train.optimizer import Optimizer
 from alignax.train.state import Learner, Moments, OnlineState, step_key
 from alignax.train.step import apply_gradients, gradients
@@ -26,15 +23,17 @@ class Parts(NamedTuple):
     """What an iteration is made of; the stage binds models, losses and hyperparameters into these."""
 
     sample: Callable  # (policy params, prompts, key) -> (Rollout with the sampler's fields, finished [B])
-    annotate: Callable  # (reference params, critic params, Rollout) -> Rollout with ref_logp and old_value
+    annotate: Callable  # (reference params, critic params or None, Rollout) -> Rollout with ref_logp, old_value if any
     shape: Callable  # (scores, finished, moments) -> (scores, moments): shape_scores with its settings
-    advantages: Callable  # (Rollout, scores, KL coefficient) -> (Rollout, KL, metrics): with_advantages, likewise
+    advantages: Callable  # (Rollout, scores, KL coefficient) -> (Rollout, KL, metrics): of train.advantages, likewise
     policy_objective: Callable  # (policy params, Rollout, KL coefficient) -> {name: (coefficient, Loss)}
-    critic_objective: Callable  # (critic params, Rollout) -> {name: (coefficient, Loss)}
+    critic_objective: Callable | None  # (critic params, Rollout) -> {name: (coefficient, Loss)}; None: no critic
     control_kl: Callable  # (KL coefficient, measured KL) -> KL coefficient
     policy_optimizer: Optimizer
-    critic_optimizer: Optimizer
+    critic_optimizer: Optimizer | None
     updates: "Updates"
+    group: int = 1  # replies per prompt, M; neighbours among the B = P * M rows
+    keep: int = 0  # groups to learn from, chosen among those sampled; 0 is all of them
 
 
 class Updates(NamedTuple):
@@ -55,7 +54,7 @@ def updates(*, epochs: int = 4, minibatches: int = 1, microbatches: int = 1, kl_
 
 
 def roll(parts: Parts, state: OnlineState, prompts: dict) -> tuple[Rollout, Bool[Array, " B"]]:
-    """Samples one completion per prompt with the live policy; old_logp is the sampler's own."""
+    """Samples the completions of each prompt with the live policy; old_logp is the sampler's own."""
     return parts.sample(state.policy.params, prompts, jax.random.fold_in(step_key(state), 0))
 
 
@@ -64,21 +63,25 @@ def learn(
     score_B: Float[Array, " B"],
 ) -> tuple[OnlineState, dict]:  # fmt: skip
     """Everything after the score: rewards, advantages, updates, the next KL coefficient."""
-    rollout = parts.annotate(reference, state.critic.params, rollout)
+    sampled = score_B, finished_B  # what the metrics speak of
+    if parts.keep:
+        rows_B = keep_informative(score_B, group=parts.group, keep=parts.keep)
+        rollout, finished_B, score_B = jax.tree.map(lambda x: x[rows_B], (rollout, finished_B, score_B))
+    rollout = parts.annotate(reference, state.critic.params if state.critic else None, rollout)
     shaped_B, moments = parts.shape(score_B, finished_B, state.moments)
     rollout, kl, metrics = parts.advantages(rollout, shaped_B, state.kl_coef)
     key = jax.random.fold_in(step_key(state), 1)
     policy, critic, update_metrics = update(parts, state, rollout, key)
     done = state.step * parts.updates.epochs * parts.updates.minibatches
     metrics |= update_metrics | {
-        "objective/scores": score_B.mean(),
-        "objective/scores_sd": score_B.std(),
+        "objective/scores": sampled[0].mean(),
+        "objective/scores_sd": sampled[0].std(),
         "objective/kl_coef": state.kl_coef,
-        "val/num_eos_tokens": finished_B.sum().astype(jnp.float32),
+        "val/num_eos_tokens": sampled[1].sum().astype(jnp.float32),
         "completions/mean_length": rollout.mask.sum(1).mean(),
-        "completions/clipped_ratio": 1.0 - finished_B.mean(),
+        "completions/clipped_ratio": 1.0 - sampled[1].mean(),
         "lr": jnp.float32(parts.policy_optimizer.learning_rate(done)),
-        "episode": ((state.step + 1) * rollout.tokens.shape[0]).astype(jnp.float32),
+        "episode": ((state.step + 1) * sampled[0].shape[0]).astype(jnp.float32),
     }
     coef = parts.control_kl(state.kl_coef, kl)
     new = state.replace(policy=policy, critic=critic, kl_coef=coef, moments=moments, step=state.step + 1)
@@ -112,44 +115,33 @@ def update_moments(moments: Moments, x_B: Float[Array, " B"]) -> Moments:
     return Moments(count=count, mean=mean, square=square)
 
 
-def with_advantages(
-    rollout: Rollout, score_B: Float[Array, " B"], kl_coef: Float[Array, ""], *, kl_in_reward: bool,
-    gamma: float = 1.0, lam: float = 0.95, whiten_rewards: bool = False, whiten_advantages: bool = True,
-) -> tuple[Rollout, Float[Array, ""], dict]:  # fmt: skip
-    """Token rewards -coef * k1 + score at the last token, GAE, whitening. Also returns the KL that was measured.
+def keep_informative(score_B: Float[Array, " B"], *, group: int, keep: int) -> Int[Array, " b"]:
+    """The rows of `keep` groups: those whose scores differ first, in their order, then the others if they must.
 
-    `kl_in_reward` is False where the penalty is a term of the loss. Rewards are whitened without moving their mean.
+    DAPO's dynamic sampling (Yu et al. 2025, arXiv 2503.14476) in a program of fixed size: more groups are sampled than
+    are learnt from. What is kept but has equal scores has the advantage 0; mask it with `only_informative`.
     """
-    mask_BT = rollout.mask
-    ref_logp_BT, old_value_BT = needs(rollout, "ref_logp", "old_value")
-    kl_BT = jnp.where(mask_BT, estimate("k1", rollout.old_logp, ref_logp_BT), 0.0)
-    kl = kl_BT.sum(1).mean()
-    charged = kl_coef if kl_in_reward else jnp.zeros_like(kl_coef)
-    rewards_BT = token_rewards(score_B, kl_BT, mask_BT, charged)
-    metrics = {
-        "objective/kl": kl,
-        "objective/entropy": masked_sum(-rollout.old_logp, mask_BT, axis=1).mean(),
-        "objective/non_score_reward": -charged * kl,
-        "objective/rlhf_reward": rewards_BT.sum(1).mean(),
-    }
-    if whiten_rewards:
-        rewards_BT = whiten(rewards_BT, mask_BT, shift_mean=False)
-    advantage_BT, returns_BT = gae(rewards_BT, old_value_BT, mask_BT, gamma=gamma, lam=lam)
-    unexplained = masked_var(returns_BT - old_value_BT, mask_BT)
-    metrics["critic/vf_explained_var"] = 1.0 - unexplained / jnp.maximum(masked_var(returns_BT, mask_BT), 1e-8)
-    metrics["critic/values"] = masked_mean(old_value_BT, mask_BT)
-    if whiten_advantages:
-        advantage_BT = whiten(advantage_BT, mask_BT)
-    return rollout.replace(advantage=advantage_BT, returns=returns_BT), kl, metrics
+    useful_P = informative(score_B, group=group).reshape(-1, group).any(axis=1)
+    order_P = jnp.argsort(~useful_P, stable=True)[:keep]
+    return group_rows(order_P, group)
 
 
-def update(parts: Parts, state: OnlineState, rollout: Rollout, key: Array) -> tuple[Learner, Learner, dict]:
-    """Several epochs of shuffled minibatches over one rollout. Metrics are means over the minibatches seen."""
-    B, u = rollout.tokens.shape[0], parts.updates
-    if B % u.minibatches:
-        raise ValueError(f"{B} rollouts do not divide into {u.minibatches} minibatches")
-    shuffle = lambda k: jax.random.permutation(k, B).reshape(u.minibatches, -1)  # noqa: E731
-    rows = jax.vmap(shuffle)(jax.random.split(key, u.epochs)).reshape(u.epochs * u.minibatches, -1)
+def group_rows(prompts_P: Int[Array, " P"], group: int) -> Int[Array, " B"]:
+    """The rows of the replies to these prompts."""
+    return (prompts_P[:, None] * group + jnp.arange(group)[None, :]).ravel()
+
+
+def update(parts: Parts, state: OnlineState, rollout: Rollout, key: Array) -> tuple[Learner, Learner | None, dict]:
+    """Several epochs of minibatches over one rollout, shuffled by prompt. Metrics are means over the minibatches seen.
+
+    The replies to one prompt stay together: a loss on pairs finds both in its minibatch.
+    """
+    P, u = rollout.tokens.shape[0] // parts.group, parts.updates
+    if P % u.minibatches:
+        raise ValueError(f"{P} prompts do not divide into {u.minibatches} minibatches")
+    shuffle = lambda k: jax.random.permutation(k, P).reshape(u.minibatches, -1)  # noqa: E731
+    prompts = jax.vmap(shuffle)(jax.random.split(key, u.epochs)).reshape(u.epochs * u.minibatches, -1)
+    rows = group_rows(prompts.ravel(), parts.group).reshape(len(prompts), -1)
 
     def body(carry, index):
         learners, stopped = carry
@@ -169,17 +161,19 @@ def update(parts: Parts, state: OnlineState, rollout: Rollout, key: Array) -> tu
 
 
 def update_once(
-    parts: Parts, learners: tuple[Learner, Learner], batch: Rollout, kl_coef: Float[Array, ""]
-) -> tuple[tuple[Learner, Learner], dict]:
-    """One update of policy and critic on one minibatch."""
+    parts: Parts, learners: tuple[Learner, Learner | None], batch: Rollout, kl_coef: Float[Array, ""]
+) -> tuple[tuple[Learner, Learner | None], dict]:
+    """One update of policy and critic, if there is one, on one minibatch."""
     policy, critic = learners
     bound = lambda params, part: parts.policy_objective(params, part, kl_coef)  # noqa: E731
     count = parts.updates.microbatches
     policy_grads, metrics = gradients(bound, policy.params, batch, microbatches=count)
-    critic_grads, critic_metrics = gradients(parts.critic_objective, critic.params, batch, microbatches=count)
     metrics = {"loss/policy_total" if name == "loss" else name: value for name, value in metrics.items()}
-    metrics |= {f"critic/{name}" if name in ("loss", "grad_norm") else name: v for name, v in critic_metrics.items()}
     policy = apply_gradients(policy, policy_grads, parts.policy_optimizer)
+    if critic is None or parts.critic_objective is None or parts.critic_optimizer is None:
+        return (policy, None), metrics
+    critic_grads, critic_metrics = gradients(parts.critic_objective, critic.params, batch, microbatches=count)
+    metrics |= {f"critic/{name}" if name in ("loss", "grad_norm") else name: v for name, v in critic_metrics.items()}
     critic = apply_gradients(critic, critic_grads, parts.critic_optimizer)
     return (policy, critic), metrics
 

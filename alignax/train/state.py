@@ -42,7 +42,7 @@ class OnlineState(Record):
     """State of an online stage."""
 
     policy: Learner
-    critic: Learner
+    critic: Learner | None  # None: the advantages need no critic
     kl_coef: Float[Array, ""]
     moments: Moments
     key: UInt32[Array, " K"]  # never advanced: the randomness of a step is fold_in(key, step)
@@ -60,13 +60,13 @@ def new_state(params: Params, optimizer: Optimizer) -> TrainState:
 
 
 def new_online_state(
-    policy: Params, critic: Params, policy_optimizer: Optimizer, critic_optimizer: Optimizer, kl_coef: Scalar,
-    seed: int | Array,
+    policy: Params, critic: Params | None, policy_optimizer: Optimizer, critic_optimizer: Optimizer | None,
+    kl_coef: Scalar, seed: int | Array,
 ) -> OnlineState:  # fmt: skip
     """Iteration 0. A sweep maps it over `seed` or `kl_coef`: a state with one axis more is many runs."""
     return OnlineState(
         policy=new_learner(policy, policy_optimizer),
-        critic=new_learner(critic, critic_optimizer),
+        critic=new_learner(critic, critic_optimizer) if critic_optimizer else None,
         kl_coef=jnp.float32(kl_coef),
         moments=Moments(count=jnp.float32(0), mean=jnp.float32(0), square=jnp.float32(0)),  # no buffer twice
         key=jax.random.key_data(jax.random.key(seed)),

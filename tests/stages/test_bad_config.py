@@ -57,7 +57,7 @@ def nothing_is_compiled(monkeypatch):
         ),
         (PPO, ["--config.reward=alignax.worlds.gold:gold"], "config.reward (a function of text): set exactly one"),
         (PPO, ["--config.reward_from="], "config.reward (a function of text): set exactly one"),
-        (PPO, ["--config.critic_init=none"], "config.critic_init = 'none': expected 'reward' or 'policy'"),
+        (PPO, ["--config.critic_init=nonce"], "config.critic_init = 'nonce': expected 'reward', 'policy' or 'none'"),
         (PPO, ["--config.temperature=0.0"], "config.temperature = 0.0: expected > 0"),
         (PPO, ["--config.kl_placement=loss"], "KL estimator 'k1' in the loss: its expected gradient is 0"),
         (PPO, ["--config.kl_estimator=k3"], "KL estimator 'k3' in the reward"),

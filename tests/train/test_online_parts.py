@@ -7,7 +7,7 @@ import pytest
 from tiny import close, rollout_batch
 
 from alignax.ops.kl import adaptive_kl, fixed_kl
-from alignax.train import online
+from alignax.train import advantages, online
 from alignax.train.optimizer import sgd
 from alignax.train.state import Moments, new_online_state
 from alignax.types import Loss, Rollout
@@ -83,9 +83,7 @@ PLAIN = dict(gamma=1.0, lam=1.0, whiten_rewards=False, whiten_advantages=False)
 @pytest.mark.parametrize("score", [0.7, -0.25, 3.0])
 def test_undiscounted_advantage_of_every_action_is_the_score_minus_the_kl_to_go(score):
     # traps 10 and J1: gamma = lambda = 1, V = 0, coefficient 0.5. First row: score - 0.5 * 0.1 * (3, 2, 1)
-    got, kl, metrics = online.with_advantages(
-        _rollout(), jnp.array([score, 1.0]), jnp.float32(0.5), kl_in_reward=True, **PLAIN
-    )
+    got, kl, metrics = advantages.gae(_rollout(), jnp.array([score, 1.0]), jnp.float32(0.5), kl_in_reward=True, **PLAIN)
     want = [[0, score - 0.15, score - 0.1, score - 0.05, 0], [0, 0.9, 0, 0, 0]]
     np.testing.assert_allclose(got.advantage, want, atol=1e-6)
     np.testing.assert_allclose(got.returns, want, atol=1e-6)  # V = 0
@@ -96,9 +94,7 @@ def test_undiscounted_advantage_of_every_action_is_the_score_minus_the_kl_to_go(
 
 
 def test_a_penalty_in_the_loss_is_not_charged_in_the_reward_as_well():
-    got, kl, metrics = online.with_advantages(
-        _rollout(), jnp.array([1.0, 2.0]), jnp.float32(0.5), kl_in_reward=False, **PLAIN
-    )
+    got, kl, metrics = advantages.gae(_rollout(), jnp.array([1.0, 2.0]), jnp.float32(0.5), kl_in_reward=False, **PLAIN)
     np.testing.assert_array_equal(got.advantage, [[0, 1, 1, 1, 0], [0, 2, 0, 0, 0]])
     assert kl > 0 == metrics["objective/non_score_reward"]
 
@@ -106,7 +102,7 @@ def test_a_penalty_in_the_loss_is_not_charged_in_the_reward_as_well():
 def test_values_enter_delta_and_returns_but_the_end_is_not_bootstrapped():
     # gamma = lambda = 1: advantage = reward to go - V of the token; a value after the last action is never read
     rollout = _rollout().replace(old_value=jnp.array([[9.0, 0.5, 0.25, 1.0, 9.0], [9.0, 2.0, 9.0, 9.0, 9.0]]))
-    got, _, metrics = online.with_advantages(rollout, jnp.array([1.0, 1.0]), jnp.float32(0), kl_in_reward=True, **PLAIN)
+    got, _, metrics = advantages.gae(rollout, jnp.array([1.0, 1.0]), jnp.float32(0), kl_in_reward=True, **PLAIN)
     np.testing.assert_allclose(got.advantage, [[0, 0.5, 0.75, 0, 0], [0, -1.0, 0, 0, 0]], atol=1e-6)
     np.testing.assert_allclose(np.asarray(got.returns)[np.asarray(got.mask)], 1.0, atol=1e-6)
     np.testing.assert_allclose(metrics["critic/values"], (0.5 + 0.25 + 1 + 2) / 4, rtol=1e-6)
@@ -114,7 +110,7 @@ def test_values_enter_delta_and_returns_but_the_end_is_not_bootstrapped():
 
 def test_whitening_leaves_mean_zero_and_variance_one_over_the_actions():
     rollout = rollout_batch()
-    got, _, _ = online.with_advantages(rollout, _scores(1, 8), jnp.float32(0.1), kl_in_reward=True)
+    got, _, _ = advantages.gae(rollout, _scores(1, 8), jnp.float32(0.1), kl_in_reward=True)
     inside = np.asarray(got.advantage)[np.asarray(rollout.mask)]
     np.testing.assert_allclose([inside.mean(), inside.std(ddof=1)], [0, 1], atol=1e-5)
     assert not np.asarray(got.advantage)[~np.asarray(rollout.mask)].any()
@@ -122,7 +118,7 @@ def test_whitening_leaves_mean_zero_and_variance_one_over_the_actions():
 
 def test_whitened_rewards_keep_their_mean():
     options = PLAIN | {"whiten_rewards": True}
-    got, _, _ = online.with_advantages(_rollout(), jnp.array([4.0, 8.0]), jnp.float32(0), kl_in_reward=True, **options)
+    got, _, _ = advantages.gae(_rollout(), jnp.array([4.0, 8.0]), jnp.float32(0), kl_in_reward=True, **options)
     # rewards of the four actions: 0, 0, 4, 8, with mean 3 and variance (9 + 9 + 1 + 25) / 3 = 44 / 3
     white = (np.array([0, 0, 4, 8]) - 3) / (44 / 3) ** 0.5 + 3
     np.testing.assert_allclose(got.advantage[0, 1:4], np.cumsum(white[:3][::-1])[::-1], rtol=1e-5)
@@ -131,7 +127,7 @@ def test_whitened_rewards_keep_their_mean():
 
 def test_advantages_are_permutation_equivariant():
     rollout, scores, order = rollout_batch(), _scores(1, 8), np.array([3, 1, 7, 0, 2, 6, 5, 4])
-    run = lambda r, s: online.with_advantages(r, s, jnp.float32(0.1), kl_in_reward=True)  # noqa: E731
+    run = lambda r, s: advantages.gae(r, s, jnp.float32(0.1), kl_in_reward=True)  # noqa: E731
     straight, _, metrics = run(rollout, scores)
     turned, _, same = run(jax.tree.map(lambda x: x[order], rollout), scores[order])
     close(turned, jax.tree.map(lambda x: x[order], straight), rtol=1e-4, atol=1e-5)
@@ -209,7 +205,7 @@ def test_one_minibatch_is_permutation_equivariant():
 
 
 def test_minibatches_must_divide_the_rollouts():
-    with pytest.raises(ValueError, match="8 rollouts do not divide into 3 minibatches"):
+    with pytest.raises(ValueError, match="8 prompts do not divide into 3 minibatches"):
         _update(epochs=1, minibatches=3)
 
 

@@ -1,0 +1,102 @@
+"""What the online stage learns from: the estimators without a critic on four replies to two prompts, by hand."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from alignax import forward
+from alignax.ops import advantages as ops
+from alignax.train import advantages, online
+from alignax.types import Rollout
+
+# Replies of 2, 1, 2 and 1 tokens after a prompt of 1; KL of 0.1 per token.
+MASK = np.array([[0, 1, 1], [0, 1, 0], [0, 1, 1], [0, 1, 0]], bool)
+SCORES = jnp.array([1.0, 3.0, 5.0, 5.0])  # the second prompt's replies are alike
+
+
+def rollout():
+    mask = jnp.asarray(MASK)
+    old = jnp.where(mask, -1.0, 0.0)
+    return Rollout(
+        tokens=jnp.zeros((4, 3), jnp.int32), valid=mask.at[:, 0].set(True), mask=mask, old_logp=old,
+        ref_logp=jnp.where(mask, -1.1, 0.0),
+    )  # fmt: skip
+
+
+def estimate(function, scores=SCORES, coef=0.0, kl_in_reward=True, **options):
+    return function(rollout(), scores, jnp.float32(coef), kl_in_reward=kl_in_reward, group=2, **options)
+
+
+@pytest.mark.parametrize(
+    "baseline, first",  # scores 1 and 3: mean 2, the other's score, and the sd over 2 replies: sqrt(2)
+    [("mean", -1.0), ("leave_one_out", -2.0), ("standardise", -1.0 / (2**0.5 + 1e-4))],
+)
+def test_group_baselines(baseline, first):
+    found, kl, metrics = estimate(advantages.group_baseline, baseline=baseline)
+    np.testing.assert_allclose(found.advantage, MASK * np.array([[first], [-first], [0], [0]]), rtol=1e-5)
+    np.testing.assert_array_equal(found.mask, MASK)
+    np.testing.assert_allclose(kl, (0.2 + 0.1 + 0.2 + 0.1) / 4, rtol=1e-5)
+    assert metrics["frac_reward_zero_std"] == 0.5 and metrics["objective/rlhf_reward"] == 3.5
+
+
+def test_the_kl_of_the_whole_reply_is_charged_before_the_baseline():
+    # coefficient 10: the scores become 1 - 2, 3 - 1, 5 - 2 and 5 - 1, or stay where the penalty is in the loss
+    found, _, metrics = estimate(advantages.group_baseline, coef=10.0, baseline="mean")
+    np.testing.assert_allclose(found.advantage[:, 1], [-1.5, 1.5, -0.5, 0.5], rtol=1e-5)
+    np.testing.assert_allclose(metrics["objective/non_score_reward"], -1.5, rtol=1e-5)
+    free = estimate(advantages.group_baseline, coef=10.0, kl_in_reward=False, baseline="mean")[0]
+    np.testing.assert_allclose(free.advantage[:, 1], [-1, 1, 0, 0], rtol=1e-6)
+
+
+def test_groups_of_equal_scores_are_masked_if_asked():
+    found = estimate(advantages.group_baseline, baseline="mean", only_informative=True)[0]
+    np.testing.assert_array_equal(found.mask, MASK & np.array([[1], [1], [0], [0]], bool))
+
+
+def test_a_missing_score_is_masked_and_poisons_nothing_and_zero_is_no_missing_score():
+    for function in (advantages.group_baseline, advantages.reinforce_plus_plus):
+        found = estimate(function, scores=jnp.array([0.0, 2.0, jnp.nan, 5.0]))[0]
+        np.testing.assert_array_equal(found.mask.any(1), [True, True, False, True])
+        assert np.isfinite(found.advantage).all() and found.advantage[0].any()
+
+
+def test_whitening_is_over_the_tokens_that_count():
+    found = estimate(advantages.group_baseline, baseline="mean", whiten_advantages=True)[0]
+    inside = np.asarray(found.advantage)[MASK]
+    np.testing.assert_allclose([inside.mean(), inside.std(ddof=1)], [0, 1], atol=1e-5)
+
+
+def test_reinforce_plus_plus_is_the_whitened_reward_to_go():
+    found = estimate(advantages.reinforce_plus_plus, coef=10.0)[0]
+    # k1 = 0.1, coefficient 10: 1 per token. To go: row 0: 1 - 2, 1 - 1; row 1: 3 - 1; row 2: 5 - 2, 5 - 1; row 3: 5 - 1
+    to_go = np.array([-1, 0, 2, 3, 4, 4])
+    np.testing.assert_allclose(np.asarray(found.advantage)[MASK], (to_go - 2) / to_go.std(ddof=1), atol=1e-5)
+
+
+def test_winners_are_all_that_raft_learns_from():
+    found = estimate(advantages.winners)[0]
+    np.testing.assert_array_equal(found.mask.any(1), [False, True, True, False])  # the first of equals
+    np.testing.assert_array_equal(found.advantage, np.asarray(found.mask, np.float32))
+
+
+def test_best_and_worst_make_a_pair_where_they_differ():
+    found = estimate(advantages.best_and_worst)[0]
+    np.testing.assert_array_equal(found.advantage[:, 1], [-1, 1, 0, 0])
+    pair = forward.best_and_worst(found.replace(logp=found.old_logp * jnp.arange(1.0, 5.0)[:, None]), 2)
+    np.testing.assert_allclose(pair.chosen.logp[0], [0, -2, 0])
+    np.testing.assert_allclose(pair.rejected.logp[0], [0, -1, -1])
+    assert pair.chosen.mask[0].any() and not pair.chosen.mask[1].any() and not pair.rejected.mask[1].any()
+
+
+def test_unknown_baselines_and_groups_of_one_are_refused():
+    with pytest.raises(ValueError, match="baseline = 'median': expected one of leave_one_out, mean, standardise"):
+        estimate(advantages.group_baseline, baseline="median")
+    with pytest.raises(ValueError, match="group = 1"):
+        advantages.group_baseline(rollout(), SCORES, jnp.float32(0), kl_in_reward=True, group=1)
+
+
+def test_dynamic_sampling_keeps_the_groups_that_teach_and_fills_up_with_others():
+    scores = jnp.array([1.0, 1, 2, 3, 0, 0, 4, 0])  # groups 1 and 3 of 4 differ
+    np.testing.assert_array_equal(online.keep_informative(scores, group=2, keep=2), [2, 3, 6, 7])
+    np.testing.assert_array_equal(online.keep_informative(scores, group=2, keep=3), [2, 3, 6, 7, 0, 1])
+    assert ops.informative(scores, group=2).sum() == 4
