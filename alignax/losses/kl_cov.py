@@ -35,7 +35,8 @@ def kl_cov(rollout: Rollout, *, fraction: Scalar = 2e-4, coef: Scalar = 1.0) -> 
     descending = jnp.sort(jnp.where(rollout.mask, cov_BT, -jnp.inf).ravel(), descending=True)
     count = jnp.ceil(fraction * jnp.sum(weight_BT)).astype(jnp.int32)
     picked_BT = rollout.mask & (cov_BT >= descending[jnp.maximum(count, 1) - 1])
-    held_BT = jnp.where(picked_BT, coef * jnp.abs(log_ratio_BT), 0.0)
+    away_BT = picked_BT & (log_ratio_BT != 0)  # JAX takes 1 as the slope of |x| at 0
+    held_BT = jnp.where(away_BT, coef * jnp.abs(log_ratio_BT), 0.0)
     metrics = drift_metrics(log_ratio_BT, entropy_BT, weight_BT) | {"val/ratio": (ratio_BT, weight_BT)}
     metrics |= {
         "policy/cov_avg": (cov_BT, weight_BT),
