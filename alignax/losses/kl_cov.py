@@ -15,7 +15,8 @@ def kl_cov(rollout: Rollout, *, fraction: Scalar = 2e-4, coef: Scalar = 1.0) -> 
     I holds the ceil(fraction N) tokens of largest covariance (log pi_t - mean log pi)(A_t - mean A), N the action
     tokens of the batch (the authors round down, to one at least). |log rho| is the authors' estimate of
     KL(pi_old || pi); the paper leaves the estimator open. There is no clip. Its gradient at rho = 1 is taken as 0:
-    the first step on a rollout is the plain policy gradient. Defaults are the authors' code's; fraction 2e-3 suited
+    the first step on a rollout is the plain policy gradient, if the old log-probabilities are equal to the last bit (a
+    rounding error is enough for the full push, of either sign). Defaults are the authors' code's; fraction 2e-3 suited
     smaller models. The selection, advantages and old log-probabilities are constants. value, weight: [B T].
 
     Metrics, token means: policy/cov_avg, the covariance; policy/cov_fraction, the tokens in I (ties with the last one
