@@ -1,1 +1,1 @@
-"""Pages of array maths: masked reductions, token log-probs, KL estimators, returns. No model, no record but `Loss`."""
+"""Pages of array maths: masked reductions, token log-probs, KL, returns, advantages. No model, no record but `Loss`."""

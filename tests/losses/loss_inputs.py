@@ -15,6 +15,11 @@ from alignax.types import Demo, Distill, Pair, Ranked, Rated, Record, Rollout, S
 NAMES = [info.name for info in pkgutil.iter_modules(alignax.losses.__path__)]
 
 
+# Losses that hold part of their value constant: by definition their gradient is not the slope of the value, so finite
+# differences say nothing of it. Their gradients have oracles of their own.
+SURROGATES = ("cispo", "gspo_token")
+
+
 def loss(name):
     """The public function of losses/<name>.py."""
     return getattr(importlib.import_module(f"alignax.losses.{name}"), name)

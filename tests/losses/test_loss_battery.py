@@ -10,14 +10,29 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as Spec
-from loss_inputs import NAMES, fill_masked, is_float, loss, make, map_floats, record_type, value_and_grad, with_masks
+from loss_inputs import (
+    NAMES,
+    SURROGATES,
+    fill_masked,
+    is_float,
+    loss,
+    make,
+    map_floats,
+    record_type,
+    value_and_grad,
+    with_masks,
+)
 
 from alignax.ops.masked import denominator, metric_ratios, metric_sums, reduce, reduce_metrics
 
 pytestmark = pytest.mark.parametrize("name", NAMES)
 
 # every value that a string hyperparameter of some loss takes, and one that none takes
-STRINGS = ("k1", "k2", "k3", "?")
+STRINGS = ("k1", "k2", "k3", "token_mean", "sequence_sum", "?")
+# bounds that no token of a random record reaches: where they are drawn in to, so that they bite
+REACHED = {("ppo_dual_clip", "max_ratio"): 1.3, ("cispo", "max_ratio"): 1.2, ("clip_cov", "cov_high"): 2.0}
+# losses that their defaults make too small for a change to be seen: what the other settings are changed from
+SHOWN = {"dr_grpo": {"max_tokens": 4.0}, "clip_cov": {"fraction": 0.01}}
 REST = (np.nan, np.inf, -np.inf, 1e30)
 
 
@@ -191,13 +206,14 @@ def test_constants_get_no_gradient(name):
 
 
 def test_every_hyperparameter_changes_the_result_or_raises(name):
-    fn, record = loss(name), make(name)
+    fn, record = functools.partial(loss(name), **SHOWN.get(name, {})), make(name, B=64)  # many rows: rare cases occur
     before = value_and_grad(fn, record)
     for key, parameter in inspect.signature(fn).parameters.items():
         if parameter.kind is not parameter.KEYWORD_ONLY:
             continue
         default = parameter.default
-        others = {bool: [not default], str: STRINGS}.get(type(default)) or [1.5 * default + 0.05]
+        others = {bool: [not default], str: STRINGS}.get(type(default))
+        others = others or [REACHED.get((name, key), 1.5 * default + 0.05)]
         assert isinstance(default, (float, str, bool)), f"{name}.{key}: teach this test how to change a {type(default)}"
         for other in (o for o in others if o != default):
             try:
@@ -219,6 +235,8 @@ def test_a_number_may_be_an_axis_of_a_sweep(name):
 
 
 def test_a_gradient_step_lowers_the_loss(name):
+    if name in SURROGATES:
+        pytest.skip("its gradient is not the slope of its value; test_identities_policy.py checks the gradient itself")
     record = make(name)
     value, grads, _ = compiled(name)(record)
     leaves, tree = jax.tree.flatten(record)
