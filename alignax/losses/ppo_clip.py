@@ -18,6 +18,7 @@ def ppo_clip(rollout: Rollout, *, clip: Scalar = 0.2) -> Loss:
     clipped term is the larger loss; policy/entropy_avg, nats; val/ratio, rho.
 
     Raises ValueError if clip is not positive, or logp, advantage or entropy is missing.
+    Use when a rollout is used for several updates: the policy's loss of PPO.
     """
     require(clip > 0, f"ppo_clip: clip = {clip}: expected a positive number, such as 0.2")
     logp_BT, advantage_BT, entropy_BT = needs(rollout, "logp", "advantage", "entropy")
