@@ -12,12 +12,13 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as Spec
 from loss_inputs import NAMES, fill_masked, is_float, loss, make, map_floats, record_type, value_and_grad, with_masks
 
+from alignax.catalogue import objective
 from alignax.ops.masked import denominator, metric_ratios, metric_sums, reduce, reduce_metrics
 
 pytestmark = pytest.mark.parametrize("name", NAMES)
 
 # every value that a string hyperparameter of some loss takes, and one that none takes
-STRINGS = ("k1", "k2", "k3", "?")
+STRINGS = ("k1", "k2", "k3", "k3+k2", "conservative", "unbiased", "?")
 REST = (np.nan, np.inf, -np.inf, 1e30)
 
 
@@ -45,7 +46,9 @@ def test_file_and_signature(name):
     first, *rest = inspect.signature(fn).parameters.values()
     assert first.default is first.empty
     assert all(p.kind is p.KEYWORD_ONLY and p.default is not p.empty for p in rest)
-    record_type(name)
+    assert record_type(name).__name__ == objective(name).record
+    assert objective(name).use and fn.__doc__.strip().splitlines()[-1].lstrip().startswith("Use when ")
+    assert objective(name).paper, "name the paper in the docstring: Author et al. 2020, or its arXiv number"
     module = inspect.getmodule(fn)
     public = [k for k, v in vars(module).items() if inspect.isfunction(v) and v.__module__ == module.__name__]
     assert public == [name], f"losses/{name}.py defines {public}: one public function of the same name"
@@ -197,8 +200,9 @@ def test_every_hyperparameter_changes_the_result_or_raises(name):
         if parameter.kind is not parameter.KEYWORD_ONLY:
             continue
         default = parameter.default
-        others = {bool: [not default], str: STRINGS}.get(type(default)) or [1.5 * default + 0.05]
-        assert isinstance(default, (float, str, bool)), f"{name}.{key}: teach this test how to change a {type(default)}"
+        assert isinstance(default, (float, str, bool, int)), f"{name}.{key}: how does one change a {type(default)}?"
+        others = {bool: lambda x: [not x], str: lambda _: STRINGS, int: lambda count: [count + 1]}.get(type(default))
+        others = others(default) if others else [1.5 * default + 0.05]
         for other in (o for o in others if o != default):
             try:
                 after = value_and_grad(functools.partial(fn, **{key: other}), record)

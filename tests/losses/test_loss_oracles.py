@@ -1,5 +1,8 @@
 """Each loss against its formula in float64 NumPy, against numbers derived by hand, and by finite differences."""
 
+import importlib
+import importlib.util
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +17,7 @@ from alignax.losses.ppo_clip import ppo_clip
 from alignax.losses.sft import sft
 from alignax.losses.value_clip import value_clip
 from alignax.ops.masked import reduce, reduce_metrics
-from alignax.types import Demo, Pair, Rollout, Scored, Side
+from alignax.types import Demo, Distill, Pair, Ranked, Rated, Rollout, Scored, Side, Stepwise
 
 
 def wide(record):
@@ -106,7 +109,14 @@ SETTINGS = [(name, {}) for name in NAMES] + [
     ("ppo_clip", {"clip": 0.05}),
     ("value_clip", {"clip": 0.5}),
     ("kl", {"estimator": "k3"}),
+    ("kl", {"estimator": "k3+k2"}),
 ]
+# a family of losses keeps its oracles, and the settings to try besides the defaults, in a module of its own
+for _family in ("oracles_pairs", "oracles_rewards", "oracles_policy"):
+    if importlib.util.find_spec(_family):
+        _module = importlib.import_module(_family)
+        ORACLES |= _module.ORACLES
+        SETTINGS += getattr(_module, "SETTINGS", [])
 
 
 @pytest.mark.parametrize("name, args", SETTINGS, ids=lambda x: str(x))
@@ -126,13 +136,20 @@ def test_every_loss_has_an_oracle():
     assert sorted(ORACLES) == sorted(NAMES)
 
 
-@pytest.mark.parametrize("name, args", SETTINGS, ids=lambda x: str(x))
+# the gradient of a straight-through estimator is, by its definition, not that of its value
+DIFFERENTIABLE = [(name, args) for name, args in SETTINGS if args.get("estimator") != "k3+k2"]
+
+
+@pytest.mark.parametrize("name, args", DIFFERENTIABLE, ids=lambda x: str(x))
 def test_check_grads(name, args):
     # Under this seed no token is within 0.05 of a kink of the clipped losses; the finite differences step by 0.01.
     record = make(name, B=3, T=6, seed=1473)
     leaves, tree = jax.tree.flatten(record)
     names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(record)]
-    wanted = {Demo: (".logp",), Pair: (".logp",), Scored: ("",), Rollout: (".logp", ".value")}[record_type(name)]
+    wanted = {
+        Demo: (".logp",), Pair: (".logp",), Scored: (".chosen", ".rejected"), Rollout: (".logp", ".value"),
+        Ranked: (".score",), Rated: (".score",), Stepwise: (".logit",), Distill: (".logits",),
+    }[record_type(name)]  # fmt: skip
     at = [i for i, key in enumerate(names) if is_float(leaves[i]) and key.endswith(wanted)]
 
     def scalar(*floats):
