@@ -1,4 +1,4 @@
-"""The command line: run | lineage | report | sample."""
+"""The command line: run | lineage | report | sample | losses."""
 
 import argparse
 import ast
@@ -18,6 +18,8 @@ EXAMPLES = """examples:
       writes the HTML report again
   alignax sample runs/quickstart/ppo "mara asks : the harbor cafe has tea . wants tea and cake ."
       completions of a checkpoint
+  alignax losses
+      every objective with its record, paper and settings; `alignax losses dpo` says all about one
 """
 
 
@@ -46,6 +48,8 @@ def parser() -> argparse.ArgumentParser:
     sample.add_argument("--top-k", type=int, default=0, help="candidates (default 0: off)")
     sample.add_argument("--max-new-tokens", type=int, default=64, help="tokens (default 64)")
     sample.add_argument("--seed", type=int, default=0)
+    losses = commands.add_parser("losses", help="list the objectives, or explain one", **raw)
+    losses.add_argument("name", nargs="?", default="", help="print the whole description of this one")
     return top
 
 
@@ -141,6 +145,27 @@ def command_sample(args: argparse.Namespace) -> None:
             print(f"{text}{'' if done else ' [cut off]'}")
 
 
+def command_losses(name: str) -> None:
+    """Prints the description of one objective, or a table of all."""
+    from alignax.catalogue import names, objective
+
+    if name:
+        print(objective(name).doc)
+        return
+    import rich.box
+    import rich.table
+    from rich.console import Console
+    from rich.text import Text
+
+    out = rich.table.Table(box=rich.box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column in ("loss", "record", "settings", "paper", "use when"):
+        out.add_column(column, no_wrap=column in ("loss", "record"))
+    for one in map(objective, names()):
+        settings = "\n".join(f"{key}={value!r}" for key, value in one.arguments.items())
+        out.add_row(*map(Text, (one.name, one.record, settings, one.paper, one.use)))  # Text: brackets are no markup
+    Console().print(out)
+
+
 def raised_here(error: Exception) -> bool:
     """Whether a check of alignax raised the error, so that its message is for people; all others are bugs."""
     return Path(traceback.extract_tb(error.__traceback__)[-1].filename).is_relative_to(Path(__file__).parent)
@@ -183,6 +208,8 @@ def main(argv: list[str] | None = None) -> int:
             from alignax.report.page import render
 
             print(render(args.run))
+        elif args.command == "losses":
+            command_losses(args.name)
         else:
             command_sample(args)
     except (ConfigError, DataError, CheckpointError, ReportError, NonFinite, OSError) as error:

@@ -1,33 +1,41 @@
 """The command line: help with examples, overrides that reach the config, errors without a traceback."""
 
+import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+import alignax.losses
 import alignax.stages.pipeline
 from alignax import main as cli
+from alignax.catalogue import describe, paper
 from alignax.config import ConfigError
+from alignax.losses.dpo import dpo
 from alignax.main import load_config, main
 from alignax.train.loop import NonFinite
+from alignax.types import Demo, Loss, Pair
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 QUICKSTART = str(CONFIGS / "quickstart.py")
 
 
-@pytest.mark.parametrize("command", [[], ["run"], ["lineage"], ["report"], ["sample"]])
+@pytest.mark.parametrize("command", [[], ["run"], ["lineage"], ["report"], ["sample"], ["losses"]])
 def test_help_shows_examples(command, capsys):
     with pytest.raises(SystemExit) as stop:
         main([*command, "--help"])
     assert stop.value.code == 0
     out = capsys.readouterr().out
     assert "examples:" in out
-    for name in command or ("run", "lineage", "report", "sample"):
-        assert f"alignax {name} " in out
+    for name in command or ("run", "lineage", "report", "sample", "losses"):
+        assert re.search(rf"^  alignax {name}\b", out, re.MULTILINE)
 
 
-@pytest.mark.parametrize("arguments", [[], ["walk"], ["run"], ["sample"], ["lineage"], ["report", "runs/x", "--deep"]])
+@pytest.mark.parametrize(
+    "arguments", [[], ["walk"], ["run"], ["sample"], ["lineage"], ["report", "runs/x", "--deep"], ["losses", "a", "b"]]
+)
 def test_a_command_that_is_not_one_is_a_usage_error(arguments, capsys):
     with pytest.raises(SystemExit) as stop:
         main(arguments)
@@ -140,3 +148,60 @@ def test_the_command_is_quick_to_answer():
     code = "import sys, alignax.main as m; m.parser(); print({'jax', 'transformers'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "set()", done.stderr
+
+
+def test_losses_lists_every_objective_with_its_record_settings_paper_and_use(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "200")
+    assert main(["losses"]) == 0
+    out = capsys.readouterr().out
+    files = sorted(path.stem for path in Path(alignax.losses.__path__[0]).glob("*.py") if path.stem != "__init__")
+    assert [name for name in files if not re.search(rf"^ {name} ", out, re.MULTILINE)] == []
+    (row,) = (line for line in out.splitlines() if line.startswith(" dpo "))
+    assert re.split(r"\s{2,}", row.strip())[:4] == ["dpo", "Pair", "beta=0.1", "Rafailov et al. 2023"]
+    assert "label_smoothing=0.0" in out and "estimator='k2'" in out and "you have replies to imitate." in out
+
+
+def test_losses_of_a_name_prints_its_docstring(capsys):
+    assert main(["losses", "dpo"]) == 0
+    assert capsys.readouterr().out == inspect.getdoc(dpo) + "\n"
+    assert main(["losses", "ddpo"]) == 1
+    assert "there is no loss 'ddpo'; did you mean 'dpo'?" in capsys.readouterr().err
+
+
+def test_the_catalogue_reads_signature_and_docstring():
+    def mine(pair: Pair, *, beta: float = 0.3) -> Loss:
+        """L = beta h, as Doe & Roe 2021 (2101.00001) say.
+
+        Not as Poe et al. 2020.
+        Use when nothing else will do.
+        """
+
+    doc = inspect.getdoc(mine)
+    assert describe(mine) == ("mine", "Pair", "Doe & Roe 2021 2101.00001", {"beta": 0.3}, "nothing else will do.", doc)
+
+    def bare(demo: Demo) -> Loss:
+        """L = 0. Use when in the middle is not the last line.
+
+        Another line.
+        """
+
+    assert describe(bare)[:5] == ("bare", "Demo", "", {}, "")
+
+
+@pytest.mark.parametrize(
+    "text, want",
+    [
+        (
+            "(Rafailov et al. 2023, equation 7). e > 0 is another's (Chowdhury et al., 2403.00409).",
+            "Rafailov et al. 2023",
+        ),
+        ("Touvron et al. 2023 (Llama 2, 2307.09288), equation 2", "Touvron et al. 2023 2307.09288"),
+        ("Azar et al. (2023), 2310.12036", "Azar et al. 2023 2310.12036"),
+        ("Pal et al.\n    2024, Smaug, 2402.13228", "Pal et al. 2024 2402.13228"),
+        ("Mitchell 2023; Doe et al. 2024, 2401.00001", "Mitchell 2023"),
+        ("arXiv 2511.20347", "2511.20347"),
+        ("no source at all", ""),
+    ],
+)
+def test_the_paper_is_the_first_citation(text, want):
+    assert paper(text) == want

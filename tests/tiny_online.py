@@ -39,7 +39,7 @@ def models() -> tuple:
 def build_state(parts, seed=0):
     """A fresh online state; `seed` may be traced."""
     _, policy, critic, _ = models()
-    return new_online_state(policy, critic, parts.policy_optimizer, parts.critic_optimizer, 0.1, seed)
+    return new_online_state(policy, critic, parts.policy_optimizer, parts.critic_optimizer, 0.1, seed, parts.kl_memory)
 
 
 def model_reward(params, rollout):

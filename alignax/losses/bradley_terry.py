@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from alignax.ops.checks import Scalar, require
+from alignax.ops.comparison import pair_metrics
 from alignax.types import Loss, Scored
 
 
@@ -12,19 +13,15 @@ def bradley_terry(scored: Scored, *, centering: Scalar = 0.0) -> Loss:
 
     The first term is the Bradley-Terry likelihood (Ouyang et al. 2022); it knows rewards only up to a constant per
     prompt, which the second term pins near zero (Eisenstein et al. 2023, who take 0.01). value, weight: [B].
-    Metrics: accuracy (r_w > r_l; a tie is no success), margin (r_w - r_l), mean_reward (over both sides).
+    A tied pair (`tie`) counts as a win of its chosen side: mask it, or take `rao_kupper` or `davidson`.
+    Metrics: accuracy (r_w > r_l; equal scores are no success), margin (r_w - r_l), mean_reward (over both sides).
 
     Raises ValueError if centering is negative.
+    Use when you have pairs with a clear winner: the usual loss of a reward model.
     """
     require(centering >= 0, f"bradley_terry: centering = {centering}: expected 0 (off) or more, such as 0.01")
     chosen_B = jnp.where(scored.mask, scored.chosen.astype(jnp.float32), 0.0)
     rejected_B = jnp.where(scored.mask, scored.rejected.astype(jnp.float32), 0.0)
-    margin_B = chosen_B - rejected_B
-    value_B = -jax.nn.log_sigmoid(margin_B) + centering * jnp.square(chosen_B + rejected_B)
-    weight_B = scored.mask.astype(jnp.float32)
-    metrics = {
-        "accuracy": ((margin_B > 0).astype(jnp.float32), weight_B),
-        "margin": (margin_B, weight_B),
-        "mean_reward": (0.5 * (chosen_B + rejected_B), weight_B),
-    }
-    return Loss(value=value_B, weight=weight_B, metrics=metrics)
+    value_B = -jax.nn.log_sigmoid(chosen_B - rejected_B) + centering * jnp.square(chosen_B + rejected_B)
+    metrics = pair_metrics(chosen_B, rejected_B, scored.mask)
+    return Loss(value=value_B, weight=scored.mask.astype(jnp.float32), metrics=metrics)

@@ -21,6 +21,7 @@ def dpo(pair: Pair, *, beta: Scalar = 0.1, label_smoothing: Scalar = 0.0) -> Los
     sums over the response, not means per token.
 
     Raises ValueError if beta is not positive or label_smoothing not in [0, 0.5).
+    Use when you have pairs and a reference: the default of offline alignment.
     """
     require(beta > 0, f"dpo: beta = {beta}: expected a positive number, such as 0.1")
     require(

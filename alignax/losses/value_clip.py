@@ -15,6 +15,7 @@ def value_clip(rollout: Rollout, *, clip: Scalar = 0.2) -> Loss:
     Metric: val/clipfrac_avg, how often the clipped error is the larger one. The factor 0.5 is inside.
 
     Raises ValueError if clip is not positive, or value, old_value or returns is missing.
+    Use when a critic gives the baseline: the other half of PPO.
     """
     require(clip > 0, f"value_clip: clip = {clip}: expected a positive number; a large one, such as 1e6, turns it off")
     mask_BT = rollout.mask

@@ -8,10 +8,16 @@ pi. What each is good for depends on where it is put: in a reward it is a consta
 | k1 | KL(pi, ref) | that of KL(pi, ref) | 0 |
 | k2 | KL to second order | 0 to first order near ref | that of KL(pi, ref) |
 | k3 | KL(pi, ref) | that of KL(pi, ref) - KL(ref, pi): 0 to first order near ref | that of KL(ref, pi) |
+| k3+k2 | KL(pi, ref) | as k3 | that of KL(pi, ref) |
 
-All expectations are on-policy. The tests find each entry by enumeration.
+All expectations are on-policy, for one token. Summed over the tokens of a sequence, k1 in the reward has the gradient
+of the whole KL; a sum in the loss lacks one part of it: how a token changes the KL of those after it. The tests find
+each entry, and that part, by enumeration.
 """
 
+from typing import NamedTuple
+
+import jax
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
@@ -36,7 +42,16 @@ def k3(logp: Float[Array, "*shape"], ref_logp: Float[Array, "*shape"]) -> Float[
     return expm1_linear(log_ratio) - log_ratio
 
 
-ESTIMATORS = {"k1": k1, "k2": k2, "k3": k3}
+def k3_k2(logp: Float[Array, "*shape"], ref_logp: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """The value of k3 with the gradient of k2 (straight through): an unbiased reading and the right gradient at once.
+
+    Its gradient is not that of its value, so finite differences do not find it. Known as "k3+" in verl.
+    """
+    slope = k2(logp, ref_logp)
+    return jax.lax.stop_gradient(k3(logp, ref_logp)) + (slope - jax.lax.stop_gradient(slope))
+
+
+ESTIMATORS = {"k1": k1, "k2": k2, "k3": k3, "k3+k2": k3_k2}
 
 # GRPO is defined with k3 in its loss (Shao et al. 2024), so that pair is allowed: a penalty by KL(ref || pi).
 REFUSED = {
@@ -46,6 +61,7 @@ REFUSED = {
         "k3",
         "reward",
     ): "its policy gradient is that of KL(pi || ref) - KL(ref || pi), which vanishes near the reference; use 'k1'",
+    ("k3+k2", "reward"): "a reward is a constant, so nothing is left of it but k3, which vanishes near it; use 'k1'",
 }
 
 
@@ -91,3 +107,43 @@ def fixed_kl(coef: Scalar, kl: Scalar) -> Float[Array, ""]:
     """The coefficient as it is, whatever the KL."""
     del kl
     return jnp.asarray(coef, jnp.float32)
+
+
+class PidMemory(NamedTuple):
+    """What `pid_kl` remembers: the errors of the last two iterations, and how many there have been."""
+
+    error: Scalar = 0.0
+    before: Scalar = 0.0
+    seen: Scalar = 0.0
+
+
+START = PidMemory()
+
+
+def pid_kl(
+    coef: Scalar, kl: Scalar, memory: PidMemory = START, *, target: float, kp: float = 0.5, ki: float = 0.05,
+    kd: float = 0.0, clip: float = 0.2,
+) -> tuple[Float[Array, ""], PidMemory]:  # fmt: skip
+    """The next KL coefficient and memory. With e_t = clip(kl_t / target - 1, -clip, clip),
+
+        log coef += kp (e_t - e_{t-1}) + ki e_t + kd (e_t - 2 e_{t-1} + e_{t-2}).
+
+    A PID controller in its incremental form, on the logarithm: the coefficient is its own integral, stays positive and
+    starts where the config puts it. Differences over iterations that have not been are 0. With kp = kd = 0 and
+    ki = batch_size / horizon it is `adaptive_kl` to first order in ki; kp answers a change of KL at once, which damps
+    the swings of a policy that follows the coefficient late. (Stooke et al. 2020, 2007.03964, put PID on the
+    multiplier of a constraint itself, not on its logarithm.) ki and clip are the settings of Ziegler et al. 2019 (a
+    batch of 512, a horizon of 10000), kp and kd choices of ours. Units as in `adaptive_kl`.
+
+    A controller with memory names it `memory` and gives its start as the default, a tree of floats; the stage keeps it
+    in the training state. Raises ValueError if target or clip is not positive, or a gain is negative.
+    """
+    require(target > 0, f"pid_kl: target = {target}: expected a positive number of nats; fixed_kl has no target")
+    require(clip > 0, f"pid_kl: clip = {clip}: expected a positive largest relative error, such as 0.2")
+    for name, gain in (("kp", kp), ("ki", ki), ("kd", kd)):
+        require(gain >= 0, f"pid_kl: {name} = {gain}: expected 0 (off) or more; less drives KL away from its target")
+    error = jnp.clip(jnp.asarray(kl, jnp.float32) / target - 1.0, -clip, clip)
+    change = jnp.where(memory.seen >= 1, error - memory.error, 0.0)
+    bend = jnp.where(memory.seen >= 2, error - 2.0 * memory.error + memory.before, 0.0)
+    new = jnp.asarray(coef, jnp.float32) * jnp.exp(kp * change + ki * error + kd * bend)
+    return new, PidMemory(error, jnp.asarray(memory.error, jnp.float32), jnp.asarray(memory.seen, jnp.float32) + 1.0)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from alignax import forward, sharding
-from alignax.config import bind, record_of, resolve
+from alignax.config import ConfigError, bind, record_of, resolve
 from alignax.data.encode import fingerprint, prompt_rows
 from alignax.data.tokenizer import eos_ids, pad_id
 from alignax.evals.policy import texts, total_reward
@@ -47,8 +47,8 @@ def get_config() -> ConfigDict:
     c.value_loss_args = ConfigDict()
     c.kl_coef = 0.05  # at the start
     c.kl_placement = "reward"  # or "loss"
-    c.kl_estimator = "k1"  # "k1" in the reward; "k2" or "k3" in the loss
-    c.kl_controller = "fixed_kl"  # function of alignax.ops.kl: fixed_kl or adaptive_kl
+    c.kl_estimator = "k1"  # "k1" in the reward; "k2", "k3" or "k3+k2" in the loss
+    c.kl_controller = "fixed_kl"  # function of alignax.ops.kl: fixed_kl, adaptive_kl or pid_kl
     c.kl_controller_args = ConfigDict()
     c.update_args = ConfigDict()  # of alignax.train.online.updates
     c.optimizer = "adamw"  # function of alignax.train.optimizer
@@ -93,8 +93,9 @@ def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
 
     # ---- the pure parts of an iteration
     parts = make_parts(cfg, model, critic_model, ends, pad_id(tokenizer), start)
+    optimizers = parts.policy_optimizer, parts.critic_optimizer
     state = common.place(
-        lambda p, c: new_online_state(p, c, parts.policy_optimizer, parts.critic_optimizer, cfg.kl_coef, cfg.seed),
+        lambda p, c: new_online_state(p, c, *optimizers, cfg.kl_coef, cfg.seed, parts.kl_memory),
         reference, critic, mesh=mesh,
     )  # fmt: skip
     frozen = {"reference": reference, "reward": proxy[1] if proxy else None}
@@ -159,6 +160,7 @@ def make_parts(cfg: Any, model: Any, critic_model: Any, ends: jax.Array, pad: in
     control_args = bind(control, cfg.kl_controller_args, key="kl_controller_args", given=("batch_size",))
     if "batch_size" in inspect.signature(control).parameters:  # episodes of one iteration
         control_args["batch_size"] = cfg.batch_size * group * cfg.oversample
+    control_kl, kl_memory = with_memory(partial(control, **control_args))
     total = cfg.total_steps * update_settings.epochs * update_settings.minibatches
 
     def draw(params, prompts, key):
@@ -198,13 +200,24 @@ def make_parts(cfg: Any, model: Any, critic_model: Any, ends: jax.Array, pad: in
         advantages=partial(estimator, kl_in_reward=in_reward, group=group, **estimator_args),
         policy_objective=policy_objective,
         critic_objective=critic_objective if critic_model else None,
-        control_kl=partial(control, **control_args),
+        control_kl=control_kl,
         policy_optimizer=optimizer,
         critic_optimizer=value_optimizer if critic_model else None,
         updates=update_settings,
         group=group,
         keep=cfg.batch_size if cfg.oversample > 1 else 0,
+        kl_memory=kl_memory,
     )
+
+
+def with_memory(control: Any) -> tuple[Any, Any]:
+    """A KL controller as (coef, kl, memory) -> (coef, memory), and its memory at the start: () if it has none."""
+    memory = inspect.signature(control).parameters.get("memory")
+    if memory is None:
+        return lambda coef, kl, memory: (control(coef, kl), memory), ()
+    if memory.default is memory.empty:
+        raise ConfigError("config.kl_controller: its parameter 'memory' has no default: give it what it starts with")
+    return control, memory.default
 
 
 def two_programs(parts: online.Parts, score: Any, frozen: dict, state: Any) -> Any:

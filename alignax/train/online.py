@@ -5,7 +5,7 @@ With the reward on the device an iteration is one program; with a reward in Pyth
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,12 +28,13 @@ class Parts(NamedTuple):
     advantages: Callable  # (Rollout, scores, KL coefficient) -> (Rollout, KL, metrics): of train.advantages, likewise
     policy_objective: Callable  # (policy params, Rollout, KL coefficient) -> {name: (coefficient, Loss)}
     critic_objective: Callable | None  # (critic params, Rollout) -> {name: (coefficient, Loss)}; None: no critic
-    control_kl: Callable  # (KL coefficient, measured KL) -> KL coefficient
+    control_kl: Callable  # (KL coefficient, measured KL, memory) -> (KL coefficient, memory)
     policy_optimizer: Optimizer
     critic_optimizer: Optimizer | None
     updates: "Updates"
     group: int = 1  # replies per prompt, M; neighbours among the B = P * M rows
     keep: int = 0  # groups to learn from, chosen among those sampled; 0 is all of them
+    kl_memory: Any = ()  # of control_kl at the start, a tree of numbers; most have none
 
 
 class Updates(NamedTuple):
@@ -83,9 +84,9 @@ def learn(
         "lr": jnp.float32(parts.policy_optimizer.learning_rate(done)),
         "episode": ((state.step + 1) * sampled[0].shape[0]).astype(jnp.float32),
     }
-    coef = parts.control_kl(state.kl_coef, kl)
-    new = state.replace(policy=policy, critic=critic, kl_coef=coef, moments=moments, step=state.step + 1)
-    return new, metrics
+    coef, memory = parts.control_kl(state.kl_coef, kl, state.kl_memory)
+    learners = {"policy": policy, "critic": critic}
+    return state.replace(**learners, kl_coef=coef, kl_memory=memory, moments=moments, step=state.step + 1), metrics
 
 
 def shape_scores(

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 from optax.contrib import MuonDimensionNumbers
 
@@ -36,6 +37,7 @@ def adamw(
     schedule: str = "cosine",
     end_percent: float = 10.0,
     frozen: str = "",
+    epsilon_hat: bool = False,
 ) -> Optimizer:
     """Adam with decoupled weight decay (Loshchilov & Hutter 2019) after clipping the global gradient norm.
 
@@ -45,13 +47,18 @@ def adamw(
         or "constant", to `end_percent` of the peak.
       clip_norm: largest global gradient norm; 0 turns clipping off.
       frozen: regular expression over parameter paths that are not trained ("" for none).
+      epsilon_hat: TensorFlow's form of `eps`, see `scale_by_adam_tf`, for results from before 2023; False is PyTorch's.
 
     Raises ValueError for an unknown schedule.
     """
     rate = warmup_then(schedule, learning_rate, total_steps, warmup_percent, end_percent)
     steps = [optax.clip_by_global_norm(clip_norm)] if clip_norm > 0 else []
     decay = lambda params: by_path(params, lambda name: not re.search(NO_DECAY, name))  # noqa: E731
-    steps.append(optax.adamw(rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=decay))
+    if epsilon_hat:
+        steps += [scale_by_adam_tf(b1, b2, eps), optax.add_decayed_weights(weight_decay, decay)]
+        steps.append(optax.scale_by_learning_rate(rate))
+    else:
+        steps.append(optax.adamw(rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=decay))
     return Optimizer(freeze(optax.chain(*steps), frozen), rate)
 
 
@@ -116,6 +123,28 @@ def sgd(*, total_steps: int, learning_rate: float = 0.1, clip_norm: float = 0.0,
     return Optimizer(
         freeze(optax.chain(*steps, optax.sgd(learning_rate)), frozen), optax.constant_schedule(learning_rate)
     )
+
+
+def scale_by_adam_tf(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
+    """Adam's step with epsilon outside the bias correction, as in TensorFlow 1:
+
+        m / (sqrt(v) + eps) * sqrt(1 - b2^t) / (1 - b1^t).
+
+    Kingma & Ba 2015 (1412.6980), the reordering at the end of section 2, whose eps is called epsilon hat. PyTorch and
+    optax divide by sqrt(v / (1 - b2^t)) + eps, which is this with eps * sqrt(1 - b2^t): where gradients are as small
+    as eps, the first steps here are the smaller ones, by a factor of up to sqrt(1 - b2).
+    """
+
+    def update(updates, state, params=None):
+        del params
+        count = optax.safe_increment(state.count)
+        mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, updates)
+        nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * jnp.square(g), state.nu, updates)
+        scale = jnp.sqrt(1 - b2**count) / (1 - b1**count)
+        updates = jax.tree.map(lambda m, v: scale * m / (jnp.sqrt(v) + eps), mu, nu)
+        return updates, optax.ScaleByAdamState(count=count, mu=mu, nu=nu)
+
+    return optax.GradientTransformation(optax.scale_by_adam(b1, b2, eps).init, update)
 
 
 def warmup_then(

@@ -44,6 +44,7 @@ class OnlineState(Record):
     policy: Learner
     critic: Learner | None  # None: the advantages need no critic
     kl_coef: Float[Array, ""]
+    kl_memory: Any = ()  # of a KL controller that has one
     moments: Moments
     key: UInt32[Array, " K"]  # never advanced: the randomness of a step is fold_in(key, step)
     step: Int[Array, ""]
@@ -61,13 +62,17 @@ def new_state(params: Params, optimizer: Optimizer) -> TrainState:
 
 def new_online_state(
     policy: Params, critic: Params | None, policy_optimizer: Optimizer, critic_optimizer: Optimizer | None,
-    kl_coef: Scalar, seed: int | Array,
+    kl_coef: Scalar, seed: int | Array, kl_memory: Any = (),
 ) -> OnlineState:  # fmt: skip
-    """Iteration 0. A sweep maps it over `seed` or `kl_coef`: a state with one axis more is many runs."""
+    """Iteration 0. A sweep maps it over `seed` or `kl_coef`: a state with one axis more is many runs.
+
+    `kl_memory` is what the KL controller remembers at the start: `Parts.kl_memory`.
+    """
     return OnlineState(
         policy=new_learner(policy, policy_optimizer),
         critic=new_learner(critic, critic_optimizer) if critic_optimizer else None,
         kl_coef=jnp.float32(kl_coef),
+        kl_memory=jax.tree.map(jnp.float32, kl_memory),
         moments=Moments(count=jnp.float32(0), mean=jnp.float32(0), square=jnp.float32(0)),  # no buffer twice
         key=jax.random.key_data(jax.random.key(seed)),
         step=jnp.int32(0),

@@ -23,12 +23,13 @@ from loss_inputs import (
     with_masks,
 )
 
+from alignax.catalogue import objective
 from alignax.ops.masked import denominator, metric_ratios, metric_sums, reduce, reduce_metrics
 
 pytestmark = pytest.mark.parametrize("name", NAMES)
 
 # every value that a string hyperparameter of some loss takes, and one that none takes
-STRINGS = ("k1", "k2", "k3", "token_mean", "sequence_sum", "?")
+STRINGS = ("k1", "k2", "k3", "k3+k2", "token_mean", "sequence_sum", "conservative", "unbiased", "?")
 # bounds that no token of a random record reaches: where they are drawn in to, so that they bite
 REACHED = {("ppo_dual_clip", "max_ratio"): 1.3, ("cispo", "max_ratio"): 1.2, ("clip_cov", "cov_high"): 2.0}
 # losses that their defaults make too small for a change to be seen: what the other settings are changed from
@@ -60,7 +61,9 @@ def test_file_and_signature(name):
     first, *rest = inspect.signature(fn).parameters.values()
     assert first.default is first.empty
     assert all(p.kind is p.KEYWORD_ONLY and p.default is not p.empty for p in rest)
-    record_type(name)
+    assert record_type(name).__name__ == objective(name).record
+    assert objective(name).use and fn.__doc__.strip().splitlines()[-1].lstrip().startswith("Use when ")
+    assert objective(name).paper, "name the paper in the docstring: Author et al. 2020, or its arXiv number"
     module = inspect.getmodule(fn)
     public = [k for k, v in vars(module).items() if inspect.isfunction(v) and v.__module__ == module.__name__]
     assert public == [name], f"losses/{name}.py defines {public}: one public function of the same name"
@@ -212,9 +215,9 @@ def test_every_hyperparameter_changes_the_result_or_raises(name):
         if parameter.kind is not parameter.KEYWORD_ONLY:
             continue
         default = parameter.default
-        others = {bool: [not default], str: STRINGS}.get(type(default))
-        others = others or [REACHED.get((name, key), 1.5 * default + 0.05)]
-        assert isinstance(default, (float, str, bool)), f"{name}.{key}: teach this test how to change a {type(default)}"
+        assert isinstance(default, (float, str, bool, int)), f"{name}.{key}: how does one change a {type(default)}?"
+        others = {bool: lambda x: [not x], str: lambda _: STRINGS, int: lambda count: [count + 1]}.get(type(default))
+        others = others(default) if others else [REACHED.get((name, key), 1.5 * default + 0.05)]
         for other in (o for o in others if o != default):
             try:
                 after = value_and_grad(functools.partial(fn, **{key: other}), record)

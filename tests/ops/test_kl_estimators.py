@@ -54,7 +54,7 @@ def test_full_kl_with_impossible_outcomes():
     assert kl.full_kl(q, jnp.log(jnp.array([1.0, 0.0, 0.0]))) == jnp.inf
 
 
-@pytest.mark.parametrize("name, biased", [("k1", False), ("k2", True), ("k3", False)])
+@pytest.mark.parametrize("name, biased", [("k1", False), ("k2", True), ("k3", False), ("k3+k2", False)])
 def test_expected_values(name, biased):
     error = abs(float(expected_value(name, LOGITS) - exact(LOGITS)))
     assert error > 1e-2 if biased else error < 1e-6
@@ -68,6 +68,57 @@ def test_gradients_in_the_loss():
     np.testing.assert_allclose(expected_gradient_in_loss("k1", LOGITS), 0, atol=1e-6)
     np.testing.assert_allclose(expected_gradient_in_loss("k2", LOGITS), truth, atol=1e-6)
     np.testing.assert_allclose(expected_gradient_in_loss("k3", LOGITS), jax.grad(reverse)(LOGITS), atol=1e-6)
+    np.testing.assert_allclose(expected_gradient_in_loss("k3+k2", LOGITS), truth, atol=1e-6)
+
+
+def test_straight_through_has_the_value_of_k3_and_the_gradient_of_k2_everywhere():
+    logp = jnp.array([-1e3, -50.0, -2.0, -1.0, 0.0])
+    sum_of = lambda name: jax.value_and_grad(lambda x: jnp.sum(kl.estimate(name, x, jnp.full(5, -1.0))))(logp)  # noqa: E731
+    np.testing.assert_array_equal(sum_of("k3+k2")[0], sum_of("k3")[0])
+    np.testing.assert_array_equal(sum_of("k3+k2")[1], sum_of("k2")[1])
+    np.testing.assert_array_equal(kl.k3_k2(logp, logp), 0)
+
+
+# ---- two tokens: the second distribution depends on the first token, so the first token changes the KL to come
+
+SEQUENCE_REF = jnp.float32([[0, 0, 0], [1, 0, 0], [0, -1, 0], [0, 0, 0.5]])
+# the KL of the second token is 0 after the first token 0, and not after 1 and 2
+SEQUENCE = jnp.float32([[0, 1, -1], [1, 0, 0], [2, 0, 0], [0, 0, -3]])
+
+
+def sequences(table):
+    """Log-probabilities of both tokens of all nine sequences, [3, 3, 2]; row 0 of the table is the first token's."""
+    logp = jax.nn.log_softmax(table)
+    return jnp.stack([jnp.broadcast_to(logp[0][:, None], (3, 3)), logp[1:]], axis=-1)
+
+
+def sequence_kl(table):
+    logp = sequences(table).sum(-1)
+    return kl.full_kl(logp.reshape(-1), sequences(SEQUENCE_REF).sum(-1).reshape(-1))
+
+
+def test_k1_in_the_reward_is_the_whole_kl_of_a_sequence():
+    # policy gradient with the KL to go as the cost of each token, as the returns of PPO with gamma = 1 are
+    logp = sequences(SEQUENCE)
+    cost = kl.estimate("k1", logp, sequences(SEQUENCE_REF))
+    to_go = jnp.stack([cost.sum(-1), cost[..., 1]], axis=-1)
+    pi = jnp.exp(logp.sum(-1))[..., None]
+    np.testing.assert_allclose(jnp.sum(pi * cost), sequence_kl(SEQUENCE), rtol=1e-5)
+    got = jax.grad(lambda table: jnp.sum(pi * to_go * sequences(table)))(SEQUENCE)
+    np.testing.assert_allclose(got, jax.grad(sequence_kl)(SEQUENCE), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["k2", "k3+k2"])
+def test_a_sum_in_the_loss_lacks_what_a_token_does_to_the_kl_of_later_ones(name):
+    logp, ref = sequences(SEQUENCE), sequences(SEQUENCE_REF)
+    pi = jnp.exp(logp.sum(-1))[..., None]
+    got = jax.grad(lambda table: jnp.sum(pi * kl.estimate(name, sequences(table), ref)))(SEQUENCE)
+    whole = jax.grad(sequence_kl)(SEQUENCE)
+    np.testing.assert_allclose(got[1:], whole[1:], atol=1e-6)  # nothing comes after the second token
+    later = kl.full_kl(jax.nn.log_softmax(SEQUENCE)[1:], jax.nn.log_softmax(SEQUENCE_REF)[1:])
+    missing = jax.grad(lambda first: jnp.sum(jax.nn.softmax(first) * later))(SEQUENCE[0])
+    np.testing.assert_allclose(got[0] + missing, whole[0], atol=1e-6)
+    assert np.linalg.norm(missing) > 0.05
 
 
 def test_gradients_in_the_reward():
@@ -75,7 +126,8 @@ def test_gradients_in_the_reward():
     np.testing.assert_allclose(expected_gradient_in_reward("k1", LOGITS), truth, atol=1e-6)
     np.testing.assert_allclose(expected_gradient_in_reward("k3", LOGITS), truth - back, atol=1e-6)
     # Near the reference the true gradient shrinks like the distance; those of k2 and k3 like its square.
-    for name in ("k2", "k3"):
+    np.testing.assert_allclose(expected_gradient_in_reward("k3+k2", LOGITS), truth - back, atol=1e-6)
+    for name in ("k2", "k3", "k3+k2"):
         shares = [
             np.linalg.norm(expected_gradient_in_reward(name, REF_LOGITS + step * LOGITS))
             / np.linalg.norm(jax.grad(exact)(REF_LOGITS + step * LOGITS))
@@ -84,23 +136,26 @@ def test_gradients_in_the_reward():
         assert shares[1] < 0.2 * shares[0] < 0.05
 
 
-@pytest.mark.parametrize("name", ["k2", "k3"])
+@pytest.mark.parametrize("name", ["k2", "k3", "k3+k2"])
 def test_minimising_moves_towards_the_reference(name):
     after = LOGITS - 0.1 * expected_gradient_in_loss(name, LOGITS)
     assert exact(after) < exact(LOGITS)
 
 
 def test_placement_follows_the_gradients():
-    for name, placement in [("k1", "reward"), ("k2", "loss"), ("k3", "loss")]:
+    for name, placement in [("k1", "reward"), ("k2", "loss"), ("k3", "loss"), ("k3+k2", "loss")]:
         kl.check_placement(name, placement)
     for name, placement, reason in [
         ("k1", "loss", "expected gradient is 0"),
         ("k2", "reward", "vanishes near the reference"),
         ("k3", "reward", r"KL\(pi \|\| ref\) - KL\(ref \|\| pi\)"),
+        ("k3+k2", "reward", "nothing is left of it but k3"),
     ]:
         with pytest.raises(ValueError, match=reason):
             kl.check_placement(name, placement)
-    with pytest.raises(ValueError, match="'k4': expected one of k1, k2, k3"):
+    # every pair is either one of the four or refused: none is left without a verdict
+    assert len(kl.REFUSED) + 4 == 2 * len(kl.ESTIMATORS)
+    with pytest.raises(ValueError, match=r"'k4': expected one of k1, k2, k3, k3\+k2$"):
         kl.check_placement("k4", "loss")
     with pytest.raises(ValueError, match="placement = 'advantage'"):
         kl.check_placement("k1", "advantage")
@@ -143,3 +198,66 @@ def test_adaptive_controller_finds_the_target():
     for _ in range(300):
         coef = kl.adaptive_kl(coef, 1 / coef, target=4.0, horizon=10.0, batch_size=1)
     np.testing.assert_allclose(1 / coef, 4.0, rtol=1e-3)
+
+
+def pid(coef, kls, **args):
+    """Coefficients and the memory after each of `kls`, from a fresh memory."""
+    memory, out = kl.START, []
+    for value in kls:
+        coef, memory = kl.pid_kl(coef, value, memory, **{"target": 4.0, **args})
+        out.append(float(coef))
+    return out, memory
+
+
+def test_pid_by_hand():
+    # Target 4, errors of KL 4.4, 3.6, 8: 0.1, -0.1, 1 clipped to 0.2. kp 0.5, ki 0.1, kd 0.25. log coef moves by
+    # 0.1 * 0.1 = 0.01; then 0.5 * -0.2 + 0.1 * -0.1 = -0.11 (no bend yet); then
+    # 0.5 * 0.3 + 0.1 * 0.2 + 0.25 * (0.2 + 0.2 + 0.1) = 0.15 + 0.02 + 0.125 = 0.295.
+    coefs, memory = pid(2.0, [4.4, 3.6, 8.0], kp=0.5, ki=0.1, kd=0.25)
+    np.testing.assert_allclose(coefs, 2 * np.exp(np.cumsum([0.01, -0.11, 0.295])), rtol=1e-5)
+    np.testing.assert_allclose(memory, [0.2, -0.1, 3.0], rtol=1e-5)
+    assert kl.PidMemory(0.0, 0.0, 0.0) == kl.START
+
+
+def test_pid_stays_at_the_target_and_stays_positive():
+    np.testing.assert_array_equal(pid(0.3, [4.0] * 5, kd=1.0)[0], np.float32(0.3))
+    assert min(pid(0.3, [0.0, 1e9, -3.0, 0.0] * 50, kp=5.0, ki=1.0, kd=1.0)[0]) > 0
+
+
+def test_pid_with_the_integral_alone_is_the_adaptive_controller():
+    # to first order in ki = batch_size / horizon: exp(x) against 1 + x, and x is at most 0.2 ki = 0.002
+    args = {"target": 4.0, "horizon": 1000.0, "batch_size": 10}
+    want, coef = [], 0.3
+    for value in (3.0, 4.2, 9.0, 0.0):
+        coef = kl.adaptive_kl(coef, value, **args)
+        want.append(float(coef))
+    got, _ = pid(0.3, (3.0, 4.2, 9.0, 0.0), kp=0.0, ki=0.01)
+    np.testing.assert_allclose(got, want, rtol=1e-5)
+    assert abs(want[0] / 0.3 - 1) > 1e-3  # which is a hundred times the tolerance
+
+
+def closed_loop(steps=400, lag=0.9, **gains):
+    """KL of a policy that follows the coefficient late: log KL moves a tenth of the way to log(1 / coef) per step."""
+
+    def step(carry, _):
+        log_kl, coef, memory = carry
+        log_kl = lag * log_kl - (1 - lag) * jnp.log(coef)
+        coef, memory = kl.pid_kl(coef, jnp.exp(log_kl), memory, target=4.0, clip=0.5, **gains)
+        return (log_kl, coef, memory), jnp.exp(log_kl)
+
+    start = jnp.float32(0.0), jnp.float32(1.0), jax.tree.map(jnp.float32, kl.START)
+    return np.asarray(jax.jit(lambda: jax.lax.scan(step, start, length=steps)[1])())
+
+
+def test_pid_finds_the_target_and_the_proportional_part_damps_the_swings():
+    swings = {kp: np.abs(np.log(closed_loop(kp=kp, ki=0.2) / 4.0))[60:].max() for kp in (0.0, 1.0)}
+    assert swings[1.0] < 0.3 * swings[0.0], swings
+    np.testing.assert_allclose(closed_loop(kp=1.0, ki=0.2)[-1], 4.0, rtol=1e-3)
+    assert np.abs(closed_loop(kp=1.0, ki=0.2, kd=1.0) - closed_loop(kp=1.0, ki=0.2)).max() > 1e-2  # kd is read
+
+
+@pytest.mark.parametrize("wrong", [{"target": 0.0}, {"clip": 0.0}, {"kp": -1.0}, {"ki": -1.0}, {"kd": -1.0}])
+def test_pid_refuses(wrong):
+    ((name, value),) = wrong.items()
+    with pytest.raises(ValueError, match=f"pid_kl: {name} = {value}: expected"):
+        pid(0.1, [1.0], **wrong)

@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny import close, prompt_batch
-from tiny_online import CAPACITY, ENDS, P, build_state, compiled, model_reward, models
+from tiny_online import CAPACITY, ENDS, P, build_parts, build_state, compiled, model_reward, models
 
 from alignax import forward
-from alignax.ops.kl import adaptive_kl
+from alignax.checkpoint import Steps
+from alignax.ops.kl import START, adaptive_kl, pid_kl
 from alignax.sampling.sample import finished
 from alignax.stages.online import two_programs
 from alignax.train import online
@@ -134,3 +135,25 @@ def test_many_seeds_are_one_program():
         close(jax.tree.map(lambda leaf, seed=seed: leaf[seed], swept), want, rtol=1e-5, atol=1e-5)
         np.testing.assert_allclose(metrics["objective/scores"][seed], numbers["objective/scores"], atol=1e-5)
     assert np.unique(np.asarray(metrics["objective/scores"])).size == 3
+
+
+def test_a_controller_with_memory_keeps_it_in_the_state(tmp_path):
+    """Three iterations under PID, the last of them from a checkpoint: the same coefficients as a controller by hand."""
+    parts = build_parts(kl_controller="pid_kl", kl_controller_args=dict(target=0.5, kp=2.0, kd=1.0))
+    _, reference, _, reward = models()
+    step = jax.jit(partial(online.iteration, parts, model_reward))
+    fresh = lambda: build_state(parts)  # noqa: E731
+    state, coef, memory = fresh(), jnp.float32(0.1), START
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(state))  # arrays only
+    for i in range(3):
+        if i == 2:
+            with Steps(tmp_path, keep=1) as steps:
+                steps.save(i, state)
+            with Steps(tmp_path, keep=1) as steps:
+                state = steps.restore_latest(fresh())[1]
+        before, (state, metrics) = state, step(state, dict(reference=reference, reward=reward), prompt_batch())
+        coef, memory = pid_kl(coef, metrics["objective/kl"], memory, target=0.5, kp=2.0, kd=1.0)
+        np.testing.assert_allclose(state.kl_coef, coef, rtol=1e-5)
+        np.testing.assert_allclose(state.kl_memory, memory, rtol=1e-5)
+        assert metrics["objective/kl_coef"] == before.kl_coef
+    assert state.kl_memory.seen == 3 and state.kl_coef > 0.12  # the KL has passed its target

@@ -1,12 +1,17 @@
 """The pure parts of the online loop, one by one: scores, advantages, and how often a rollout is used."""
 
+from functools import partial
+
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny import close, rollout_batch
 
-from alignax.ops.kl import adaptive_kl, fixed_kl
+from alignax.config import ConfigError
+from alignax.ops.kl import START, adaptive_kl, fixed_kl, pid_kl
+from alignax.stages.online import with_memory
 from alignax.train import advantages, online
 from alignax.train.optimizer import sgd
 from alignax.train.state import Moments, new_online_state
@@ -214,3 +219,13 @@ def test_the_adaptive_coefficient_moves_towards_its_target(kl, want):
     # target 0.5, 8 episodes of a horizon of 100: at most 20 % * 8 / 100 per iteration, and 0.4 is 20 % below
     got = adaptive_kl(0.1, kl, target=0.5, horizon=100.0, batch_size=8)
     np.testing.assert_allclose(got, want, rtol=1e-5)
+
+
+def test_a_controller_with_memory_is_told_by_its_signature_and_the_others_have_none():
+    control, memory = with_memory(partial(fixed_kl))
+    assert memory == () and control(0.1, 3.0, ()) == (jnp.float32(0.1), ())
+    control, memory = with_memory(partial(pid_kl, target=4.0))
+    assert memory == START
+    chex.assert_trees_all_equal(control(0.1, 3.0, memory), pid_kl(0.1, 3.0, target=4.0))
+    with pytest.raises(ConfigError, match="'memory' has no default"):
+        with_memory(lambda coef, kl, memory: (coef, memory))

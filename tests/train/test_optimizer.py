@@ -1,12 +1,13 @@
 """Optimizers from a config: schedules at their landmarks, rules over paths, clipping."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from alignax.train.optimizer import adamw, muon, sgd, warmup_then
+from alignax.train.optimizer import adamw, muon, scale_by_adam_tf, sgd, warmup_then
 from alignax.train.state import new_learner
 from alignax.train.step import apply_gradients
 
@@ -133,3 +134,69 @@ def test_muon_leaves_norms_embeddings_and_heads_to_adam():
     got = _first_update(optimizer, jax.tree.map(lambda x: jnp.full_like(x, 7.0), PARAMS))
     for leaf in (got["decoder"]["embed"], got["decoder"]["norm"]["scale"], *got["scalar"].values()):
         np.testing.assert_allclose(leaf, -0.02 * first, rtol=1e-4)
+
+
+def _descend(optimizer, start, steps):
+    """Parameters after each step down (curvature / 2) x^2, with curvatures over six decades."""
+    learner, out = new_learner(jnp.asarray(start, jnp.float32), optimizer), []
+    for _ in range(steps):
+        learner = apply_gradients(learner, jnp.asarray(CURVATURE, jnp.float32) * learner.params, optimizer)
+        out.append(np.asarray(learner.params))
+    return np.array(out)
+
+
+CURVATURE = np.array([1e-6, 1e-4, 1e-2, 1.0])
+
+
+def _published(start, steps, *, rate, b1, b2, eps, hat):
+    """Kingma & Ba 2015, float64. hat: the reordered form at the end of section 2. Otherwise algorithm 1."""
+    x, m, v, out = np.array(start, np.float64), np.zeros(4), np.zeros(4), []
+    for t in range(1, steps + 1):
+        g = CURVATURE * x
+        m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g**2
+        if hat:
+            x = x - rate * np.sqrt(1 - b2**t) / (1 - b1**t) * m / (np.sqrt(v) + eps)
+        else:
+            x = x - rate * (m / (1 - b1**t)) / (np.sqrt(v / (1 - b2**t)) + eps)
+        out.append(x)
+    return np.array(out)
+
+
+@pytest.mark.parametrize("hat", [True, False])
+def test_both_forms_of_adams_epsilon_are_the_published_ones(hat):
+    shape = dict(b1=0.9, b2=0.999, eps=1e-5)
+    fixed = dict(clip_norm=0.0, warmup_percent=0.0, schedule="constant")
+    optimizer = adamw(total_steps=20, learning_rate=0.01, epsilon_hat=hat, **shape, **fixed)
+    start = [1.0, -2.0, 0.5, 1.0]
+    want = _published(start, 20, rate=0.01, hat=hat, **shape)
+    np.testing.assert_allclose(_descend(optimizer, start, 20) - start, want - start, rtol=2e-4, atol=1e-6)
+
+
+def test_the_forms_differ_where_gradients_are_small():
+    # first step: g / (|g| + eps / sqrt(1 - b2)) against g / (|g| + eps), with sqrt(1 - 0.999) = 0.0316
+    start, fixed = np.ones(4), dict(learning_rate=0.1, clip_norm=0.0, warmup_percent=0.0, b2=0.999, eps=1e-5)
+    first = {hat: 1 - _descend(adamw(total_steps=9, epsilon_hat=hat, **fixed), start, 1)[0] for hat in (True, False)}
+    np.testing.assert_allclose(first[True], 0.1 * CURVATURE / (CURVATURE + 1e-5 / 0.001**0.5), rtol=2e-3)
+    np.testing.assert_allclose(first[False], 0.1 * CURVATURE / (CURVATURE + 1e-5), rtol=2e-3)
+    assert (first[True] < 0.05 * first[False])[0] and first[True][-1] > 0.999 * first[False][-1]
+
+
+def test_epsilon_hat_keeps_decay_freezing_and_the_shape_of_the_state():
+    settings = dict(total_steps=10, learning_rate=0.1, weight_decay=0.5, warmup_percent=0.0, frozen="embed")
+    optimizer = adamw(epsilon_hat=True, **settings)
+    got = _first_update(optimizer, jax.tree.map(jnp.zeros_like, PARAMS))
+    np.testing.assert_allclose(got["decoder"]["layers"]["q"]["kernel"], -0.05, rtol=1e-5)
+    assert not got["scalar"]["bias"].any() and not got["decoder"]["embed"].any()
+    states = [new_learner(PARAMS, adamw(epsilon_hat=hat, **settings)).opt_state for hat in (True, False)]
+    chex.assert_trees_all_equal_shapes_and_dtypes(*map(jax.tree.leaves, states))
+
+
+def test_without_bias_correction_to_speak_of_the_forms_agree():
+    # after many steps of one gradient the corrections are 1
+    grads, states = jnp.array([1e-3, 2.0]), []
+    for transform in (scale_by_adam_tf(0.9, 0.95, 1e-3), optax.scale_by_adam(0.9, 0.95, 1e-3)):
+        state = transform.init(grads)
+        for _ in range(400):
+            updates, state = transform.update(grads, state)
+        states.append(updates)
+    np.testing.assert_allclose(*states, rtol=1e-4)
