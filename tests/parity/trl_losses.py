@@ -198,7 +198,7 @@ def one(loss, **args):
 # case: (record, TRL's call, the terms of this package that equal it)
 CURRENT = {
     "sigmoid": ("pair", lambda x: dpo(x, "sigmoid", beta=0.3), one("dpo", beta=0.3)),
-    "hinge": ("pair", lambda x: dpo(x, "hinge", beta=0.3), one("hinge", beta=0.3)),
+    "hinge": ("pair", lambda x: dpo(x, "hinge", beta=1.5), one("hinge", beta=1.5)),
     "ipo": ("pair", lambda x: dpo(x, "ipo", beta=0.3), one("ipo", beta=0.3, aggregation="mean")),
     "exo_pair": (
         "pair", lambda x: dpo(x, "exo_pair", beta=0.3, label_smoothing=0.01),
