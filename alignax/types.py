@@ -63,6 +63,7 @@ class Pair(Record):
 
     chosen: Side
     rejected: Side
+    reference_is_chosen: Bool[Array, " B"] | None = None  # the reference policy sampled the chosen side: XPO asks
 
 
 @record

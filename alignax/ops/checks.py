@@ -15,7 +15,7 @@ def require(condition: Any, message: str) -> None:
         raise ValueError(message)
 
 
-def needs(record: Any, *names: str) -> tuple[Array, ...]:
+def needs(record: Any, *names: str) -> tuple[Any, ...]:
     """The named fields of `record`. Raises ValueError, naming all that are missing, if one is None."""
     missing = [name for name in names if getattr(record, name) is None]
     if missing:

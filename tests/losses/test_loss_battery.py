@@ -29,7 +29,8 @@ from alignax.ops.masked import denominator, metric_ratios, metric_sums, reduce, 
 pytestmark = pytest.mark.parametrize("name", NAMES)
 
 # every value that a string hyperparameter of some loss takes, and one that none takes
-STRINGS = ("k1", "k2", "k3", "k3+k2", "token_mean", "sequence_sum", "conservative", "unbiased", "?")
+STRINGS = ("k1", "k2", "k3", "k3+k2", "token_mean", "sequence_sum", "conservative", "unbiased", "sum", "mean")
+STRINGS += ("sampled", "none", "reverse_kl", "forward_kl", "js", "alpha", "?")
 # bounds that no token of a random record reaches: where they are drawn in to, so that they bite
 REACHED = {("ppo_dual_clip", "max_ratio"): 1.3, ("cispo", "max_ratio"): 1.2, ("clip_cov", "cov_high"): 2.0}
 # losses that their defaults make too small for a change to be seen: what the other settings are changed from
@@ -243,5 +244,8 @@ def test_a_gradient_step_lowers_the_loss(name):
     record = make(name)
     value, grads, _ = compiled(name)(record)
     leaves, tree = jax.tree.flatten(record)
-    moved = [x - 0.01 * g.astype(x.dtype) if is_float(x) else x for x, g in zip(leaves, grads)]
+    step = 0.01 / jnp.sqrt(
+        sum(jnp.sum(jnp.square(g)) for g in grads)
+    )  # of one length: a small beta is not rounded away
+    moved = [x - step * g.astype(x.dtype) if is_float(x) else x for x, g in zip(leaves, grads)]
     assert compiled(name)(jax.tree.unflatten(tree, moved))[0] < value

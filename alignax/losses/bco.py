@@ -1,0 +1,32 @@
+"""Binary classifier optimisation: thumbs up and down, with a shift."""
+
+import jax
+import jax.numpy as jnp
+
+from alignax.ops.checks import Scalar, require, whole_batch
+from alignax.ops.masked import masked_mean
+from alignax.ops.preference import log_ratio, row_counts, unpaired_metrics
+from alignax.types import Loss, Unpaired
+
+
+@whole_batch
+def bco(unpaired: Unpaired, *, beta: Scalar = 0.01) -> Loss:
+    """L = -log sigmoid(beta r - delta) for a desirable reply, -log sigmoid(delta - beta r) for another, mean over rows.
+
+    r = log pi(y|x) - log ref(y|x), summed (Jung et al. 2024, 2404.04656). delta, a constant, is the mean of beta r over
+    *this batch*: a loss has no memory, so it is not the running mean of the paper and TRL. The paper's density-ratio
+    weights for differing prompts are left out. value, weight: [B]. Default: the paper's.
+
+    Metrics: those of `ops.preference.unpaired_metrics`, for rewards beta r; delta, over the rows that count.
+    Raises ValueError if beta is not positive or ref_logp is missing.
+    Use when feedback is a thumb per reply and there are no mismatched replies for KTO's reference point.
+    """
+    require(beta > 0, f"bco: beta = {beta}: expected a positive number, such as 0.01")
+    counts_B = row_counts(unpaired.side)
+    reward_B = beta * log_ratio(unpaired.side)
+    delta = jax.lax.stop_gradient(masked_mean(reward_B, counts_B))
+    sign_B = jnp.where(unpaired.desirable, 1.0, -1.0)
+    value_B = -jax.nn.log_sigmoid(sign_B * (reward_B - delta))
+    weight_B = counts_B.astype(jnp.float32)
+    metrics = unpaired_metrics(unpaired, reward_B) | {"delta": (reward_B, weight_B)}
+    return Loss(value=value_B, weight=weight_B, metrics=metrics)
