@@ -35,6 +35,12 @@ def lengths_mask(rng, B, T):
     return (start <= at) & (at < stop)
 
 
+def label(x):
+    """A test's name for a loss, bound arguments included, without the address in memory that `str` would show."""
+    bound = getattr(x, "keywords", {})
+    return "-".join([getattr(getattr(x, "func", x), "__name__", str(x)), *(f"{k}={v}" for k, v in bound.items())])
+
+
 def f32(x):
     return jnp.asarray(x, jnp.float32)
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from loss_inputs import NAMES, SURROGATES, is_float, loss, make, record_type, with_masks
+from loss_inputs import NAMES, SURROGATES, is_float, label, loss, make, record_type, with_masks
 from oracles_policy import GRADIENTS, SETTINGS
 
 from alignax.losses.cispo import cispo
@@ -52,7 +52,7 @@ def one_advantage_per_reply(rollout):
 # ---- at ratio 1 ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("fn", TOKEN_MEAN, ids=str)
+@pytest.mark.parametrize("fn", TOKEN_MEAN, ids=label)
 def test_token_means_at_ratio_one_are_reinforce(fn):
     rollout = on_policy(make("reinforce"))
     want = grad_logp(reinforce, rollout)
@@ -298,7 +298,7 @@ def hand(logp=(HIGH, LOW, NEAR), advantage=(2, -1, 3), **fields):
         # ceil(0.2 * 3) = 1 token: the second, |log 0.5| = 0.693147. -(3 - 0.5 + 3.3) + 0.5 * 0.693147 = -5.453427
         (kl_cov, {"fraction": 0.2, "coef": 0.5}, -5.453427 / 3),
     ],
-    ids=str,
+    ids=label,
 )
 def test_by_hand(fn, args, want):
     np.testing.assert_allclose(reduce(fn(hand(), **args)), want, rtol=2e-6)
@@ -367,7 +367,7 @@ def test_a_row_without_actions_counts_as_absent():
         (kl_cov, {"coef": -1.0}, "kl_cov: coef = -1.0"),
         (nash_md, {"tau": -0.1}, "nash_md: tau = -0.1"),
     ],
-    ids=str,
+    ids=label,
 )
 def test_refuses(fn, args, message):
     with pytest.raises(ValueError, match=message):

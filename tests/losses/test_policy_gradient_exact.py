@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from loss_inputs import label
 
 from alignax.losses.cispo import cispo
 from alignax.losses.clip_cov import clip_cov
@@ -157,7 +158,7 @@ def test_whole_replies_are_unbiased_in_any_batch(loss, advantage, factor, large)
 TOKEN_MEANS = [reinforce, ppo_clip, ppo_dual_clip, dapo, cispo, kl_cov, partial(clip_cov, fraction=0.0)]
 
 
-@pytest.mark.parametrize("loss", TOKEN_MEANS, ids=str)
+@pytest.mark.parametrize("loss", TOKEN_MEANS, ids=label)
 def test_token_means_are_unbiased_in_large_batches_only(loss):
     # On-policy the numerator is exact; one group's own number of tokens, which divides it, goes with what was sampled.
     large = WORLD.expected(loss, loo, large=True)
@@ -328,7 +329,7 @@ UNCLIPPED = [
 ]
 
 
-@pytest.mark.parametrize("loss", UNCLIPPED, ids=str)
+@pytest.mark.parametrize("loss", UNCLIPPED, ids=label)
 def test_token_ratios_correct_one_token_replies_only(loss):
     """Off-policy: a token's own ratio leaves out how likely the policy is to come to its prefix."""
     np.testing.assert_allclose(SHORT.expected(loss, loo, old=SHORT.old), SHORT.truth(), rtol=1e-4, atol=2e-6)
@@ -349,7 +350,7 @@ def test_token_ratios_correct_one_token_replies_only(loss):
         sapo,  # the gate fades
         partial(kl_cov, coef=1.0, fraction=0.5),  # a penalty is added
     ],
-    ids=str,
+    ids=label,
 )
 def test_off_policy_even_one_token_replies_are_biased(loss):
     assert off_course(SHORT.expected(loss, loo, old=SHORT.old), SHORT.truth()) > 0.02
