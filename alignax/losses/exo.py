@@ -11,9 +11,10 @@ from alignax.types import Loss, Pair
 def exo(pair: Pair, *, beta: Scalar = 0.1, label_smoothing: Scalar = 1e-3) -> Loss:
     """L = KL((p, 1 - p) || (1 - e, e)), mean over pairs, p = sigmoid(beta h), e = label_smoothing, h as in `dpo`.
 
-    EXO-pref (Ji et al. 2024, 2402.00856; TRL cites equation 16). DPO is the KL in the other direction. The gradient by
-    beta h is p (1 - p) (beta h - log((1 - e) / e)), so it fades for pairs that are lost by far, and the least loss is
-    at p = 1 - e. value, weight: [B]. Defaults: TRL's; the authors' code sets log e = -10.
+    EXO-pref (Ji et al. 2024, 2402.00856; TRL cites equation 16). `dpo` with smoothing e is the KL in the other
+    direction, up to a constant. The gradient by beta h is p (1 - p) (beta h - log((1 - e) / e)), so it fades for pairs
+    that are lost by far; the least loss is at p = 1 - e. value, weight: [B]. Defaults: TRL's beta and the e it advises
+    (the authors' code sets log e = -10).
 
     Metrics: those of `ops.preference.pair_metrics`, for rewards beta (log pi - log ref).
     Raises ValueError if beta is not positive, label_smoothing not in (0, 0.5), or ref_logp is missing.

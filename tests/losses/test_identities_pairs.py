@@ -544,7 +544,7 @@ def test_known_values_at_the_reference():
 
 @pytest.mark.parametrize("name", [n for n in PAIRED if n not in ("apo_zero", "apo_down", "exo", "wpo", "chosen_nll")])
 def test_a_pair_lost_by_far_is_still_pushed(name):
-    # the bounded losses (APO, EXO) let go by design; wpo weighs by probability, chosen_nll looks at one side; the
+    # the bounded losses (APO, EXO) let go by design; wpo weighs by probability; chosen_nll looks at one side; and the
     # reward of alphapo and f_dpo has an upper bound, which the rejected side has reached
     up, down = slopes(lambda pair: loss(name)(pair.replace(reference_is_chosen=jnp.array([True]))), -1e3, 1e3)
     assert np.isfinite(up) and np.isfinite(down) and up < -1e-3

@@ -1,7 +1,7 @@
 """Runs TRL's own loss code on random arrays and writes what it gives: values and gradients, for tests without TRL.
 
     pip install 'torch==2.13.0' 'trl==1.16.0' && python tests/parity/trl_losses.py current
-    pip install 'torch==2.13.0' 'trl==1.5.1' requests joblib && python tests/parity/trl_losses.py retired
+    pip install 'torch==2.13.0' 'trl==1.5.1' requests joblib scikit-learn && python tests/parity/trl_losses.py retired
 
 each in an environment of its own. The first writes tests/goldens/trl_current.npz; the second, for the BCO and XPO
 trainers that later versions dropped, tests/goldens/trl_retired.npz. Nothing of TRL is written anew: a trainer is made
