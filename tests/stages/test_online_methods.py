@@ -25,6 +25,7 @@ def config(run, loss, **values):
     c.init_from, c.total_steps, c.eval_every_steps, c.probe = str(run / "sft"), 2, 0, probe.get_config()
     c.critic_init, c.samples_per_prompt, c.loss, c.batch_size = "none", 2, loss, 8
     c.kl_controller, c.kl_controller_args = "fixed_kl", {}
+    c.value_optimizer_args = online.get_config().value_optimizer_args
     c.update_args = dict(epochs=1, minibatches=2)
     for name, value in values.items():
         c[name] = value
