@@ -66,11 +66,12 @@ def two_sides(model: Model, params: Params, reference: Params, first: dict, seco
 
 
 def scored(model: Model, params: Params, batch: dict) -> Scored:
-    """A preference batch with the reward model's score of each side."""
+    """A preference batch with the reward model's score of each side, and what the annotator said of the pair."""
     both = stack(batch["chosen"], batch["rejected"])
     score_2B = score(model, params, both["tokens"], both["valid"])
     B = batch["row"].shape[0]
-    return Scored(chosen=score_2B[:B], rejected=score_2B[B:], mask=batch["chosen"]["mask"].any(1))
+    said = {name: batch.get(name) for name in ("margin", "tie")}
+    return Scored(chosen=score_2B[:B], rejected=score_2B[B:], mask=batch["chosen"]["mask"].any(1), **said)
 
 
 def score(model: Model, params: Params, tokens: Int[Array, "B T"], valid: Bool[Array, "B T"]) -> Float[Array, " B"]:

@@ -77,7 +77,9 @@ def pair_rows(
 ) -> tuple[dict[str, Any], Counts]:
     """Preference pairs as arrays: chosen and rejected, each {tokens, valid, mask} [N T] of one T, and row [N].
 
-    A pair is refused as a whole, if either side is. Otherwise as `demo_rows`.
+    A pair is refused as a whole, if either side is. Where every row says them: margin [N], by how much the chosen reply
+    is better, and tie [N], whether the annotator could not decide. Otherwise as `demo_rows`; raises DataError as well
+    for a margin that is no finite number or a tie that is neither true nor false.
     """
     rows = list(rows)
     kept, counts = _encode(rows, ("prompt", "chosen", "rejected"), tokenizer, template, max_length, counts)
@@ -85,7 +87,24 @@ def pair_rows(
     length = padded_length([len(prompt) + len(side) for _, prompt, sides in kept for side in sides], max_length, pad_to)
     fill = pad_id(tokenizer)
     chosen, rejected = (_side([(prompt, sides[k]) for _, prompt, sides in kept], length, fill) for k in (0, 1))
-    return {"chosen": chosen, "rejected": rejected, "row": _row_ids(kept)}, counts
+    verdicts = _verdicts([rows[row] for row, _, _ in kept])
+    return {"chosen": chosen, "rejected": rejected, "row": _row_ids(kept)} | verdicts, counts
+
+
+def _verdicts(rows: list[Row]) -> dict[str, np.ndarray]:
+    """The margins and ties of pairs, where every row has them."""
+    out = {}
+    for name, dtype, known in (("margin", np.float32, (int, float)), ("tie", np.bool_, bool)):
+        if all(row.get(name) is not None for row in rows):
+            for row in rows:
+                value = row[name]
+                if not isinstance(value, known) or (dtype is np.float32 and not np.isfinite(value)):
+                    expected = "a finite number" if dtype is np.float32 else "true or false"
+                    raise DataError(
+                        f"field {name!r} = {value!r} of the pair {row['prompt'][:80]!r}: expected {expected}"
+                    )
+            out[name] = np.array([row[name] for row in rows], dtype)
+    return out
 
 
 def unpaired_rows(

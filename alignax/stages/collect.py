@@ -20,7 +20,7 @@ from alignax.log import progress, replace_file
 from alignax.manifest import files_hash
 from alignax.sampling.sample import finished, row_keys, sample
 from alignax.stages import common, probe
-from alignax.worlds.annotators import Annotator, prefer, preference
+from alignax.worlds.annotators import Annotator, prefer, preference, utility_gap
 
 PAIRS = "pairs.jsonl"
 
@@ -124,11 +124,13 @@ def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
 
 
 def judge(annotator: Annotator, gold: Any, row: dict, sides: list[str], done: list[bool], rng: Any) -> dict:
-    """One labelled pair, with what is known of it: gold rewards and the annotator's probability of its own label."""
+    """One labelled pair, with what is known of it: gold rewards, the annotator's probability of its own label, how
+    clear it found the choice (the margin, which knows gold: a rating of strength), and whether it calls it a tie."""
     parts = [total_reward(gold, row, text, end) for text, end in zip(sides, done, strict=True)]
     lengths = [len(text.split()) for text in sides]
     shown = parts[0], parts[1], lengths[0], lengths[1]
     first, p = prefer(annotator, *shown, rng), preference(annotator, *shown)
+    strength = abs(utility_gap(annotator, *shown))
     win, lose = (0, 1) if first else (1, 0)
     return {
         "prompt": row["prompt"],
@@ -137,4 +139,6 @@ def judge(annotator: Annotator, gold: Any, row: dict, sides: list[str], done: li
         "gold_chosen": parts[win]["total"],
         "gold_rejected": parts[lose]["total"],
         "p_chosen": p if first else 1 - p,
+        "margin": strength,
+        "tie": strength < annotator.tie_below,
     }

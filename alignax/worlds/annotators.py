@@ -25,6 +25,7 @@ class Annotator:
     length_bias: float = 0.0  # b, reward per token
     position_bias: float = 0.0  # u, reward of being shown first
     weights: tuple[tuple[str, float], ...] = ()  # ((part, weight), ...)
+    tie_below: float = 0.0  # a utility gap smaller than this is called a tie, in units of gold reward
 
     def __post_init__(self):
         if self.mode not in MODES:
@@ -35,18 +36,27 @@ class Annotator:
             )
         if not 0 <= self.flips <= 1:
             raise ValueError(f"annotator flips {self.flips}: expected a share in [0, 1]")
+        if self.tie_below < 0:
+            raise ValueError(f"annotator tie_below {self.tie_below}: expected 0 (no ties) or a gap of gold reward")
         unknown = {part for part, _ in self.weights} - set(PARTS)
         if unknown:
             raise ValueError(f"annotator weights name {sorted(unknown)}; the parts are {', '.join(PARTS)}")
+
+
+def utility_gap(
+    annotator: Annotator, parts_a: Mapping[str, float], parts_b: Mapping[str, float], len_a: int, len_b: int
+) -> float:
+    """How much better the annotator finds `a`, d of `Annotator`, in units of gold reward."""
+    weights = dict(annotator.weights)
+    gap = sum(weights.get(part, 1.0) * (parts_a[part] - parts_b[part]) for part in PARTS)
+    return gap + annotator.length_bias * (len_a - len_b) + annotator.position_bias
 
 
 def preference(
     annotator: Annotator, parts_a: Mapping[str, float], parts_b: Mapping[str, float], len_a: int, len_b: int
 ) -> float:
     """P(a > b) of `Annotator` for two replies to one prompt, given their gold parts and lengths in tokens."""
-    weights = dict(annotator.weights)
-    gap = sum(weights.get(part, 1.0) * (parts_a[part] - parts_b[part]) for part in PARTS)
-    gap += annotator.length_bias * (len_a - len_b) + annotator.position_bias
+    gap = utility_gap(annotator, parts_a, parts_b, len_a, len_b)
     if annotator.mode == "deterministic":
         gap = 0.0 if abs(gap) < 1e-9 else gap  # equal parts summed in another order are a tie
         clean = 0.5 * (1.0 + np.sign(gap))

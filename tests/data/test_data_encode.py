@@ -309,3 +309,22 @@ def test_a_mismatched_reply_that_does_not_fit_counts_for_nothing(words):
 def test_thumbs_that_cannot_be_used(words, rows, message):
     with pytest.raises(DataError, match=message):
         encode.unpaired_rows(rows, words, template="plain", max_length=16)
+
+
+def test_pairs_carry_margins_and_ties_where_all_have_them(words):
+    rows = [
+        {"prompt": "hi", "chosen": "fine", "rejected": "you", "margin": 0.5, "tie": False},
+        {"prompt": "there", "chosen": "are", "rejected": "fine", "margin": 2, "tie": True},
+    ]
+    batch, _ = encode.pair_rows(rows, words, template="plain", max_length=16)
+    assert batch["margin"].tolist() == [0.5, 2.0] and batch["margin"].dtype == np.float32
+    assert batch["tie"].tolist() == [False, True]
+    del rows[0]["margin"]
+    assert "margin" not in encode.pair_rows(rows, words, template="plain", max_length=16)[0]
+
+
+@pytest.mark.parametrize("name, value, expected", [("margin", "big", "a finite number"), ("tie", 1, "true or false")])
+def test_margins_and_ties_of_the_wrong_kind(words, name, value, expected):
+    rows = [{"prompt": "hi", "chosen": "fine", "rejected": "you", name: value}]
+    with pytest.raises(DataError, match=f"field '{name}' = .* of the pair 'hi': expected {expected}"):
+        encode.pair_rows(rows, words, template="plain", max_length=16)

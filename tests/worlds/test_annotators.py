@@ -5,8 +5,9 @@ import math
 import numpy as np
 import pytest
 
+from alignax.stages.collect import judge
 from alignax.worlds import harbor
-from alignax.worlds.annotators import Annotator, prefer, preference
+from alignax.worlds.annotators import Annotator, prefer, preference, utility_gap
 from alignax.worlds.gold import PARTS, gold
 
 GOOD = dict.fromkeys(PARTS, 0.0) | {"helpful": 2.0, "warm": 0.5}
@@ -37,6 +38,26 @@ def test_cold_bradley_terry_is_deterministic_without_overflow():
 def test_position_bias_favours_the_first():
     biased = Annotator(position_bias=0.5)
     assert preference(biased, GOOD, GOOD, 5, 5) == pytest.approx(1 / (1 + math.exp(-0.5)))
+
+
+def test_the_utility_gap_is_what_the_label_is_drawn_from():
+    biased = Annotator(length_bias=0.1, position_bias=0.2)
+    gap = utility_gap(biased, GOOD, BAD, 4, 1)
+    assert gap == pytest.approx(sum(GOOD[part] - BAD[part] for part in PARTS) + 0.1 * 3 + 0.2)
+    assert preference(biased, GOOD, BAD, 4, 1) == pytest.approx(1 / (1 + math.exp(-gap)))
+
+
+def test_small_gaps_are_ties_if_asked_and_the_strength_is_told():
+    gold = lambda row, text, *, finished: GOOD | {"total": 1.0} if text == "good" else BAD | {"total": 0.0}  # noqa: E731
+    told = lambda **options: judge(  # noqa: E731
+        Annotator(mode="deterministic", **options), gold, {"prompt": "p"}, ["bad", "good"], [True, True],
+        np.random.default_rng(0),
+    )  # fmt: skip
+    gap = sum(GOOD[part] - BAD[part] for part in PARTS)
+    assert told()["margin"] == pytest.approx(gap) and told()["chosen"] == "good" and told()["tie"] is False
+    assert told(tie_below=gap + 0.01)["tie"] is True and told(tie_below=gap - 0.01)["tie"] is False
+    with pytest.raises(ValueError, match="tie_below -1"):
+        Annotator(tie_below=-1.0)
 
 
 def test_part_weights():

@@ -1,0 +1,52 @@
+"""Online alignment without a critic: a recipe is an advantage and a loss, named after the colon.
+
+Command: alignax run --config=configs/world/online.py:grpo --config.init_from=runs/quickstart/sft --workdir=runs/grpo
+Recipes: reinforce, reinforce_baseline, rloo, grpo, dr_grpo, dapo, gspo, cispo, raft, online_dpo
+"""
+
+from ml_collections import ConfigDict
+
+from alignax.stages import online
+from configs.world import ppo
+
+STANDARDISED = dict(advantage="group_baseline", advantage_args=dict(baseline="standardise"))
+RECIPES = {  # what each says besides the shared settings below
+    "reinforce": dict(loss="reinforce", advantage="reinforce_plus_plus", samples_per_prompt=1, batch_size=64),
+    "reinforce_baseline": dict(
+        loss="ppo_clip",
+        advantage="group_baseline",
+        advantage_args=dict(baseline="mean", whiten_advantages=True),
+        kl_placement="loss",
+        kl_estimator="k2",
+    ),
+    "rloo": dict(loss="reinforce", advantage="group_baseline", advantage_args=dict(baseline="leave_one_out")),
+    "grpo": STANDARDISED | dict(loss="grpo", kl_placement="loss", kl_estimator="k3"),
+    "dr_grpo": dict(
+        loss="dr_grpo",
+        loss_args=dict(max_tokens=32.0),
+        advantage="group_baseline",
+        advantage_args=dict(baseline="mean"),
+    ),
+    "dapo": dict(
+        loss="dapo",
+        advantage="group_baseline",
+        advantage_args=dict(baseline="standardise", only_informative=True),
+        oversample=2,
+        kl_coef=0.0,
+    ),
+    "gspo": STANDARDISED | dict(loss="gspo"),
+    "cispo": STANDARDISED | dict(loss="cispo"),
+    "raft": dict(loss="reinforce", advantage="winners"),
+    "online_dpo": dict(loss="dpo", advantage="best_and_worst", samples_per_prompt=2, batch_size=32),
+}
+
+
+def get_config(recipe="grpo"):
+    if recipe not in RECIPES:
+        raise ValueError(f"recipe {recipe!r}: expected one of {', '.join(RECIPES)}")
+    c = ppo.get_config()
+    c.critic_init, c.value_optimizer_args = "none", online.get_config().value_optimizer_args
+    c.samples_per_prompt, c.batch_size = 4, 16  # 64 replies per iteration, as many as PPO's
+    for name, value in RECIPES[recipe].items():
+        c[name] = ConfigDict(value) if isinstance(value, dict) else value
+    return c

@@ -1,0 +1,153 @@
+"""Every objective at its default settings on the harbour desk: gold reward and KL over seeds, written as a table.
+
+    python experiments/objectives/run.py [--seeds 0 1 2] [--only dpo ipo kto] [--runs runs] [--write-readme]
+
+Starts from the policies, preferences and reward models of `experiments/quickstart/run.py`: run that first. A run that
+has finished with the same config is not run again. Hardware: 2 CPU cores, about half a minute per offline run and one
+minute per online run. Writes results/results.json and results/results.md beside this file.
+"""
+
+import argparse
+import json
+import os
+import platform
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.markdown import Markdown
+
+import alignax
+from alignax import catalogue
+from alignax.evals.intervals import over_seeds
+from alignax.log import replace_file
+from alignax.main import load_config
+from alignax.stages import offline, online
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+COMMAND = "python experiments/objectives/run.py --write-readme"
+BEGIN, END = "<!-- results:objectives -->", "<!-- /results -->"
+METRICS = {"gold_reward": "eval/gold_reward", "kl": "eval/kl", "length": "eval/mean_length"}
+NOT_FROM_FILES = ("xpo",)  # learns from samples of policy and reference made side by side
+ONLINE = ("reinforce", "reinforce_baseline", "rloo", "grpo", "dr_grpo", "dapo", "gspo", "cispo", "raft", "online_dpo")
+
+
+def names() -> list[str]:
+    """The objectives that this experiment runs: losses on preferences, then the recipes of configs/world/online.py."""
+    described = [catalogue.objective(name) for name in catalogue.names()]
+    losses = [o.name for o in described if o.record in ("Pair", "Unpaired") and o.name not in NOT_FROM_FILES]
+    return [*losses, *ONLINE]
+
+
+def config_of(name: str, base: Path, seed: int):
+    """The config of one run: the world's DPO config with another loss, or a recipe, from the parents of a seed."""
+    file = f"world/online.py:{name}" if name in ONLINE else "world/dpo.py"
+    c = load_config(str(ROOT / "configs" / file), [])
+    c.seed, c.init_from = seed, str(base / "sft")
+    c.eval_every_steps, c.probe.data.count = 0, 512
+    if name in ONLINE:
+        c.reward_from, c.data.seed = str(base / "reward"), seed
+    else:
+        c.loss, c.loss_args, c.data.path = name, {}, str(base / "collect")
+        c.probe.reward_from = str(base / "reward")
+    return c
+
+
+def run_one(name: str, base: Path, folder: Path, seed: int) -> dict[str, float]:
+    """Final gold reward, KL and length of one run."""
+    stage = online if name in ONLINE else offline
+    stage.run(config_of(name, base, seed), folder)
+    found = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["metrics"]
+    return {metric: found[key] for metric, key in METRICS.items()}
+
+
+def spread(values: list[float]) -> dict:
+    """Mean over seeds and its 95% t-interval (none for a single seed)."""
+    return {"mean": float(np.mean(values)), "ci95": over_seeds(values) if len(values) > 1 else None}
+
+
+def results(per_seed: dict[str, dict[int, dict]], sft: dict[int, float]) -> dict:
+    """Everything that goes into results.json. No path of this machine."""
+    table = {}
+    for name, runs in per_seed.items():
+        table[name] = {metric: spread([run[metric] for run in runs.values()]) for metric in METRICS}
+        table[name]["gold_gain"] = spread([run["gold_reward"] - sft[seed] for seed, run in runs.items()])
+    return {
+        "command": COMMAND,
+        "seeds": sorted(sft),
+        "python": platform.python_version(),
+        "jax": version("jax"),
+        "alignax": alignax.__version__,
+        "cpu_count": os.cpu_count(),
+        "sft_gold_reward": {str(seed): value for seed, value in sft.items()},
+        "table": table,
+        "per_seed": {name: {str(seed): run for seed, run in runs.items()} for name, runs in per_seed.items()},
+    }
+
+
+def markdown(found: dict) -> str:
+    """The table, the best gold reward first."""
+    rows = [("objective", "kind", "gold reward", "gain over SFT", "KL (nats)", "length (tokens)")]
+    rows.append(("---", "---", "---:", "---:", "---:", "---:"))
+    order = sorted(found["table"].items(), key=lambda item: -item[1]["gold_reward"]["mean"])
+    for name, row in order:
+        columns = (cell(row[metric], 2) for metric in ("gold_reward", "gold_gain", "kl"))
+        rows.append((name, "online" if name in ONLINE else "offline", *columns, cell(row["length"], 1)))
+    seeds = ", ".join(map(str, found["seeds"]))
+    notes = [
+        f"- Seeds {seeds}: means, with 95% t-intervals in brackets where there are several. The gain is paired by seed.",
+        "- Default settings of each loss at one learning rate and one number of updates: this compares defaults, not "
+        "tuned methods.",
+        f"- alignax {found['alignax']}, JAX {found['jax']}, Python {found['python']}, {found['cpu_count']} CPU cores.",
+    ]
+    return "\n".join(["| " + " | ".join(row) + " |" for row in rows] + ["", *notes]) + "\n"
+
+
+def cell(value: dict, decimals: int) -> str:
+    interval = f" [{', '.join(f'{end:.{decimals}f}' for end in value['ci95'])}]" if value["ci95"] else ""
+    return f"{value['mean']:.{decimals}f}{interval}"
+
+
+def write_readme(path: Path, text: str) -> None:
+    """Puts the table into its place in the README. Raises ValueError if there is not exactly one."""
+    page = path.read_text(encoding="utf-8")
+    if page.count(BEGIN) != 1:
+        raise ValueError(f"{path}: {page.count(BEGIN)} places marked {BEGIN}, expected one, with {END} after it")
+    before, _, rest = page.partition(BEGIN)
+    replace_file(path, f"{before}{BEGIN}\n{text}{END}{rest.partition(END)[2]}")
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--only", nargs="+", default=names(), choices=names(), metavar="NAME")
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs", help="folder of the runs")
+    parser.add_argument("--out", type=Path, default=HERE / "results", help="folder of the results")
+    parser.add_argument("--readme", type=Path, default=ROOT / "README.md", help="where --write-readme writes")
+    parser.add_argument("--write-readme", action="store_true", help="put the table into the README as well")
+    args = parser.parse_args(argv)
+    sft: dict[int, float] = {}
+    for seed in args.seeds:
+        summary = args.runs / f"quickstart-seed{seed}" / "summary.json"
+        if not summary.is_file():
+            sys.exit(f"{summary} is not there: run experiments/quickstart/run.py --seeds {seed} first")
+        sft[seed] = json.loads(summary.read_text(encoding="utf-8"))["stages"]["sft"]["gold_reward"]
+    per_seed: dict[str, dict[int, dict]] = {}
+    for seed in args.seeds:
+        for name in args.only:
+            base, folder = args.runs / f"quickstart-seed{seed}", args.runs / f"objectives-seed{seed}" / name
+            per_seed.setdefault(name, {})[seed] = run_one(name, base, folder, seed)
+    found = results(per_seed, sft)
+    args.out.mkdir(parents=True, exist_ok=True)
+    replace_file(args.out / "results.json", json.dumps(found, indent=1) + "\n")
+    replace_file(args.out / "results.md", markdown(found))
+    if args.write_readme:
+        write_readme(args.readme, markdown(found))
+    Console().print(Markdown(markdown(found)))
+
+
+if __name__ == "__main__":
+    main()

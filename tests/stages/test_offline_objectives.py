@@ -1,0 +1,66 @@
+"""Every loss on pairs or thumbs, end to end from a config: two updates of the tiny policy on the tiny preferences."""
+
+import numpy as np
+import pytest
+from stage_runs import metrics, read, tiny
+
+from alignax import catalogue
+from alignax.config import ConfigError
+from alignax.stages import offline, probe, reward
+
+OBJECTIVES = [catalogue.objective(name) for name in catalogue.names()]
+# xpo learns from samples of the reference made beside the policy's own: not from a file of pairs
+OFFLINE = [o.name for o in OBJECTIVES if o.record in ("Pair", "Unpaired") and o.name != "xpo"]
+SCORED = [o.name for o in OBJECTIVES if o.record == "Scored"]
+
+
+def config(run, step, **values):
+    c = tiny()[step]
+    c.init_from, c.data.path = str(run / "sft"), str(run / "collect")
+    c.total_steps, c.eval_every_steps, c.save_every_steps = 2, 0, 2
+    if "probe" in c:
+        c.probe = probe.get_config()
+    for name, value in values.items():
+        c[name] = value
+    return c
+
+
+@pytest.mark.parametrize("name", OFFLINE)
+def test_an_offline_objective_trains(run, tmp_path, name):
+    first, second = metrics(offline.run(config(run, "dpo", loss=name, loss_args={}), tmp_path / name))
+    assert np.isfinite(first["loss"]) and first["grad_norm"] > 0 and first["loss"] != second["loss"]
+    assert np.isfinite(read(tmp_path / name / "manifest.json")["metrics"]["eval/loss"])
+
+
+@pytest.mark.parametrize("name", SCORED)
+def test_a_reward_model_objective_trains(run, tmp_path, name):
+    first, second = metrics(reward.run(config(run, "reward", loss=name, loss_args={}), tmp_path / name))
+    assert np.isfinite(first["loss"]) and first["grad_norm"] > 0 and first["loss"] != second["loss"]
+
+
+def test_terms_are_added_with_their_coefficients(run, tmp_path):
+    """MPO-like: DPO + 0.5 BCO on pairs + 0.25 NLL of the chosen reply."""
+    terms = {"bco_pair": {"coefficient": 0.5, "beta": 0.2}, "chosen_nll": {"coefficient": 0.25}}
+    rows = metrics(offline.run(config(run, "dpo", terms=terms), tmp_path / "mpo"))
+    for row in rows:
+        assert row["loss"] == pytest.approx(row["dpo"] + 0.5 * row["bco_pair"] + 0.25 * row["chosen_nll"], rel=1e-5)
+    assert {"eval/dpo", "eval/bco_pair", "eval/chosen_nll"} <= set(read(tmp_path / "mpo/manifest.json")["metrics"])
+
+
+@pytest.mark.parametrize(
+    "step, values, message",
+    [
+        ("dpo", dict(loss="sft"), "config.loss: sft takes a Demo; this stage feeds a Pair or Unpaired"),
+        ("reward", dict(loss="dpo", loss_args={}), "config.loss: dpo takes a Pair; this stage feeds a Scored"),
+        ("dpo", dict(loss="kto", loss_args={}, microbatches=2), "'kto' compares the rows of a batch with each other"),
+        ("dpo", dict(terms={"kto": {}}), "config.terms.kto takes a Unpaired, config.loss a Pair"),
+        ("dpo", dict(terms={"chosen_nll": {"alpha": 1.0}}), "config.terms.chosen_nll.alpha: chosen_nll takes no such"),
+        ("dpo", dict(terms={"chosen": {}}), "config.terms.chosen = 'chosen': there is no module"),
+    ],
+)
+def test_what_does_not_fit_is_refused_first(run, tmp_path, step, values, message):
+    stage = {"dpo": offline, "reward": reward}[step]
+    with pytest.raises(ConfigError) as error:
+        stage.run(config(run, step, **values), tmp_path / "x")
+    assert message in str(error.value)
+    assert not (tmp_path / "x").exists()
