@@ -17,8 +17,8 @@ def get_config():
     c.loss = "dpo"
     c.loss_args = dict(beta=0.1)
     c.batch_size = 16
-    c.total_steps = 150
+    c.total_steps = 60
     c.optimizer_args = dict(learning_rate=1e-4, warmup_percent=10.0)
-    c.eval_every_steps = 50
-    c.save_every_steps = 50
+    c.eval_every_steps = 30
+    c.save_every_steps = 30
     return c

@@ -98,7 +98,7 @@ def markdown(found: dict) -> str:
         rows.append((name, "online" if name in ONLINE else "offline", *columns, cell(row["length"], 1)))
     seeds = ", ".join(map(str, found["seeds"]))
     notes = [
-        f"- Seeds {seeds}: means, with 95% t-intervals in brackets where there are several. The gain is paired by seed.",
+        f"- Seeds {seeds}: means, 95% t-intervals in brackets where there are several; the gain is paired by seed.",
         "- Default settings of each loss at one learning rate and one number of updates: this compares defaults, not "
         "tuned methods.",
         f"- alignax {found['alignax']}, JAX {found['jax']}, Python {found['python']}, {found['cpu_count']} CPU cores.",

@@ -72,7 +72,7 @@ def collect(summaries: dict[int, dict]) -> dict:
     for name in policies[1:]:
         table[name]["gold_gain"] = spread([gain(run, name) for run in runs])
     table["reward"] = {"heldout_accuracy": spread([run["reward"]["heldout_accuracy"] for run in runs])}
-    table["wall_seconds"] = spread([run["wall_seconds"] for run in runs])
+    table["wall_seconds"] = spread([run["wall_seconds"] for run in runs])  # of the last command, whatever it had to do
     return {"table": table, "apart": {name: apart(table, runs, name) for name in policies if name != "sft"}}
 
 
@@ -126,7 +126,6 @@ def markdown(found: dict) -> str:
     verdicts = [verdict(name, apart, table[name], len(seeds)) for name, apart in found["apart"].items()]
     facts = [
         f"- Held-out accuracy of the reward model: {cell(table['reward']['heldout_accuracy'], 3)}.",
-        f"- Wall time: {cell(table['wall_seconds'], 0)} seconds per seed, {found['cpu_count']} CPU cores.",
         f"- Seeds {', '.join(map(str, seeds))}; means over seeds, 95% t-intervals in brackets.",
         f"- alignax {found['alignax']}, JAX {found['jax']}, Python {found['python']}, "
         f"config {found['config_hash'][:12]}.",
