@@ -103,6 +103,9 @@ def losses(config: dict[str, Any], prefix: str) -> None:
     named = {"loss": config["loss"]} | {f"terms.{name}": name for name in config.get("terms", {})}
     found = {key: resolve(path, "alignax.losses", key=prefix + key) for key, path in named.items()}
     kinds = {key: record_of(loss, RECORDS[config["stage"]], key=prefix + key) for key, loss in found.items()}
+    for name, args in config.get("terms", {}).items():
+        own = {key: value for key, value in args.items() if key != "coefficient"}
+        bind(found[f"terms.{name}"], own, key=f"{prefix}terms.{name}")
     for key, kind in kinds.items():
         if kind is not kinds["loss"]:
             raise ConfigError(

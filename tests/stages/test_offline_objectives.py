@@ -50,7 +50,7 @@ def test_terms_are_added_with_their_coefficients(run, tmp_path):
 @pytest.mark.parametrize(
     "step, values, message",
     [
-        ("dpo", dict(loss="sft"), "config.loss: sft takes a Demo; this stage feeds a Pair or Unpaired"),
+        ("dpo", dict(loss="sft", loss_args={}), "config.loss: sft takes a Demo; this stage feeds a Pair or Unpaired"),
         ("reward", dict(loss="dpo", loss_args={}), "config.loss: dpo takes a Pair; this stage feeds a Scored"),
         ("dpo", dict(loss="kto", loss_args={}, microbatches=2), "'kto' compares the rows of a batch with each other"),
         ("dpo", dict(terms={"kto": {}}), "config.terms.kto takes a Unpaired, config.loss a Pair"),
