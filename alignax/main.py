@@ -124,7 +124,8 @@ def command_run(args: argparse.Namespace, overrides: list[str]) -> None:
     from alignax.report.table import table
     from alignax.stages import pipeline
 
-    workdir = Path(args.workdir or Path("runs") / Path(args.config).stem)
+    file, _, argument = args.config.partition(".py:")  # what a config file may take after a colon
+    workdir = Path(args.workdir or Path("runs") / "-".join(filter(None, (Path(file).stem, argument))))
     pipeline.run(config, workdir)
     console = Console()
     if "steps" in config:

@@ -9,8 +9,10 @@ import jax
 import jaxtyping
 import pytest
 
-# the tests compile far more than they compute: machine code without optimisation takes half as long
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
+# The tests compile far more than they compute: machine code without optimisation takes half as long. Eight devices on
+# two busy cores may wait long for each other in a collective: XLA would end the process after 40 seconds.
+FLAGS = "--xla_backend_optimization_level=0 --xla_cpu_collective_call_terminate_timeout_seconds=900"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}"
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

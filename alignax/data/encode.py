@@ -119,7 +119,7 @@ def unpaired_rows(
     """Single replies with a thumb as arrays: side and mismatched, each {tokens, valid, mask} [N T], desirable, row [N].
 
     Rows are {"prompt", "completion", "label": bool}; a preference pair makes two of them. `mismatched` is the reply of
-    the next row with another prompt, after this row's prompt (KTO's estimate of KL); where none fits into `max_length`
+    a near row with another prompt, after this row's prompt (KTO's estimate of KL); where none fits into `max_length`
     its mask is empty, so that it counts for nothing. Otherwise as `demo_rows`; raises DataError as well if all rows
     have one prompt.
     """
@@ -163,14 +163,16 @@ def thumbs(rows: Iterable[Row], counts: Counts | None = None) -> tuple[list[Row]
 def _mismatched(
     rows: list[Row], prompts: list[Ids], tokenizer: Tokenizer, template: str, limit: int
 ) -> list[tuple[Ids, Ids]]:
-    """Each row's prompt with the reply of the next row of another prompt that fits; an empty reply if none nearby does.
+    """Each row's prompt with the reply of a near row of another prompt that fits; an empty reply if none does.
 
-    Neighbours up to 8 rows away are tried, all rows at once for each distance, so that the tokenizer is called 8 times.
+    Two rows on is tried first: the sides of a pair are neighbours, so a chosen reply gets the next pair's chosen one
+    and a rejected one its rejected one, and the estimate of KL sees both labels. All rows at once for each distance,
+    so that the tokenizer is called 12 times at most.
     """
     if len({row["prompt"] for row in rows}) == 1:
         raise DataError(f"all {len(rows)} rows have one prompt: mismatched replies, for KTO's KL, need at least two")
     found: dict[int, Ids] = {}
-    for distance in range(1, 9):
+    for distance in (2, 1, *range(3, 13)):
         pairs = [(i, (i + distance) % len(rows)) for i in range(len(rows)) if i not in found]
         pairs = [(i, j) for i, j in pairs if rows[i]["prompt"] != rows[j]["prompt"]]
         texts = [rows[i]["prompt"] for i, _ in pairs]

@@ -32,3 +32,8 @@ def over_seeds(values: Sequence[float]) -> list[float]:
         raise ValueError(f"{len(x)} seeds: expected 2 to {len(_T975) + 1} for a t-interval")
     half = _T975[len(x) - 2] * x.std(ddof=1) / len(x) ** 0.5
     return [float(x.mean() - half), float(x.mean() + half)]
+
+
+def spread(values: Sequence[float | int]) -> dict:
+    """{"mean", "ci95"} over seeds: the interval of `over_seeds`, None for a single seed."""
+    return {"mean": float(np.mean(values)), "ci95": over_seeds([float(x) for x in values]) if len(values) > 1 else None}

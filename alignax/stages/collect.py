@@ -124,13 +124,14 @@ def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
 
 
 def judge(annotator: Annotator, gold: Any, row: dict, sides: list[str], done: list[bool], rng: Any) -> dict:
-    """One labelled pair, with what is known of it: gold rewards, the annotator's probability of its own label, how
-    clear it found the choice (the margin, which knows gold: a rating of strength), and whether it calls it a tie."""
+    """One labelled pair, with what is known of it: gold rewards, the annotator's probability of its own label, by how
+    much it finds the chosen side better (the margin, negative where its noise chose the other), and whether it is a
+    tie."""
     parts = [total_reward(gold, row, text, end) for text, end in zip(sides, done, strict=True)]
     lengths = [len(text.split()) for text in sides]
     shown = parts[0], parts[1], lengths[0], lengths[1]
     first, p = prefer(annotator, *shown, rng), preference(annotator, *shown)
-    strength = abs(utility_gap(annotator, *shown))
+    gap = utility_gap(annotator, *shown)
     win, lose = (0, 1) if first else (1, 0)
     return {
         "prompt": row["prompt"],
@@ -139,6 +140,6 @@ def judge(annotator: Annotator, gold: Any, row: dict, sides: list[str], done: li
         "gold_chosen": parts[win]["total"],
         "gold_rejected": parts[lose]["total"],
         "p_chosen": p if first else 1 - p,
-        "margin": strength,
-        "tie": strength < annotator.tie_below,
+        "margin": gap if first else -gap,
+        "tie": abs(gap) < annotator.tie_below,
     }

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from alignax.config import ConfigError, bind, check, plain, record_of, resolve
+from alignax.config import ConfigError, bind, check, plain, record_of, resolve, typed
 from alignax.ops.kl import check_placement
 from alignax.train import advantages, online
 from alignax.types import Demo, Pair, Record, Rollout, Scored, Unpaired
@@ -36,6 +36,12 @@ RECORDS: dict[str, tuple[type[Record], ...]] = {
     "reward": (Scored,),
     "offline": (Pair, Unpaired),
     "online": (Rollout, Pair),
+}
+
+# losses of the package whose record no stage can fill: they are for programs of one's own
+UNFED = {
+    "nash_md": "it needs the preference over replies of a mixture of policy and reference",
+    "xpo": "it needs pairs of a sample of the policy and one of the reference",
 }
 
 
@@ -84,6 +90,9 @@ def sizes(config: dict[str, Any], prefix: str) -> None:
     """Batches must divide over the devices, and into the parts that they are cut into."""
     devices, batch = jax.device_count(), config.get("batch_size", jax.device_count())
     update = bind(online.updates, config.get("update_args", {}), key=f"{prefix}update_args")
+    for key in ("epochs", "minibatches", "microbatches"):
+        if update[key] < 1:
+            raise ConfigError(f"config.{prefix}update_args.{key} = {update[key]}: expected 1 or more")
     minibatches, microbatches = update["minibatches"], config.get("microbatches", update["microbatches"])
     probe = config.get("probe", {})
     wanted = [("batch_size", batch, devices, "devices"), ("batch_size", batch, minibatches, "minibatches")]
@@ -104,9 +113,16 @@ def losses(config: dict[str, Any], prefix: str) -> None:
     found = {key: resolve(path, "alignax.losses", key=prefix + key) for key, path in named.items()}
     kinds = {key: record_of(loss, RECORDS[config["stage"]], key=prefix + key) for key, loss in found.items()}
     for name, args in config.get("terms", {}).items():
+        if not isinstance(args, dict):
+            raise ConfigError(f"config.{prefix}terms.{name} = {args!r}: expected a group such as dict(coefficient=0.5)")
+        if found[f"terms.{name}"] is found["loss"]:
+            raise ConfigError(f"config.{prefix}terms.{name} is config.loss itself: a term is added to it")
+        typed(args.get("coefficient", 1.0), float, key=f"{prefix}terms.{name}.coefficient")
         own = {key: value for key, value in args.items() if key != "coefficient"}
         bind(found[f"terms.{name}"], own, key=f"{prefix}terms.{name}")
     for key, kind in kinds.items():
+        if (reason := UNFED.get(named[key])) and config["stage"] in ("online", "offline"):
+            raise ConfigError(f"config.{prefix}{key} = {named[key]!r}: {reason}, which no stage samples yet")
         if kind is not kinds["loss"]:
             raise ConfigError(
                 f"config.{prefix}{key} takes a {kind.__name__}, config.{prefix}loss a {kinds['loss'].__name__}: "
@@ -134,6 +150,15 @@ def settings_online(config: dict[str, Any], prefix: str) -> None:
         raise ConfigError(
             f"config.{prefix}critic_init = 'reward' needs config.reward_from; with a text reward use 'policy', or "
             "'none' if the advantage needs no critic"
+        )
+    if not config["kl_coef"] > 0 and config["kl_controller"] in ("adaptive_kl", "pid_kl"):
+        raise ConfigError(
+            f"config.{prefix}kl_coef = {config['kl_coef']}: {config['kl_controller']} multiplies it; expected > 0"
+        )
+    if config["kl_placement"] == "loss" and config["advantage"] in ("winners", "best_and_worst"):
+        raise ConfigError(
+            f"config.{prefix}kl_placement = 'loss' with advantage {config['advantage']!r}: only chosen replies are "
+            "learnt from, and the KL over those is not the policy's; use 'reward', with kl_coef = 0 for none"
         )
     if not config["temperature"] > 0:
         raise ConfigError(
@@ -176,3 +201,7 @@ def settings_advantage(config: dict[str, Any], prefix: str) -> None:
             )
         if config["update_args"].get("microbatches", 1) > 1:
             raise ConfigError(f"config.{prefix}update_args.microbatches: a loss on pairs is not cut into microbatches")
+        if config["update_args"].get("kl_limit", 0.0) > 0:
+            raise ConfigError(f"config.{prefix}update_args.kl_limit: a loss on pairs measures no KL to the sampler")
+        if config["loss"] == "wpo":
+            raise ConfigError(f"config.{prefix}loss = 'wpo' corrects for pairs that others sampled: use it offline")

@@ -58,8 +58,8 @@ def group_baseline(
     """
     require(baseline in BASELINES, f"baseline = {baseline!r}: expected one of {', '.join(BASELINES)}")
     kl_BT, kl, charged, metrics = _penalty(rollout, kl_coef, kl_in_reward)
+    informative_B = ops.informative(score_B, group=group)  # of the reward: every reply has another KL
     score_B = score_B - charged * kl_BT.sum(1)
-    informative_B = ops.informative(score_B, group=group)
     keep_B = ops.scorable(score_B) & (informative_B | (not only_informative))
     mask_BT = rollout.mask & keep_B[:, None]
     advantage_BT = ops.spread(BASELINES[baseline](score_B, group=group), mask_BT)
@@ -78,7 +78,7 @@ def reinforce_plus_plus(
     kl_BT, kl, charged, metrics = _penalty(rollout, kl_coef, kl_in_reward)
     mask_BT = rollout.mask & ops.scorable(score_B)[:, None]
     advantage_BT = ops.reinforce_plus_plus(score_B, kl_BT, mask_BT, charged, gamma=gamma)
-    metrics["objective/rlhf_reward"] = (score_B - charged * kl_BT.sum(1)).mean()
+    metrics["objective/rlhf_reward"] = jnp.nanmean(score_B - charged * kl_BT.sum(1))
     return rollout.replace(mask=mask_BT, advantage=advantage_BT), kl, metrics
 
 
@@ -87,9 +87,10 @@ def winners(
 ) -> Advantages:
     """Advantage 1 for the best reply of each group, the others masked: with loss 'reinforce' this is RAFT."""
     kl_BT, kl, charged, metrics = _penalty(rollout, kl_coef, kl_in_reward)
+    informative_B = ops.informative(score_B, group=group)
     score_B = score_B - charged * kl_BT.sum(1)
     mask_BT = rollout.mask & ops.winners(score_B, group=group)[:, None]
-    metrics |= _of_groups(score_B, ops.informative(score_B, group=group))
+    metrics |= _of_groups(score_B, informative_B)
     return rollout.replace(mask=mask_BT, advantage=mask_BT.astype(jnp.float32)), kl, metrics
 
 
@@ -101,8 +102,8 @@ def best_and_worst(
     With a loss on pairs this is online DPO (Guo et al. 2024, arXiv 2402.04792): the reward is the annotator.
     """
     kl_BT, kl, charged, metrics = _penalty(rollout, kl_coef, kl_in_reward)
-    score_B = score_B - charged * kl_BT.sum(1)
     informative_B = ops.informative(score_B, group=group)
+    score_B = score_B - charged * kl_BT.sum(1)
     sign_B = ops.winners(score_B, group=group).astype(jnp.float32) - ops.winners(-score_B, group=group)
     mask_BT = rollout.mask & (informative_B & (sign_B != 0))[:, None]
     metrics |= _of_groups(score_B, informative_B)
@@ -125,6 +126,6 @@ def _penalty(rollout: Rollout, kl_coef: Float[Array, ""], kl_in_reward: bool):
 
 def _of_groups(score_B, informative_B) -> dict:
     return {
-        "objective/rlhf_reward": score_B.mean(),
+        "objective/rlhf_reward": jnp.nanmean(score_B),
         "frac_reward_zero_std": 1.0 - informative_B.astype(jnp.float32).mean(),  # groups that teach nothing
     }

@@ -13,6 +13,7 @@ from jax import Array
 from jaxtyping import Bool, Float, Int
 
 from alignax.ops.advantages import informative
+from alignax.ops.masked import masked_mean
 from alignax.train.optimizer import Optimizer
 from alignax.train.state import Learner, Moments, OnlineState, step_key
 from alignax.train.step import apply_gradients, gradients
@@ -64,7 +65,7 @@ def learn(
     score_B: Float[Array, " B"],
 ) -> tuple[OnlineState, dict]:  # fmt: skip
     """Everything after the score: rewards, advantages, updates, the next KL coefficient."""
-    sampled = score_B, finished_B  # what the metrics speak of
+    sampled = score_B, finished_B, rollout.mask.sum(1)  # what the metrics speak of: before anything is left out
     if parts.keep:
         rows_B = keep_informative(score_B, group=parts.group, keep=parts.keep)
         rollout, finished_B, score_B = jax.tree.map(lambda x: x[rows_B], (rollout, finished_B, score_B))
@@ -75,11 +76,11 @@ def learn(
     policy, critic, update_metrics = update(parts, state, rollout, key)
     done = state.step * parts.updates.epochs * parts.updates.minibatches
     metrics |= update_metrics | {
-        "objective/scores": sampled[0].mean(),
-        "objective/scores_sd": sampled[0].std(),
+        "objective/scores": jnp.nanmean(sampled[0]),
+        "objective/scores_sd": jnp.nanstd(sampled[0]),
         "objective/kl_coef": state.kl_coef,
         "val/num_eos_tokens": sampled[1].sum().astype(jnp.float32),
-        "completions/mean_length": rollout.mask.sum(1).mean(),
+        "completions/mean_length": sampled[2].mean(),
         "completions/clipped_ratio": 1.0 - sampled[1].mean(),
         "lr": jnp.float32(parts.policy_optimizer.learning_rate(done)),
         "episode": ((state.step + 1) * sampled[0].shape[0]).astype(jnp.float32),
@@ -99,6 +100,7 @@ def shape_scores(
     PPO-max, 2307.04964. The penalty comes last, so that it is in the unit of the reward that the policy sees and no
     clipping hides it (Huang et al. 2024, 2403.17031, detail 23).
     """
+    score_B = jnp.where(jnp.isfinite(score_B), score_B, jnp.nan)  # missing: no clip may turn it into a score
     moments = update_moments(moments, score_B)
     if normalize:
         score_B = (score_B - moments.mean) / jnp.sqrt(moments.square / jnp.maximum(moments.count - 1, 1) + 1e-8)
@@ -108,11 +110,16 @@ def shape_scores(
 
 
 def update_moments(moments: Moments, x_B: Float[Array, " B"]) -> Moments:
-    """Adds a batch to running moments (Chan et al. 1979, the parallel form of Welford's update)."""
-    count = moments.count + x_B.shape[0]
-    gap = x_B.mean() - moments.mean
-    mean = moments.mean + gap * x_B.shape[0] / count
-    square = moments.square + jnp.square(x_B - x_B.mean()).sum() + gap**2 * moments.count * x_B.shape[0] / count
+    """Adds a batch to running moments (Chan et al. 1979, the parallel form of Welford's update); missing scores, which
+    are not finite, take no part."""
+    known_B = jnp.isfinite(x_B)
+    new = jnp.sum(known_B, dtype=jnp.float32)
+    mean_of_new = masked_mean(x_B, known_B)
+    count = moments.count + new
+    gap = jnp.where(new > 0, mean_of_new - moments.mean, 0.0)
+    mean = moments.mean + gap * new / jnp.maximum(count, 1)
+    spread = jnp.sum(jnp.square(x_B - mean_of_new), where=known_B)
+    square = moments.square + spread + gap**2 * moments.count * new / jnp.maximum(count, 1)
     return Moments(count=count, mean=mean, square=square)
 
 

@@ -1,7 +1,8 @@
 """Online alignment without a critic: a recipe is an advantage and a loss, named after the colon.
 
 Command: alignax run --config=configs/world/online.py:grpo --config.init_from=runs/quickstart/sft --workdir=runs/grpo
-Recipes: reinforce, reinforce_baseline, rloo, grpo, dr_grpo, dapo, gspo, cispo, raft, online_dpo
+Recipes: reinforce, reinforce_plus_plus, reinforce_plus_plus_baseline, rloo, grpo, dr_grpo, dapo, gspo, cispo, raft,
+online_dpo
 """
 
 from ml_collections import ConfigDict
@@ -9,35 +10,45 @@ from ml_collections import ConfigDict
 from alignax.stages import online
 from configs.world import ppo
 
+ONCE = dict(epochs=1, minibatches=1)  # for losses that do not correct for a policy that has moved on
 STANDARDISED = dict(advantage="group_baseline", advantage_args=dict(baseline="standardise"))
+SINGLE = dict(advantage="reinforce_plus_plus", samples_per_prompt=1, batch_size=64)
 RECIPES = {  # what each says besides the shared settings below
-    "reinforce": dict(loss="reinforce", advantage="reinforce_plus_plus", samples_per_prompt=1, batch_size=64),
-    "reinforce_baseline": dict(
+    "reinforce": SINGLE | dict(loss="reinforce", update_args=ONCE),
+    "reinforce_plus_plus": SINGLE | dict(loss="ppo_clip"),
+    "reinforce_plus_plus_baseline": dict(
         loss="ppo_clip",
         advantage="group_baseline",
         advantage_args=dict(baseline="mean", whiten_advantages=True),
         kl_placement="loss",
         kl_estimator="k2",
     ),
-    "rloo": dict(loss="reinforce", advantage="group_baseline", advantage_args=dict(baseline="leave_one_out")),
+    "rloo": dict(
+        loss="reinforce",
+        loss_args=dict(aggregation="sequence_sum"),
+        advantage="group_baseline",
+        advantage_args=dict(baseline="leave_one_out"),
+        update_args=ONCE,
+    ),
     "grpo": STANDARDISED | dict(loss="grpo", kl_placement="loss", kl_estimator="k3"),
     "dr_grpo": dict(
         loss="dr_grpo",
         loss_args=dict(max_tokens=32.0),
         advantage="group_baseline",
         advantage_args=dict(baseline="mean"),
+        kl_coef=0.0,
     ),
+    # with a reward of few values, right or wrong, say oversample=2 as well: a reward model's scores always differ
     "dapo": dict(
         loss="dapo",
         advantage="group_baseline",
         advantage_args=dict(baseline="standardise", only_informative=True),
-        oversample=2,
         kl_coef=0.0,
     ),
-    "gspo": STANDARDISED | dict(loss="gspo"),
-    "cispo": STANDARDISED | dict(loss="cispo"),
-    "raft": dict(loss="reinforce", advantage="winners"),
-    "online_dpo": dict(loss="dpo", advantage="best_and_worst", samples_per_prompt=2, batch_size=32),
+    "gspo": STANDARDISED | dict(loss="gspo", kl_coef=0.0),
+    "cispo": STANDARDISED | dict(loss="cispo", kl_coef=0.0),
+    "raft": dict(loss="reinforce", advantage="winners", update_args=ONCE, kl_coef=0.0),
+    "online_dpo": dict(loss="dpo", advantage="best_and_worst", samples_per_prompt=2, batch_size=32, kl_coef=0.0),
 }
 
 

@@ -15,24 +15,35 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
 from rich.console import Console
 from rich.markdown import Markdown
 
 import alignax
 from alignax import catalogue
-from alignax.evals.intervals import over_seeds
+from alignax.evals.intervals import spread
 from alignax.log import replace_file
 from alignax.main import load_config
+from alignax.report.experiment import cell, write_into
 from alignax.stages import offline, online
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 COMMAND = "python experiments/objectives/run.py --write-readme"
-BEGIN, END = "<!-- results:objectives -->", "<!-- /results -->"
+BEGIN = "<!-- results:objectives -->"
 METRICS = {"gold_reward": "eval/gold_reward", "kl": "eval/kl", "length": "eval/mean_length"}
 NOT_FROM_FILES = ("xpo",)  # learns from samples of policy and reference made side by side
-ONLINE = ("reinforce", "reinforce_baseline", "rloo", "grpo", "dr_grpo", "dapo", "gspo", "cispo", "raft", "online_dpo")
+ONLINE = (
+    "reinforce",
+    "reinforce_plus_plus",
+    "reinforce_plus_plus_baseline",
+    "rloo",
+    "grpo",
+    "dr_grpo",
+    "dapo",
+    "gspo",
+    "cispo",
+)
+ONLINE += ("raft", "online_dpo")
 
 
 def names() -> list[str]:
@@ -62,11 +73,6 @@ def run_one(name: str, base: Path, folder: Path, seed: int) -> dict[str, float]:
     stage.run(config_of(name, base, seed), folder)
     found = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["metrics"]
     return {metric: found[key] for metric, key in METRICS.items()}
-
-
-def spread(values: list[float]) -> dict:
-    """Mean over seeds and its 95% t-interval (none for a single seed)."""
-    return {"mean": float(np.mean(values)), "ci95": over_seeds(values) if len(values) > 1 else None}
 
 
 def results(per_seed: dict[str, dict[int, dict]], sft: dict[int, float]) -> dict:
@@ -106,20 +112,6 @@ def markdown(found: dict) -> str:
     return "\n".join(["| " + " | ".join(row) + " |" for row in rows] + ["", *notes]) + "\n"
 
 
-def cell(value: dict, decimals: int) -> str:
-    interval = f" [{', '.join(f'{end:.{decimals}f}' for end in value['ci95'])}]" if value["ci95"] else ""
-    return f"{value['mean']:.{decimals}f}{interval}"
-
-
-def write_readme(path: Path, text: str) -> None:
-    """Puts the table into its place in the README. Raises ValueError if there is not exactly one."""
-    page = path.read_text(encoding="utf-8")
-    if page.count(BEGIN) != 1:
-        raise ValueError(f"{path}: {page.count(BEGIN)} places marked {BEGIN}, expected one, with {END} after it")
-    before, _, rest = page.partition(BEGIN)
-    replace_file(path, f"{before}{BEGIN}\n{text}{END}{rest.partition(END)[2]}")
-
-
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -145,7 +137,7 @@ def main(argv: list[str] | None = None) -> None:
     replace_file(args.out / "results.json", json.dumps(found, indent=1) + "\n")
     replace_file(args.out / "results.md", markdown(found))
     if args.write_readme:
-        write_readme(args.readme, markdown(found))
+        write_into(args.readme, BEGIN, markdown(found))
     Console().print(Markdown(markdown(found)))
 
 

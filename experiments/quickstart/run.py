@@ -14,16 +14,16 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
 from rich.console import Console
 from rich.markdown import Markdown
 
 import alignax
 from alignax.config import plain
-from alignax.evals.intervals import over_seeds
+from alignax.evals.intervals import spread
 from alignax.log import plain_json, replace_file
 from alignax.main import load_config
 from alignax.manifest import config_hash
+from alignax.report.experiment import cell, write_into
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -31,7 +31,7 @@ CONFIG = "configs/quickstart.py"
 COMMAND = "python experiments/quickstart/run.py --write-readme"
 POLICIES = ("sft", "ppo", "dpo")
 METRICS = ("gold_reward", "proxy_reward", "kl", "length")
-BEGIN, END = "<!-- results:quickstart -->", "<!-- /results -->"
+BEGIN = "<!-- results:quickstart -->"
 
 
 def config_of(seed: int) -> dict:
@@ -74,11 +74,6 @@ def collect(summaries: dict[int, dict]) -> dict:
     table["reward"] = {"heldout_accuracy": spread([run["reward"]["heldout_accuracy"] for run in runs])}
     table["wall_seconds"] = spread([run["wall_seconds"] for run in runs])  # of the last command, whatever it had to do
     return {"table": table, "apart": {name: apart(table, runs, name) for name in policies if name != "sft"}}
-
-
-def spread(values: list[float]) -> dict:
-    """Mean over seeds and its 95% t-interval (no interval for a single seed)."""
-    return {"mean": float(np.mean(values)), "ci95": over_seeds([float(x) for x in values]) if len(values) > 1 else None}
 
 
 def gain(run: dict, name: str) -> float:
@@ -144,25 +139,6 @@ def verdict(name: str, apart: dict, row: dict, seeds: int) -> str:
     )
 
 
-def cell(value: dict | None, decimals: int) -> str:
-    """'1.23 [1.10, 1.36]'; a dash where it was not measured."""
-    if value is None:
-        return "-"
-    interval = f" [{', '.join(f'{end:.{decimals}f}' for end in value['ci95'])}]" if value["ci95"] else ""
-    return f"{value['mean']:.{decimals}f}{interval}"
-
-
-def write_readme(path: Path, text: str) -> None:
-    """Puts the results into their place in the README. Raises ValueError if there is not exactly one."""
-    page = path.read_text(encoding="utf-8")
-    if page.count(BEGIN) != 1:
-        raise ValueError(f"{path}: {page.count(BEGIN)} places marked {BEGIN}, expected one, with {END} after it")
-    before, _, rest = page.partition(BEGIN)
-    if END not in rest:
-        raise ValueError(f"{path}: no {END} after {BEGIN}")
-    replace_file(path, f"{before}{BEGIN}\n{text}{END}{rest.partition(END)[2]}")
-
-
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -180,7 +156,7 @@ def main(argv: list[str] | None = None) -> None:
     replace_file(args.out / "results.json", json.dumps(found, indent=1) + "\n")
     replace_file(args.out / "results.md", markdown(found))
     if args.write_readme:
-        write_readme(args.readme, markdown(found))
+        write_into(args.readme, BEGIN, markdown(found))
     Console().print(Markdown(markdown(found)))
 
 

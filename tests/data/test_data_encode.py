@@ -265,7 +265,7 @@ def test_thumbs_golden(words):
     check_row(batch["side"], 2, layout([2, 7, 12, 10, EOS], 8, 1, 2))
     check_row(batch["mismatched"], 0, layout([2, 6, 12, 10, EOS], 8, 1, 2))
     check_row(batch["mismatched"], 1, layout([2, 6, 12, 10, EOS], 8, 1, 2))
-    check_row(batch["mismatched"], 2, layout([2, 7, 11, EOS], 8, 1, 2))
+    check_row(batch["mismatched"], 2, layout([2, 7, 10, EOS], 8, 1, 2))  # two rows on, of the others
     assert batch["desirable"].tolist() == [True, False, False] and batch["row"].tolist() == [0, 1, 2]
     assert counts == {"rows": 3, "kept": 3}
 
@@ -278,6 +278,14 @@ def test_a_pair_is_two_thumbs(words):
     batch, counts = encode.unpaired_rows(pairs, words, template="plain", max_length=16, counts=Counts(2))
     assert batch["desirable"].tolist() == [True, False, True] and batch["row"].tolist() == [0, 1, 2]
     assert counts == {"rows": 4, "kept": 3, "dropped_empty_reply": 1}
+
+
+def test_mismatched_replies_of_pairs_have_both_labels(words):
+    # KTO's KL would otherwise follow what happens to chosen replies (trap 35)
+    pairs = [{"prompt": p, "chosen": "fine", "rejected": "you"} for p in ("hi", "there", "how", "are")]
+    batch, _ = encode.unpaired_rows(pairs, words, template="plain", max_length=16)
+    replies = [row[mask].tolist() for row, mask in zip(batch["mismatched"]["tokens"], batch["mismatched"]["mask"])]
+    assert replies == [[11, EOS], [10, EOS]] * 4
 
 
 def test_thumbs_carry_the_counts_of_their_source(words):

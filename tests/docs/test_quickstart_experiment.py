@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from alignax.report.experiment import END, cell, write_into
+
 ROOT = Path(__file__).resolve().parents[2]
 GOLD = {"sft": (0.0, 0.1, 0.2), "ppo": (1.0, 1.1, 1.2), "dpo": (0.2, 0.7, 1.2)}  # by policy and seed
 
@@ -82,7 +84,7 @@ def test_the_gain_is_paired_by_seed(run):
 
 def test_finished_seeds_are_collected_without_running_and_written(run, runs, tmp_path, capsys):
     readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{run.BEGIN}\nold figures\n{run.END}\nafter\n")
+    readme.write_text(f"before\n{run.BEGIN}\nold figures\n{END}\nafter\n")
     options = [f"--runs={runs}", f"--out={tmp_path / 'out'}", f"--readme={readme}"]
     run.main([*options, "--write-readme"])
     text = (tmp_path / "out/results.md").read_text()
@@ -97,7 +99,7 @@ def test_finished_seeds_are_collected_without_running_and_written(run, runs, tmp
     assert "of the same seed: 1.00 [1.00, 1.00], above 0." in text
     assert "of the same seed: 0.60 [-0.39, 1.59], not shown to be above 0." in text
     assert "reward model: 0.710 [0.685, 0.735]" in text
-    assert readme.read_text() == f"before\n{run.BEGIN}\n{text}{run.END}\nafter\n"
+    assert readme.read_text() == f"before\n{run.BEGIN}\n{text}{END}\nafter\n"
     found = json.loads((tmp_path / "out/results.json").read_text())
     assert found["seeds"] == [0, 1, 2] and found["per_seed"]["2"] == summary(2)
     assert {"python", "jax", "alignax", "config_hash", "command"} <= set(found)
@@ -112,7 +114,7 @@ def test_readme_is_left_alone_unless_asked(run, runs, tmp_path):
     run.main([f"--runs={runs}", f"--out={tmp_path / 'out'}", f"--readme={readme}"])
     assert readme.read_text() == "nothing marked"
     with pytest.raises(ValueError, match="0 places marked"):
-        run.write_readme(readme, "text")
+        write_into(readme, run.BEGIN, "text")
 
 
 @pytest.mark.parametrize("change", ["another config", "no summary", "no manifest", "no folder"])
@@ -143,4 +145,4 @@ def test_a_single_seed_has_no_interval(run):
     found = run.collect({0: summary(0)})
     assert found["table"]["ppo"]["gold_reward"] == {"mean": 1.0, "ci95": None}
     assert found["apart"]["ppo"] == {"over_seeds": False, "seeds_over_prompts": 1, "gain": False}
-    assert run.cell(found["table"]["ppo"]["gold_reward"], 2) == "1.00"
+    assert cell(found["table"]["ppo"]["gold_reward"], 2) == "1.00"

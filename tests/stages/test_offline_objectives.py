@@ -55,6 +55,9 @@ def test_terms_are_added_with_their_coefficients(run, tmp_path):
         ("dpo", dict(loss="kto", loss_args={}, microbatches=2), "'kto' compares the rows of a batch with each other"),
         ("dpo", dict(terms={"kto": {}}), "config.terms.kto takes a Unpaired, config.loss a Pair"),
         ("dpo", dict(terms={"chosen_nll": {"alpha": 1.0}}), "config.terms.chosen_nll.alpha: chosen_nll takes no such"),
+        ("dpo", dict(loss="xpo", loss_args={}), "needs pairs of a sample of the policy and one of the reference"),
+        ("dpo", dict(terms={"dpo": {}}), "config.terms.dpo is config.loss itself"),
+        ("dpo", dict(terms={"chosen_nll": {"coefficient": "big"}}), "config.terms.chosen_nll.coefficient = 'big'"),
         ("dpo", dict(terms={"chosen": {}}), "config.terms.chosen = 'chosen': there is no module"),
     ],
 )

@@ -7,7 +7,18 @@ from stage_runs import file_config, metrics
 from alignax.config import ConfigError
 from alignax.stages import online, probe
 
-RECIPES = ("reinforce", "reinforce_baseline", "rloo", "grpo", "dr_grpo", "dapo", "gspo", "cispo", "raft", "online_dpo")
+RECIPES = (
+    "reinforce",
+    "reinforce_plus_plus",
+    "reinforce_plus_plus_baseline",
+    "rloo",
+    "grpo",
+    "dr_grpo",
+    "dapo",
+    "gspo",
+    "cispo",
+)
+RECIPES += ("raft", "online_dpo")
 
 
 def config(run, recipe, **values):
@@ -23,7 +34,7 @@ def config(run, recipe, **values):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_runs_and_starts_on_policy(run, tmp_path, name):
-    c = config(run, name)
+    c = config(run, name, **({"oversample": 2} if name == "dapo" else {}))
     first, second = metrics(online.run(c, tmp_path / name))
     for row in (first, second):
         assert all(np.isfinite(value) for value in row.values() if isinstance(value, float))
@@ -52,6 +63,16 @@ def test_the_config_names_its_recipes():
         ("grpo", dict(loss="bradley_terry"), "bradley_terry takes a Scored; this stage feeds a Rollout or Pair"),
         ("grpo", dict(oversample=0), "oversample = 0: expected 1 (off) or more"),
         ("online_dpo", dict(update_args=dict(microbatches=2)), "is not cut into microbatches"),
+        ("raft", dict(kl_placement="loss", kl_estimator="k2"), "the KL over those is not the policy's"),
+        ("grpo", dict(loss="nash_md"), "needs the preference over replies of a mixture"),
+        ("online_dpo", dict(loss="xpo"), "needs pairs of a sample of the policy and one of the reference"),
+        ("online_dpo", dict(update_args=dict(kl_limit=0.1)), "a loss on pairs measures no KL to the sampler"),
+        (
+            "dapo",
+            dict(kl_controller="adaptive_kl", kl_controller_args=dict(target=1.0)),
+            "kl_coef = 0.0: adaptive_kl multiplies it",
+        ),
+        ("grpo", dict(update_args=dict(minibatches=0)), "update_args.minibatches = 0: expected 1 or more"),
         ("grpo", dict(loss="kl_cov", update_args=dict(microbatches=2)), "'kl_cov' compares the rows of a batch"),
     ],
 )

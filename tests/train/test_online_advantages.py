@@ -53,6 +53,13 @@ def test_groups_of_equal_scores_are_masked_if_asked():
     np.testing.assert_array_equal(found.mask, MASK & np.array([[1], [1], [0], [0]], bool))
 
 
+def test_a_different_kl_does_not_make_equal_rewards_informative():
+    # the second prompt's replies have one score and KLs of 0.2 and 0.1, charged with 10
+    for function, options in ((advantages.group_baseline, {"only_informative": True}), (advantages.best_and_worst, {})):
+        found, _, metrics = estimate(function, coef=10.0, **options)
+        assert not found.mask[2:].any() and found.mask[:2].any() and metrics["frac_reward_zero_std"] == 0.5
+
+
 def test_a_missing_score_is_masked_and_poisons_nothing_and_zero_is_no_missing_score():
     for function in (advantages.group_baseline, advantages.reinforce_plus_plus):
         found = estimate(function, scores=jnp.array([0.0, 2.0, jnp.nan, 5.0]))[0]

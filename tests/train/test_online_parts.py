@@ -69,6 +69,16 @@ def test_score_shaping_is_permutation_equivariant():
     close(same, moments, rtol=1e-5, atol=0)
 
 
+def test_a_missing_score_stays_missing_and_leaves_the_moments_to_the_others():
+    scores = jnp.array([1.0, jnp.nan, -jnp.inf, 3.0])
+    for normalize in (False, True):
+        shaped, moments = online.shape_scores(scores, jnp.ones(4, bool), EMPTY, normalize=normalize)
+        np.testing.assert_array_equal(np.isnan(shaped), [False, True, True, False])
+        np.testing.assert_allclose([moments.count, moments.mean, moments.square], [2, 2, 2])  # of 1 and 3
+    again = online.update_moments(moments, jnp.full(3, jnp.nan))
+    close(again, moments, rtol=0, atol=0)
+
+
 # ---- advantages
 
 

@@ -1,0 +1,75 @@
+"""experiments/objectives/run.py on made-up figures: what it runs, with which config, and the table that it writes."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+from alignax.catalogue import names as losses
+from alignax.report.experiment import END
+from alignax.stages.precheck import precheck
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def run():
+    spec = importlib.util.spec_from_file_location("objectives_experiment", ROOT / "experiments/objectives/run.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_objective_that_can_start_from_files_is_run(run, tmp_path):
+    known = run.names()
+    assert len(set(known)) == len(known) > 30 and {"dpo", "kto", "simpo", "grpo", "rloo"} <= set(known)
+    assert not {"xpo", "sft", "bradley_terry"} & set(known)
+    assert set(known) <= {*losses(), *run.ONLINE}
+    for name in known:
+        precheck(run.config_of(name, tmp_path, 3).to_dict())
+
+
+def test_parents_and_seed_of_a_run(run, tmp_path):
+    offline, online = (run.config_of(name, tmp_path, 3) for name in ("kto", "grpo"))
+    assert (offline.loss, offline.seed, offline.data.path) == ("kto", 3, str(tmp_path / "collect"))
+    assert (online.loss, online.data.seed, online.reward_from) == ("grpo", 3, str(tmp_path / "reward"))
+    assert offline.init_from == online.init_from == str(tmp_path / "sft")
+
+
+def made_up(run, monkeypatch, folder):
+    """Three seeds of parents; a run of "ipo" reaches its seed, one of "grpo" twice its seed."""
+    for seed in range(3):
+        (folder / f"quickstart-seed{seed}").mkdir(parents=True)
+        summary = {"stages": {"sft": {"gold_reward": -0.1 * seed}}}
+        (folder / f"quickstart-seed{seed}/summary.json").write_text(json.dumps(summary))
+
+    def run_one(name, base, out, seed):
+        assert base == folder / f"quickstart-seed{seed}" and out == folder / f"objectives-seed{seed}" / name
+        return {"gold_reward": (1.0 if name == "ipo" else 2.0) * seed, "kl": 3.0, "length": 15.0}
+
+    monkeypatch.setattr(run, "run_one", run_one)
+
+
+def test_the_table_is_sorted_by_gold_and_paired_by_seed(run, monkeypatch, tmp_path, capsys):
+    made_up(run, monkeypatch, tmp_path / "runs")
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{run.BEGIN}\n{END}\nafter\n")
+    options = [f"--runs={tmp_path / 'runs'}", f"--out={tmp_path / 'out'}", f"--readme={readme}", "--write-readme"]
+    run.main([*options, "--only", "ipo", "grpo"])
+    lines = (tmp_path / "out/results.md").read_text().splitlines()
+    # grpo: 0, 2, 4, sd 2, half-width 4.303 * 2 / sqrt(3) = 4.968. Gain: 0, 2.1, 4.2, sd 2.1, half-width 5.217
+    assert (
+        lines[2]
+        == "| grpo | online | 2.00 [-2.97, 6.97] | 2.10 [-3.12, 7.32] | 3.00 [3.00, 3.00] | 15.0 [15.0, 15.0] |"
+    )
+    assert lines[3].startswith("| ipo | offline | 1.00 ")
+    assert (tmp_path / "out/results.md").read_text() in readme.read_text()
+    found = json.loads((tmp_path / "out/results.json").read_text())
+    assert found["per_seed"]["grpo"]["2"]["gold_reward"] == 4.0 and str(tmp_path) not in json.dumps(found)
+    assert "grpo" in capsys.readouterr().out
+
+
+def test_missing_parents_are_named_before_anything_runs(run, tmp_path):
+    with pytest.raises(SystemExit, match="quickstart-seed7/summary.json is not there: run experiments/quickstart"):
+        run.main([f"--runs={tmp_path}", "--seeds", "7"])
