@@ -69,7 +69,7 @@ def test_the_config_names_its_recipes():
         ("online_dpo", dict(update_args=dict(kl_limit=0.1)), "a loss on pairs measures no KL to the sampler"),
         (
             "dapo",
-            dict(kl_controller="adaptive_kl", kl_controller_args=dict(target=1.0)),
+            dict(kl_controller="adaptive_kl", kl_controller_args=dict(target=1.0, horizon=1e3)),
             "kl_coef = 0.0: adaptive_kl multiplies it",
         ),
         ("grpo", dict(update_args=dict(minibatches=0)), "update_args.minibatches = 0: expected 1 or more"),
