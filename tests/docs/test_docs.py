@@ -16,6 +16,7 @@ import pytest
 
 from alignax.config import bind, plain, resolve
 from alignax.main import load_config, parser
+from alignax.report.experiment import END
 from alignax.stages.pipeline import check_steps
 from alignax.stages.precheck import precheck
 from alignax.types import Pair, Side
@@ -129,7 +130,7 @@ def test_results_in_the_readme_are_those_of_results_json():
     spec = importlib.util.spec_from_file_location("quickstart_run", ROOT / "experiments/quickstart/run.py")
     run = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(run)
-    place = README.partition(run.BEGIN)[2].partition(run.END)[0].strip()
+    place = README.partition(run.BEGIN)[2].partition(END)[0].strip()
     path = ROOT / "experiments/quickstart/results/results.json"
     assert place == (run.markdown(run.json.loads(path.read_text())).strip() if path.is_file() else "Not run yet.")
 
