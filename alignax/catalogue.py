@@ -2,14 +2,12 @@
 
 import importlib
 import inspect
-import pkgutil
 import re
 import typing
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import alignax.losses
-from alignax.config import ConfigError, suggest
+from alignax.config import ConfigError, names_of, suggest
 
 _AUTHORS = r"[A-Z][\w'-]+(?: et al\.| (?:&|and) [A-Z][\w'-]+)?"
 _ARXIV = r"\d{4}\.\d{5}"
@@ -30,7 +28,7 @@ class Objective(NamedTuple):
 
 def names() -> list[str]:
     """The names that a config may give as `loss`, in alphabetical order."""
-    return sorted(info.name for info in pkgutil.iter_modules(alignax.losses.__path__))
+    return sorted(names_of("alignax.losses"))
 
 
 def objective(name: str) -> Objective:

@@ -30,7 +30,7 @@ def resolve(path: str, package: str, *, key: str) -> Callable:
     'my.module:fn' is any importable function. Raises ConfigError if the module or the function is not there.
     """
     found = None if ":" in path else getattr(importlib.import_module(package), path, None)
-    if inspect.isfunction(found):
+    if inspect.isfunction(found) and found.__module__ == package:  # its own: what it imports is no choice
         return found
     module, name = path.split(":", 1) if ":" in path else (f"{package}.{path}", path)
     try:
@@ -38,7 +38,7 @@ def resolve(path: str, package: str, *, key: str) -> Callable:
     except ModuleNotFoundError as error:
         if error.name is None or not (module == error.name or module.startswith(error.name + ".")):
             raise  # the module is there, but something that it imports is not
-        hint = "" if ":" in path else suggest(path, _names_of(package))
+        hint = "" if ":" in path else suggest(path, names_of(package))
         raise ConfigError(f"config.{key} = {path!r}: there is no module {module!r}{hint}") from None
     except AttributeError:
         raise ConfigError(f"config.{key} = {path!r}: module {module!r} has no function {name!r}") from None
@@ -47,7 +47,8 @@ def resolve(path: str, package: str, *, key: str) -> Callable:
     return found
 
 
-def _names_of(package: str) -> list[str]:
+def names_of(package: str) -> list[str]:
+    """The short names that `resolve` finds in a package or module."""
     module = importlib.import_module(package)
     if hasattr(module, "__path__"):
         return [info.name for info in pkgutil.iter_modules(module.__path__)]

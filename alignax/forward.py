@@ -3,6 +3,7 @@
 The only place that shifts: hidden state t-1 predicts token t and carries the value of the state before token t.
 """
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int
@@ -44,25 +45,29 @@ def demo(model: Model, params: Params, batch: dict) -> Demo:
 
 def pair(model: Model, params: Params, reference: Params, batch: dict) -> Pair:
     """A preference batch under the policy and under the reference; both sides go through the model as one batch."""
-    chosen, rejected = two_sides(model, params, reference, batch["chosen"], batch["rejected"])
-    return Pair(chosen=chosen, rejected=rejected)
+    both = side(model, params, reference, stack(batch["chosen"], batch["rejected"]))
+    B = batch["row"].shape[0]
+    return Pair(chosen=jax.tree.map(lambda x: x[:B], both), rejected=jax.tree.map(lambda x: x[B:], both))
 
 
 def unpaired(model: Model, params: Params, reference: Params, batch: dict) -> Unpaired:
-    """Single replies with their thumbs, and the replies of other rows after the same prompts."""
-    side, mismatched = two_sides(model, params, reference, batch["side"], batch["mismatched"])
-    return Unpaired(side=side, desirable=batch["desirable"], mismatched=mismatched)
+    """Single replies with their thumbs, and the replies of other rows after the same prompts.
+
+    The latter are a constant and go through the model by themselves, so that a loss that does not look at them pays
+    for neither pass.
+    """
+    return Unpaired(
+        side=side(model, params, reference, batch["side"]),
+        desirable=batch["desirable"],
+        mismatched=side(model, jax.lax.stop_gradient(params), reference, batch["mismatched"]),
+    )
 
 
-def two_sides(model: Model, params: Params, reference: Params, first: dict, second: dict) -> tuple[Side, Side]:
-    """Two batches of B replies each, under the policy and under the reference, as one batch of 2B."""
-    both = stack(first, second)
-    stats = token_statistics(model, params, both["tokens"], both["valid"])
-    ref_logp = token_statistics(model, reference, both["tokens"], both["valid"]).logp
-    fields = {"logp": stats.logp, "ref_logp": ref_logp, "mask": both["mask"], "collision": stats.collision}
-    B = first["tokens"].shape[0]
-    one, two = ({name: x[rows] for name, x in fields.items()} for rows in (slice(None, B), slice(B, None)))
-    return Side(**one), Side(**two)
+def side(model: Model, params: Params, reference: Params, batch: dict) -> Side:
+    """Replies under the policy and under the reference."""
+    stats = token_statistics(model, params, batch["tokens"], batch["valid"])
+    ref_logp = token_statistics(model, reference, batch["tokens"], batch["valid"]).logp
+    return Side(logp=stats.logp, ref_logp=ref_logp, mask=batch["mask"], collision=stats.collision)
 
 
 def scored(model: Model, params: Params, batch: dict) -> Scored:
@@ -104,11 +109,11 @@ def best_and_worst(view: Rollout, group: int) -> Pair:
     advantage_PM = jnp.sum(advantage_BT, axis=1, where=view.mask).reshape(-1, group)
     first_P = jnp.arange(len(advantage_PM)) * group
 
-    def side(rows_P: Array) -> Side:
+    def picked(rows_P: Array) -> Side:
         return Side(logp=logp_BT[rows_P], ref_logp=ref_logp_BT[rows_P], mask=view.mask[rows_P])
 
     best_P, worst_P = jnp.argmax(advantage_PM, axis=1), jnp.argmin(advantage_PM, axis=1)
-    return Pair(chosen=side(first_P + best_P), rejected=side(first_P + worst_P))
+    return Pair(chosen=picked(first_P + best_P), rejected=picked(first_P + worst_P))
 
 
 def stack(first: dict, second: dict) -> dict:

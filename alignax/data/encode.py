@@ -121,17 +121,22 @@ def unpaired_rows(
     Rows are {"prompt", "completion", "label": bool}; a preference pair makes two of them. `mismatched` is the reply of
     a near row with another prompt, after this row's prompt (KTO's estimate of KL); where none fits into `max_length`
     its mask is empty, so that it counts for nothing. Otherwise as `demo_rows`; raises DataError as well if all rows
-    have one prompt.
+    have one prompt or one label.
     """
     rows, counts = thumbs(rows, counts)
     kept, counts = _encode(rows, ("prompt", "completion"), tokenizer, template, max_length, counts)
     counts.require_rows("rated reply")
+    desirable = np.array([rows[row]["label"] for row, _, _ in kept])
+    if desirable.all() or not desirable.any():
+        raise DataError(
+            f"all {len(kept)} replies have the label {bool(desirable[0])}: a thumb tells nothing without both"
+        )
     others = _mismatched([rows[row] for row, _, _ in kept], [p for _, p, _ in kept], tokenizer, template, max_length)
     replies = [(prompt, side) for _, prompt, (side,) in kept]
     length = padded_length([len(p) + len(r) for p, r in (*replies, *others)], max_length, pad_to)
     fill = pad_id(tokenizer)
     arrays = {"side": _side(replies, length, fill), "mismatched": _side(others, length, fill)}
-    return arrays | {"desirable": np.array([rows[row]["label"] for row, _, _ in kept]), "row": _row_ids(kept)}, counts
+    return arrays | {"desirable": desirable, "row": _row_ids(kept)}, counts
 
 
 def thumbs(rows: Iterable[Row], counts: Counts | None = None) -> tuple[list[Row], Counts]:

@@ -23,7 +23,7 @@ def kto(
     Metrics: those of `ops.preference.unpaired_metrics`, for rewards beta r; kl, the mean behind z0, before it is cut
     at 0 (TRL logs it after).
     Raises ValueError if beta or a weight is not positive, ref_logp or mismatched is missing, or all replies of the
-    batch carry one label (where the labels are concrete: inside jit nobody can look).
+    batch carry one label (where the labels are concrete; under jit `data.encode` has looked at the whole set).
     Use when feedback is a thumb per reply, not a comparison; batches must be shuffled across labels.
     """
     require(beta > 0, f"kto: beta = {beta}: expected a positive number, such as 0.1")

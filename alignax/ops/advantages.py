@@ -127,18 +127,6 @@ def reinforce_plus_plus(
     return whiten(to_go_BT, mask_BT, eps=eps)
 
 
-def reinforce_plus_plus_baseline(
-    score_B: Float[Array, " B"], mask_BT: Bool[Array, "B T"], *, group: int, eps: float = 1e-8
-) -> Float[Array, "B T"]:
-    """REINFORCE++-baseline: R_i - mean of the group at each of its action tokens, whitened over the batch.
-
-    Hu 2025 (arXiv 2501.03262); the KL is a term of the loss there (`losses.kl` with 'k2'). Whitening is over tokens, so
-    a long reply weighs more in mean and variance. Rows without a score are left out, and are 0.
-    """
-    mask_BT = mask_BT & scorable(score_B)[:, None]
-    return whiten(spread(group_mean(score_B, group=group), mask_BT), mask_BT, eps=eps)
-
-
 # ---- shapes, penalties, weights -----------------------------------------------------------------------------------
 
 

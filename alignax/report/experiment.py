@@ -1,6 +1,11 @@
-"""What the scripts under experiments/ share: table cells, and the place of a table in a page."""
+"""What the scripts under experiments/ share: their options, table cells, and where results are written."""
 
+import argparse
+import json
 from pathlib import Path
+
+from rich.console import Console
+from rich.markdown import Markdown
 
 from alignax.log import replace_file
 
@@ -24,3 +29,24 @@ def write_into(path: Path, begin: str, text: str) -> None:
     if END not in rest:
         raise ValueError(f"{path}: no {END} after {begin}")
     replace_file(path, f"{before}{begin}\n{text}{END}{rest.partition(END)[2]}")
+
+
+def options(doc: str, root: Path, here: Path) -> argparse.ArgumentParser:
+    """The command line of an experiment over seeds; `here` is its folder, `root` the repository."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--runs", type=Path, default=root / "runs", help="folder of the runs")
+    parser.add_argument("--out", type=Path, default=here / "results", help="folder of the results")
+    parser.add_argument("--readme", type=Path, default=root / "README.md", help="where --write-readme writes")
+    parser.add_argument("--write-readme", action="store_true", help="put the table into the README as well")
+    return parser
+
+
+def publish(args: argparse.Namespace, begin: str, found: dict, text: str) -> None:
+    """Writes results.json and results.md, the README if asked, and prints the table."""
+    args.out.mkdir(parents=True, exist_ok=True)
+    replace_file(args.out / "results.json", json.dumps(found, indent=1) + "\n")
+    replace_file(args.out / "results.md", text)
+    if args.write_readme:
+        write_into(args.readme, begin, text)
+    Console().print(Markdown(text))

@@ -14,8 +14,8 @@ from rich.console import Console
 
 from alignax import sharding
 from alignax.checkpoint import Steps, check_content, content_hash, load_params, save_params
-from alignax.config import ConfigError, Reader, bind, plain, resolve, typed
-from alignax.data.encode import pair_rows, unpaired_rows
+from alignax.config import ConfigError, Reader, bind, plain, resolve
+from alignax.data.encode import pair_rows
 from alignax.data.loader import Loader, eval_batches
 from alignax.data.tokenizer import load_tokenizer, template_hash, tokenizer_hash
 from alignax.log import Log
@@ -23,7 +23,7 @@ from alignax.manifest import check_parent, parent_record, read_manifest, start, 
 from alignax.models.config import ModelConfig
 from alignax.models.decoder import decoder
 from alignax.ops.masked import metric_ratios, metric_sums
-from alignax.stages.precheck import precheck
+from alignax.stages.precheck import bind_term, precheck
 from alignax.train.loop import fit, resume
 from alignax.train.optimizer import Optimizer
 from alignax.types import Model, Params
@@ -246,41 +246,27 @@ def evaluator(metrics_fn: Callable, arrays: Any, batch_size: int, mesh: Mesh) ->
     return run
 
 
-def pair_data(stage: Stage, tokenizer: Any, root: Path | None) -> tuple[dict, dict, list[dict], dict]:
-    """Preference pairs to train on and held out, as arrays; the held-out text rows; and the counts of both."""
+def preference_data(
+    stage: Stage, tokenizer: Any, root: Path | None, encode: Callable = pair_rows
+) -> tuple[dict, dict, list[dict], dict]:
+    """Preferences to train on and held out, as arrays (pairs, or `unpaired_rows`); the held-out text; both counts."""
     cfg = stage.cfg
     source, args, options = cfg.source, cfg.data, {"template": cfg.template, "max_length": cfg.max_length}
     rows, counts = load_rows(source, args, "train", root=root)
-    train, counts = pair_rows(rows, tokenizer, counts=counts, **options)
+    train, counts = encode(rows, tokenizer, counts=counts, **options)
     held_rows, held_counts = load_rows(source, args, "heldout", root=root)
-    held, held_counts = pair_rows(held_rows, tokenizer, counts=held_counts, **options)
-    console.print(f"preference pairs: {counts}; held out: {held_counts}")
+    held, held_counts = encode(held_rows, tokenizer, counts=held_counts, **options)
+    console.print(f"preferences: {counts}; held out: {held_counts}")
     return train, held, held_rows, {"train": counts, "heldout": held_counts}
-
-
-def unpaired_data(stage: Stage, tokenizer: Any, root: Path | None) -> tuple[dict, dict, list[dict], dict]:
-    """Replies with thumbs to train on and held out, from such rows or from preference pairs; as `pair_data`."""
-    cfg = stage.cfg
-    source, args, options = cfg.source, cfg.data, {"template": cfg.template, "max_length": cfg.max_length}
-    (train, counts), (held, held_counts) = (
-        unpaired_rows(rows, tokenizer, counts=counts, **options)
-        for rows, counts in (load_rows(source, args, split, root=root) for split in ("train", "heldout"))
-    )
-    console.print(f"replies with thumbs: {counts}; held out: {held_counts}")
-    return train, held, [], {"train": counts, "heldout": held_counts}
 
 
 def get_terms(cfg: Reader) -> dict[str, tuple[float, Callable]]:
     """{name: (coefficient, record -> Loss)}: the config's loss, called "loss" where it is alone, and its `terms`."""
     loss = resolve(cfg.loss, "alignax.losses", key="loss")
     bound = partial(loss, **bind(loss, cfg.loss_args, key="loss_args"))
-    out = {loss.__name__ if cfg.terms else "loss": (1.0, bound)}
-    for name, args in cfg.terms.items():
-        term = resolve(name, "alignax.losses", key=f"terms.{name}")
-        own = {key: value for key, value in args.items() if key != "coefficient"}
-        bound = partial(term, **bind(term, own, key=f"terms.{name}"))
-        out[name] = typed(args.get("coefficient", 1.0), float, key=f"terms.{name}.coefficient"), bound
-    return out
+    return {loss.__name__ if cfg.terms else "loss": (1.0, bound)} | {
+        name: bind_term(name, args, key=f"terms.{name}") for name, args in cfg.terms.items()
+    }
 
 
 def evaluate_terms(terms: Mapping[str, tuple[float, Callable]], record: Any) -> dict:
@@ -290,6 +276,21 @@ def evaluate_terms(terms: Mapping[str, tuple[float, Callable]], record: Any) -> 
         found = term(record)
         out |= found.metrics | {name: (found.value, found.weight)}
     return out
+
+
+def once_per_step(evaluate: Callable[[Any], dict]) -> Callable[[Any], dict]:
+    """`evaluate`, which is not run again on the state that it has just measured: the last step's, for the manifest."""
+    last: dict[int, dict] = {}
+
+    def run(state: Any) -> dict:
+        step = int(state.step)
+        if step not in last:
+            found = evaluate(state)
+            last.clear()
+            last[step] = found
+        return last[step]
+
+    return run
 
 
 def train(

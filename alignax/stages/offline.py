@@ -7,14 +7,14 @@ from ml_collections import ConfigDict
 
 from alignax import forward, sharding
 from alignax.config import record_of, resolve
-from alignax.data.encode import fingerprint
+from alignax.data.encode import fingerprint, pair_rows, unpaired_rows
 from alignax.stages import common, probe
 from alignax.train.state import new_state
 from alignax.train.step import make_step
 from alignax.types import Pair, Unpaired
 
-# What a loss may take, what makes it from a batch, and where the batches come from.
-RECORDS = {Pair: (forward.pair, common.pair_data), Unpaired: (forward.unpaired, common.unpaired_data)}
+# What a loss may take, what makes it from a batch, and what makes the batches from text.
+RECORDS = {Pair: (forward.pair, pair_rows), Unpaired: (forward.unpaired, unpaired_rows)}
 
 
 def get_config() -> ConfigDict:
@@ -38,12 +38,12 @@ def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
 
     # ---- objective
     record = record_of(resolve(cfg.loss, "alignax.losses", key="loss"), tuple(RECORDS), key="loss")
-    view, load = RECORDS[record]
+    view, encode = RECORDS[record]
     terms = common.get_terms(cfg)
 
     # ---- data
     tokenizer = common.get_tokenizer(stage)
-    train, held, _, counts = load(stage, tokenizer, root)
+    train, held, _, counts = common.preference_data(stage, tokenizer, root, encode)
 
     # ---- model: the parent policy is start and reference
     mesh = common.get_mesh(cfg)
@@ -63,6 +63,7 @@ def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
     pairs = common.evaluator(metrics, held, cfg.batch_size, mesh)
     watch = probe.build(stage, cfg.probe, model, tokenizer, cfg.template, mesh, root)
 
+    @common.once_per_step
     def evaluate(state):
         probed = probe.summary(watch.measure(state.learner.params, reference)) if watch else {}
         return pairs(state, reference) | probed

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
 from alignax import forward, sharding
@@ -21,6 +22,8 @@ from alignax.stages import common, probe
 from alignax.train import online
 from alignax.train.state import new_online_state
 from alignax.types import Pair, Rollout
+
+RECORDS = (Rollout, Pair)  # what a loss may take
 
 
 def get_config() -> ConfigDict:
@@ -108,7 +111,8 @@ def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
 
     # ---- train
     watch = probe.build(stage, cfg.probe, model, tokenizer, cfg.template, mesh, root, reward=proxy)
-    evaluate = (lambda state: probe.summary(watch.measure(state.policy.params, reference))) if watch else None
+    measured = (lambda state: probe.summary(watch.measure(state.policy.params, reference))) if watch else None
+    evaluate = common.once_per_step(measured) if measured else None
     loader = common.make_loader(prompts, cfg.batch_size * cfg.oversample, cfg.seed)
     put = lambda batch: sharding.put_batch(batch, mesh)  # noqa: E731
     show = ("objective/scores", "objective/kl", "policy/approxkl_avg")
@@ -151,7 +155,7 @@ def make_parts(cfg: Any, model: Any, critic_model: Any, ends: jax.Array, pad: in
     check_placement(cfg.kl_estimator, cfg.kl_placement)
     in_reward = cfg.kl_placement == "reward"
     policy_loss = resolve(cfg.loss, "alignax.losses", key="loss")
-    on_pairs = record_of(policy_loss, (Rollout, Pair), key="loss") is Pair
+    on_pairs = record_of(policy_loss, RECORDS, key="loss") is Pair
     value_loss = resolve(cfg.value_loss, "alignax.losses", key="value_loss")
     loss_args = bind(policy_loss, cfg.loss_args, key="loss_args")
     value_args = bind(value_loss, cfg.value_loss_args, key="value_loss_args")
@@ -238,10 +242,9 @@ def text_scorer(reward: Any, rows: list[dict], tokenizer: Any, group: int = 1) -
 
     def score(rollout, finished_B, prompts):
         completions = texts(tokenizer, rollout, ends)
-        ids, done = jax.device_get((jnp.repeat(prompts["row"], group), finished_B))
-        totals = [
-            total_reward(reward, rows[row], text, bool(end))["total"] for row, text, end in zip(ids, completions, done)
-        ]
+        ids, done = jax.device_get((prompts["row"], finished_B))
+        replies = zip(np.repeat(ids, group), completions, done, strict=True)
+        totals = [total_reward(reward, rows[row], text, bool(end))["total"] for row, text, end in replies]
         return jnp.asarray(totals, jnp.float32)
 
     return score

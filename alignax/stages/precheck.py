@@ -1,6 +1,8 @@
 """Checks a stage's config before anything is loaded or compiled: unknown keys, wrong types, misspelt arguments."""
 
 import importlib
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -8,7 +10,7 @@ import jax
 from alignax.config import ConfigError, bind, check, plain, record_of, resolve, typed
 from alignax.ops.kl import check_placement
 from alignax.train import advantages, online
-from alignax.types import Demo, Pair, Record, Rollout, Scored, Unpaired
+from alignax.types import Pair
 from alignax.worlds.annotators import Annotator
 
 # key -> (package of its short names, key of its arguments, arguments that the stage gives)
@@ -30,14 +32,6 @@ FIXED = {
     "annotator_args": (Annotator, ()),
 }
 
-# the records that each stage makes for its loss
-RECORDS: dict[str, tuple[type[Record], ...]] = {
-    "sft": (Demo,),
-    "reward": (Scored,),
-    "offline": (Pair, Unpaired),
-    "online": (Rollout, Pair),
-}
-
 # losses of the package whose record no stage can fill: they are for programs of one's own
 UNFED = {
     "nash_md": "it needs the preference over replies of a mixture of policy and reference",
@@ -49,7 +43,7 @@ def precheck(config: dict[str, Any], prefix: str = "") -> None:
     """Raises ConfigError for whatever can be known to be wrong from the config alone."""
     name = config.get("stage")
     try:
-        defaults = importlib.import_module(f"alignax.stages.{name}").get_config()
+        defaults = _stage(name).get_config()
     except (ModuleNotFoundError, AttributeError):
         raise ConfigError(f"config.{prefix}stage = {name!r}: there is no such stage") from None
     check(config, plain(defaults), prefix=prefix)
@@ -111,15 +105,14 @@ def losses(config: dict[str, Any], prefix: str) -> None:
         return
     named = {"loss": config["loss"]} | {f"terms.{name}": name for name in config.get("terms", {})}
     found = {key: resolve(path, "alignax.losses", key=prefix + key) for key, path in named.items()}
-    kinds = {key: record_of(loss, RECORDS[config["stage"]], key=prefix + key) for key, loss in found.items()}
+    records = tuple(_stage(config["stage"]).RECORDS)
+    kinds = {key: record_of(loss, records, key=prefix + key) for key, loss in found.items()}
     for name, args in config.get("terms", {}).items():
         if not isinstance(args, dict):
             raise ConfigError(f"config.{prefix}terms.{name} = {args!r}: expected a group such as dict(coefficient=0.5)")
         if found[f"terms.{name}"] is found["loss"]:
             raise ConfigError(f"config.{prefix}terms.{name} is config.loss itself: a term is added to it")
-        typed(args.get("coefficient", 1.0), float, key=f"{prefix}terms.{name}.coefficient")
-        own = {key: value for key, value in args.items() if key != "coefficient"}
-        bind(found[f"terms.{name}"], own, key=f"{prefix}terms.{name}")
+        bind_term(name, args, key=f"{prefix}terms.{name}")
     for key, kind in kinds.items():
         if (reason := UNFED.get(named[key])) and config["stage"] in ("online", "offline"):
             raise ConfigError(f"config.{prefix}{key} = {named[key]!r}: {reason}, which no stage samples yet")
@@ -134,6 +127,18 @@ def losses(config: dict[str, Any], prefix: str) -> None:
                 f"config.{prefix}{key} = {named[key]!r} compares the rows of a batch with each other: it is not the "
                 f"sum of {parts} microbatches; set microbatches to 1"
             )
+
+
+def bind_term(name: str, args: dict[str, Any], *, key: str) -> tuple[float, Callable]:
+    """(coefficient, record -> Loss) of one of the `terms` of a config."""
+    loss = resolve(name, "alignax.losses", key=key)
+    own = {name: value for name, value in args.items() if name != "coefficient"}
+    coefficient = typed(args.get("coefficient", 1.0), float, key=f"{key}.coefficient")
+    return coefficient, partial(loss, **bind(loss, own, key=key))
+
+
+def _stage(name: Any) -> Any:
+    return importlib.import_module(f"alignax.stages.{name}")
 
 
 def settings_online(config: dict[str, Any], prefix: str) -> None:
@@ -177,7 +182,7 @@ def settings_advantage(config: dict[str, Any], prefix: str) -> None:
         raise ConfigError(f"config.{prefix}advantage = 'gae' needs a critic: set critic_init to 'policy' or 'reward'")
     if name in vars(advantages) and name != "gae":
         values = ("value_loss", "value_loss_args", "value_optimizer", "value_optimizer_args")
-        default = plain(importlib.import_module("alignax.stages.online").get_config())
+        default = plain(_stage("online").get_config())
         changed = [key for key in values if config[key] != default[key]]
         if critic != "none":
             raise ConfigError(
@@ -194,7 +199,7 @@ def settings_advantage(config: dict[str, Any], prefix: str) -> None:
     if config["oversample"] < 1:
         raise ConfigError(f"config.{prefix}oversample = {config['oversample']}: expected 1 (off) or more")
     loss = resolve(config["loss"], "alignax.losses", key=f"{prefix}loss")
-    if record_of(loss, RECORDS["online"], key=f"{prefix}loss") is Pair:
+    if record_of(loss, _stage("online").RECORDS, key=f"{prefix}loss") is Pair:
         if name != "best_and_worst":
             raise ConfigError(
                 f"config.{prefix}loss = {config['loss']!r} takes pairs: set advantage to 'best_and_worst', not {name!r}"

@@ -15,6 +15,9 @@ from alignax.evals.reward_model import report
 from alignax.stages import common
 from alignax.train.state import new_state
 from alignax.train.step import make_step
+from alignax.types import Scored
+
+RECORDS = (Scored,)  # what a loss may take
 
 
 def get_config() -> ConfigDict:
@@ -35,7 +38,7 @@ def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
 
     # ---- data
     tokenizer = common.get_tokenizer(stage)
-    train, held, held_text, counts = common.pair_data(stage, tokenizer, root)
+    train, held, held_text, counts = common.preference_data(stage, tokenizer, root)
 
     # ---- model: the parent's trunk and a fresh scalar head
     mesh = common.get_mesh(cfg)

@@ -11,6 +11,9 @@ from alignax.data.encode import demo_rows, fingerprint
 from alignax.stages import common
 from alignax.train.state import new_state
 from alignax.train.step import make_step
+from alignax.types import Demo
+
+RECORDS = (Demo,)  # what a loss may take
 
 
 def get_config() -> ConfigDict:
@@ -56,7 +59,7 @@ def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
         return term.metrics | {"loss": (term.value, term.weight)}
 
     # ---- train
-    evaluate = common.evaluator(metrics, held, cfg.batch_size, mesh)
+    evaluate = common.once_per_step(common.evaluator(metrics, held, cfg.batch_size, mesh))
     state = common.place(lambda p: new_state(p, optimizer), params, mesh=mesh)
     step = sharding.jit_step(make_step(objective, optimizer, microbatches=cfg.microbatches), state)
     step_fn = lambda state, batch: step(state, batch, ())  # noqa: E731

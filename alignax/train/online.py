@@ -65,7 +65,7 @@ def learn(
     score_B: Float[Array, " B"],
 ) -> tuple[OnlineState, dict]:  # fmt: skip
     """Everything after the score: rewards, advantages, updates, the next KL coefficient."""
-    sampled = score_B, finished_B, rollout.mask.sum(1)  # what the metrics speak of: before anything is left out
+    scores, ended, lengths = score_B, finished_B, rollout.mask.sum(1)  # for the metrics: before anything is left out
     if parts.keep:
         rows_B = keep_informative(score_B, group=parts.group, keep=parts.keep)
         rollout, finished_B, score_B = jax.tree.map(lambda x: x[rows_B], (rollout, finished_B, score_B))
@@ -76,14 +76,14 @@ def learn(
     policy, critic, update_metrics = update(parts, state, rollout, key)
     done = state.step * parts.updates.epochs * parts.updates.minibatches
     metrics |= update_metrics | {
-        "objective/scores": jnp.nanmean(sampled[0]),
-        "objective/scores_sd": jnp.nanstd(sampled[0]),
+        "objective/scores": jnp.nanmean(scores),
+        "objective/scores_sd": jnp.nanstd(scores),
         "objective/kl_coef": state.kl_coef,
-        "val/num_eos_tokens": sampled[1].sum().astype(jnp.float32),
-        "completions/mean_length": sampled[2].mean(),
-        "completions/clipped_ratio": 1.0 - sampled[1].mean(),
+        "val/num_eos_tokens": ended.sum().astype(jnp.float32),
+        "completions/mean_length": lengths.mean(),
+        "completions/clipped_ratio": 1.0 - ended.mean(),
         "lr": jnp.float32(parts.policy_optimizer.learning_rate(done)),
-        "episode": ((state.step + 1) * sampled[0].shape[0]).astype(jnp.float32),
+        "episode": ((state.step + 1) * scores.shape[0]).astype(jnp.float32),
     }
     coef, memory = parts.control_kl(state.kl_coef, kl, state.kl_memory)
     learners = {"policy": policy, "critic": critic}

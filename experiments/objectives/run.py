@@ -7,7 +7,6 @@ has finished with the same config is not run again. Hardware: 2 CPU cores, about
 minute per online run. Writes results/results.json and results/results.md beside this file.
 """
 
-import argparse
 import json
 import os
 import platform
@@ -15,15 +14,11 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-from rich.console import Console
-from rich.markdown import Markdown
-
 import alignax
 from alignax import catalogue
 from alignax.evals.intervals import spread
-from alignax.log import replace_file
 from alignax.main import load_config
-from alignax.report.experiment import cell, write_into
+from alignax.report.experiment import cell, options, publish
 from alignax.stages import offline, online
 
 HERE = Path(__file__).resolve().parent
@@ -113,13 +108,8 @@ def markdown(found: dict) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser = options(__doc__, ROOT, HERE)
     parser.add_argument("--only", nargs="+", default=names(), choices=names(), metavar="NAME")
-    parser.add_argument("--runs", type=Path, default=ROOT / "runs", help="folder of the runs")
-    parser.add_argument("--out", type=Path, default=HERE / "results", help="folder of the results")
-    parser.add_argument("--readme", type=Path, default=ROOT / "README.md", help="where --write-readme writes")
-    parser.add_argument("--write-readme", action="store_true", help="put the table into the README as well")
     args = parser.parse_args(argv)
     sft: dict[int, float] = {}
     for seed in args.seeds:
@@ -133,12 +123,7 @@ def main(argv: list[str] | None = None) -> None:
             base, folder = args.runs / f"quickstart-seed{seed}", args.runs / f"objectives-seed{seed}" / name
             per_seed.setdefault(name, {})[seed] = run_one(name, base, folder, seed)
     found = results(per_seed, sft)
-    args.out.mkdir(parents=True, exist_ok=True)
-    replace_file(args.out / "results.json", json.dumps(found, indent=1) + "\n")
-    replace_file(args.out / "results.md", markdown(found))
-    if args.write_readme:
-        write_into(args.readme, BEGIN, markdown(found))
-    Console().print(Markdown(markdown(found)))
+    publish(args, BEGIN, found, markdown(found))
 
 
 if __name__ == "__main__":

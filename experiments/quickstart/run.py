@@ -5,7 +5,6 @@
 Hardware: 2 CPU cores. Writes results/results.json and results/results.md beside this file.
 """
 
-import argparse
 import json
 import os
 import platform
@@ -14,16 +13,13 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-from rich.console import Console
-from rich.markdown import Markdown
-
 import alignax
 from alignax.config import plain
 from alignax.evals.intervals import spread
-from alignax.log import plain_json, replace_file
+from alignax.log import plain_json
 from alignax.main import load_config
 from alignax.manifest import config_hash
-from alignax.report.experiment import cell, write_into
+from alignax.report.experiment import cell, options, publish
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -140,24 +136,13 @@ def verdict(name: str, apart: dict, row: dict, seeds: int) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--runs", type=Path, default=ROOT / "runs", help="folder of the runs")
-    parser.add_argument("--out", type=Path, default=HERE / "results", help="folder of the results")
-    parser.add_argument("--readme", type=Path, default=ROOT / "README.md", help="where --write-readme writes")
-    parser.add_argument("--write-readme", action="store_true", help="put the table into the README as well")
-    args = parser.parse_args(argv)
+    args = options(__doc__, ROOT, HERE).parse_args(argv)
     folders = {seed: args.runs / f"quickstart-seed{seed}" for seed in args.seeds}
     for seed, folder in folders.items():
         run_seed(seed, folder)
     read = lambda folder: json.loads((folder / "summary.json").read_text(encoding="utf-8"))  # noqa: E731
     found = results({seed: read(folder) for seed, folder in folders.items()})
-    args.out.mkdir(parents=True, exist_ok=True)
-    replace_file(args.out / "results.json", json.dumps(found, indent=1) + "\n")
-    replace_file(args.out / "results.md", markdown(found))
-    if args.write_readme:
-        write_into(args.readme, BEGIN, markdown(found))
-    Console().print(Markdown(markdown(found)))
+    publish(args, BEGIN, found, markdown(found))
 
 
 if __name__ == "__main__":

@@ -297,7 +297,7 @@ def test_thumbs_carry_the_counts_of_their_source(words):
 
 
 def test_a_mismatched_reply_that_does_not_fit_counts_for_nothing(words):
-    rows = [THUMBS[0], {"prompt": "there", "completion": "how are you fine thanks", "label": True}]
+    rows = [THUMBS[0], {"prompt": "there", "completion": "how are you fine thanks", "label": False}]
     batch, _ = encode.unpaired_rows(rows, words, template="plain", max_length=8)
     assert batch["mismatched"]["mask"].any(1).tolist() == [True, True]
     rows[0] = rows[0] | {"prompt": "hi hi hi"}  # 4 + 6 tokens are more than 8
@@ -311,6 +311,7 @@ def test_a_mismatched_reply_that_does_not_fit_counts_for_nothing(words):
     [
         ([{"prompt": "hi", "completion": "fine"}], "no row has a thumb: found completion, prompt"),
         (THUMBS[:2], "all 2 rows have one prompt: mismatched replies"),
+        (THUMBS[1:], "all 2 replies have the label False: a thumb tells nothing without both"),
         ([THUMBS[0] | {"label": 1}], "no row has a thumb: found completion, label, prompt"),
     ],
 )

@@ -108,8 +108,6 @@ def test_whitening_of_groups_refuses_wrong_groups_too():
     for group, message in ((1, "group = 1"), (3, "4 rows in groups of group = 3")):
         with pytest.raises(ValueError, match=message):
             adv.whiten_groups(x, mask, group=group)
-        with pytest.raises(ValueError, match=message):
-            adv.reinforce_plus_plus_baseline(jnp.ones(4), mask, group=group)
 
 
 def test_shift_and_scale():
@@ -174,10 +172,6 @@ def test_tool_tokens_do_not_move_any_advantage():
     np.testing.assert_allclose(
         adv.reinforce_plus_plus(score, put(kl, 99.0), holed, coef, gamma=0.9)[:, spots], one, rtol=1e-5, atol=1e-6
     )
-    two = adv.reinforce_plus_plus_baseline(score, plain, group=2)
-    np.testing.assert_allclose(
-        adv.reinforce_plus_plus_baseline(score, holed, group=2)[:, spots], two, rtol=1e-5, atol=1e-6
-    )
 
 
 def test_reinforce_plus_plus_is_its_definition():
@@ -197,18 +191,6 @@ def test_reinforce_plus_plus_is_its_definition():
         want[place] = (value - values.mean()) / np.sqrt(values.var(ddof=1) + 1e-8)
     np.testing.assert_allclose(got, want, rtol=2e-5, atol=1e-5)
     assert len(to_go) < mask.sum()  # the rows without a score were left out
-
-
-def test_reinforce_plus_plus_baseline_is_its_definition():
-    score, mask = scores(4), masks(4)
-    got = adv.reinforce_plus_plus_baseline(score, mask, group=4)
-    base = oracle("group_mean", np.asarray(score), 4)
-    values = {(b, t): base[b] for b, t in np.argwhere(mask) if np.isfinite(score[b])}
-    flat = np.array([*values.values()])
-    want = np.zeros(mask.shape)
-    for place, value in values.items():
-        want[place] = (value - flat.mean()) / np.sqrt(flat.var(ddof=1) + 1e-8)
-    np.testing.assert_allclose(got, want, rtol=2e-5, atol=1e-6)
 
 
 def test_gae_with_lambda_one_and_no_critic_is_reinforce_plus_plus_before_whitening():
