@@ -1,5 +1,6 @@
 """Offline preference optimisation: pairs, or replies with a thumb -> policy. `--config=configs/world/dpo.py`."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from alignax import forward, sharding
 from alignax.config import record_of, resolve
 from alignax.data.encode import fingerprint, pair_rows, unpaired_rows
 from alignax.stages import common, probe
+from alignax.train import reference as moving
 from alignax.train.state import new_state
 from alignax.train.step import make_step
 from alignax.types import Pair, Unpaired
@@ -23,6 +25,7 @@ def get_config() -> ConfigDict:
     c.loss = "dpo"  # function of alignax.losses, or module:function, of a Pair or of an Unpaired
     # losses added to it: name = dict(coefficient=..., and its arguments)
     c.terms = ConfigDict()
+    c.reference_args = ConfigDict()  # of alignax.train.reference.follow (TR-DPO); empty: the reference stands still
     c.optimizer_args = ConfigDict({"learning_rate": 1e-6})
     c.probe = probe.get_config()
     return c
@@ -52,6 +55,8 @@ def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
     # ---- update
     optimizer = common.get_optimizer(cfg.optimizer, cfg.optimizer_args, cfg.total_steps)
 
+    follow = partial(moving.follow, **cfg.reference_args) if cfg.reference_args else None
+
     def objective(params, reference, batch):
         seen = view(model, params, reference, batch)
         return {name: (coefficient, term(seen)) for name, (coefficient, term) in terms.items()}
@@ -65,11 +70,12 @@ def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
 
     @common.once_per_step
     def evaluate(state):
+        # the KL to the start: the distance to a reference that comes along says little
         probed = probe.summary(watch.measure(state.learner.params, reference)) if watch else {}
-        return pairs(state, reference) | probed
+        return pairs(state, state.reference if follow else reference) | probed
 
-    state = common.place(lambda p: new_state(p, optimizer), reference, mesh=mesh)
-    step = sharding.jit_step(make_step(objective, optimizer, microbatches=cfg.microbatches), state)
+    state = common.place(lambda p: new_state(p, optimizer, p if follow else None), reference, mesh=mesh)
+    step = sharding.jit_step(make_step(objective, optimizer, microbatches=cfg.microbatches, follow=follow), state)
     step_fn = lambda state, batch: step(state, batch, reference)  # noqa: E731
     show = ("loss", "rewards/margins", "rewards/accuracies")
     state = common.train(stage, state, step_fn, train, mesh, evaluate, show=show)

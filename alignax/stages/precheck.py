@@ -10,6 +10,7 @@ import jax
 from alignax.config import ConfigError, bind, check, plain, record_of, resolve, typed
 from alignax.ops.kl import check_placement
 from alignax.train import advantages, online
+from alignax.train.reference import follow
 from alignax.types import Pair
 from alignax.worlds.annotators import Annotator
 
@@ -30,6 +31,7 @@ FIXED = {
     "scoring_args": (online.shape_scores, ()),
     "update_args": (online.updates, ()),
     "annotator_args": (Annotator, ()),
+    "reference_args": (follow, ("reference", "params", "step")),
 }
 
 # losses of the package whose record no stage can fill: they are for programs of one's own

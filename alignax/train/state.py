@@ -26,6 +26,7 @@ class TrainState(Record):
 
     learner: Learner
     step: Int[Array, ""]
+    reference: Params | None = None  # where it moves (`train.reference`); one that stands still is no state
 
 
 @record
@@ -55,9 +56,10 @@ def new_learner(params: Params, optimizer: Optimizer) -> Learner:
     return Learner(params=params, opt_state=optimizer.transform.init(params))
 
 
-def new_state(params: Params, optimizer: Optimizer) -> TrainState:
-    """Step 0."""
-    return TrainState(learner=new_learner(params, optimizer), step=jnp.int32(0))
+def new_state(params: Params, optimizer: Optimizer, reference: Params | None = None) -> TrainState:
+    """Step 0; `reference` is given if it moves."""
+    reference = jax.tree.map(jnp.copy, reference)  # often the same arrays as `params`, and a step donates both
+    return TrainState(learner=new_learner(params, optimizer), step=jnp.int32(0), reference=reference)
 
 
 def new_online_state(

@@ -74,17 +74,23 @@ def apply_gradients(learner: Learner, grads: Params, optimizer: Optimizer) -> Le
     return Learner(params=optax.apply_updates(learner.params, updates), opt_state=opt_state)
 
 
-def make_step(objective: Callable, optimizer: Optimizer, *, microbatches: int = 1) -> Callable:
+def make_step(
+    objective: Callable, optimizer: Optimizer, *, microbatches: int = 1, follow: Callable | None = None
+) -> Callable:
     """A pure `step(state, batch, frozen) -> (state, metrics)` for `objective(params, frozen, batch)`.
 
     `frozen` holds the parameters that are read and not trained, a reference policy for example (an argument, since
-    what a compiled function closes over is baked into it). Jit it with the state donated.
+    what a compiled function closes over is baked into it). With `follow(reference, params, step) -> reference` the
+    objective reads the state's own reference instead, which moves after the update. Jit it with the state donated.
     """
 
     def step(state: TrainState, batch: Any, frozen: Params) -> tuple[TrainState, dict]:
-        bound = lambda params, part: objective(params, frozen, part)  # noqa: E731
+        read = state.reference if follow else frozen
+        bound = lambda params, part: objective(params, read, part)  # noqa: E731
         grads, metrics = gradients(bound, state.learner.params, batch, microbatches=microbatches)
         metrics |= {"learning_rate": jnp.float32(optimizer.learning_rate(state.step))}
-        return TrainState(learner=apply_gradients(state.learner, grads, optimizer), step=state.step + 1), metrics
+        learner, done = apply_gradients(state.learner, grads, optimizer), state.step + 1
+        moved = follow(state.reference, learner.params, done) if follow else state.reference
+        return TrainState(learner=learner, step=done, reference=moved), metrics
 
     return step

@@ -38,6 +38,17 @@ def test_a_reward_model_objective_trains(run, tmp_path, name):
     assert np.isfinite(first["loss"]) and first["grad_norm"] > 0 and first["loss"] != second["loss"]
 
 
+def test_a_reference_that_moves(run, tmp_path):
+    """TR-DPO with a hard copy after every update: each step starts at the reference, where DPO's loss is log 2."""
+    still, hard = (
+        offline.run(config(run, "dpo", total_steps=3, save_every_steps=1, reference_args=args), tmp_path / name)
+        for name, args in (("still", {}), ("hard", dict(alpha=1.0, every=1)))
+    )
+    assert [row["loss"] for row in metrics(hard)] == pytest.approx([np.log(2)] * 3, rel=1e-6)
+    assert abs(metrics(still)[2]["loss"] - np.log(2)) > 1e-4
+    assert read(hard / "manifest.json")["metrics"]["eval/rewards/margins"] == pytest.approx(0.0, abs=1e-6)
+
+
 def test_terms_are_added_with_their_coefficients(run, tmp_path):
     """MPO-like: DPO + 0.5 BCO on pairs + 0.25 NLL of the chosen reply."""
     terms = {"bco_pair": {"coefficient": 0.5, "beta": 0.2}, "chosen_nll": {"coefficient": 0.25}}
@@ -56,6 +67,7 @@ def test_terms_are_added_with_their_coefficients(run, tmp_path):
         ("dpo", dict(terms={"kto": {}}), "config.terms.kto takes a Unpaired, config.loss a Pair"),
         ("dpo", dict(terms={"chosen_nll": {"alpha": 1.0}}), "config.terms.chosen_nll.alpha: chosen_nll takes no such"),
         ("dpo", dict(loss="xpo", loss_args={}), "needs pairs of a sample of the policy and one of the reference"),
+        ("dpo", dict(reference_args=dict(tau=0.6)), "config.reference_args.tau: follow takes no such"),
         ("dpo", dict(terms={"dpo": {}}), "config.terms.dpo is config.loss itself"),
         ("dpo", dict(terms={"chosen_nll": {"coefficient": "big"}}), "config.terms.chosen_nll.coefficient = 'big'"),
         ("dpo", dict(terms={"chosen": {}}), "config.terms.chosen = 'chosen': there is no module"),
