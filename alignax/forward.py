@@ -104,6 +104,7 @@ def best_and_worst(view: Rollout, group: int) -> Pair:
     """The replies of highest and lowest advantage in each group of neighbours, as one pair per prompt.
 
     Both sides are masked where `view.mask` is: a group without any advantage makes a pair that counts for nothing.
+    `reference_is_chosen` says whether the best reply is an opponent's, where there is one.
     """
     advantage_BT, logp_BT, ref_logp_BT = needs(view, "advantage", "logp", "ref_logp")
     advantage_PM = jnp.sum(advantage_BT, axis=1, where=view.mask).reshape(-1, group)
@@ -112,8 +113,10 @@ def best_and_worst(view: Rollout, group: int) -> Pair:
     def picked(rows_P: Array) -> Side:
         return Side(logp=logp_BT[rows_P], ref_logp=ref_logp_BT[rows_P], mask=view.mask[rows_P])
 
-    best_P, worst_P = jnp.argmax(advantage_PM, axis=1), jnp.argmin(advantage_PM, axis=1)
-    return Pair(chosen=picked(first_P + best_P), rejected=picked(first_P + worst_P))
+    best_P = first_P + jnp.argmax(advantage_PM, axis=1)
+    worst_P = first_P + jnp.argmin(advantage_PM, axis=1)
+    by_reference_P = None if view.opponent is None else view.opponent[best_P]
+    return Pair(chosen=picked(best_P), rejected=picked(worst_P), reference_is_chosen=by_reference_P)
 
 
 def stack(first: dict, second: dict) -> dict:

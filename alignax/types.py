@@ -139,6 +139,7 @@ class Rollout(Record):
     old_value: Float[Array, "B T"] | None = None  # critic when the rollout was scored
     advantage: Float[Array, "B T"] | None = None
     returns: Float[Array, "B T"] | None = None  # regression target of the critic
+    opponent: Bool[Array, " B"] | None = None  # rows that another policy sampled: nothing to learn a ratio from
     sampler_logp: Float[Array, "B T"] | None = None  # under the sampler, where old_logp was recomputed by the learner
 
 

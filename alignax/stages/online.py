@@ -16,9 +16,13 @@ from alignax.data.encode import fingerprint, prompt_rows
 from alignax.data.tokenizer import eos_ids, pad_id
 from alignax.evals.policy import texts, total_reward
 from alignax.losses.kl import kl as kl_loss
+from alignax.ops.advantages import truncated_weights
 from alignax.ops.kl import check_placement
+from alignax.ops.masked import masked_mean
+from alignax.sampling.opponent import beside, mixture
 from alignax.sampling.sample import finished, row_keys, sample
 from alignax.stages import common, probe
+from alignax.stages.precheck import bind_term
 from alignax.train import online
 from alignax.train.state import new_online_state
 from alignax.types import Pair, Rollout
@@ -40,12 +44,19 @@ def get_config() -> ConfigDict:
     c.reward_args = ConfigDict()
     c.scoring_args = ConfigDict()  # of alignax.train.online.shape_scores
     c.samples_per_prompt = 1  # replies to each prompt of a batch; a group estimator needs 2 or more
+    # who gives all replies of a group but the first: "none", the policy itself; "greedy", the policy at temperature 0
+    # (ReMax); "reference" (XPO, vBoN); "mixture", pi^(1 - share) ref^share (Nash-MD)
+    c.opponent = "none"
+    c.opponent_share = 0.5  # the reference's share in the mixture
     c.oversample = 1  # sample that many times batch_size prompts and learn from those whose scores differ, first
     c.critic_init = "reward"  # trunk and head of the reward model; "policy": its trunk and a new head; "none"
     c.advantage = "gae"  # function of alignax.train.advantages, or module:function; only gae needs a critic
     c.advantage_args = ConfigDict()
     c.loss = "ppo_clip"  # function of alignax.losses, or module:function, of a Rollout, or of a Pair: best and worst
     c.loss_args = ConfigDict()
+    c.terms = ConfigDict()  # losses added to it: name = dict(coefficient=..., and its arguments); entropy, for example
+    # of alignax.ops.advantages.truncated_weights, for a sampler that is not the learner to the last bit; empty: off
+    c.correction_args = ConfigDict()
     c.value_loss = "value_clip"
     c.value_loss_args = ConfigDict()
     c.kl_coef = 0.05  # at the start
@@ -152,12 +163,16 @@ def make_critic(cfg: Any, model: Any, policy: Any, proxy: tuple | None) -> tuple
 def make_parts(cfg: Any, model: Any, critic_model: Any, ends: jax.Array, pad: int, start: int) -> online.Parts:
     """Binds models, losses and settings into the parts of an iteration."""
     temperature, capacity, group = cfg.temperature, cfg.max_new_tokens, cfg.samples_per_prompt
+    rival, mixed = cfg.opponent, mixture(model, cfg.opponent_share)
     check_placement(cfg.kl_estimator, cfg.kl_placement)
     in_reward = cfg.kl_placement == "reward"
     policy_loss = resolve(cfg.loss, "alignax.losses", key="loss")
     on_pairs = record_of(policy_loss, RECORDS, key="loss") is Pair
     value_loss = resolve(cfg.value_loss, "alignax.losses", key="value_loss")
     loss_args = bind(policy_loss, cfg.loss_args, key="loss_args")
+    further = {name: bind_term(name, args, key=f"terms.{name}") for name, args in cfg.terms.items()}
+    corrects = bool(cfg.correction_args)
+    correction = bind(truncated_weights, cfg.correction_args, key="correction_args")
     value_args = bind(value_loss, cfg.value_loss_args, key="value_loss_args")
     update_settings = online.updates(**bind(online.updates, cfg.update_args, key="update_args"))
     control = resolve(cfg.kl_controller, "alignax.ops.kl", key="kl_controller")
@@ -167,17 +182,32 @@ def make_parts(cfg: Any, model: Any, critic_model: Any, ends: jax.Array, pad: in
     control_kl, kl_memory = with_memory(partial(control, **control_args))
     total = cfg.total_steps * update_settings.epochs * update_settings.minibatches
 
-    def draw(params, prompts, key):
-        each = jax.tree.map(lambda x: jnp.repeat(x, group, axis=0), prompts)  # a group's replies are neighbours
-        keys = row_keys(key, each["row"] * group + jnp.arange(len(each["row"])) % group)
+    def replies(of, params, prompts, key, numbers, temperature):
+        each = jax.tree.map(lambda x: jnp.repeat(x, len(numbers), axis=0), prompts)  # a group's replies are neighbours
+        keys = row_keys(key, each["row"] * group + jnp.tile(numbers, len(prompts["row"])))
         options = {"capacity": capacity, "eos_ids": ends, "pad_id": pad, "temperature": temperature}
-        rollout = sample(model, params, each["tokens"], each["valid"], keys, **options)
+        return sample(of, params, each["tokens"], each["valid"], keys, **options)
+
+    def draw(params, reference, prompts, key):
+        own = jnp.arange(group if rival == "none" else 1)
+        rollout = replies(model, params, prompts, key, own, temperature)
+        if rival != "none":
+            rivals = {
+                "greedy": (model, params, 0.0),
+                "reference": (model, reference, temperature),
+                "mixture": (mixed, (params, reference), temperature),
+            }
+            of, theirs, heat = rivals[rival]
+            rollout = beside(rollout, replies(of, theirs, prompts, key, jnp.arange(1, group), heat))
         return rollout, finished(rollout, ends)
 
-    def annotate(reference, critic, rollout):
+    def annotate(policy, reference, critic, rollout):
         options = {"temperature": temperature, "start": start}
         ref = forward.token_statistics(model, reference, rollout.tokens, rollout.valid, **options)
         rollout = rollout.replace(ref_logp=ref.logp)
+        if corrects:
+            ours = forward.token_statistics(model, policy, rollout.tokens, rollout.valid, **options)
+            rollout = rollout.replace(old_logp=ours.logp, sampler_logp=rollout.old_logp)
         if critic is None:
             return rollout
         return rollout.replace(old_value=forward.values(critic_model, critic, rollout.tokens, rollout.valid))
@@ -186,22 +216,32 @@ def make_parts(cfg: Any, model: Any, critic_model: Any, ends: jax.Array, pad: in
         view = forward.policy_view(model, params, rollout, temperature=temperature, start=start)
         record = forward.best_and_worst(view, group) if on_pairs else view
         terms = {"loss/policy_avg": (1.0, policy_loss(record, **loss_args))}
+        terms |= {f"loss/{name}_avg": (coefficient, term(record)) for name, (coefficient, term) in further.items()}
         return terms if in_reward else terms | {"loss/kl_avg": (kl_coef, kl_loss(view, estimator=cfg.kl_estimator))}
 
     def critic_objective(params, rollout):
         value_BT = forward.values(critic_model, params, rollout.tokens, rollout.valid)
         return {"loss/value_avg": (1.0, value_loss(rollout.replace(value=value_BT), **value_args))}
 
-    scoring = bind(online.shape_scores, cfg.scoring_args, key="scoring_args")
+    def advantages(rollout, score_B, kl_coef):
+        rollout, kl, metrics = estimate(rollout, score_B, kl_coef)
+        if not corrects:
+            return rollout, kl, metrics
+        weight_BT = truncated_weights(rollout.old_logp, rollout.sampler_logp, rollout.mask, **correction)
+        metrics["sampling/importance_ratio"] = masked_mean(weight_BT, rollout.mask)
+        return rollout.replace(advantage=rollout.advantage * weight_BT), kl, metrics
+
+    scoring = bind(online.shape_scores, cfg.scoring_args, key="scoring_args", given=("max_tokens",))
     estimator = resolve(cfg.advantage, "alignax.train.advantages", key="advantage")
     estimator_args = bind(estimator, cfg.advantage_args, key="advantage_args", given=("kl_in_reward", "group"))
+    estimate = partial(estimator, kl_in_reward=in_reward, group=group, **estimator_args)
     optimizer = common.get_optimizer(cfg.optimizer, cfg.optimizer_args, total)
     value_optimizer = common.get_optimizer(cfg.value_optimizer, cfg.value_optimizer_args, total, key="value_optimizer")
     return online.Parts(
         sample=draw,
         annotate=annotate,
-        shape=partial(online.shape_scores, **scoring),
-        advantages=partial(estimator, kl_in_reward=in_reward, group=group, **estimator_args),
+        shape=partial(online.shape_scores, max_tokens=capacity, **scoring),
+        advantages=advantages,
         policy_objective=policy_objective,
         critic_objective=critic_objective if critic_model else None,
         control_kl=control_kl,
@@ -209,6 +249,7 @@ def make_parts(cfg: Any, model: Any, critic_model: Any, ends: jax.Array, pad: in
         critic_optimizer=value_optimizer if critic_model else None,
         updates=update_settings,
         group=group,
+        alone=rival != "none" and not on_pairs,
         keep=cfg.batch_size if cfg.oversample > 1 else 0,
         kl_memory=kl_memory,
     )
@@ -227,11 +268,12 @@ def with_memory(control: Any) -> tuple[Any, Any]:
 def two_programs(parts: online.Parts, score: Any, frozen: dict, state: Any) -> Any:
     """An iteration around a reward on the host: `score(rollout, finished, prompts) -> [B]` between two programs."""
     roll = jax.jit(partial(online.roll, parts))
+    reference = frozen["reference"]
     learn = sharding.jit_step(partial(online.learn, parts), state)
 
     def step(state, prompts):
-        rollout, finished_B = roll(state, prompts)
-        return learn(state, frozen["reference"], rollout, finished_B, jnp.asarray(score(rollout, finished_B, prompts)))
+        rollout, finished_B = roll(state, reference, prompts)
+        return learn(state, reference, rollout, finished_B, jnp.asarray(score(rollout, finished_B, prompts)))
 
     return step
 

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from alignax.config import ConfigError, bind, check, plain, record_of, resolve, typed
+from alignax.ops.advantages import truncated_weights
 from alignax.ops.kl import check_placement
 from alignax.train import advantages, online
 from alignax.train.reference import follow
@@ -28,16 +29,19 @@ CHOICES = {
 }
 # arguments of a function that is not chosen
 FIXED = {
-    "scoring_args": (online.shape_scores, ()),
+    "scoring_args": (online.shape_scores, ("max_tokens",)),
+    "correction_args": (truncated_weights, ()),
     "update_args": (online.updates, ()),
     "annotator_args": (Annotator, ()),
     "reference_args": (follow, ("reference", "params", "step")),
 }
 
-# losses of the package whose record no stage can fill: they are for programs of one's own
-UNFED = {
-    "nash_md": "it needs the preference over replies of a mixture of policy and reference",
-    "xpo": "it needs pairs of a sample of the policy and one of the reference",
+# the opponents that an advantage of the package may have, and those that it cannot do without
+OPPONENTS = {
+    "remax": ("greedy",),
+    "vbon": ("reference",),
+    "win_probability": ("mixture", "reference", "greedy"),
+    "best_and_worst": ("none", "reference"),
 }
 
 
@@ -48,6 +52,11 @@ def precheck(config: dict[str, Any], prefix: str = "") -> None:
         defaults = _stage(name).get_config()
     except (ModuleNotFoundError, AttributeError):
         raise ConfigError(f"config.{prefix}stage = {name!r}: there is no such stage") from None
+    if name == "online" and (cut := {"top_k", "top_p"} & set(config)):
+        raise ConfigError(
+            f"config.{prefix}{min(cut)}: a policy that learns is sampled whole; under a filter the sampler gives some "
+            "tokens no probability at all, and every ratio to it would be biased. Lower the temperature instead"
+        )
     check(config, plain(defaults), prefix=prefix)
     arguments(config, prefix)
     origin(config, prefix)
@@ -116,8 +125,11 @@ def losses(config: dict[str, Any], prefix: str) -> None:
             raise ConfigError(f"config.{prefix}terms.{name} is config.loss itself: a term is added to it")
         bind_term(name, args, key=f"{prefix}terms.{name}")
     for key, kind in kinds.items():
-        if (reason := UNFED.get(named[key])) and config["stage"] in ("online", "offline"):
-            raise ConfigError(f"config.{prefix}{key} = {named[key]!r}: {reason}, which no stage samples yet")
+        if named[key] == "xpo" and config["stage"] == "offline":
+            raise ConfigError(
+                f"config.{prefix}{key} = 'xpo': it needs pairs of a sample of the policy and one of the reference; the "
+                "online stage makes them with opponent = 'reference'"
+            )
         if kind is not kinds["loss"]:
             raise ConfigError(
                 f"config.{prefix}{key} takes a {kind.__name__}, config.{prefix}loss a {kinds['loss'].__name__}: "
@@ -177,6 +189,28 @@ def settings_online(config: dict[str, Any], prefix: str) -> None:
         raise ConfigError(f"config.{prefix}kl_estimator, config.{prefix}kl_placement: {error}") from None
 
 
+def settings_opponent(config: dict[str, Any], prefix: str) -> None:
+    """Who replies beside the policy, for whom, and how often."""
+    rival, name, group = config["opponent"], config["advantage"], config["samples_per_prompt"]
+    known = ("none", "greedy", "reference", "mixture")
+    fitting = OPPONENTS.get(name, known if name not in vars(advantages) else ("none",))
+    if rival not in known or rival not in fitting:
+        expected = " or ".join(repr(one) for one in (fitting if rival in known else known))
+        raise ConfigError(f"config.{prefix}opponent = {rival!r}: expected {expected} with advantage {name!r}")
+    if not 0 <= config["opponent_share"] <= 1:
+        raise ConfigError(f"config.{prefix}opponent_share = {config['opponent_share']}: expected a share in [0, 1]")
+    if group > 2 and (rival == "greedy" or (rival != "none" and name == "best_and_worst")):
+        raise ConfigError(
+            f"config.{prefix}samples_per_prompt = {group}: one reply of the policy and one of the opponent {rival!r} "
+            "make 2"
+        )
+    named = {"xpo": ("opponent", "reference"), "nash_md": ("advantage", "win_probability")}
+    for loss in (config["loss"], *config["terms"]):
+        if loss in named and config[named[loss][0]] != named[loss][1]:
+            key, value = named[loss]
+            raise ConfigError(f"config.{prefix}{key} = {config[key]!r}: the loss {loss!r} needs {value!r}")
+
+
 def settings_advantage(config: dict[str, Any], prefix: str) -> None:
     """Critic, advantage, group size and loss must fit each other."""
     name, critic, group = config["advantage"], config["critic_init"], config["samples_per_prompt"]
@@ -192,7 +226,8 @@ def settings_advantage(config: dict[str, Any], prefix: str) -> None:
             )
         if changed:
             raise ConfigError(f"config.{prefix}{changed[0]} is set, but there is no critic (critic_init = 'none')")
-    grouped = name in ("group_baseline", "winners", "best_and_worst") or config["oversample"] > 1
+    settings_opponent(config, prefix)
+    grouped = name in ("group_baseline", "winners", *OPPONENTS) or config["oversample"] > 1
     if group < 1 or (grouped and group < 2):
         raise ConfigError(
             f"config.{prefix}samples_per_prompt = {group}: a reply is compared with others to its prompt; "

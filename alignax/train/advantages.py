@@ -3,11 +3,15 @@
 Each takes keyword-only `kl_in_reward` (False where the KL penalty is a term of the loss) and `group`, the replies per
 prompt, which are neighbours among the rows; the config's `advantage_args` are the others. A rollout comes back with
 `advantage`, and with `returns` where a critic learns. The mathematics is in `ops.returns` and `ops.advantages`.
+
+Where an opponent replies as well (`Rollout.opponent`), the first reply of each group is the policy's, and KL, entropy
+and the metrics are of the policy's alone.
 """
 
+import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from alignax.ops import advantages as ops
 from alignax.ops import returns
@@ -65,7 +69,7 @@ def group_baseline(
     advantage_BT = ops.spread(BASELINES[baseline](score_B, group=group), mask_BT)
     if whiten_advantages:
         advantage_BT = whiten(advantage_BT, mask_BT)
-    metrics |= _of_groups(score_B, informative_B)
+    metrics |= _of_groups(rollout, score_B, informative_B)
     return rollout.replace(mask=mask_BT, advantage=advantage_BT), kl, metrics
 
 
@@ -90,7 +94,7 @@ def winners(
     informative_B = ops.informative(score_B, group=group)
     score_B = score_B - charged * kl_BT.sum(1)
     mask_BT = rollout.mask & ops.winners(score_B, group=group)[:, None]
-    metrics |= _of_groups(score_B, informative_B)
+    metrics |= _of_groups(rollout, score_B, informative_B)
     return rollout.replace(mask=mask_BT, advantage=mask_BT.astype(jnp.float32)), kl, metrics
 
 
@@ -106,26 +110,99 @@ def best_and_worst(
     score_B = score_B - charged * kl_BT.sum(1)
     sign_B = ops.winners(score_B, group=group).astype(jnp.float32) - ops.winners(-score_B, group=group)
     mask_BT = rollout.mask & (informative_B & (sign_B != 0))[:, None]
-    metrics |= _of_groups(score_B, informative_B)
+    metrics |= _of_groups(rollout, score_B, informative_B)
     return rollout.replace(mask=mask_BT, advantage=ops.spread(sign_B, mask_BT)), kl, metrics
+
+
+def remax(
+    rollout: Rollout, score_B: Float[Array, " B"], kl_coef: Float[Array, ""], *, kl_in_reward: bool, group: int = 2
+) -> Advantages:
+    """ReMax: the score minus that of the greedy reply to the same prompt, which the opponent 'greedy' gives.
+
+    The KL in the reward is that of the whole reply; the greedy reply is charged with none. What the greedy policy did
+    is masked. Li et al. 2023 (arXiv 2310.10505), Algorithm 1.
+    """
+    kl_BT, kl, charged, metrics = _penalty(rollout, kl_coef, kl_in_reward)
+    baseline_P = score_B.reshape(-1, group)[:, 1]
+    advantage_B = ops.remax(score_B - charged * kl_BT.sum(1), baseline_P)
+    metrics["objective/rlhf_reward"] = _own_mean(rollout, score_B - charged * kl_BT.sum(1))
+    return _learn_from_own(rollout, advantage_B, ops.scorable(score_B)), kl, metrics
+
+
+def win_probability(
+    rollout: Rollout, score_B: Float[Array, " B"], kl_coef: Float[Array, ""], *, kl_in_reward: bool, group: int = 2
+) -> Advantages:
+    """P(y > y') - 1/2 for the policy's reply y, the mean over its opponents' replies y' to the same prompt.
+
+    P = sigmoid(score - score'), the preference that a Bradley-Terry reward model states: give it unshaped scores.
+    Nash-MD (Munos et al. 2023, arXiv 2312.00886) with loss 'nash_md', whose KL is inside; opponents are masked.
+    """
+    kl_BT, kl, charged, metrics = _penalty(rollout, kl_coef, kl_in_reward)
+    score_PM = (score_B - charged * kl_BT.sum(1)).reshape(-1, group)
+    win_P = jnp.mean(jax.nn.sigmoid(score_PM[:, :1] - score_PM[:, 1:]), axis=1)
+    metrics |= {"objective/rlhf_reward": _own_mean(rollout, score_B), "objective/win_rate": jnp.nanmean(win_P)}
+    return _learn_from_own(rollout, jnp.repeat(win_P - 0.5, group), ops.scorable(score_B)), kl, metrics
+
+
+def vbon(
+    rollout: Rollout, score_B: Float[Array, " B"], kl_coef: Float[Array, ""], *, kl_in_reward: bool, group: int,
+    n: int = 4, whiten_advantages: bool = True,
+) -> Advantages:  # fmt: skip
+    """Variational best-of-n: the reward (n - 1) log F(y), F the share of the reference's replies not better than y.
+
+    The lower bound of Amini et al. 2024 (arXiv 2407.06057): with a KL coefficient of 1 in the reward it pulls the
+    policy towards the distribution of the best of `n` replies of the reference. F is estimated from the M - 1 replies
+    of the opponent 'reference' as (1 + those not better) / M, which cannot be 0: a Monte Carlo rank, a little too high
+    where y is bad. The batch's mean is the baseline (whitening). Raises ValueError if n < 2.
+    """
+    require(n >= 2, f"vbon: n = {n}: expected the n of best-of-n, 2 or more")
+    kl_BT, kl, charged, metrics = _penalty(rollout, kl_coef, kl_in_reward)
+    score_PM = score_B.reshape(-1, group)
+    known_PM = ops.scorable(score_B).reshape(-1, group)[:, 1:]
+    rank_P = (1 + jnp.sum(score_PM[:, 1:] <= score_PM[:, :1], axis=1, where=known_PM)) / (1 + known_PM.sum(1))
+    reward_B = jnp.repeat((n - 1) * jnp.log(rank_P), group) - charged * kl_BT.sum(1)
+    metrics |= {"objective/rlhf_reward": _own_mean(rollout, reward_B), "objective/rank": rank_P.mean()}
+    learnt = _learn_from_own(rollout, reward_B, ops.scorable(score_B))
+    (advantage_BT,) = needs(learnt, "advantage")
+    if whiten_advantages:
+        advantage_BT = whiten(advantage_BT, learnt.mask)
+    return learnt.replace(advantage=advantage_BT), kl, metrics
 
 
 def _penalty(rollout: Rollout, kl_coef: Float[Array, ""], kl_in_reward: bool):
     """(k1 per token, its mean per reply, the coefficient that the reward is charged with, metrics)."""
     (ref_logp_BT,) = needs(rollout, "ref_logp")
-    kl_BT = jnp.where(rollout.mask, estimate("k1", rollout.old_logp, ref_logp_BT), 0.0)
-    kl = kl_BT.sum(1).mean()
+    own_B = own(rollout)
+    kl_BT = jnp.where(rollout.mask & own_B[:, None], estimate("k1", rollout.old_logp, ref_logp_BT), 0.0)
+    kl = jnp.mean(kl_BT.sum(1), where=own_B)
     charged = kl_coef if kl_in_reward else jnp.zeros_like(kl_coef)
     metrics = {
         "objective/kl": kl,
-        "objective/entropy": masked_sum(-rollout.old_logp, rollout.mask, axis=1).mean(),
+        "objective/entropy": jnp.mean(masked_sum(-rollout.old_logp, rollout.mask, axis=1), where=own_B),
         "objective/non_score_reward": -charged * kl,
     }
     return kl_BT, kl, charged, metrics
 
 
-def _of_groups(score_B, informative_B) -> dict:
+def own(rollout: Rollout) -> Bool[Array, " B"]:
+    """The rows that the policy itself sampled."""
+    return jnp.ones(rollout.mask.shape[0], bool) if rollout.opponent is None else ~rollout.opponent
+
+
+def _own_mean(rollout: Rollout, x_B: Float[Array, " B"]) -> Float[Array, ""]:
+    """The mean over the policy's replies that have a score."""
+    return jnp.nanmean(jnp.where(own(rollout), x_B, jnp.nan))
+
+
+def _learn_from_own(rollout: Rollout, advantage_B: Float[Array, " B"], scored_B: Bool[Array, " B"]) -> Rollout:
+    """The rollout with advantages, its opponents' rows masked, and those without a score."""
+    known_B = scored_B & ops.scorable(advantage_B)
+    mask_BT = rollout.mask & (own(rollout) & known_B)[:, None]
+    return rollout.replace(mask=mask_BT, advantage=ops.spread(advantage_B, mask_BT))
+
+
+def _of_groups(rollout, score_B, informative_B) -> dict:
     return {
-        "objective/rlhf_reward": jnp.nanmean(score_B),
+        "objective/rlhf_reward": _own_mean(rollout, score_B),
         "frac_reward_zero_std": 1.0 - informative_B.astype(jnp.float32).mean(),  # groups that teach nothing
     }

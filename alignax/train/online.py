@@ -12,8 +12,9 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
-from alignax.ops.advantages import informative
+from alignax.ops.advantages import informative, overlong_penalty
 from alignax.ops.masked import masked_mean
+from alignax.train.advantages import own
 from alignax.train.optimizer import Optimizer
 from alignax.train.state import Learner, Moments, OnlineState, step_key
 from alignax.train.step import apply_gradients, gradients
@@ -23,9 +24,9 @@ from alignax.types import Params, Rollout
 class Parts(NamedTuple):
     """What an iteration is made of; the stage binds models, losses and hyperparameters into these."""
 
-    sample: Callable  # (policy params, prompts, key) -> (Rollout with the sampler's fields, finished [B])
-    annotate: Callable  # (reference params, critic params or None, Rollout) -> Rollout with ref_logp, old_value if any
-    shape: Callable  # (scores, finished, moments) -> (scores, moments): shape_scores with its settings
+    sample: Callable  # (policy, reference params, prompts, key) -> (Rollout with the sampler's fields, finished [B])
+    annotate: Callable  # (policy, reference, critic params or None, Rollout) -> Rollout with ref_logp, old_value if any
+    shape: Callable  # (scores, finished, tokens, moments) -> (scores, moments): shape_scores with its settings
     advantages: Callable  # (Rollout, scores, KL coefficient) -> (Rollout, KL, metrics): of train.advantages, likewise
     policy_objective: Callable  # (policy params, Rollout, KL coefficient) -> {name: (coefficient, Loss)}
     critic_objective: Callable | None  # (critic params, Rollout) -> {name: (coefficient, Loss)}; None: no critic
@@ -34,6 +35,7 @@ class Parts(NamedTuple):
     critic_optimizer: Optimizer | None
     updates: "Updates"
     group: int = 1  # replies per prompt, M; neighbours among the B = P * M rows
+    alone: bool = False  # an opponent's replies are left out of the updates, once the advantages are known
     keep: int = 0  # groups to learn from, chosen among those sampled; 0 is all of them
     kl_memory: Any = ()  # of control_kl at the start, a tree of numbers; most have none
 
@@ -55,9 +57,9 @@ def updates(*, epochs: int = 4, minibatches: int = 1, microbatches: int = 1, kl_
     return Updates(epochs, minibatches, microbatches, kl_limit)
 
 
-def roll(parts: Parts, state: OnlineState, prompts: dict) -> tuple[Rollout, Bool[Array, " B"]]:
-    """Samples the completions of each prompt with the live policy; old_logp is the sampler's own."""
-    return parts.sample(state.policy.params, prompts, jax.random.fold_in(step_key(state), 0))
+def roll(parts: Parts, state: OnlineState, reference: Params, prompts: dict) -> tuple[Rollout, Bool[Array, " B"]]:
+    """Samples the completions of each prompt with the live policy, and an opponent's; old_logp is the sampler's own."""
+    return parts.sample(state.policy.params, reference, prompts, jax.random.fold_in(step_key(state), 0))
 
 
 def learn(
@@ -65,13 +67,17 @@ def learn(
     score_B: Float[Array, " B"],
 ) -> tuple[OnlineState, dict]:  # fmt: skip
     """Everything after the score: rewards, advantages, updates, the next KL coefficient."""
-    scores, ended, lengths = score_B, finished_B, rollout.mask.sum(1)  # for the metrics: before anything is left out
+    # of the policy's own replies, for the metrics: before anything is left out
+    own_B, tokens_B = own(rollout), rollout.mask.sum(1)
+    scores, ended, lengths = (jnp.where(own_B, x, jnp.nan) for x in (score_B, finished_B, tokens_B))
     if parts.keep:
         rows_B = keep_informative(score_B, group=parts.group, keep=parts.keep)
         rollout, finished_B, score_B = jax.tree.map(lambda x: x[rows_B], (rollout, finished_B, score_B))
-    rollout = parts.annotate(reference, state.critic.params if state.critic else None, rollout)
-    shaped_B, moments = parts.shape(score_B, finished_B, state.moments)
+    rollout = parts.annotate(state.policy.params, reference, state.critic.params if state.critic else None, rollout)
+    shaped_B, moments = parts.shape(score_B, finished_B, rollout.mask.sum(1), state.moments)
     rollout, kl, metrics = parts.advantages(rollout, shaped_B, state.kl_coef)
+    if parts.alone:
+        rollout, parts = jax.tree.map(lambda x: x[:: parts.group], rollout), parts._replace(group=1)
     key = jax.random.fold_in(step_key(state), 1)
     policy, critic, update_metrics = update(parts, state, rollout, key)
     done = state.step * parts.updates.epochs * parts.updates.minibatches
@@ -79,11 +85,11 @@ def learn(
         "objective/scores": jnp.nanmean(scores),
         "objective/scores_sd": jnp.nanstd(scores),
         "objective/kl_coef": state.kl_coef,
-        "val/num_eos_tokens": ended.sum().astype(jnp.float32),
-        "completions/mean_length": lengths.mean(),
-        "completions/clipped_ratio": 1.0 - ended.mean(),
+        "val/num_eos_tokens": jnp.nansum(ended),
+        "completions/mean_length": jnp.nanmean(lengths),
+        "completions/clipped_ratio": 1.0 - jnp.nanmean(ended),
         "lr": jnp.float32(parts.policy_optimizer.learning_rate(done)),
-        "episode": ((state.step + 1) * scores.shape[0]).astype(jnp.float32),
+        "episode": ((state.step + 1) * own_B.sum()).astype(jnp.float32),
     }
     coef, memory = parts.control_kl(state.kl_coef, kl, state.kl_memory)
     learners = {"policy": policy, "critic": critic}
@@ -91,14 +97,17 @@ def learn(
 
 
 def shape_scores(
-    score_B: Float[Array, " B"], finished_B: Bool[Array, " B"], moments: Moments, *, normalize: bool = True,
-    clip: float = 5.0, missing_eos_penalty: float = 1.0,
+    score_B: Float[Array, " B"], finished_B: Bool[Array, " B"], tokens_B: Int[Array, " B"], moments: Moments, *,
+    max_tokens: int, normalize: bool = True, clip: float = 5.0, missing_eos_penalty: float = 1.0,
+    overlong_buffer: int = 0,
 ) -> tuple[Float[Array, " B"], Moments]:  # fmt: skip
-    """Normalises by the history of scores, this batch included, clips, and charges for a missing end of sequence.
+    """Normalises by the history of scores, this batch included, clips, and charges for length and a missing end.
 
     Historical moments and clipping (in standard deviations where scores are normalised; 0 is off): Zheng et al. 2023,
-    PPO-max, 2307.04964. The penalty comes last, so that it is in the unit of the reward that the policy sees and no
-    clipping hides it (Huang et al. 2024, 2403.17031, detail 23).
+    PPO-max, 2307.04964. The penalties come last, so that they are in the unit of the reward that the policy sees and no
+    clipping hides them: `missing_eos_penalty` for a reply without an end of sequence (Huang et al. 2024, 2403.17031,
+    detail 23), and DAPO's for the last `overlong_buffer` of `max_tokens` tokens (`ops.advantages.overlong_penalty`; 0
+    is off).
     """
     score_B = jnp.where(jnp.isfinite(score_B), score_B, jnp.nan)  # missing: no clip may turn it into a score
     moments = update_moments(moments, score_B)
@@ -106,7 +115,10 @@ def shape_scores(
         score_B = (score_B - moments.mean) / jnp.sqrt(moments.square / jnp.maximum(moments.count - 1, 1) + 1e-8)
     if clip > 0:
         score_B = jnp.clip(score_B, -clip, clip)
-    return score_B - missing_eos_penalty * ~finished_B, moments
+    score_B = score_B - missing_eos_penalty * ~finished_B
+    if overlong_buffer:
+        score_B = score_B + overlong_penalty(tokens_B, max_tokens=max_tokens, buffer_tokens=overlong_buffer)
+    return score_B, moments
 
 
 def update_moments(moments: Moments, x_B: Float[Array, " B"]) -> Moments:
@@ -190,6 +202,6 @@ def iteration(
     parts: Parts, reward: Callable[[Params, Rollout], Array], state: OnlineState, frozen: dict, prompts: dict
 ) -> tuple[OnlineState, dict]:
     """One whole iteration with the reward on the device: `reward(frozen["reward"], rollout) -> [B]`. Jit it as one."""
-    rollout, finished_B = roll(parts, state, prompts)
+    rollout, finished_B = roll(parts, state, frozen["reference"], prompts)
     score_B = reward(frozen["reward"], rollout)
     return learn(parts, state, frozen["reference"], rollout, finished_B, score_B)

@@ -2,7 +2,7 @@
 
 Command: alignax run --config=configs/world/online.py:grpo --config.init_from=runs/quickstart/sft --workdir=runs/grpo
 Recipes: reinforce, reinforce_plus_plus, reinforce_plus_plus_baseline, rloo, grpo, dr_grpo, dapo, gspo, cispo, raft,
-online_dpo
+remax, vbon, nash_md, xpo, online_dpo
 """
 
 from ml_collections import ConfigDict
@@ -12,6 +12,7 @@ from configs.world import ppo
 
 ONCE = dict(epochs=1, minibatches=1)  # for losses that do not correct for a policy that has moved on
 STANDARDISED = dict(advantage="group_baseline", advantage_args=dict(baseline="standardise"))
+AGAINST = dict(samples_per_prompt=2, batch_size=64, update_args=ONCE)  # a reply of the policy, and an opponent's
 SINGLE = dict(advantage="reinforce_plus_plus", samples_per_prompt=1, batch_size=64)
 RECIPES = {  # what each says besides the shared settings below
     "reinforce": SINGLE | dict(loss="reinforce", update_args=ONCE),
@@ -48,6 +49,27 @@ RECIPES = {  # what each says besides the shared settings below
     "gspo": STANDARDISED | dict(loss="gspo", kl_coef=0.0),
     "cispo": STANDARDISED | dict(loss="cispo", kl_coef=0.0),
     "raft": dict(loss="reinforce", advantage="winners", update_args=ONCE, kl_coef=0.0),
+    "remax": AGAINST
+    | dict(loss="reinforce", loss_args=dict(aggregation="sequence_sum"), opponent="greedy", advantage="remax"),
+    # one reply of the policy against seven of the reference; with a KL coefficient of 1 the target is best-of-4
+    "vbon": dict(
+        loss="ppo_clip",
+        opponent="reference",
+        advantage="vbon",
+        advantage_args=dict(n=4),
+        samples_per_prompt=8,
+        batch_size=32,
+        kl_coef=1.0,
+    ),
+    "nash_md": AGAINST
+    | dict(
+        loss="nash_md",
+        opponent="mixture",
+        advantage="win_probability",
+        scoring_args=dict(normalize=False, clip=0.0),
+        kl_coef=0.0,
+    ),
+    "xpo": AGAINST | dict(batch_size=32, loss="xpo", opponent="reference", advantage="best_and_worst", kl_coef=0.0),
     "online_dpo": dict(loss="dpo", advantage="best_and_worst", samples_per_prompt=2, batch_size=32, kl_coef=0.0),
 }
 

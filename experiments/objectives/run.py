@@ -23,42 +23,35 @@ from alignax.stages import offline, online
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
+sys.path.insert(0, str(ROOT))  # configs import one another from here
+from configs.world.online import RECIPES as ONLINE  # noqa: E402
+
 COMMAND = "python experiments/objectives/run.py --write-readme"
 BEGIN = "<!-- results:objectives -->"
 METRICS = {"gold_reward": "eval/gold_reward", "kl": "eval/kl", "length": "eval/mean_length"}
 NOT_FROM_FILES = ("xpo",)  # learns from samples of policy and reference made side by side
-ONLINE = (
-    "reinforce",
-    "reinforce_plus_plus",
-    "reinforce_plus_plus_baseline",
-    "rloo",
-    "grpo",
-    "dr_grpo",
-    "dapo",
-    "gspo",
-    "cispo",
-)
-ONLINE += ("raft", "online_dpo")
+VARIANTS = ("tr_dpo",)  # a config of its own, offline
 
 
 def names() -> list[str]:
     """The objectives that this experiment runs: losses on preferences, then the recipes of configs/world/online.py."""
     described = [catalogue.objective(name) for name in catalogue.names()]
     losses = [o.name for o in described if o.record in ("Pair", "Unpaired") and o.name not in NOT_FROM_FILES]
-    return [*losses, *ONLINE]
+    return [*losses, *VARIANTS, *ONLINE]
 
 
 def config_of(name: str, base: Path, seed: int):
     """The config of one run: the world's DPO config with another loss, or a recipe, from the parents of a seed."""
-    file = f"world/online.py:{name}" if name in ONLINE else "world/dpo.py"
+    file = f"world/online.py:{name}" if name in ONLINE else f"world/{name if name in VARIANTS else 'dpo'}.py"
     c = load_config(str(ROOT / "configs" / file), [])
     c.seed, c.init_from = seed, str(base / "sft")
     c.eval_every_steps, c.probe.data.count = 0, 512
     if name in ONLINE:
         c.reward_from, c.data.seed = str(base / "reward"), seed
     else:
-        c.loss, c.loss_args, c.data.path = name, {}, str(base / "collect")
-        c.probe.reward_from = str(base / "reward")
+        c.data.path, c.probe.reward_from = str(base / "collect"), str(base / "reward")
+        if name not in VARIANTS:
+            c.loss, c.loss_args = name, {}
     return c
 
 

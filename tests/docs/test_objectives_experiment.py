@@ -24,8 +24,8 @@ def run():
 def test_every_objective_that_can_start_from_files_is_run(run, tmp_path):
     known = run.names()
     assert len(set(known)) == len(known) > 30 and {"dpo", "kto", "simpo", "grpo", "rloo"} <= set(known)
-    assert not {"xpo", "sft", "bradley_terry"} & set(known)
-    assert set(known) <= {*losses(), *run.ONLINE}
+    assert not {"sft", "bradley_terry"} & set(known) and {"tr_dpo", "xpo", "remax"} <= set(known)
+    assert set(known) <= {*losses(), *run.VARIANTS, *run.ONLINE}
     for name in known:
         precheck(run.config_of(name, tmp_path, 3).to_dict())
 
@@ -34,6 +34,8 @@ def test_parents_and_seed_of_a_run(run, tmp_path):
     offline, online = (run.config_of(name, tmp_path, 3) for name in ("kto", "grpo"))
     assert (offline.loss, offline.seed, offline.data.path) == ("kto", 3, str(tmp_path / "collect"))
     assert (online.loss, online.data.seed, online.reward_from) == ("grpo", 3, str(tmp_path / "reward"))
+    tr_dpo = run.config_of("tr_dpo", tmp_path, 3)
+    assert tr_dpo.reference_args.alpha == 0.6 and tr_dpo.loss_args.beta == 0.1 and tr_dpo.data.path == offline.data.path
     assert offline.init_from == online.init_from == str(tmp_path / "sft")
 
 

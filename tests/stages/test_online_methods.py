@@ -6,19 +6,9 @@ from stage_runs import file_config, metrics
 
 from alignax.config import ConfigError
 from alignax.stages import online, probe
+from configs.world.online import RECIPES
 
-RECIPES = (
-    "reinforce",
-    "reinforce_plus_plus",
-    "reinforce_plus_plus_baseline",
-    "rloo",
-    "grpo",
-    "dr_grpo",
-    "dapo",
-    "gspo",
-    "cispo",
-)
-RECIPES += ("raft", "online_dpo")
+RIVALS = ("remax", "vbon", "nash_md", "xpo")  # compared with the reply of another policy
 
 
 def config(run, recipe, **values):
@@ -40,11 +30,32 @@ def test_a_recipe_runs_and_starts_on_policy(run, tmp_path, name):
         assert all(np.isfinite(value) for value in row.values() if isinstance(value, float))
         assert not any(key.startswith(("critic/", "val/clipfrac")) for key in row)
     assert abs(first["objective/kl"]) < 1e-5 < abs(second["objective/kl"])  # the first rollout is the reference's
-    replies = 8 * c.oversample * c.samples_per_prompt
+    replies = 8 * c.oversample * (1 if name in RIVALS else c.samples_per_prompt)
     assert first["episode"] == replies and second["episode"] == 2 * replies
     assert first["grad_norm"] > 0
     if "val/ratio_first" in first:
         assert first["val/ratio_first"] == pytest.approx(1.0, abs=1e-5)
+
+
+def test_further_terms_a_correction_and_a_length_penalty(run, tmp_path):
+    """What a recipe may add: an entropy bonus, weights for the sampler's error, DAPO's overlong buffer."""
+    more = dict(
+        terms=dict(entropy=dict(coefficient=0.01)),
+        correction_args=dict(cap=2.0),
+        scoring_args=dict(normalize=False, clip=0.0, missing_eos_penalty=0.0, overlong_buffer=24),
+    )
+    plain, full = (
+        metrics(online.run(config(run, "dapo", **values), tmp_path / name))
+        for name, values in (("plain", {}), ("full", more))
+    )
+    assert full[0]["sampling/importance_ratio"] == pytest.approx(1.0, abs=1e-5)  # sampler and learner agree here
+    assert full[0]["loss/entropy_avg"] == pytest.approx(-full[0]["policy/entropy_avg"], rel=1e-6)
+    total = full[0]["loss/policy_avg"] + 0.01 * full[0]["loss/entropy_avg"]
+    assert full[0]["loss/policy_total"] == pytest.approx(total, rel=1e-5)
+    # raw scores, less the mean length over a buffer as long as the limit
+    want = full[0]["objective/scores"] - full[0]["completions/mean_length"] / 24
+    assert full[0]["objective/rlhf_reward"] == pytest.approx(want, rel=1e-4)
+    assert full[0]["objective/scores"] == plain[0]["objective/scores"]
 
 
 def test_the_config_names_its_recipes():
@@ -64,8 +75,18 @@ def test_the_config_names_its_recipes():
         ("grpo", dict(oversample=0), "oversample = 0: expected 1 (off) or more"),
         ("online_dpo", dict(update_args=dict(microbatches=2)), "is not cut into microbatches"),
         ("raft", dict(kl_placement="loss", kl_estimator="k2"), "the KL over those is not the policy's"),
-        ("grpo", dict(loss="nash_md"), "needs the preference over replies of a mixture"),
-        ("online_dpo", dict(loss="xpo"), "needs pairs of a sample of the policy and one of the reference"),
+        ("grpo", dict(loss="nash_md"), "advantage = 'group_baseline': the loss 'nash_md' needs 'win_probability'"),
+        ("online_dpo", dict(loss="xpo"), "opponent = 'none': the loss 'xpo' needs 'reference'"),
+        ("grpo", dict(opponent="greedy"), "opponent = 'greedy': expected 'none' with advantage 'group_baseline'"),
+        ("remax", dict(opponent="none"), "opponent = 'none': expected 'greedy' with advantage 'remax'"),
+        ("remax", dict(opponent="gredy"), "expected 'none' or 'greedy' or 'reference' or 'mixture' with"),
+        ("remax", dict(samples_per_prompt=4), "one reply of the policy and one of the opponent 'greedy' make 2"),
+        ("remax", dict(samples_per_prompt=1), "samples_per_prompt = 1: a reply is compared with others"),
+        ("nash_md", dict(opponent_share=1.5), "opponent_share = 1.5: expected a share in [0, 1]"),
+        ("grpo", dict(top_p=0.9), "config.top_p: a policy that learns is sampled whole"),
+        ("grpo", dict(terms=dict(entropy=dict(coef=0.1))), "config.terms.entropy.coef: entropy takes no such"),
+        ("grpo", dict(scoring_args=dict(max_tokens=5)), "config.scoring_args.max_tokens: shape_scores takes no such"),
+        ("grpo", dict(correction_args=dict(cup=2.0)), "config.correction_args.cup: truncated_weights takes no such"),
         ("online_dpo", dict(update_args=dict(kl_limit=0.1)), "a loss on pairs measures no KL to the sampler"),
         (
             "dapo",

@@ -107,3 +107,64 @@ def test_dynamic_sampling_keeps_the_groups_that_teach_and_fills_up_with_others()
     np.testing.assert_array_equal(online.keep_informative(scores, group=2, keep=2), [2, 3, 6, 7])
     np.testing.assert_array_equal(online.keep_informative(scores, group=2, keep=3), [2, 3, 6, 7, 0, 1])
     assert ops.informative(scores, group=2).sum() == 4
+
+
+# ---- against an opponent: rows 0 and 2 are the policy's, 1 and 3 another policy's
+
+
+def against(function, scores=SCORES, coef=0.0, **options):
+    theirs = jnp.array([False, True, False, True])
+    seen = rollout().replace(opponent=theirs)
+    return function(seen, scores, jnp.float32(coef), kl_in_reward=True, group=2, **options)
+
+
+def test_kl_and_entropy_are_of_the_policys_replies():
+    for function in (advantages.remax, advantages.win_probability, advantages.vbon, advantages.best_and_worst):
+        _, kl, found = against(function)
+        np.testing.assert_allclose([kl, found["objective/kl"]], 0.2, rtol=1e-5)  # 0.2 each; the rivals' is 0.1
+        np.testing.assert_allclose(found["objective/entropy"], 2.0, rtol=1e-6)
+
+
+def test_remax_is_the_score_above_the_greedy_replys():
+    found, _, metrics = against(advantages.remax)
+    np.testing.assert_allclose(found.advantage, MASK * np.array([[-2], [0], [0], [0]]))
+    np.testing.assert_array_equal(found.mask, MASK & np.array([[1], [0], [1], [0]], bool))
+    assert metrics["objective/rlhf_reward"] == 3.0
+    charged = against(advantages.remax, coef=10.0)[0]  # 10 * 0.2 for the policy, none for the greedy
+    np.testing.assert_allclose(charged.advantage[:, 1], [-4, 0, -2, 0], rtol=1e-5)
+
+
+def test_the_probability_of_winning():
+    found, _, metrics = against(advantages.win_probability)
+    win = 1 / (1 + np.exp(2.0))  # scores 1 and 3; 5 and 5 are even
+    np.testing.assert_allclose(found.advantage, MASK * np.array([[win - 0.5], [0], [0], [0]]), rtol=1e-5)
+    np.testing.assert_allclose(metrics["objective/win_rate"], (win + 0.5) / 2, rtol=1e-6)
+    np.testing.assert_array_equal(found.mask, MASK & np.array([[1], [0], [1], [0]], bool))
+
+
+def test_vbon_is_the_log_of_the_rank_and_a_kl():
+    # one of the reference each: rank (1 + 0) / 2 and, as 5 is not better than 5, (1 + 1) / 2
+    found, _, metrics = against(advantages.vbon, n=3, whiten_advantages=False)
+    np.testing.assert_allclose(found.advantage, MASK * np.array([[2 * np.log(0.5)], [0], [0], [0]]), rtol=1e-6)
+    assert metrics["objective/rank"] == 0.75
+    charged = against(advantages.vbon, n=3, coef=1.0, whiten_advantages=False)[0]
+    np.testing.assert_allclose(charged.advantage[:, 1], [2 * np.log(0.5) - 0.2, 0, -0.2, 0], rtol=1e-5)
+    white = np.asarray(against(advantages.vbon, n=3)[0].advantage)[MASK & np.array([[1], [0], [1], [0]], bool)]
+    np.testing.assert_allclose([white.mean(), white.std(ddof=1)], [0, 1], atol=1e-5)
+    with pytest.raises(ValueError, match="vbon: n = 1: expected the n of best-of-n"):
+        against(advantages.vbon, n=1)
+
+
+@pytest.mark.parametrize("missing", [0, 1])
+@pytest.mark.parametrize("name", ["remax", "win_probability", "vbon"])
+def test_a_missing_score_on_either_side_teaches_nothing(name, missing):
+    found, _, _ = against(getattr(advantages, name), scores=SCORES.at[missing].set(jnp.nan))
+    assert np.isfinite(found.advantage).all()
+    if name != "vbon" or missing == 0:  # vbon ranks among the rivals that have one
+        np.testing.assert_array_equal(found.advantage[:2], 0)
+
+
+def test_the_pair_says_which_side_the_reference_sampled():
+    found, _, _ = against(advantages.best_and_worst, scores=jnp.array([1.0, 3.0, 5.0, 4.0]))
+    pair = forward.best_and_worst(found.replace(logp=found.old_logp), 2)
+    np.testing.assert_array_equal(pair.reference_is_chosen, [True, False])

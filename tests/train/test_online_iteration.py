@@ -26,7 +26,7 @@ def run():
     roll = jax.jit(partial(online.roll, parts))
     states, metrics, rollouts = [build_state(parts)], [], []
     for step in range(STEPS):
-        rollouts.append(roll(states[-1], prompt_batch(seed=step)))
+        rollouts.append(roll(states[-1], frozen["reference"], prompt_batch(seed=step)))
         state, numbers = iteration(states[-1], frozen, prompt_batch(seed=step))
         states.append(state)
         metrics.append(numbers)
@@ -67,7 +67,7 @@ def test_old_log_probs_are_the_live_policys_at_every_iteration(run, teacher_forc
 def test_two_rollouts_of_the_same_prompts_differ_and_the_same_step_repeats(run):
     # trap J2
     parts, states = compiled()[0], run[0]
-    draw = jax.jit(lambda s: online.roll(parts, s, prompt_batch())[0].tokens)
+    draw = jax.jit(lambda s: online.roll(parts, s, models()[1], prompt_batch())[0].tokens)
     first = draw(states[0])
     np.testing.assert_array_equal(draw(states[0]), first)
     assert (draw(states[0].replace(step=jnp.int32(1))) != first).any()

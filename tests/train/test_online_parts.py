@@ -21,6 +21,11 @@ EMPTY = Moments(count=jnp.float32(0), mean=jnp.float32(0), square=jnp.float32(0)
 DONE = jnp.ones(4, bool)
 
 
+def shape(scores, done, moments, *, tokens=0, **options):
+    """shape_scores of replies of so many tokens, of 10 at most."""
+    return online.shape_scores(scores, done, jnp.broadcast_to(tokens, scores.shape), moments, max_tokens=10, **options)
+
+
 def _scores(seed, size=4, mean=3.0):
     return jnp.asarray(np.random.default_rng(seed).normal(mean, 2.0, size), jnp.float32)
 
@@ -36,35 +41,45 @@ def test_moments_over_batches_equal_those_of_all_scores_at_once():
 
 
 def test_scores_are_normalised_by_their_history_this_batch_included():
-    _, moments = online.shape_scores(_scores(0), DONE, EMPTY)
-    got, _ = online.shape_scores(_scores(1), DONE, moments, clip=0.0)
+    _, moments = shape(_scores(0), DONE, EMPTY)
+    got, _ = shape(_scores(1), DONE, moments, clip=0.0)
     both = np.concatenate([_scores(0), _scores(1)])
     np.testing.assert_allclose(got, (np.asarray(_scores(1)) - both.mean()) / both.std(ddof=1), rtol=1e-4)
 
 
 def test_one_score_alone_is_finite():
-    got, _ = online.shape_scores(jnp.array([7.0]), DONE[:1], EMPTY)
+    got, _ = shape(jnp.array([7.0]), DONE[:1], EMPTY)
     np.testing.assert_array_equal(got, [0.0])
 
 
 def test_clipping_comes_before_the_penalty_so_that_nothing_hides_it():
-    got, _ = online.shape_scores(
+    got, _ = shape(
         jnp.array([9.0, 1.0, -9.0, -9.0]), jnp.array([True, True, True, False]), EMPTY,
         normalize=False, clip=2.0, missing_eos_penalty=0.5,
     )  # fmt: skip
     np.testing.assert_array_equal(got, [2.0, 1.0, -2.0, -2.5])
 
 
+def test_the_last_tokens_are_charged_for_where_asked():
+    # a buffer of 4 of 10 tokens: 6 are free, 8 cost a half, 10 the whole point, after clipping and the penalty
+    scores, done = jnp.array([9.0, 9.0, 9.0]), jnp.array([True, True, False])
+    options = dict(normalize=False, clip=2.0, missing_eos_penalty=0.5)
+    got, _ = shape(scores, done, EMPTY, tokens=jnp.array([6, 8, 10]), overlong_buffer=4, **options)
+    np.testing.assert_array_equal(got, [2.0, 1.5, 0.5])
+    got, _ = shape(scores, done, EMPTY, tokens=jnp.array([6, 8, 10]), **options)
+    np.testing.assert_array_equal(got, [2.0, 2.0, 1.5])
+
+
 def test_without_normalising_and_clipping_scores_stay_but_history_goes_on():
-    got, moments = online.shape_scores(_scores(0), DONE, EMPTY, normalize=False, clip=0.0)
+    got, moments = shape(_scores(0), DONE, EMPTY, normalize=False, clip=0.0)
     np.testing.assert_array_equal(got, _scores(0))
     assert moments.count == 4
 
 
 def test_score_shaping_is_permutation_equivariant():
     order, done = np.array([2, 0, 3, 1]), jnp.array([True, False, True, True])
-    straight, moments = online.shape_scores(_scores(0), done, EMPTY)
-    turned, same = online.shape_scores(_scores(0)[order], done[order], EMPTY)
+    straight, moments = shape(_scores(0), done, EMPTY)
+    turned, same = shape(_scores(0)[order], done[order], EMPTY)
     np.testing.assert_allclose(turned, straight[order], rtol=1e-5)
     close(same, moments, rtol=1e-5, atol=0)
 
@@ -72,7 +87,7 @@ def test_score_shaping_is_permutation_equivariant():
 def test_a_missing_score_stays_missing_and_leaves_the_moments_to_the_others():
     scores = jnp.array([1.0, jnp.nan, -jnp.inf, 3.0])
     for normalize in (False, True):
-        shaped, moments = online.shape_scores(scores, jnp.ones(4, bool), EMPTY, normalize=normalize)
+        shaped, moments = shape(scores, jnp.ones(4, bool), EMPTY, normalize=normalize)
         np.testing.assert_array_equal(np.isnan(shaped), [False, True, True, False])
         np.testing.assert_allclose([moments.count, moments.mean, moments.square], [2, 2, 2])  # of 1 and 3
     again = online.update_moments(moments, jnp.full(3, jnp.nan))

@@ -1,0 +1,61 @@
+"""Replies that another policy gives beside the policy's own: baselines to beat and opponents to be compared with."""
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from alignax.ops.checks import Scalar, require
+from alignax.types import Model, Params, Rollout
+
+
+def mixture(model: Model, share: Scalar) -> Model:
+    """The geometric mixture pi^(1 - share) ref^share of two policies of one architecture, normalised token by token.
+
+    Its parameters are the pair (policy, reference). softmax((1 - share) z + share z') is the mixture of one token's
+    distributions, and a weighted sum of logits is one product of the joined hidden states with the joined kernels: the
+    sampler needs to know nothing of it. With a temperature, the mixture of the untempered distributions is tempered.
+    Nash-MD's opponent (Munos et al. 2023, 2312.00886, section 4) at its share beta; TRL's `mixture_coef`.
+
+    Raises ValueError if share is outside [0, 1].
+    """
+    require((share >= 0) & (share <= 1), f"mixture: share = {share}: expected the reference's share in [0, 1]")
+
+    def apply(params: Params, tokens: Array, valid: Array) -> Array:
+        return _join(*(model.apply(one, tokens, valid) for one in params))
+
+    def prefill(params: Params, tokens: Array, valid: Array, caches: tuple) -> tuple:
+        ours, theirs = (model.prefill(one, tokens, valid, cache) for one, cache in zip(params, caches, strict=True))
+        return _join(ours[0], theirs[0]), (ours[1], theirs[1])
+
+    def decode(layers: tuple, token_B: Array, caches: tuple) -> tuple:
+        ours, theirs = (model.decode(one, token_B, cache) for one, cache in zip(layers, caches, strict=True))
+        return _join(ours[0], theirs[0]), (ours[1], theirs[1])
+
+    def unembed(params: Params) -> Array:
+        ours_DV, theirs_DV = (model.unembed(one) for one in params)
+        return jnp.concatenate([(1 - share) * ours_DV, share * theirs_DV])
+
+    return model._replace(
+        apply=apply,
+        prefill=prefill,
+        decode=decode,
+        unembed=unembed,
+        init_cache=lambda batch, length: (model.init_cache(batch, length), model.init_cache(batch, length)),
+        unstack=lambda params: tuple(model.unstack(one) for one in params),
+    )
+
+
+def beside(own: Rollout, others: Rollout) -> Rollout:
+    """One reply of the policy to each of P prompts, then its opponent's M - 1: rows [P * M], marked in `opponent`.
+
+    `old_logp` of an opponent's row is under the opponent.
+    """
+    P = own.tokens.shape[0]
+    others = jax.tree.map(lambda x: x.reshape(P, -1, *x.shape[1:]), others)
+    join = lambda a, b: jnp.concatenate([a[:, None], b], axis=1).reshape(-1, *a.shape[1:])  # noqa: E731
+    theirs_PM = jnp.pad(jnp.ones(others.mask.shape[:2], bool), ((0, 0), (1, 0)))
+    return jax.tree.map(join, own, others).replace(opponent=theirs_PM.ravel())
+
+
+def _join(ours: Array, theirs: Array) -> Array:
+    return jnp.concatenate([ours, theirs], axis=-1)
