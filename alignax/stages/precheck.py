@@ -32,6 +32,9 @@ FIXED = {
     "annotator_args": (Annotator, ()),
 }
 
+# stages that may start from nothing, and the keys that say what to make; a student has its teacher's tokenizer
+FRESH = {"sft": ("model", "tokenizer"), "distill": ("model",)}
+
 # losses of the package whose record no stage can fill: they are for programs of one's own
 UNFED = {
     "nash_md": "it needs the preference over replies of a mixture of policy and reference",
@@ -53,6 +56,8 @@ def precheck(config: dict[str, Any], prefix: str = "") -> None:
     losses(config, prefix)
     if name == "online":
         settings_online(config, prefix)
+    if name == "distill":
+        settings_distill(config, prefix)
 
 
 def arguments(config: dict[str, Any], prefix: str) -> None:
@@ -70,12 +75,12 @@ def arguments(config: dict[str, Any], prefix: str) -> None:
 
 
 def origin(config: dict[str, Any], prefix: str) -> None:
-    """A stage starts from a finished one; SFT may also start from nothing, and must then say what to make."""
+    """A stage starts from a finished one; some may also start from nothing, and must then say what to make."""
     if config["init_from"]:
         return
-    if config["stage"] != "sft":
+    if config["stage"] not in FRESH:
         raise ConfigError(f"config.{prefix}init_from is empty: this stage starts from the folder of a finished policy")
-    for key in ("model", "tokenizer"):
+    for key in FRESH[config["stage"]]:
         if not config[key]:
             raise ConfigError(f"config.{prefix}{key} is empty, and so is config.{prefix}init_from: set one of them")
 
@@ -173,6 +178,22 @@ def settings_online(config: dict[str, Any], prefix: str) -> None:
         check_placement(config["kl_estimator"], config["kl_placement"])
     except ValueError as error:
         raise ConfigError(f"config.{prefix}kl_estimator, config.{prefix}kl_placement: {error}") from None
+
+
+def settings_distill(config: dict[str, Any], prefix: str) -> None:
+    """There is a teacher, and what is sampled can be."""
+    if not config["teacher_from"]:
+        raise ConfigError(
+            f"config.{prefix}teacher_from is empty: expected the folder of a finished policy to learn from"
+        )
+    if not 0 <= config["on_policy"] <= 1:
+        raise ConfigError(
+            f"config.{prefix}on_policy = {config['on_policy']}: expected a share of the steps, from 0 (only the data's "
+            "completions) to 1 (only the student's own samples)"
+        )
+    if config["temperature"] < 0 or config["max_new_tokens"] < 1:
+        given = f"config.{prefix}temperature = {config['temperature']}, max_new_tokens = {config['max_new_tokens']}"
+        raise ConfigError(f"{given}: expected a temperature of 0 (greedy) or more, and 1 token or more")
 
 
 def settings_advantage(config: dict[str, Any], prefix: str) -> None:
