@@ -2,8 +2,9 @@
 there without a reward. Half of the steps are on the student's own samples (GKD, Agarwal et al. 2023, 2306.13649).
 
 Command: alignax run --config=configs/world/distill.py --workdir=runs/world/distill
-Another loss: --config=configs/world/distill.py:forward_kl, or :reverse_kl
-A fresh, smaller student: --config.init_from= --config.model=harbor --config.model_args.layers=2
+About a minute on 2 CPU cores. Another loss: --config=configs/world/distill.py:forward_kl, or :reverse_kl
+A fresh, smaller student: --config.init_from= --config.teacher_from=runs/quickstart/ppo --config.model=harbor
+--config.model_args.layers=2, and more steps, as it has to learn the language too.
 """
 
 from ml_collections import FieldReference

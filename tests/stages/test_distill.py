@@ -61,8 +61,9 @@ def test_the_kind_of_a_step_follows_from_the_key_and_the_step_alone():
 
 @pytest.fixture(scope="module")
 def student(run, tmp_path_factory):
-    """A fresh student, smaller than its teacher, after 30 steps in microbatches, on completions and own samples."""
+    """A fresh student, smaller than its teacher, after 30 steps on nothing but its own samples, in microbatches."""
     c = config(run, init_from="", model="harbor", model_args=TINIER, teacher_from=str(run / "sft"), loss="forward_kl")
+    c.on_policy = 1.0
     c.total_steps, c.save_every_steps, c.eval_every_steps, c.microbatches = 30, 30, 30, 2
     c.optimizer_args.learning_rate = 2e-2
     c.probe = file_config("world/distill.py").probe
