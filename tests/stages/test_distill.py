@@ -51,6 +51,13 @@ def test_each_kind_of_step_is_compiled_once_and_only_if_it_comes(run, tmp_path, 
         assert row["on_policy"] == ("completions/mean_length" in row)
 
 
+def test_every_step_samples_anew(run, tmp_path):
+    """A student that stands still, on the same 16 prompts in every step: only the noise differs."""
+    still = config(run, on_policy=1.0, optimizer_args=dict(learning_rate=0.0), data=dict(count=16, heldout=16))
+    rows = metrics(distill.run(still, tmp_path / "x"))
+    assert np.diff(np.sort([row["teacher_entropy"] for row in rows])).min() > 1e-4  # far above rounding
+
+
 def test_the_kind_of_a_step_follows_from_the_key_and_the_step_alone():
     key = jax.random.key(3)
     long = distill.on_policy_steps(key, 0.3, 2000)
