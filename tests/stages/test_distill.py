@@ -98,7 +98,7 @@ def test_a_student_knows_its_teacher_and_is_a_policy_like_others(student, run, t
 
 def test_a_killed_pipeline_equals_the_uninterrupted_one_and_a_student_of_itself_stays(run, tmp_path, monkeypatch):
     """Both kinds of step; then the student as the teacher of itself, at which it has nothing to learn."""
-    first = plain(config(run, save_every_steps=1))
+    first = plain(config(run, save_every_steps=2))
     itself = first | dict(init_from="@first", teacher_from="@first", on_policy=1.0)
     steps = {"steps": ["first", "itself"], "first": first, "itself": itself}
     whole = pipeline.run(steps, tmp_path / "whole")
