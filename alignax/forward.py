@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
-from alignax.ops.checks import needs
+from alignax.ops.checks import needs, require
 from alignax.ops.logprobs import TokenStats, token_stats
-from alignax.types import Demo, Model, Pair, Params, Rollout, Scored, Side, Unpaired
+from alignax.types import Demo, Distill, Model, Pair, Params, Rollout, Scored, Side, Unpaired
 
 
 def token_statistics(
@@ -41,6 +41,28 @@ def demo(model: Model, params: Params, batch: dict) -> Demo:
     """A demonstration batch under the policy."""
     stats = token_statistics(model, params, batch["tokens"], batch["valid"])
     return Demo(logp=stats.logp, mask=batch["mask"], entropy=stats.entropy, correct=stats.correct)
+
+
+def distill(model: Model, params: Params, teacher_model: Model, teacher_params: Params, batch: dict) -> Distill:
+    """Completions {tokens, valid, mask} [B T] under student and teacher: logits [B T V] of each, [:, t] about token t.
+
+    The two may differ in architecture. The teacher gets no gradient. Raises ValueError if their vocabularies differ.
+    """
+    own, theirs = model.config.vocab_size, teacher_model.config.vocab_size
+    require(own == theirs, f"distill: a student with {own} tokens, a teacher with {theirs}: expected one vocabulary")
+    return Distill(
+        logits=logits(model, params, batch["tokens"], batch["valid"]),
+        teacher_logits=jax.lax.stop_gradient(logits(teacher_model, teacher_params, batch["tokens"], batch["valid"])),
+        mask=batch["mask"].at[:, 0].set(False),
+    )
+
+
+def logits(model: Model, params: Params, tokens: Int[Array, "B T"], valid: Bool[Array, "B T"]) -> Float[Array, "B T V"]:
+    """Logits of the whole vocabulary that predict each token, float32; 0 at position 0, which has no context."""
+    hidden_BTD = model.apply(params, tokens, valid)[:, :-1]
+    kernel_DV = model.unembed(params)[:, : model.config.vocab_size]  # without the padding of the vocabulary
+    logits_BTV = jnp.dot(hidden_BTD, kernel_DV, preferred_element_type=jnp.float32)
+    return jnp.pad(logits_BTV, ((0, 0), (1, 0), (0, 0)))
 
 
 def pair(model: Model, params: Params, reference: Params, batch: dict) -> Pair:

@@ -3,11 +3,13 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from tiny import demo_batch, pair_batch, rollout_batch, tiny
 
 from alignax import forward
 from alignax.losses.dpo import dpo
+from alignax.losses.reverse_kl import reverse_kl
 from alignax.losses.sft import sft
 from alignax.models.config import ModelConfig
 from alignax.models.decoder import decoder
@@ -61,6 +63,45 @@ def test_every_token_has_its_own_logp_entropy_and_correctness(demo, log_probs):
     np.testing.assert_array_equal(np.asarray(demo.correct)[real], (log_probs.argmax(-1) == batch["tokens"])[real])
     np.testing.assert_array_equal(demo.logp[:, 0], 0.0)  # position 0 has no context
     np.testing.assert_array_equal(demo.mask, batch["mask"])
+
+
+def test_logits_of_student_and_teacher_are_about_the_token_at_their_place(log_probs):
+    model, params = tiny()
+    teacher_model, teacher = tiny(seed=1, layers=1, ffn=16)
+    batch = demo_batch()
+    batch["mask"] = batch["mask"].at[:, 0].set(True)
+    got = jax.jit(lambda p, t: forward.distill(model, p, teacher_model, t, batch))(params, teacher)
+    assert got.logits.shape == got.teacher_logits.shape == (8, 12, model.config.vocab_size)  # no padded columns
+    real = np.asarray(batch["valid"]) & (np.arange(12) > 0)
+    np.testing.assert_allclose(jax.nn.log_softmax(got.logits)[real], log_probs[real], atol=1e-5)
+    logp_BT = forward.token_statistics(teacher_model, teacher, batch["tokens"], batch["valid"]).logp
+    chosen_BT1 = jnp.take_along_axis(jax.nn.log_softmax(got.teacher_logits), batch["tokens"][..., None], axis=-1)
+    np.testing.assert_allclose(chosen_BT1[..., 0][real], logp_BT[real], atol=1e-5)
+    np.testing.assert_array_equal(
+        got.mask, np.asarray(batch["mask"]) & (np.arange(12) > 0)
+    )  # position 0 has no context
+
+
+def test_a_teacher_gets_no_gradient_and_a_student_of_its_own_has_nothing_to_learn():
+    model, params = tiny()
+
+    def loss(student, teacher):
+        record = forward.distill(model, student, model, teacher, demo_batch())
+        constant = jnp.sum(record.teacher_logits)  # the losses stop the gradient too: this sees whether the record does
+        return reduce(reverse_kl(record)) + constant - jax.lax.stop_gradient(constant)
+
+    run = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
+    value, (grads, of_teacher) = run(params, tiny(seed=1)[1])
+    assert value > 0.1 and optax.global_norm(grads) > 0.1 and optax.global_norm(of_teacher) == 0
+    value, (grads, _) = run(params, params)
+    assert abs(value) < 1e-6 and optax.global_norm(grads) < 1e-6
+
+
+def test_a_teacher_with_another_vocabulary_is_refused():
+    model, params = tiny()
+    other, teacher = tiny(vocab_size=51)
+    with pytest.raises(ValueError, match="a student with 50 tokens, a teacher with 51: expected one vocabulary"):
+        forward.distill(model, params, other, teacher, demo_batch())
 
 
 def test_start_spares_positions_and_changes_nothing_else():

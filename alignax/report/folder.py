@@ -8,12 +8,13 @@ from typing import Any, TypeGuard
 
 from alignax.log import read_metrics
 
-KINDS = ("sft", "collect", "reward", "online", "offline", "evaluate")
+KINDS = ("sft", "collect", "reward", "online", "offline", "distill", "evaluate")
 KIND_OF_NAME = {kind: kind for kind in KINDS} | {"ppo": "online", "dpo": "offline", "eval": "evaluate"}
 KIND_OF_METRIC = {  # for a stage that still runs and has no manifest: the first of these that its metrics hold
     "objective/kl": "online",
     "rewards/margins": "offline",
     "margin": "reward",
+    "agreement": "distill",
     "mean_token_accuracy": "sft",
 }
 DEFAULT_POLICY = {"online": "ppo", "offline": "dpo"}  # what the evaluation calls a stage named after its kind

@@ -52,6 +52,14 @@ PANELS: dict[str, tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...]] = {
         ("implicit reward accuracy", ("rewards/accuracies",), ()),
         ("log-probability of the replies (nats)", ("logps/chosen", "logps/rejected"), ()),
     ),
+    "distill": (
+        ("gold reward", (), ("eval/gold_reward",)),
+        ("KL from the start (nats)", (), ("eval/kl",)),
+        ("loss (nats per token)", ("loss",), ()),
+        ("agreement with the teacher", ("agreement",), ()),
+        ("entropy of student and teacher (nats)", ("entropy", "teacher_entropy"), ()),
+        ("length of own samples (tokens)", ("completions/mean_length",), ()),
+    ),
 }
 
 
@@ -117,7 +125,7 @@ def reward_against_kl(run: Run) -> str | None:
     (Gao, Schulman, Hilton 2022, 2210.10760), and labelled in nats.
     """
     figure, axes = _canvas(5.0, 4.2)
-    paths = {stage.policy: trajectory(stage) for stage in run.stages if stage.kind in ("online", "offline")}
+    paths = {stage.policy: trajectory(stage) for stage in run.stages if stage.kind in ("online", "offline", "distill")}
     names = [name for name in dict.fromkeys([*paths, *run.policies]) if name != "sft"]
     palette, furthest = colours(names), 0.0
     for name in names:

@@ -23,6 +23,7 @@ FINAL = {  # what a stage's last values are, when nothing was evaluated: the fir
     "reward": ("eval/accuracy", "eval/loss", "accuracy", "loss", "margin"),
     "online": ("eval/gold_reward", "eval/proxy_reward", "eval/kl", "objective/scores", "objective/kl"),
     "offline": ("eval/gold_reward", "eval/kl", "rewards/accuracies", "rewards/margins", "loss"),
+    "distill": ("eval/gold_reward", "eval/loss", "eval/agreement", "loss"),
 }
 
 

@@ -28,7 +28,7 @@ from alignax.train.loop import fit, resume
 from alignax.train.optimizer import Optimizer
 from alignax.types import Model, Params
 
-POLICIES = ("sft", "online", "offline")  # stages whose parameters are a policy
+POLICIES = ("sft", "online", "offline", "distill")  # stages whose parameters are a policy
 
 console = Console(stderr=True, highlight=False)
 

@@ -36,6 +36,9 @@ FIXED = {
     "reference_args": (follow, ("reference", "params", "step")),
 }
 
+# stages that may start from nothing, and the keys that say what to make; a student has its teacher's tokenizer
+FRESH = {"sft": ("model", "tokenizer"), "distill": ("model",)}
+
 # the opponents that an advantage of the package may have, and those that it cannot do without
 OPPONENTS = {
     "remax": ("greedy",),
@@ -64,6 +67,8 @@ def precheck(config: dict[str, Any], prefix: str = "") -> None:
     losses(config, prefix)
     if name == "online":
         settings_online(config, prefix)
+    if name == "distill":
+        settings_distill(config, prefix)
 
 
 def arguments(config: dict[str, Any], prefix: str) -> None:
@@ -81,12 +86,12 @@ def arguments(config: dict[str, Any], prefix: str) -> None:
 
 
 def origin(config: dict[str, Any], prefix: str) -> None:
-    """A stage starts from a finished one; SFT may also start from nothing, and must then say what to make."""
+    """A stage starts from a finished one; some may also start from nothing, and must then say what to make."""
     if config["init_from"]:
         return
-    if config["stage"] != "sft":
+    if config["stage"] not in FRESH:
         raise ConfigError(f"config.{prefix}init_from is empty: this stage starts from the folder of a finished policy")
-    for key in ("model", "tokenizer"):
+    for key in FRESH[config["stage"]]:
         if not config[key]:
             raise ConfigError(f"config.{prefix}{key} is empty, and so is config.{prefix}init_from: set one of them")
 
@@ -209,6 +214,22 @@ def settings_opponent(config: dict[str, Any], prefix: str) -> None:
         if loss in named and config[named[loss][0]] != named[loss][1]:
             key, value = named[loss]
             raise ConfigError(f"config.{prefix}{key} = {config[key]!r}: the loss {loss!r} needs {value!r}")
+
+
+def settings_distill(config: dict[str, Any], prefix: str) -> None:
+    """There is a teacher, and what is sampled can be."""
+    if not config["teacher_from"]:
+        raise ConfigError(
+            f"config.{prefix}teacher_from is empty: expected the folder of a finished policy to learn from"
+        )
+    if not 0 <= config["on_policy"] <= 1:
+        raise ConfigError(
+            f"config.{prefix}on_policy = {config['on_policy']}: expected a share of the steps, from 0 (only the data's "
+            "completions) to 1 (only the student's own samples)"
+        )
+    if config["temperature"] < 0 or config["max_new_tokens"] < 1:
+        given = f"config.{prefix}temperature = {config['temperature']}, max_new_tokens = {config['max_new_tokens']}"
+        raise ConfigError(f"{given}: expected a temperature of 0 (greedy) or more, and 1 token or more")
 
 
 def settings_advantage(config: dict[str, Any], prefix: str) -> None:

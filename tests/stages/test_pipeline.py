@@ -149,5 +149,5 @@ def test_sample_prints_completions(run, policy, capsys):
 
 
 def test_every_world_config_is_accepted_as_it_is():
-    for name in ("sft", "collect", "reward", "ppo", "dpo"):
+    for name in ("sft", "collect", "reward", "ppo", "dpo", "distill"):
         pipeline.precheck(plain(file_config(f"world/{name}.py")))
