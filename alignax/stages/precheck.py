@@ -9,10 +9,10 @@ import jax
 
 from alignax.config import ConfigError, bind, check, plain, record_of, resolve, typed
 from alignax.ops.advantages import truncated_weights
-from alignax.ops.kl import check_placement
-from alignax.train import advantages, online
+from alignax.stages import settings
+from alignax.stages.trial import shapes_of, tried
+from alignax.train import online
 from alignax.train.reference import follow
-from alignax.types import Pair
 from alignax.worlds.annotators import Annotator
 
 # key -> (package of its short names, key of its arguments, arguments that the stage gives)
@@ -39,14 +39,6 @@ FIXED = {
 # stages that may start from nothing, and the keys that say what to make; a student has its teacher's tokenizer
 FRESH = {"sft": ("model", "tokenizer"), "distill": ("model",)}
 
-# the opponents that an advantage of the package may have, and those that it cannot do without
-OPPONENTS = {
-    "remax": ("greedy",),
-    "vbon": ("reference",),
-    "win_probability": ("mixture", "reference", "greedy"),
-    "best_and_worst": ("none", "reference"),
-}
-
 
 def precheck(config: dict[str, Any], prefix: str = "") -> None:
     """Raises ConfigError for whatever can be known to be wrong from the config alone."""
@@ -64,11 +56,13 @@ def precheck(config: dict[str, Any], prefix: str = "") -> None:
     arguments(config, prefix)
     origin(config, prefix)
     sizes(config, prefix)
-    losses(config, prefix)
+    kind = losses(config, prefix)
     if name == "online":
-        settings_online(config, prefix)
+        settings.online(config, prefix, plain(defaults), kind)
+    if name == "offline":
+        settings.offline(config, prefix, kind)
     if name == "distill":
-        settings_distill(config, prefix)
+        settings.distill(config, prefix)
 
 
 def arguments(config: dict[str, Any], prefix: str) -> None:
@@ -115,10 +109,13 @@ def sizes(config: dict[str, Any], prefix: str) -> None:
             raise ConfigError(f"config.{prefix}{key}: {size} rows do not divide over {parts} {what}")
 
 
-def losses(config: dict[str, Any], prefix: str) -> None:
-    """Every loss and further term must take a record that the stage makes, and bear to be cut into microbatches."""
+def losses(config: dict[str, Any], prefix: str) -> Any:
+    """Every loss and further term must take a record that the stage makes, and bear to be cut into microbatches.
+
+    Returns the record, None for a stage without a loss.
+    """
     if not config.get("loss"):
-        return
+        return None
     named = {"loss": config["loss"]} | {f"terms.{name}": name for name in config.get("terms", {})}
     found = {key: resolve(path, "alignax.losses", key=prefix + key) for key, path in named.items()}
     records = tuple(_stage(config["stage"]).RECORDS)
@@ -128,7 +125,6 @@ def losses(config: dict[str, Any], prefix: str) -> None:
             raise ConfigError(f"config.{prefix}terms.{name} = {args!r}: expected a group such as dict(coefficient=0.5)")
         if found[f"terms.{name}"] is found["loss"]:
             raise ConfigError(f"config.{prefix}terms.{name} is config.loss itself: a term is added to it")
-        bind_term(name, args, key=f"{prefix}terms.{name}")
     for key, kind in kinds.items():
         if named[key] == "xpo" and config["stage"] == "offline":
             raise ConfigError(
@@ -146,6 +142,12 @@ def losses(config: dict[str, Any], prefix: str) -> None:
                 f"config.{prefix}{key} = {named[key]!r} compares the rows of a batch with each other: it is not the "
                 f"sum of {parts} microbatches; set microbatches to 1"
             )
+    main = partial(found["loss"], **bind(found["loss"], config["loss_args"], key=f"{prefix}loss_args"))
+    tried(main, shapes_of(kinds["loss"]), key=f"{prefix}loss_args")
+    for name, args in config.get("terms", {}).items():
+        key = f"{prefix}terms.{name}"
+        tried(bind_term(name, args, key=key)[1], shapes_of(kinds["loss"]), key=key)
+    return kinds["loss"]
 
 
 def bind_term(name: str, args: dict[str, Any], *, key: str) -> tuple[float, Callable]:
@@ -158,113 +160,3 @@ def bind_term(name: str, args: dict[str, Any], *, key: str) -> tuple[float, Call
 
 def _stage(name: Any) -> Any:
     return importlib.import_module(f"alignax.stages.{name}")
-
-
-def settings_online(config: dict[str, Any], prefix: str) -> None:
-    """Settings of the online stage that need, or exclude, each other."""
-    if bool(config["reward"]) == bool(config["reward_from"]):
-        which = f"config.{prefix}reward_from (a reward model) or config.{prefix}reward (a function of text)"
-        raise ConfigError(f"{which}: set exactly one")
-    if config["critic_init"] not in ("reward", "policy", "none"):
-        raise ConfigError(
-            f"config.{prefix}critic_init = {config['critic_init']!r}: expected 'reward', 'policy' or 'none'"
-        )
-    settings_advantage(config, prefix)
-    if config["critic_init"] == "reward" and not config["reward_from"]:
-        raise ConfigError(
-            f"config.{prefix}critic_init = 'reward' needs config.reward_from; with a text reward use 'policy', or "
-            "'none' if the advantage needs no critic"
-        )
-    if not config["kl_coef"] > 0 and config["kl_controller"] in ("adaptive_kl", "pid_kl"):
-        raise ConfigError(
-            f"config.{prefix}kl_coef = {config['kl_coef']}: {config['kl_controller']} multiplies it; expected > 0"
-        )
-    if config["kl_placement"] == "loss" and config["advantage"] in ("winners", "best_and_worst"):
-        raise ConfigError(
-            f"config.{prefix}kl_placement = 'loss' with advantage {config['advantage']!r}: only chosen replies are "
-            "learnt from, and the KL over those is not the policy's; use 'reward', with kl_coef = 0 for none"
-        )
-    if not config["temperature"] > 0:
-        raise ConfigError(
-            f"config.{prefix}temperature = {config['temperature']}: expected > 0; a greedy policy has no log-ratio"
-        )
-    try:
-        check_placement(config["kl_estimator"], config["kl_placement"])
-    except ValueError as error:
-        raise ConfigError(f"config.{prefix}kl_estimator, config.{prefix}kl_placement: {error}") from None
-
-
-def settings_opponent(config: dict[str, Any], prefix: str) -> None:
-    """Who replies beside the policy, for whom, and how often."""
-    rival, name, group = config["opponent"], config["advantage"], config["samples_per_prompt"]
-    known = ("none", "greedy", "reference", "mixture")
-    fitting = OPPONENTS.get(name, known if name not in vars(advantages) else ("none",))
-    if rival not in known or rival not in fitting:
-        expected = " or ".join(repr(one) for one in (fitting if rival in known else known))
-        raise ConfigError(f"config.{prefix}opponent = {rival!r}: expected {expected} with advantage {name!r}")
-    if not 0 <= config["opponent_share"] <= 1:
-        raise ConfigError(f"config.{prefix}opponent_share = {config['opponent_share']}: expected a share in [0, 1]")
-    if group > 2 and (rival == "greedy" or (rival != "none" and name == "best_and_worst")):
-        raise ConfigError(
-            f"config.{prefix}samples_per_prompt = {group}: one reply of the policy and one of the opponent {rival!r} "
-            "make 2"
-        )
-    named = {"xpo": ("opponent", "reference"), "nash_md": ("advantage", "win_probability")}
-    for loss in (config["loss"], *config["terms"]):
-        if loss in named and config[named[loss][0]] != named[loss][1]:
-            key, value = named[loss]
-            raise ConfigError(f"config.{prefix}{key} = {config[key]!r}: the loss {loss!r} needs {value!r}")
-
-
-def settings_distill(config: dict[str, Any], prefix: str) -> None:
-    """There is a teacher, and what is sampled can be."""
-    if not config["teacher_from"]:
-        raise ConfigError(
-            f"config.{prefix}teacher_from is empty: expected the folder of a finished policy to learn from"
-        )
-    if not 0 <= config["on_policy"] <= 1:
-        raise ConfigError(
-            f"config.{prefix}on_policy = {config['on_policy']}: expected a share of the steps, from 0 (only the data's "
-            "completions) to 1 (only the student's own samples)"
-        )
-    if config["temperature"] < 0 or config["max_new_tokens"] < 1:
-        given = f"config.{prefix}temperature = {config['temperature']}, max_new_tokens = {config['max_new_tokens']}"
-        raise ConfigError(f"{given}: expected a temperature of 0 (greedy) or more, and 1 token or more")
-
-
-def settings_advantage(config: dict[str, Any], prefix: str) -> None:
-    """Critic, advantage, group size and loss must fit each other."""
-    name, critic, group = config["advantage"], config["critic_init"], config["samples_per_prompt"]
-    if name == "gae" and critic == "none":
-        raise ConfigError(f"config.{prefix}advantage = 'gae' needs a critic: set critic_init to 'policy' or 'reward'")
-    if name in vars(advantages) and name != "gae":
-        values = ("value_loss", "value_loss_args", "value_optimizer", "value_optimizer_args")
-        default = plain(_stage("online").get_config())
-        changed = [key for key in values if config[key] != default[key]]
-        if critic != "none":
-            raise ConfigError(
-                f"config.{prefix}critic_init = {critic!r}: advantage {name!r} has no critic; set critic_init to 'none'"
-            )
-        if changed:
-            raise ConfigError(f"config.{prefix}{changed[0]} is set, but there is no critic (critic_init = 'none')")
-    settings_opponent(config, prefix)
-    grouped = name in ("group_baseline", "winners", *OPPONENTS) or config["oversample"] > 1
-    if group < 1 or (grouped and group < 2):
-        raise ConfigError(
-            f"config.{prefix}samples_per_prompt = {group}: a reply is compared with others to its prompt; "
-            "expected 2 or more"
-        )
-    if config["oversample"] < 1:
-        raise ConfigError(f"config.{prefix}oversample = {config['oversample']}: expected 1 (off) or more")
-    loss = resolve(config["loss"], "alignax.losses", key=f"{prefix}loss")
-    if record_of(loss, _stage("online").RECORDS, key=f"{prefix}loss") is Pair:
-        if name != "best_and_worst":
-            raise ConfigError(
-                f"config.{prefix}loss = {config['loss']!r} takes pairs: set advantage to 'best_and_worst', not {name!r}"
-            )
-        if config["update_args"].get("microbatches", 1) > 1:
-            raise ConfigError(f"config.{prefix}update_args.microbatches: a loss on pairs is not cut into microbatches")
-        if config["update_args"].get("kl_limit", 0.0) > 0:
-            raise ConfigError(f"config.{prefix}update_args.kl_limit: a loss on pairs measures no KL to the sampler")
-        if config["loss"] == "wpo":
-            raise ConfigError(f"config.{prefix}loss = 'wpo' corrects for pairs that others sampled: use it offline")

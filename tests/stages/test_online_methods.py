@@ -86,6 +86,11 @@ def test_the_config_names_its_recipes():
         ("grpo", dict(top_p=0.9), "config.top_p: a policy that learns is sampled whole"),
         ("grpo", dict(terms=dict(entropy=dict(coef=0.1))), "config.terms.entropy.coef: entropy takes no such"),
         ("grpo", dict(scoring_args=dict(max_tokens=5)), "config.scoring_args.max_tokens: shape_scores takes no such"),
+        ("grpo", dict(loss_args=dict(clip_low=-0.2)), "config.loss_args: grpo: clip_low = -0.2"),
+        ("grpo", dict(advantage_args=dict(baseline="median")), "advantage_args: baseline = 'median': expected one of"),
+        ("vbon", dict(advantage_args=dict(n=1)), "config.advantage_args: vbon: n = 1: expected the n of best-of-n"),
+        ("dapo", dict(scoring_args=dict(overlong_buffer=99)), "overlong_penalty: buffer_tokens = 99: expected 1 to"),
+        ("grpo", dict(correction_args=dict(cap=0.0)), "correction_args: truncated_weights: cap = 0.0: expected a pos"),
         ("grpo", dict(correction_args=dict(cup=2.0)), "config.correction_args.cup: truncated_weights takes no such"),
         ("online_dpo", dict(update_args=dict(kl_limit=0.1)), "a loss on pairs measures no KL to the sampler"),
         (

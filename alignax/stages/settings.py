@@ -1,0 +1,169 @@
+"""Settings of one stage that need, or exclude, each other; called by `precheck`."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from alignax.config import ConfigError, bind, resolve
+from alignax.ops.advantages import truncated_weights
+from alignax.ops.kl import check_placement
+from alignax.stages.trial import shapes_of, tried
+from alignax.train import advantages
+from alignax.train.online import shape_scores
+from alignax.train.reference import follow
+from alignax.train.state import Moments
+from alignax.types import Pair, Rollout
+
+# the opponents that an advantage of the package may have, and those that it cannot do without
+OPPONENTS = {
+    "remax": ("greedy",),
+    "vbon": ("reference",),
+    "win_probability": ("mixture", "reference", "greedy"),
+    "best_and_worst": ("none", "reference"),
+}
+
+
+def online(config: dict[str, Any], prefix: str, defaults: dict[str, Any], kind: Any) -> None:
+    """Settings of the online stage that need, or exclude, each other."""
+    if bool(config["reward"]) == bool(config["reward_from"]):
+        which = f"config.{prefix}reward_from (a reward model) or config.{prefix}reward (a function of text)"
+        raise ConfigError(f"{which}: set exactly one")
+    if config["critic_init"] not in ("reward", "policy", "none"):
+        raise ConfigError(
+            f"config.{prefix}critic_init = {config['critic_init']!r}: expected 'reward', 'policy' or 'none'"
+        )
+    advantage(config, prefix, defaults, kind)
+    if config["critic_init"] == "reward" and not config["reward_from"]:
+        raise ConfigError(
+            f"config.{prefix}critic_init = 'reward' needs config.reward_from; with a text reward use 'policy', or "
+            "'none' if the advantage needs no critic"
+        )
+    if not config["kl_coef"] > 0 and config["kl_controller"] in ("adaptive_kl", "pid_kl"):
+        raise ConfigError(
+            f"config.{prefix}kl_coef = {config['kl_coef']}: {config['kl_controller']} multiplies it; expected > 0"
+        )
+    if config["kl_placement"] == "loss" and config["advantage"] in ("winners", "best_and_worst"):
+        raise ConfigError(
+            f"config.{prefix}kl_placement = 'loss' with advantage {config['advantage']!r}: only chosen replies are "
+            "learnt from, and the KL over those is not the policy's; use 'reward', with kl_coef = 0 for none"
+        )
+    if not config["temperature"] > 0:
+        raise ConfigError(
+            f"config.{prefix}temperature = {config['temperature']}: expected > 0; a greedy policy has no log-ratio"
+        )
+    try:
+        check_placement(config["kl_estimator"], config["kl_placement"])
+    except ValueError as error:
+        raise ConfigError(f"config.{prefix}kl_estimator, config.{prefix}kl_placement: {error}") from None
+    values(config, prefix)
+
+
+def opponent(config: dict[str, Any], prefix: str) -> None:
+    """Who replies beside the policy, for whom, and how often."""
+    rival, name, group = config["opponent"], config["advantage"], config["samples_per_prompt"]
+    known = ("none", "greedy", "reference", "mixture")
+    fitting = OPPONENTS.get(name, known if name not in vars(advantages) else ("none",))
+    if rival not in known or rival not in fitting:
+        expected = " or ".join(repr(one) for one in (fitting if rival in known else known))
+        raise ConfigError(f"config.{prefix}opponent = {rival!r}: expected {expected} with advantage {name!r}")
+    if not 0 <= config["opponent_share"] <= 1:
+        raise ConfigError(f"config.{prefix}opponent_share = {config['opponent_share']}: expected a share in [0, 1]")
+    if group > 2 and (rival == "greedy" or (rival != "none" and name == "best_and_worst")):
+        raise ConfigError(
+            f"config.{prefix}samples_per_prompt = {group}: one reply of the policy and one of the opponent {rival!r} "
+            "make 2"
+        )
+    named = {"xpo": ("opponent", "reference"), "nash_md": ("advantage", "win_probability")}
+    for loss in (config["loss"], *config["terms"]):
+        if loss in named and config[named[loss][0]] != named[loss][1]:
+            key, value = named[loss]
+            raise ConfigError(f"config.{prefix}{key} = {config[key]!r}: the loss {loss!r} needs {value!r}")
+
+
+def distill(config: dict[str, Any], prefix: str) -> None:
+    """There is a teacher, and what is sampled can be."""
+    if not config["teacher_from"]:
+        raise ConfigError(
+            f"config.{prefix}teacher_from is empty: expected the folder of a finished policy to learn from"
+        )
+    if not 0 <= config["on_policy"] <= 1:
+        raise ConfigError(
+            f"config.{prefix}on_policy = {config['on_policy']}: expected a share of the steps, from 0 (only the data's "
+            "completions) to 1 (only the student's own samples)"
+        )
+    if config["temperature"] < 0 or config["max_new_tokens"] < 1:
+        given = f"config.{prefix}temperature = {config['temperature']}, max_new_tokens = {config['max_new_tokens']}"
+        raise ConfigError(f"{given}: expected a temperature of 0 (greedy) or more, and 1 token or more")
+
+
+def advantage(config: dict[str, Any], prefix: str, defaults: dict[str, Any], kind: Any) -> None:
+    """Critic, advantage, group size and loss must fit each other."""
+    name, critic, group = config["advantage"], config["critic_init"], config["samples_per_prompt"]
+    if name == "gae" and critic == "none":
+        raise ConfigError(f"config.{prefix}advantage = 'gae' needs a critic: set critic_init to 'policy' or 'reward'")
+    if name in vars(advantages) and name != "gae":
+        values = ("value_loss", "value_loss_args", "value_optimizer", "value_optimizer_args")
+        changed = [key for key in values if config[key] != defaults[key]]
+        if critic != "none":
+            raise ConfigError(
+                f"config.{prefix}critic_init = {critic!r}: advantage {name!r} has no critic; set critic_init to 'none'"
+            )
+        if changed:
+            raise ConfigError(f"config.{prefix}{changed[0]} is set, but there is no critic (critic_init = 'none')")
+    opponent(config, prefix)
+    grouped = name in ("group_baseline", "winners", *OPPONENTS) or config["oversample"] > 1
+    if group < 1 or (grouped and group < 2):
+        raise ConfigError(
+            f"config.{prefix}samples_per_prompt = {group}: a reply is compared with others to its prompt; "
+            "expected 2 or more"
+        )
+    if config["oversample"] < 1:
+        raise ConfigError(f"config.{prefix}oversample = {config['oversample']}: expected 1 (off) or more")
+    if kind is Pair:
+        if name != "best_and_worst":
+            raise ConfigError(
+                f"config.{prefix}loss = {config['loss']!r} takes pairs: set advantage to 'best_and_worst', not {name!r}"
+            )
+        if config["update_args"].get("microbatches", 1) > 1:
+            raise ConfigError(f"config.{prefix}update_args.microbatches: a loss on pairs is not cut into microbatches")
+        if config["update_args"].get("kl_limit", 0.0) > 0:
+            raise ConfigError(f"config.{prefix}update_args.kl_limit: a loss on pairs measures no KL to the sampler")
+        if config["loss"] == "wpo":
+            raise ConfigError(f"config.{prefix}loss = 'wpo' corrects for pairs that others sampled: use it offline")
+
+
+def values(config: dict[str, Any], prefix: str) -> None:
+    """Advantage, shaping of scores and correction, tried on shapes for what they say of their arguments."""
+    group = config["samples_per_prompt"]
+    score_B, done_B, tokens_B = (jax.ShapeDtypeStruct((2 * group,), kind) for kind in (jnp.float32, bool, jnp.int32))
+    rollout, number = shapes_of(Rollout, B=2 * group), jax.ShapeDtypeStruct((), jnp.float32)
+
+    function = resolve(config["advantage"], "alignax.train.advantages", key=f"{prefix}advantage")
+    key, given = f"{prefix}advantage_args", {"kl_in_reward": config["kl_placement"] == "reward", "group": group}
+    args = bind(function, config["advantage_args"], key=key, given=tuple(given))
+    tried(partial(function, **given, **args), rollout, score_B, number, key=key)
+
+    key, given = f"{prefix}scoring_args", {"max_tokens": config["max_new_tokens"]}
+    args = bind(shape_scores, config["scoring_args"], key=key, given=tuple(given))
+    tried(partial(shape_scores, **given, **args), score_B, done_B, tokens_B, shapes_of(Moments), key=key)
+
+    key = f"{prefix}correction_args"
+    args = bind(truncated_weights, config["correction_args"], key=key)
+    tried(partial(truncated_weights, **args), rollout.old_logp, rollout.sampler_logp, rollout.mask, key=key)
+
+
+def offline(config: dict[str, Any], prefix: str, kind: Any) -> None:
+    """A reference that moves is one that the loss reads."""
+    if not config["reference_args"]:
+        return
+    number, step = jax.ShapeDtypeStruct((), jnp.float32), jax.ShapeDtypeStruct((), jnp.int32)
+    args = bind(follow, config["reference_args"], key=f"{prefix}reference_args", given=("reference", "params", "step"))
+    tried(partial(follow, **args), number, number, step, key=f"{prefix}reference_args")
+    loss = resolve(config["loss"], "alignax.losses", key=f"{prefix}loss")
+    try:
+        jax.eval_shape(partial(loss, **config["loss_args"]), shapes_of(kind, without=("ref_logp",)))
+    except ValueError:
+        return  # it says that it needs one
+    raise ConfigError(f"config.{prefix}reference_args is set, but the loss {config['loss']!r} reads no reference")
