@@ -260,7 +260,7 @@ def _encode(
     rows: list[Row], fields: tuple[str, ...], tokenizer: Tokenizer, template: str, limit: int, counts: Counts | None
 ) -> tuple[list[Kept], Counts]:
     """`encode_texts` of the named fields of the rows: the prompt, then its replies."""
-    check_fields(rows, {name: "text" for name in fields})
+    check_fields(rows, dict.fromkeys(fields, "text"))
     return encode_texts([tuple(map(row.get, fields)) for row in rows], tokenizer, template, limit, counts)
 
 

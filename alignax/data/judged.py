@@ -209,7 +209,9 @@ def _verdicts(row: Row) -> list[float] | None:
         return None
     if not isinstance(verdicts, (list, tuple)) or not isinstance(steps, (list, tuple)) or len(verdicts) != len(steps):
         count = len(steps) if isinstance(steps, (list, tuple)) else "no list of"
-        raise DataError(f"{_where('verdicts', verdicts, row)}: {count} steps; expected a list with one verdict per step")
+        raise DataError(
+            f"{_where('verdicts', verdicts, row)}: {count} steps; expected a list with one verdict per step"
+        )
     for verdict in verdicts:
         if not (isinstance(verdict, bool) or (_is_number(verdict) and 0 <= verdict <= 1)):
             raise DataError(f"{_where('verdicts', verdict, row)}: expected true, false or a rate in [0, 1]")

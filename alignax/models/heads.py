@@ -25,5 +25,5 @@ def scalar(params: Params, hidden: Float[Array, "*B D"]) -> Float[Array, "..."]:
 
 
 def weighted(head: Params, weights: Float[Array, " A"]) -> Params:
-    """The scalar head whose score is sum_a weights_a score_a, of a head of A attributes: it is linear, so is the sum."""
+    """The scalar head with the score sum_a weights_a score_a, of a head of A attributes: a sum of linear ones."""
     return {"kernel": head["kernel"] @ weights, "bias": head["bias"] @ weights}

@@ -53,6 +53,8 @@ def precheck(config: dict[str, Any], prefix: str = "") -> None:
     losses(config, prefix)
     if name == "online":
         settings_online(config, prefix)
+    if name == "collect":
+        settings_collect(config, prefix)
 
 
 def arguments(config: dict[str, Any], prefix: str) -> None:
@@ -62,6 +64,8 @@ def arguments(config: dict[str, Any], prefix: str) -> None:
             bind(resolve(config[key], package, key=prefix + key), config[args], key=prefix + args, given=given)
         elif config.get(args):
             raise ConfigError(f"config.{prefix}{args} is set, but config.{prefix}{key} is empty: nothing reads it")
+    if config.get("reward_weights") and not config["reward_from"]:
+        raise ConfigError(f"config.{prefix}reward_weights is set, but config.{prefix}reward_from is empty")
     for key, (function, given) in FIXED.items():
         if key in config:
             bind(function, config[key], key=prefix + key, given=given)
@@ -139,6 +143,24 @@ def bind_term(name: str, args: dict[str, Any], *, key: str) -> tuple[float, Call
 
 def _stage(name: Any) -> Any:
     return importlib.import_module(f"alignax.stages.{name}")
+
+
+def settings_collect(config: dict[str, Any], prefix: str) -> None:
+    """The kind of judgement decides how many samples it needs, and which of the annotator's faults it can show."""
+    kind, samples, args = config["kind"], config["samples_per_prompt"], config["annotator_args"]
+    kinds = _stage("collect").KINDS
+    if kind not in kinds:
+        raise ConfigError(f"config.{prefix}kind = {kind!r}: expected one of {', '.join(kinds)}")
+    wrong = {"pairs": samples != 2, "rankings": samples < 2, "ratings": samples < 1}[kind]
+    if wrong:
+        expected = {"pairs": "2; for more take kind = 'rankings'", "rankings": "2 or more", "ratings": "1 or more"}
+        raise ConfigError(f"config.{prefix}samples_per_prompt = {samples}: {kind} take {expected[kind]}")
+    unread = {"ratings": args, "rankings": ["tie_below"] if args.get("tie_below") else []}.get(kind)
+    if unread:
+        raise ConfigError(
+            f"config.{prefix}annotator_args.{next(iter(unread))}: {kind} do not read it; "
+            + ("ratings are the gold parts themselves" if kind == "ratings" else "a ranking has no ties")
+        )
 
 
 def settings_online(config: dict[str, Any], prefix: str) -> None:

@@ -19,8 +19,8 @@ def jsonl(
     ratings and judged steps as well (`alignax.data.judged`).
 
     `fields` maps the names to the file's, where they differ: {"prompt": "question", "completion": "answer"}.
-    `attributes` names columns that hold a rating each, which are collected into "ratings". HelpSteer2 (Wang et al. 2024,
-    2406.08673) is read by fields = {"completion": "response"} and attributes = ["helpfulness", "correctness",
+    `attributes` names columns that hold a rating each, which are collected into "ratings". HelpSteer2 (Wang et al.
+    2024, 2406.08673) is read by fields = {"completion": "response"} and attributes = ["helpfulness", "correctness",
     "coherence", "complexity", "verbosity"]. Held-out rows are chosen by the prompt, so that no prompt is on both sides.
     Raises DataError as `read` does, for a name in `fields` that is unknown or that no row has, likewise in
     `attributes`, and if no row has a prompt.
