@@ -199,7 +199,7 @@ def _rating(row: Row, names: tuple[str, ...]) -> dict[str, float]:
             raise DataError(f"{_where(f'ratings.{name}', value, row)}: expected a finite number, or null for none")
         if name not in names:
             raise DataError(f"{_where(f'ratings.{name}', value, row)}: expected attributes among {', '.join(names)}")
-    return given
+    return {name: float(value) for name, value in given.items()}
 
 
 def _verdicts(row: Row) -> list[float] | None:

@@ -4,13 +4,13 @@ For pairs accuracy, likelihood, calibration, and what the annotators make possib
 without what guessing gives, so that stands beside it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from alignax.evals.intervals import bootstrap
-from alignax.types import Metric, Ranked, Rated, Stepwise
+from alignax.types import Ranked, Rated, Stepwise
 
 
 def report(margins: np.ndarray, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -88,10 +88,10 @@ def ranking_report(ranked: Ranked, rows: Sequence[dict[str, Any]]) -> dict[str, 
     return out
 
 
-def rating_report(rated: Rated, metrics: dict[str, Metric], attributes: Sequence[str]) -> dict[str, Any]:
+def rating_report(rated: Rated, metrics: Mapping[str, tuple], attributes: Sequence[str]) -> dict[str, Any]:
     """Metrics of held-out ratings, and for each of `attributes` the same.
 
-    `metrics` are the loss's own of this record, [B A], so that an error is in the units in which the loss reads a
+    `metrics` are the loss's own of this record, (values, weights) [B A], so that an error is in the units in which the loss reads a
     score; every one is given as a mean over the ratings. correlation: Pearson's, of score and rating over replies, None
     where one of them is constant; above, the mean over the attributes that have one. Intervals are over replies.
     """

@@ -21,7 +21,8 @@ def scalar(params: Params, hidden: Float[Array, "*B D"]) -> Float[Array, "..."]:
     """hidden . kernel + bias, in float32: [*B], or [*B A] for a head of several attributes."""
     head = params["scalar"]
     form = "...d,d->..." if head["kernel"].ndim == 1 else "...d,da->...a"
-    return jnp.einsum(form, hidden.astype(jnp.float32), head["kernel"]) + head["bias"]
+    score = jnp.einsum(form, hidden.astype(jnp.float32), head["kernel"])
+    return score + jnp.broadcast_to(head["bias"], score.shape)
 
 
 def weighted(head: Params, weights: Float[Array, " A"]) -> Params:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -119,6 +120,7 @@ def judged(found: Any, rows: list[dict], loss: Any, attributes: tuple[str, ...])
     if isinstance(found, Ranked):
         return found.score[found.mask], reward_model.ranking_report(found, rows)
     if isinstance(found, Rated):
-        return found.score.sum(1), reward_model.rating_report(found, loss(found).metrics, attributes)
+        metrics = loss(jax.tree.map(jnp.asarray, found)).metrics
+        return found.score.sum(1), reward_model.rating_report(found, metrics, attributes)
     last_B = found.mask.shape[1] - 1 - np.argmax(found.mask[:, ::-1], axis=1)
     return np.take_along_axis(found.logit, last_B[:, None], axis=1)[:, 0], reward_model.step_report(found)
