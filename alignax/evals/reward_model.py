@@ -91,12 +91,13 @@ def ranking_report(ranked: Ranked, rows: Sequence[dict[str, Any]]) -> dict[str, 
 def rating_report(rated: Rated, metrics: Mapping[str, tuple], attributes: Sequence[str]) -> dict[str, Any]:
     """Metrics of held-out ratings, and for each of `attributes` the same.
 
-    `metrics` are the loss's own of this record, (values, weights) [B A], so that an error is in the units in which the loss reads a
-    score; every one is given as a mean over the ratings. correlation: Pearson's, of score and rating over replies, None
-    where one of them is constant; above, the mean over the attributes that have one. Intervals are over replies.
+    `metrics` are the loss's own of this record, (values, weights), so that an error is in the units in which the loss
+    reads a score; those of the shape [B A] are given as means over the ratings. correlation: Pearson's, of score and
+    rating over replies, None where one of them is constant; above, the mean over the attributes that have one.
+    Intervals are over replies.
     """
-    found = {name: np.asarray(values, np.float64) for name, (values, _) in metrics.items()}
     given_BA = np.asarray(rated.mask)
+    found = {name: np.asarray(x, np.float64) for name, (x, _) in metrics.items() if np.shape(x) == given_BA.shape}
     score_BA, target_BA = np.asarray(rated.score, np.float64), np.asarray(rated.target, np.float64)
     each = {}
     for a, attribute in enumerate(attributes):

@@ -263,26 +263,15 @@ def evaluator(metrics_fn: Callable, arrays: Any, batch_size: int, mesh: Mesh) ->
 def preference_data(
     stage: Stage, tokenizer: Any, root: Path | None, encode: Callable = pair_rows
 ) -> tuple[dict, dict, list[dict], dict]:
-    """Preferences to train on and held out, as arrays (pairs, or `unpaired_rows`); the held-out text; both counts."""
-    return encode_preferences(stage, tokenizer, preference_rows(stage, root), encode)
-
-
-def preference_rows(stage: Stage, root: Path | None) -> dict[str, tuple]:
-    """(rows, counts) of the text to train on and of the held-out one, by split."""
-    source, args = stage.cfg.source, stage.cfg.data
-    return {split: load_rows(source, args, split, root=root) for split in ("train", "heldout")}
-
-
-def encode_preferences(
-    stage: Stage, tokenizer: Any, texts: dict[str, tuple], encode: Callable
-) -> tuple[dict, dict, list[dict], dict]:
-    """What `preference_data` returns, of rows that are at hand."""
-    options = {"template": stage.cfg.template, "max_length": stage.cfg.max_length}
-    (train, counts), (held, held_counts) = (
-        encode(rows, tokenizer, counts=counts, **options) for rows, counts in texts.values()
-    )
+    """Preferences to train on and held out, as arrays (`encode`'s); the held-out text; both counts."""
+    cfg = stage.cfg
+    source, args, options = cfg.source, cfg.data, {"template": cfg.template, "max_length": cfg.max_length}
+    rows, counts = load_rows(source, args, "train", root=root)
+    train, counts = encode(rows, tokenizer, counts=counts, **options)
+    held_rows, held_counts = load_rows(source, args, "heldout", root=root)
+    held, held_counts = encode(held_rows, tokenizer, counts=held_counts, **options)
     console.print(f"preferences: {counts}; held out: {held_counts}")
-    return train, held, texts["heldout"][0], {"train": counts, "heldout": held_counts}
+    return train, held, held_rows, {"train": counts, "heldout": held_counts}
 
 
 def get_terms(cfg: Reader) -> dict[str, tuple[float, Callable]]:

@@ -61,10 +61,11 @@ def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
 
     # ---- data
     tokenizer = common.get_tokenizer(stage)
-    texts = common.preference_rows(stage, root)
-    attributes = attributes_of(texts["train"][0]) if record is Rated else ()
-    encode = partial(encode, attributes=attributes) if attributes else encode
-    train, held, held_text, counts = common.encode_preferences(stage, tokenizer, texts, encode)
+    attributes = ()
+    if record is Rated:  # those that the training rows rate: held-out ones may lack some
+        attributes = attributes_of(common.load_rows(cfg.source, cfg.data, "train", root=root)[0])
+        encode = partial(encode, attributes=attributes)
+    train, held, held_text, counts = common.preference_data(stage, tokenizer, root, encode)
 
     # ---- model: the parent's trunk and a fresh head, of one score or one per attribute
     mesh = common.get_mesh(cfg)

@@ -117,31 +117,34 @@ def test_collected_ratings_are_the_gold_parts(judged):
     np.testing.assert_allclose([sum(row["ratings"].values()) for row in rows], [row["gold"] for row in rows])
 
 
+def proxy(run, folder, reward_from, weights):
+    """Scores of the SFT policy's replies by a reward model."""
+    c = tiny()["evaluate"]
+    c.init_from, c.policies = str(run / "sft"), {"sft": str(run / "sft")}
+    c.probe.reward_from, c.probe.reward_weights = str(reward_from), weights
+    rows = (evaluate.run(c, folder) / "samples.jsonl").read_text().splitlines()
+    return np.array([json.loads(row)["policies"]["sft"]["proxy"] for row in rows])
+
+
 def test_a_rating_of_several_attributes_is_one_reward_downstream(run, rater, tmp_path):
     """Weighted scores of the proxy are the weighted sum of those of single attributes: the head is linear."""
-
-    def proxy(name, **weights):
-        c = tiny()["evaluate"]
-        c.init_from, c.policies = str(run / "sft"), {"sft": str(run / "sft")}
-        c.probe.reward_from, c.probe.reward_weights = str(rater), dict.fromkeys(PARTS, 0.0) | weights
-        evaluate.run(c, tmp_path / name)
-        rows = (tmp_path / name / "samples.jsonl").read_text().splitlines()
-        return np.array([json.loads(row)["policies"]["sft"]["proxy"] for row in rows])
-
-    warm, brief = proxy("warm", warm=1.0), proxy("brief", brief=1.0)
-    assert np.abs(warm - brief).max() > 1e-3
-    np.testing.assert_allclose(proxy("both", warm=2.0, brief=-0.5), 2 * warm - 0.5 * brief, atol=1e-5)
+    each = {"warm": {"warm": 1.0}, "brief": {"brief": 1.0}, "both": {"warm": 2.0, "brief": -0.5}}
+    found = {name: proxy(run, tmp_path / name, rater, dict.fromkeys(PARTS, 0.0) | w) for name, w in each.items()}
+    assert np.abs(found["warm"] - found["brief"]).max() > 1e-3
+    np.testing.assert_allclose(found["both"], 2 * found["warm"] - 0.5 * found["brief"], atol=1e-5)
+    assert np.ptp(proxy(run, tmp_path / "sum", rater, {})) > 0
 
 
-@pytest.mark.parametrize("kind", ["rater", "verifier"])
-def test_ppo_takes_every_kind_of_reward_model(run, kind, tmp_path, request):
+def test_a_verifier_of_steps_scores_whole_replies(run, verifier, tmp_path):
+    assert np.ptp(proxy(run, tmp_path / "verified", verifier, {})) > 0
+
+
+def test_ppo_takes_a_reward_model_of_several_attributes(run, rater, tmp_path):
     c = tiny()["ppo"]
-    c.init_from, c.total_steps, c.eval_every_steps, c.save_every_steps = str(run / "sft"), 2, 0, 2
-    c.reward_from, c.probe = str(request.getfixturevalue(kind)), probe.get_config()
-    if kind == "rater":
-        c.reward_weights = {"warm": 0.5}  # 1 each for the others
-    first, second = metrics(online.run(c, tmp_path / "ppo"))
-    assert np.isfinite([first["objective/scores"], second["loss/policy_avg"]]).all() and first["grad_norm"] > 0
+    c.init_from, c.eval_every_steps, c.probe = str(run / "sft"), 0, probe.get_config()
+    c.reward_from, c.reward_weights = str(rater), {"warm": 0.5}  # 1 each for the others
+    first, *_, last = metrics(online.run(c, tmp_path / "ppo"))
+    assert np.isfinite([first["objective/scores"], last["loss/policy_avg"]]).all() and first["grad_norm"] > 0
 
 
 @pytest.mark.parametrize(
