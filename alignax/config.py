@@ -137,7 +137,7 @@ def check(config: Mapping[str, Any], defaults: Mapping[str, Any], *, prefix: str
 
 def is_args(name: str) -> bool:
     """Whether the names under a key are free: arguments of a function that another key names, or folders."""
-    return name.split(".")[-1] in ("data", "policies", "terms") or name.endswith("_args")
+    return name.split(".")[-1] in ("data", "policies", "terms", "reward_weights") or name.endswith("_args")
 
 
 class Reader:

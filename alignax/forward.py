@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 
 from alignax.ops.checks import needs, require
 from alignax.ops.logprobs import TokenStats, token_stats
-from alignax.types import Demo, Distill, Model, Pair, Params, Rollout, Scored, Side, Unpaired
+from alignax.types import Demo, Distill, Model, Pair, Params, Ranked, Rated, Rollout, Scored, Side, Stepwise, Unpaired
 
 
 def token_statistics(
@@ -101,8 +101,35 @@ def scored(model: Model, params: Params, batch: dict) -> Scored:
     return Scored(chosen=score_2B[:B], rejected=score_2B[B:], mask=batch["chosen"]["mask"].any(1), **said)
 
 
-def score(model: Model, params: Params, tokens: Int[Array, "B T"], valid: Bool[Array, "B T"]) -> Float[Array, " B"]:
-    """Scalar head at the last real token of each row, wherever the padding is."""
+def ranked(model: Model, params: Params, batch: dict) -> Ranked:
+    """A batch of rankings with the score of each reply; all replies go through the model as one batch.
+
+    A reply whose mask is empty fills up a shorter ranking: it is no reply.
+    """
+    tokens_BKT, valid_BKT, mask_BKT = (batch["replies"][name] for name in ("tokens", "valid", "mask"))
+    B, K, T = tokens_BKT.shape
+    score_R = score(model, params, tokens_BKT.reshape(B * K, T), valid_BKT.reshape(B * K, T))
+    return Ranked(score=score_R.reshape(B, K), mask=mask_BKT.any(2))
+
+
+def rated(model: Model, params: Params, batch: dict) -> Rated:
+    """A batch of rated replies with the score of each attribute; the head is one of A attributes."""
+    score_BA = score(model, params, batch["reply"]["tokens"], batch["reply"]["valid"])
+    return Rated(score=score_BA, target=batch["target"], mask=batch["given"])
+
+
+def stepwise(model: Model, params: Params, batch: dict) -> Stepwise:
+    """A batch of judged steps with the scalar head at every token.
+
+    No shift: a verdict on a step needs the step's last token, so it is read from the hidden state at that token, as a
+    score is, and not from the one before, as log-probabilities and values are.
+    """
+    logit_BT = model.scalar(params, model.apply(params, batch["reply"]["tokens"], batch["reply"]["valid"]))
+    return Stepwise(logit=logit_BT, target=batch["target"], mask=batch["step_end"])
+
+
+def score(model: Model, params: Params, tokens: Int[Array, "B T"], valid: Bool[Array, "B T"]) -> Float[Array, "B *A"]:
+    """Scalar head at the last real token of each row, wherever the padding is; [B A] of a head of A attributes."""
     hidden_BTD = model.apply(params, tokens, valid)
     last_B = tokens.shape[1] - 1 - jnp.argmax(valid[:, ::-1], axis=1)
     return model.scalar(params, jnp.take_along_axis(hidden_BTD, last_B[:, None, None], axis=1)[:, 0])

@@ -166,5 +166,5 @@ class Model(NamedTuple):
     unstack: Callable  # (params) -> params with a list of layers: what decode takes
     decode: Callable  # (unstacked params, token [B], cache) -> (hidden [B D], cache)
     unembed: Callable  # (params) -> kernel [D V]
-    init_scalar: Callable  # (key) -> parameters of a scalar head, to stand at params["scalar"]
-    scalar: Callable  # (params, hidden [... D]) -> [...], the reward or value head
+    init_scalar: Callable  # (key, attributes=None) -> parameters of a scalar head, to stand at params["scalar"]
+    scalar: Callable  # (params, hidden [... D]) -> [...], the reward or value head; [... A] if made for A attributes

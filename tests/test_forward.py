@@ -13,6 +13,7 @@ from alignax.losses.reverse_kl import reverse_kl
 from alignax.losses.sft import sft
 from alignax.models.config import ModelConfig
 from alignax.models.decoder import decoder
+from alignax.models.heads import weighted
 from alignax.ops.masked import reduce, reduce_metrics
 from alignax.train.optimizer import sgd
 from alignax.train.state import new_state
@@ -192,6 +193,54 @@ def test_score_is_read_at_the_last_real_token():
     last = np.asarray(rollout.valid).sum(1) - 1  # padding is on the right here
     score = forward.score(model, params, rollout.tokens, rollout.valid)
     np.testing.assert_allclose(score, heads[np.arange(8), last], atol=1e-6)
+
+
+def test_a_ranking_scores_every_reply_and_masks_what_fills_it_up():
+    model, params = tiny(scalar=True)
+    one = {name: leaf for name, leaf in demo_batch(B=6).items() if name != "row"}
+    batch = {"replies": {name: leaf.reshape(2, 3, 12) for name, leaf in one.items()}}
+    batch["replies"]["mask"] = batch["replies"]["mask"].at[1, 2].set(False)
+    got = jax.jit(lambda p, b: forward.ranked(model, p, b))(params, batch)
+    score = forward.score(model, params, one["tokens"], one["valid"])
+    np.testing.assert_allclose(got.score, score.reshape(2, 3), atol=1e-6)
+    np.testing.assert_array_equal(got.mask, [[True, True, True], [True, True, False]])
+
+
+def test_ratings_are_scored_by_a_head_of_attributes_that_folds_into_one():
+    model, params = tiny(scalar=True)
+    batch, rng = demo_batch(), np.random.default_rng(3)
+    head = {"kernel": jnp.asarray(rng.normal(size=(16, 3)), "float32"), "bias": jnp.array([0.5, -1.0, 2.0])}
+    given_BA = jnp.asarray(rng.uniform(size=(8, 3)) < 0.5)
+    judged = {"reply": batch, "target": jnp.ones((8, 3)), "given": given_BA}
+    got = forward.rated(model, params | {"scalar": head}, judged)
+    np.testing.assert_array_equal(got.mask, given_BA)
+    for a in range(3):  # column a is what a head of that column alone gives
+        single = params | {"scalar": jax.tree.map(lambda x, a=a: x[..., a], head)}
+        np.testing.assert_allclose(
+            got.score[:, a], forward.score(model, single, batch["tokens"], batch["valid"]), atol=1e-6
+        )
+    weights = jnp.array([2.0, 0.0, -0.5])
+    folded = params | {"scalar": weighted(head, weights)}
+    np.testing.assert_allclose(
+        forward.score(model, folded, batch["tokens"], batch["valid"]), got.score @ weights, atol=1e-5
+    )
+
+
+def test_a_verdict_reads_the_last_token_of_its_step_and_nothing_after():
+    model, params = tiny(scalar=True)
+    batch = demo_batch()
+    last = batch["valid"].sum(1) - 1
+    place = jnp.arange(12)[None]
+    ends = (place == last[:, None]) | (place == 4)
+    run = jax.jit(lambda p, tokens: forward.stepwise(model, p, {
+        "reply": batch | {"tokens": tokens}, "target": 0.5 * ends, "step_end": ends}))  # fmt: skip
+    got = run(params, batch["tokens"])
+    np.testing.assert_array_equal(got.mask, ends)
+    score = forward.score(model, params, batch["tokens"], batch["valid"])  # of a whole reply: the last verdict
+    np.testing.assert_allclose(got.logit[jnp.arange(8), last], score, atol=1e-6)
+    changed = lambda t: run(params, batch["tokens"].at[:, t].add(1)).logit[:, 4]  # noqa: E731
+    assert np.abs(changed(4) - got.logit[:, 4]).min() > 1e-4  # the step's own last token is seen
+    np.testing.assert_array_equal(changed(5), got.logit[:, 4])  # the next step is not
 
 
 def test_memory_of_the_compiled_step_does_not_grow_with_rows_times_vocabulary():

@@ -5,6 +5,7 @@ Text rows are dicts: {"prompt", "completion"}, {"prompt", "chosen", "rejected"} 
 
 import copy
 import hashlib
+import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from alignax.data.templates import Ids, completion_ids, forbidden_tokens, prompt
 from alignax.data.tokenizer import Tokenizer, pad_id
 
 Row = dict[str, Any]
+Kept = tuple[int, Ids, list[Ids]]  # row index, prompt ids, the ids of each reply
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: str, template: str) -> Ids:
@@ -24,7 +26,7 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str, template: str) -> Ids:
 
     Raises DataError for an unknown template, an empty prompt, and control tokens in a chat.
     """
-    fault = _text_fault({"prompt": prompt}, ("prompt",), forbidden_tokens(tokenizer, template))
+    fault = _text_fault((prompt,), forbidden_tokens(tokenizer, template))
     ids = [] if fault else prompt_ids(tokenizer, [prompt], template)[0]
     return _or_raise(fault or ids or "empty_prompt", prompt)
 
@@ -35,8 +37,7 @@ def encode_completion(tokenizer: Tokenizer, prompt: str, completion: str, templa
     Raises DataError if the completion is empty or holds an end of sequence, if it spells control tokens in a chat, and
     if the prompt's ids are no prefix of the row's.
     """
-    row = {"prompt": prompt, "completion": completion}
-    if fault := _text_fault(row, ("prompt", "completion"), forbidden_tokens(tokenizer, template)):
+    if fault := _text_fault((prompt, completion), forbidden_tokens(tokenizer, template)):
         return _or_raise(fault, completion)
     prefixes = prompt_ids(tokenizer, [prompt], template)
     return _or_raise(completion_ids(tokenizer, [prompt], prefixes, [completion], template)[0], completion)
@@ -62,8 +63,8 @@ def demo_rows(
     kept, counts = _encode(rows, ("prompt", reply), tokenizer, template, max_length, counts)
     counts.require_rows("demonstration")
     length = padded_length([len(prompt) + len(side) for _, prompt, (side,) in kept], max_length, pad_to)
-    batch = _side([(prompt, side) for _, prompt, (side,) in kept], length, pad_id(tokenizer))
-    return batch | {"row": _row_ids(kept)}, counts
+    batch = side_arrays([(prompt, side) for _, prompt, (side,) in kept], length, pad_id(tokenizer))
+    return batch | {"row": row_ids(kept)}, counts
 
 
 def pair_rows(
@@ -86,9 +87,9 @@ def pair_rows(
     counts.require_rows("preference pair")
     length = padded_length([len(prompt) + len(side) for _, prompt, sides in kept for side in sides], max_length, pad_to)
     fill = pad_id(tokenizer)
-    chosen, rejected = (_side([(prompt, sides[k]) for _, prompt, sides in kept], length, fill) for k in (0, 1))
+    chosen, rejected = (side_arrays([(prompt, sides[k]) for _, prompt, sides in kept], length, fill) for k in (0, 1))
     verdicts = _verdicts([rows[row] for row, _, _ in kept])
-    return {"chosen": chosen, "rejected": rejected, "row": _row_ids(kept)} | verdicts, counts
+    return {"chosen": chosen, "rejected": rejected, "row": row_ids(kept)} | verdicts, counts
 
 
 def _verdicts(rows: list[Row]) -> dict[str, np.ndarray]:
@@ -135,8 +136,8 @@ def unpaired_rows(
     replies = [(prompt, side) for _, prompt, (side,) in kept]
     length = padded_length([len(p) + len(r) for p, r in (*replies, *others)], max_length, pad_to)
     fill = pad_id(tokenizer)
-    arrays = {"side": _side(replies, length, fill), "mismatched": _side(others, length, fill)}
-    return arrays | {"desirable": desirable, "row": _row_ids(kept)}, counts
+    arrays = {"side": side_arrays(replies, length, fill), "mismatched": side_arrays(others, length, fill)}
+    return arrays | {"desirable": desirable, "row": row_ids(kept)}, counts
 
 
 def thumbs(rows: Iterable[Row], counts: Counts | None = None) -> tuple[list[Row], Counts]:
@@ -206,7 +207,7 @@ def prompt_rows(
     prompts = [prompt for _, prompt, _ in kept]
     length = padded_length([len(prompt) for prompt in prompts], max_prompt_length, pad_to)
     tokens_BT, valid_BT = pad(prompts, length, pad_id(tokenizer), left=True)
-    return {"tokens": tokens_BT, "valid": valid_BT, "row": _row_ids(kept)}, counts
+    return {"tokens": tokens_BT, "valid": valid_BT, "row": row_ids(kept)}, counts
 
 
 def pad(
@@ -242,35 +243,51 @@ def fingerprint(arrays: Any) -> str:
     return digest.hexdigest()
 
 
-def _side(sequences: list[tuple[Ids, Ids]], length: int, fill: int) -> dict[str, np.ndarray]:
+def side_arrays(sequences: list[tuple[Ids, Ids]], length: int, fill: int) -> dict[str, np.ndarray]:
+    """tokens, valid, mask [N length] of pairs (prompt ids, reply ids), padded on the right; mask is the reply."""
     tokens_BT, valid_BT = pad([prompt + reply for prompt, reply in sequences], length, fill)
     prompt_B1 = np.array([[len(prompt)] for prompt, _ in sequences])
     mask_BT = valid_BT & (np.arange(length)[None] >= prompt_B1)
     return {"tokens": tokens_BT, "valid": valid_BT, "mask": mask_BT}
 
 
-def _row_ids(kept: list[tuple[int, Ids, list[Ids]]]) -> Int[np.ndarray, " B"]:
+def row_ids(kept: list[Kept]) -> Int[np.ndarray, " B"]:
+    """The indices of the rows that are kept."""
     return np.array([row for row, _, _ in kept], np.int32)
 
 
 def _encode(
     rows: list[Row], fields: tuple[str, ...], tokenizer: Tokenizer, template: str, limit: int, counts: Counts | None
-) -> tuple[list[tuple[int, Ids, list[Ids]]], Counts]:
-    """[(row index, prompt ids, [reply ids, ...])] of the good rows, and the counts with the others."""
-    _check_fields(rows, fields)
+) -> tuple[list[Kept], Counts]:
+    """`encode_texts` of the named fields of the rows: the prompt, then its replies."""
+    check_fields(rows, dict.fromkeys(fields, "text"))
+    return encode_texts([tuple(map(row.get, fields)) for row in rows], tokenizer, template, limit, counts)
+
+
+def encode_texts(
+    texts: list[tuple], tokenizer: Tokenizer, template: str, limit: int, counts: Counts | None
+) -> tuple[list[Kept], Counts]:
+    """[(row index, prompt ids, [reply ids, ...])] of the good rows, and the counts with the others.
+
+    `texts` holds per row its prompt and its replies, as many as there are. A row is refused as a whole.
+    """
     forbidden = forbidden_tokens(tokenizer, template)
-    counts = Counts(len(rows)) if counts is None else copy.copy(counts)
-    if counts["kept"] != len(rows):
+    counts = Counts(len(texts)) if counts is None else copy.copy(counts)
+    if counts["kept"] != len(texts):
         raise DataError(
-            f"the source's counts say {counts['kept']} rows, but there are {len(rows)}: pass all, or no counts"
+            f"the source's counts say {counts['kept']} rows, but there are {len(texts)}: pass all, or no counts"
         )
-    faults = [_text_fault(row, fields, forbidden) for row in rows]
+    faults = [_text_fault(row, forbidden) for row in texts]
     good = [row for row, fault in enumerate(faults) if fault is None]
-    texts = {field: [rows[row][field] for row in good] for field in fields}
-    prompts = prompt_ids(tokenizer, texts["prompt"], template)
-    replies = [completion_ids(tokenizer, texts["prompt"], prompts, texts[name], template) for name in fields[1:]]
+    prompts = dict(zip(good, prompt_ids(tokenizer, [texts[row][0] for row in good], template), strict=True))
+    owners = [row for row in good for _ in texts[row][1:]]
+    told, before = [texts[row][0] for row in owners], [prompts[row] for row in owners]
+    replies = iter(
+        completion_ids(tokenizer, told, before, [reply for row in good for reply in texts[row][1:]], template)
+    )
     kept = []
-    for row, prompt, *sides in zip(good, prompts, *replies, strict=True):
+    for row, prompt in prompts.items():
+        sides = list(itertools.islice(replies, len(texts[row]) - 1))
         if (fault := _token_fault(prompt, sides, limit)) is None:
             kept.append((row, prompt, sides))
         else:
@@ -280,9 +297,8 @@ def _encode(
     return kept, counts
 
 
-def _text_fault(row: Row, fields: tuple[str, ...], forbidden: tuple[str, ...]) -> str | None:
-    """Why the texts of a row cannot be encoded: a key of REASONS, or None."""
-    texts = [row.get(field) for field in fields]
+def _text_fault(texts: tuple, forbidden: tuple[str, ...]) -> str | None:
+    """Why the texts of a row, a prompt and its replies, cannot be encoded: a key of REASONS, or None."""
     known = [text for text in texts if isinstance(text, str)]
     if len(known) < len(texts):
         return "missing_field"
@@ -300,18 +316,19 @@ def _token_fault(prompt: Ids, sides: list[Ids | str], limit: int) -> str | None:
     for side in sides:
         if isinstance(side, str):
             return side
-    if len(sides) == 2 and sides[0] == sides[1]:
+    if len(set(map(tuple, sides))) < len(sides):
         return "identical_replies"
     return "too_long" if any(len(prompt) + len(side) > limit for side in sides) else None
 
 
-def _check_fields(rows: list[Row], fields: tuple[str, ...]) -> None:
+def check_fields(rows: list[Row], form: dict[str, str]) -> None:
+    """Raises DataError, saying what was found and the form that is expected, if a field is missing in all rows."""
     if not rows:
-        raise DataError(f"no rows: expected rows with the fields {', '.join(fields)}")
-    for field in fields:
+        raise DataError(f"no rows: expected rows with the fields {', '.join(form)}")
+    for field in form:
         if not _has(rows, field):
             found = sorted({name for row in rows for name in row})
-            expected = "{" + ", ".join(f'"{name}": text' for name in fields) + "}"
+            expected = "{" + ", ".join(f'"{name}": {what}' for name, what in form.items()) + "}"
             raise DataError(f"no row has the field {field!r}: found {', '.join(found) or 'none'}; expected {expected}")
 
 

@@ -6,17 +6,28 @@ import numpy as np
 
 
 def bootstrap(
-    values: Sequence[float] | np.ndarray, *, seed: int = 0, resamples: int = 2000, level: float = 95.0
+    values: Sequence[float] | np.ndarray,
+    *,
+    weights: Sequence[float] | np.ndarray | None = None,
+    seed: int = 0,
+    resamples: int = 2000,
+    level: float = 95.0,
 ) -> list[float]:
     """[low, high] of the mean by the percentile bootstrap: rows (prompts) are drawn again with replacement.
 
+    `weights` of the rows make it the weighted mean, over steps, say: those of one row are no independent draws.
     Deterministic in `seed`. The interval speaks of other prompts to the same policy, not of other training seeds.
     """
     values = np.asarray(values, np.float64)
     if values.ndim != 1 or not len(values):
         raise ValueError(f"bootstrap of an array of shape {values.shape}: expected one value per prompt, at least one")
     rng = np.random.Generator(np.random.Philox(seed))
-    means = values[rng.integers(0, len(values), (resamples, len(values)))].mean(axis=1)
+    drawn = rng.integers(0, len(values), (resamples, len(values)))
+    if weights is None:
+        means = values[drawn].mean(axis=1)
+    else:
+        weights = np.asarray(weights, np.float64)
+        means = (values * weights)[drawn].sum(axis=1) / np.maximum(weights[drawn].sum(axis=1), 1e-30)
     tail = (100 - level) / 2
     return [float(x) for x in np.percentile(means, [tail, 100 - tail])]
 

@@ -1,11 +1,16 @@
-"""How good a reward model is: held-out accuracy, likelihood, calibration, and what the annotators make possible."""
+"""How good a reward model is on held-out data: pairs, rankings, ratings by attribute, and steps.
 
-from collections.abc import Sequence
+For pairs accuracy, likelihood, calibration, and what the annotators make possible. No share of right answers says much
+without what guessing gives, so that stands beside it.
+"""
+
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from alignax.evals.intervals import bootstrap
+from alignax.types import Ranked, Rated, Stepwise
 
 
 def report(margins: np.ndarray, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -50,3 +55,91 @@ def calibration(margins: np.ndarray, bins: int = 10) -> tuple[list[dict[str, flo
     ]
     ece = sum(row["count"] * abs(row["predicted"] - row["observed"]) for row in rows) / len(margins)
     return rows, float(ece)
+
+
+def ranking_report(ranked: Ranked, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Metrics of held-out rankings, one of `rows` each; a tie of two scores is no success.
+
+    heldout_accuracy: share of the pairs of a ranking that score in the annotator's order, mean over rankings (0.5 by
+    guessing); top1_accuracy: share of rankings whose first reply scores highest, with top1_chance, the mean of 1 / K.
+    Where every row records the gold rewards of its replies (`gold`, in the annotator's order): gold_accuracy, agreement
+    with their order over all pairs without a tie. Intervals are over prompts.
+    """
+    score_BK, mask_BK = np.asarray(ranked.score, np.float64), np.asarray(ranked.mask)
+    pair_BKK = mask_BK[:, :, None] & mask_BK[:, None, :] & np.triu(np.ones((score_BK.shape[1],) * 2, bool), 1)
+    margin_BKK = score_BK[:, :, None] - score_BK[:, None, :]
+    right_B = (pair_BKK & (margin_BKK > 0)).sum((1, 2)) / pair_BKK.sum((1, 2))
+    best_B = (score_BK[:, :1] > np.where(mask_BK, score_BK, -np.inf)[:, 1:]).all(1).astype(float)
+    out = {
+        "heldout_accuracy": float(right_B.mean()),
+        "heldout_accuracy_ci95": bootstrap(right_B),
+        "top1_accuracy": float(best_B.mean()),
+        "top1_accuracy_ci95": bootstrap(best_B),
+        "top1_chance": float((1 / mask_BK.sum(1)).mean()),
+        "rankings": len(score_BK),
+    }
+    if rows and all("gold" in row for row in rows):
+        gold_BK = np.zeros(score_BK.shape)
+        gold_BK[mask_BK] = np.concatenate([row["gold"] for row in rows])
+        gap_BKK = gold_BK[:, :, None] - gold_BK[:, None, :]
+        told_BKK = pair_BKK & (gap_BKK != 0)
+        if told_BKK.any():
+            out["gold_accuracy"] = float((np.sign(margin_BKK) == np.sign(gap_BKK))[told_BKK].mean())
+    return out
+
+
+def rating_report(rated: Rated, metrics: Mapping[str, tuple], attributes: Sequence[str]) -> dict[str, Any]:
+    """Metrics of held-out ratings, and for each of `attributes` the same.
+
+    `metrics` are the loss's own of this record, (values, weights), so that an error is in the units in which the loss
+    reads a score; those of the shape [B A] are given as means over the ratings. correlation: Pearson's, of score and
+    rating over replies, None where one of them is constant; above, the mean over the attributes that have one.
+    Intervals are over replies.
+    """
+    given_BA = np.asarray(rated.mask)
+    found = {name: np.asarray(x, np.float64) for name, (x, _) in metrics.items() if np.shape(x) == given_BA.shape}
+    score_BA, target_BA = np.asarray(rated.score, np.float64), np.asarray(rated.target, np.float64)
+    each = {}
+    for a, attribute in enumerate(attributes):
+        given_B = given_BA[:, a]
+        columns = {name: values_BA[given_B, a] for name, values_BA in found.items() if given_B.any()}
+        each[attribute] = {name: float(values.mean()) for name, values in columns.items()}
+        each[attribute] |= {f"{name}_ci95": bootstrap(values) for name, values in columns.items()}
+        each[attribute] |= {"correlation": _correlation(score_BA[given_B, a], target_BA[given_B, a])}
+        each[attribute] |= {"ratings": int(given_B.sum())}
+    known = [one["correlation"] for one in each.values() if one["correlation"] is not None]
+    out = {name: float(values_BA[given_BA].mean()) for name, values_BA in found.items()}
+    return out | {
+        "correlation": float(np.mean(known)) if known else None,
+        "ratings": int(given_BA.sum()),
+        "attributes": each,
+    }
+
+
+def _correlation(x: np.ndarray, y: np.ndarray) -> float | None:
+    constant = len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0
+    return None if constant else float(np.corrcoef(x, y)[0, 1])
+
+
+def step_report(stepwise: Stepwise) -> dict[str, Any]:
+    """Metrics of held-out steps; a step counts as right where its target exceeds 1/2, and as judged right where z > 0.
+
+    accuracy, over all steps, with its interval over replies; base_rate: share of right steps, so that saying always the
+    same has the accuracy max(base_rate, 1 - base_rate); balanced_accuracy: mean of the shares found among the right and
+    among the wrong steps, 0.5 by guessing, None where all verdicts are the same.
+    """
+    mask_BT = np.asarray(stepwise.mask)
+    right_BT = np.asarray(stepwise.target) > 0.5
+    hit_BT = mask_BT & ((np.asarray(stepwise.logit) > 0) == right_BT)
+    steps_B, hits_B = mask_BT.sum(1), hit_BT.sum(1)
+    right, wrong = mask_BT & right_BT, mask_BT & ~right_BT
+    both = right.any() and wrong.any()
+    recalls = [hit_BT[kind].mean() for kind in (right, wrong)] if both else []
+    return {
+        "accuracy": float(hits_B.sum() / steps_B.sum()),
+        "accuracy_ci95": bootstrap(hits_B / steps_B, weights=steps_B),
+        "balanced_accuracy": float(np.mean(recalls)) if both else None,
+        "base_rate": float(right.sum() / mask_BT.sum()),
+        "steps": int(mask_BT.sum()),
+        "replies": len(mask_BT),
+    }

@@ -121,7 +121,8 @@ def decoder(config: ModelConfig, constrain: Callable[[Array], Array] = lambda x:
 
     return Model(
         config=config, init=init, apply=apply, init_cache=init_cache, prefill=prefill, unstack=unstack, decode=decode,
-        unembed=unembed, init_scalar=lambda key: init_scalar(key, config.dim), scalar=scalar,
+        unembed=unembed, scalar=scalar,
+        init_scalar=lambda key, attributes=None: init_scalar(key, config.dim, attributes),
     )  # fmt: skip
 
 

@@ -1,8 +1,12 @@
-"""Collect preferences: two samples per prompt, judged by an annotator with known faults -> pairs.jsonl."""
+"""Collect judgements of a policy's samples, by an annotator with known faults -> pairs.jsonl, or one of its kind.
 
+"pairs": two samples per prompt, one preferred; "rankings": K samples in order; "ratings": each with its gold parts.
+"""
+
+import itertools
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,9 +24,7 @@ from alignax.log import progress, replace_file
 from alignax.manifest import files_hash
 from alignax.sampling.sample import finished, row_keys, sample
 from alignax.stages import common, probe
-from alignax.worlds.annotators import Annotator, prefer, preference, utility_gap
-
-PAIRS = "pairs.jsonl"
+from alignax.worlds.annotators import Annotator, prefer, preference, rank, utility_gap
 
 
 def get_config() -> ConfigDict:
@@ -34,7 +36,9 @@ def get_config() -> ConfigDict:
     c.max_prompt_length = 256  # tokens; longer prompts are dropped and counted
     c.max_new_tokens = 128
     c.temperature = 1.0
-    c.batch_size = 64  # prompts sampled at once, two completions each
+    c.batch_size = 64  # prompts sampled at once
+    c.kind = "pairs"  # "pairs", "rankings" or "ratings": what is said of the samples
+    c.samples_per_prompt = 2  # completions of each prompt; pairs take 2
     c.reward = ""  # what the annotator perceives: module:function of (row, completion, *, finished) -> gold parts
     c.reward_args = ConfigDict()
     c.annotator_args = ConfigDict()  # fields of alignax.worlds.annotators.Annotator
@@ -42,21 +46,22 @@ def get_config() -> ConfigDict:
 
 
 def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
-    """Writes pairs.jsonl. Deterministic in the seed, so a run that was killed starts over and gives the same pairs."""
+    """Writes <kind>.jsonl. Deterministic in the seed, so a run that was killed starts over and gives the same rows."""
     stage = common.open_stage("collect", config, workdir, root, {"policy": "init_from"})
     if stage is None:
         return Path(workdir)
     cfg, workdir = stage.cfg, stage.workdir
 
-    # ---- policy and prompts, each twice
+    # ---- policy and prompts, each as often as it is sampled
     tokenizer, mesh = common.get_tokenizer(stage), common.get_mesh(cfg)
     model, params = common.new_or_loaded(stage, "", {}, tokenizer, mesh)
     rows, counts = common.load_rows(cfg.source, cfg.data, "train", root=root)
     prompts, counts = prompt_rows(
         rows, tokenizer, template=cfg.template, max_prompt_length=cfg.max_prompt_length, counts=counts
     )
-    twice = jax.tree.map(lambda leaf: np.repeat(leaf, 2, axis=0), prompts)
-    sample_id = 2 * twice["row"] + np.arange(len(twice["row"]), dtype=np.int32) % 2
+    kind, K = cfg.kind, cfg.samples_per_prompt
+    each = jax.tree.map(lambda leaf: np.repeat(leaf, K, axis=0), prompts)
+    sample_id = K * each["row"] + np.arange(len(each["row"]), dtype=np.int32) % K
 
     # ---- annotator
     annotator = Annotator(**bind(Annotator, cfg.annotator_args, key="annotator_args"))
@@ -65,7 +70,7 @@ def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
         raise ConfigError("config.reward is empty: an annotator needs a gold reward to perceive, module:function")
 
     # ---- sample
-    ends, seed, size = sorted(eos_ids(tokenizer)), jax.random.key(cfg.seed), 2 * cfg.batch_size
+    ends, seed, size = sorted(eos_ids(tokenizer)), jax.random.key(cfg.seed), K * cfg.batch_size
     eos = jnp.asarray(ends, jnp.int32)
     options = {
         "capacity": cfg.max_new_tokens,
@@ -81,8 +86,8 @@ def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
         return rollout, finished(rollout, eos)
 
     completions, done = [], []
-    batches = list(eval_batches(twice | {"sample": sample_id}, size))
-    for batch in progress(batches, f"{workdir.name}: sampling pairs"):
+    batches = list(eval_batches(each | {"sample": sample_id}, size))
+    for batch in progress(batches, f"{workdir.name}: sampling {kind}"):
         rollout, ended = jax.device_get(draw(params, sharding.put_batch(batch, mesh)))
         completions += texts(tokenizer, rollout, ends)
         done += ended.tolist()
@@ -91,36 +96,97 @@ def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
     rng = np.random.Generator(np.random.Philox(cfg.seed))
     kept, dropped = [], {"unfinished": 0, "identical": 0}
     for index, row_id in enumerate(prompts["row"]):
-        sides, ends_of = completions[2 * index : 2 * index + 2], done[2 * index : 2 * index + 2]
-        pair = judge(annotator, gold, rows[row_id], sides, ends_of, rng)
-        reason = "unfinished" if not all(ends_of) else "identical" if sides[0] == sides[1] else None
-        if reason:
+        replies = Replies(rows[row_id], *(column[K * index : K * (index + 1)] for column in (completions, done)))
+        found, lost = KINDS[kind](annotator, gold, replies, rng)
+        kept += found
+        for reason in lost:
             dropped[reason] += 1
-        else:
-            kept.append(pair)
-    counts = dict(counts) | {"pairs": len(kept)} | {f"dropped_{name}": n for name, n in dropped.items()}
+    counts = dict(counts) | {kind: len(kept)} | {f"dropped_{name}": n for name, n in dropped.items()}
     common.console.print(f"preferences: {counts}")
 
     if not kept:
+        what = {"pairs": "preference pair", "rankings": "ranking", "ratings": "rated reply"}[kind]
         raise DataError(
-            f"no preference pair left of {len(prompts['row'])} prompts ({dropped}): train the policy longer, so that "
+            f"no {what} left of {len(prompts['row'])} prompts ({dropped}): train the policy longer, so that "
             "it ends its replies, or raise max_new_tokens or the temperature"
         )
 
     # ---- write
-    replace_file(workdir / PAIRS, "".join(json.dumps(pair) + "\n" for pair in kept))
-    content = files_hash(workdir, [PAIRS])
-    agreement = float(np.mean([pair["gold_chosen"] > pair["gold_rejected"] for pair in kept]))
+    file = f"{kind}.jsonl"
+    replace_file(workdir / file, "".join(json.dumps(row) + "\n" for row in kept))
+    content = files_hash(workdir, [file])
     common.finish(
         stage,
         params=None,
         content=content,
-        files=(PAIRS,),
+        files=(file,),
         step=len(kept),
         data={"fingerprint": content, "counts": counts},
-        metrics={"pairs": len(kept), "annotator_agreement": agreement},
+        metrics={kind: len(kept)} | agreement(kind, kept),
     )
     return workdir
+
+
+class Replies(NamedTuple):
+    """The samples of one prompt."""
+
+    row: dict  # of the prompt
+    texts: list[str]
+    done: list[bool]  # the sample came to its end of sequence
+
+
+def pairs(annotator: Annotator, gold: Any, replies: Replies, rng: Any) -> tuple[list[dict], list[str]]:
+    """A labelled pair, or the reason why there is none; the annotator sees all, so that labels stay as they are."""
+    row, sides, done = replies
+    pair = judge(annotator, gold, row, sides, done, rng)
+    reason = "unfinished" if not all(done) else "identical" if sides[0] == sides[1] else None
+    return ([], [reason]) if reason else ([pair], [])
+
+
+def rankings(annotator: Annotator, gold: Any, replies: Replies, rng: Any) -> tuple[list[dict], list[str]]:
+    """A ranking of the replies that are finished and differ, with their gold rewards in its order; none of fewer than
+    two."""
+    texts, lost = usable(replies)
+    if len(texts) < 2:
+        return [], lost
+    parts = [total_reward(gold, replies.row, text, True) for text in texts]
+    order = rank(annotator, parts, [len(text.split()) for text in texts], rng)
+    ranking = {"replies": [texts[i] for i in order], "gold": [parts[i]["total"] for i in order]}
+    return [{"prompt": replies.row["prompt"]} | ranking], lost
+
+
+def ratings(annotator: Annotator, gold: Any, replies: Replies, rng: Any) -> tuple[list[dict], list[str]]:
+    """A rated reply for each that is finished and differs from the others: the gold parts are its attributes."""
+    texts, lost = usable(replies)
+    out = []
+    for text in texts:
+        parts = total_reward(gold, replies.row, text, True)
+        total = parts.pop("total")
+        rated = {"completion": text, "ratings": parts or {"total": total}, "gold": total}
+        out.append({"prompt": replies.row["prompt"]} | rated)
+    return out, lost
+
+
+KINDS = {"pairs": pairs, "rankings": rankings, "ratings": ratings}
+
+
+def usable(replies: Replies) -> tuple[list[str], list[str]]:
+    """The finished replies, each text once, and why the others are left out."""
+    finished_ones = [text for text, done in zip(replies.texts, replies.done, strict=True) if done]
+    texts = list(dict.fromkeys(finished_ones))
+    unfinished, identical = len(replies.texts) - len(finished_ones), len(finished_ones) - len(texts)
+    return texts, ["unfinished"] * unfinished + ["identical"] * identical
+
+
+def agreement(kind: str, rows: list[dict]) -> dict[str, float]:
+    """How often the annotator's order of two replies is that of their gold rewards, over all pairs; none of ratings."""
+    if kind == "ratings":
+        return {}
+    if kind == "pairs":
+        right = [pair["gold_chosen"] > pair["gold_rejected"] for pair in rows]
+    else:
+        right = [a > b for row in rows for a, b in itertools.combinations(row["gold"], 2)]
+    return {"annotator_agreement": float(np.mean(right))}
 
 
 def judge(annotator: Annotator, gold: Any, row: dict, sides: list[str], done: list[bool], rng: Any) -> dict:

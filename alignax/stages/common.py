@@ -129,13 +129,21 @@ def is_step(path: str) -> bool:
 def load_rows(source: str, args: dict, split: str, *, key: str = "source", root: Path | None = None) -> tuple:
     """(rows, counts) of the source that a config names; its arguments are checked against its signature.
 
-    A `path` may name a step that collected preferences, by its folder or as '@name'.
+    A `path` may name a step that collected judgements, by its folder or as '@name': its file is read.
     """
     function = resolve(source, "alignax.data.sources", key=key)
     options = bind(function, args, key="data" if key == "source" else f"{key}_args", given=("split",))
     if is_step(str(options.get("path", ""))):
-        options["path"] = str(locate(options["path"], root, key="data.path") / "pairs.jsonl")
+        options["path"] = str(collected(locate(options["path"], root, key="data.path")))
     return function(split=split, **options)
+
+
+def collected(folder: Path) -> Path:
+    """The file that a finished step of the collect stage wrote, whatever its kind."""
+    manifest = read_manifest(folder)
+    if manifest["stage"] != "collect":
+        raise ConfigError(f"config.data.path: {folder} is of the stage {manifest['stage']!r}; expected 'collect'")
+    return folder / manifest["files"][0]
 
 
 def get_tokenizer(stage: Stage, own: str = "", parent: str = "policy") -> Any:
@@ -190,16 +198,22 @@ def load_model(
         architecture=expected.architecture() if expected else None,
     )
     model = decoder(ModelConfig(**manifest["architecture"], **compute), sharding.rows(mesh))
-    shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0), scalar=manifest["stage"] == "reward"))
+    scalar, attributes = manifest["stage"] == "reward", len(rated_attributes(manifest)) or None
+    shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0), scalar=scalar, attributes=attributes))
     params = load_params(folder / "params", sharded_shapes(shapes, mesh))
     check_content(folder, manifest, content_hash(params))
     return model, params, manifest
 
 
-def init_params(model: Model, key: jax.Array, *, scalar: bool) -> Params:
-    """Fresh parameters, with a scalar head if asked."""
+def rated_attributes(manifest: dict) -> list[str]:
+    """The attributes that a reward model rates, in the order of its head; [] if it has a single score."""
+    return (manifest["data"] or {}).get("attributes", [])
+
+
+def init_params(model: Model, key: jax.Array, *, scalar: bool, attributes: int | None = None) -> Params:
+    """Fresh parameters, with a scalar head if asked, or one for a number of attributes."""
     k_model, k_head = jax.random.split(key)
-    return model.init(k_model) | ({"scalar": model.init_scalar(k_head)} if scalar else {})
+    return model.init(k_model) | ({"scalar": model.init_scalar(k_head, attributes)} if scalar else {})
 
 
 def sharded_shapes(shapes: Any, mesh: Mesh) -> Any:
@@ -249,7 +263,7 @@ def evaluator(metrics_fn: Callable, arrays: Any, batch_size: int, mesh: Mesh) ->
 def preference_data(
     stage: Stage, tokenizer: Any, root: Path | None, encode: Callable = pair_rows
 ) -> tuple[dict, dict, list[dict], dict]:
-    """Preferences to train on and held out, as arrays (pairs, or `unpaired_rows`); the held-out text; both counts."""
+    """Preferences to train on and held out, as arrays (`encode`'s); the held-out text; both counts."""
     cfg = stage.cfg
     source, args, options = cfg.source, cfg.data, {"template": cfg.template, "max_length": cfg.max_length}
     rows, counts = load_rows(source, args, "train", root=root)

@@ -40,6 +40,7 @@ def get_config() -> ConfigDict:
     c.max_new_tokens = 128
     c.temperature = 1.0  # of sampling, and so of every log-probability
     c.reward_from = ""  # folder of a finished reward model, or
+    c.reward_weights = ConfigDict()  # of its attributes, where it rates several; 1 each where nothing is said
     c.reward = ""  # module:function of (row, completion, *, finished) -> number: one of the two
     c.reward_args = ConfigDict()
     c.scoring_args = ConfigDict()  # of alignax.train.online.shape_scores
@@ -145,10 +146,11 @@ def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
 
 def load_reward(stage: common.Stage, tokenizer: Any, mesh: Any) -> tuple | None:
     """(model, parameters) of the reward model, or None where the reward is a function of text."""
+    weights, template = stage.cfg.reward_weights, stage.cfg.template
     if "reward" not in stage.parents:
         return None
-    options = {"template": stage.cfg.template, "compute": common.compute_of(stage.cfg), "mesh": mesh}
-    return common.load_model(stage, "reward", ("reward",), tokenizer=tokenizer, **options)[:2]
+    options = {"tokenizer": tokenizer, "template": template, "mesh": mesh, "key": "reward_weights"}
+    return probe.load_reward(stage, "reward", weights, **options)
 
 
 def make_critic(cfg: Any, model: Any, policy: Any, proxy: tuple | None) -> tuple:

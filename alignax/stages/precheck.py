@@ -63,6 +63,8 @@ def precheck(config: dict[str, Any], prefix: str = "") -> None:
         settings.offline(config, prefix, kind)
     if name == "distill":
         settings.distill(config, prefix)
+    if name == "collect":
+        settings.collect(config, prefix, _stage(name).KINDS)
 
 
 def arguments(config: dict[str, Any], prefix: str) -> None:
@@ -72,6 +74,8 @@ def arguments(config: dict[str, Any], prefix: str) -> None:
             bind(resolve(config[key], package, key=prefix + key), config[args], key=prefix + args, given=given)
         elif config.get(args):
             raise ConfigError(f"config.{prefix}{args} is set, but config.{prefix}{key} is empty: nothing reads it")
+    if config.get("reward_weights") and not config["reward_from"]:
+        raise ConfigError(f"config.{prefix}reward_weights is set, but config.{prefix}reward_from is empty")
     for key, (function, given) in FIXED.items():
         if key in config:
             bind(function, config[key], key=prefix + key, given=given)

@@ -1,5 +1,6 @@
 """A probe: what a policy does on held-out prompts, with its gold and proxy rewards and its KL to the reference."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,11 +12,12 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from alignax import sharding
-from alignax.config import ConfigError, Reader, bind, resolve
+from alignax.config import ConfigError, Reader, bind, resolve, suggest, typed
 from alignax.data.encode import prompt_rows
 from alignax.data.loader import eval_batches
 from alignax.data.tokenizer import eos_ids, pad_id
 from alignax.evals.policy import make_measure, texts, total_reward
+from alignax.models.heads import weighted
 from alignax.stages import common
 from alignax.types import Model, Params
 
@@ -32,6 +34,7 @@ def get_config() -> ConfigDict:
     c.reward = ""  # the gold reward: module:function of (row, completion, *, finished) -> number or parts with a total
     c.reward_args = ConfigDict()
     c.reward_from = ""  # folder of a finished reward model: the proxy reward
+    c.reward_weights = ConfigDict()  # of its attributes, where it rates several; 1 each where nothing is said
     return c
 
 
@@ -49,7 +52,7 @@ def build(
     """The probe of a config, or None where it has no source. `reward` is a proxy that the stage has loaded already."""
     source, data, limit, batch_size = cfg.source, cfg.data, cfg.max_prompt_length, cfg.batch_size
     function, args, capacity, temperature = cfg.reward, cfg.reward_args, cfg.max_new_tokens, cfg.temperature
-    _ = cfg.reward_from  # open_stage has found the folder
+    _, weights = cfg.reward_from, cfg.reward_weights  # open_stage has found the folder
     key = jax.random.key(stage.cfg.seed)  # the same noise at every step and for every policy
     if not source:
         return None
@@ -57,8 +60,8 @@ def build(
     prompts, counts = prompt_rows(rows, tokenizer, template=template, max_prompt_length=limit, counts=counts)
     gold = gold_reward(function, args, key="probe.reward")
     if "proxy" in stage.parents:
-        options = {"tokenizer": tokenizer, "template": template, "compute": common.compute_of(stage.cfg), "mesh": mesh}
-        reward = common.load_model(stage, "proxy", ("reward",), **options)[:2]
+        options = {"tokenizer": tokenizer, "template": template, "mesh": mesh, "key": "probe.reward_weights"}
+        reward = load_reward(stage, "proxy", weights, **options)
     reward_model, reward_params = reward or (None, None)
     ends = eos_ids(tokenizer)
     run = make_measure(
@@ -97,6 +100,32 @@ def gold_reward(path: str, args: dict, *, key: str) -> Callable | None:
     function = resolve(path, "", key=key)
     options = bind(function, args, key=f"{key}_args", given=("finished",))
     return lambda row, completion, *, finished: function(row, completion, finished=finished, **options)
+
+
+def load_reward(
+    stage: common.Stage, role: str, weights: dict, *, tokenizer: Any, template: str, mesh: Mesh, key: str
+) -> tuple[Model, Params]:
+    """Model and parameters of a reward model with one score.
+
+    The head of one that rates attributes is folded into the scalar head of sum_a weights_a score_a; an attribute that
+    `weights`, the config's `key`, does not name has weight 1. A process reward model scores a reply by its verdict at
+    the last token, which for a whole reply is that on the last step. Raises ConfigError for weights of a model that
+    rates no attributes, of an attribute that it does not rate, and for a weight that is no finite number.
+    """
+    options = {"tokenizer": tokenizer, "template": template, "compute": common.compute_of(stage.cfg), "mesh": mesh}
+    model, params, manifest = common.load_model(stage, role, ("reward",), **options)
+    known = common.rated_attributes(manifest)
+    for name, value in weights.items():
+        if not known:
+            raise ConfigError(f"config.{key} is set, but the reward model {stage.parents[role]} has a single score")
+        if name not in known:
+            raise ConfigError(f"config.{key}.{name}: the reward model rates no such attribute{suggest(name, known)}")
+        if not math.isfinite(typed(value, float, key=f"{key}.{name}")):
+            raise ConfigError(f"config.{key}.{name} = {value}: expected a finite weight")
+    if not known:
+        return model, params
+    weights_A = jnp.array([float(weights.get(name, 1.0)) for name in known])
+    return model, params | {"scalar": common.place(weighted, params["scalar"], weights_A, mesh=mesh)}
 
 
 def summary(rows: list[dict]) -> dict[str, float]:

@@ -167,3 +167,20 @@ def offline(config: dict[str, Any], prefix: str, kind: Any) -> None:
     except ValueError:
         return  # it says that it needs one
     raise ConfigError(f"config.{prefix}reference_args is set, but the loss {config['loss']!r} reads no reference")
+
+
+def collect(config: dict[str, Any], prefix: str, kinds: tuple[str, ...]) -> None:
+    """The kind of judgement decides how many samples it needs, and which of the annotator's faults it can show."""
+    kind, samples, args = config["kind"], config["samples_per_prompt"], config["annotator_args"]
+    if kind not in kinds:
+        raise ConfigError(f"config.{prefix}kind = {kind!r}: expected one of {', '.join(kinds)}")
+    wrong = {"pairs": samples != 2, "rankings": samples < 2, "ratings": samples < 1}[kind]
+    if wrong:
+        expected = {"pairs": "2; for more take kind = 'rankings'", "rankings": "2 or more", "ratings": "1 or more"}
+        raise ConfigError(f"config.{prefix}samples_per_prompt = {samples}: {kind} take {expected[kind]}")
+    unread = {"ratings": args, "rankings": ["tie_below"] if args.get("tie_below") else []}.get(kind)
+    if unread:
+        raise ConfigError(
+            f"config.{prefix}annotator_args.{next(iter(unread))}: {kind} do not read it; "
+            + ("ratings are the gold parts themselves" if kind == "ratings" else "a ranking has no ties")
+        )

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -75,3 +75,26 @@ def prefer(
 ) -> bool:
     """One label: True if `a` is preferred. Draws exactly one number, so that labels stay paired across annotators."""
     return bool(rng.random() < preference(annotator, parts_a, parts_b, len_a, len_b))
+
+
+def rank(
+    annotator: Annotator, parts: Sequence[Mapping[str, float]], lengths: Sequence[int], rng: np.random.Generator
+) -> list[int]:
+    """The order of K replies to one prompt, best first, by an annotator who sees them all at once.
+
+    A reply is as good as its noisy utility u_i / T + g_i, with u_i = w . parts_i + b len_i (+ u for the first shown)
+    and g_i standard Gumbel: picking the best again and again is then Plackett-Luce with worths e^{u_i / T} (Yellott
+    1977), under which any two replies stand as `preference` says, P(i before j) = sigma((u_i - u_j) / T).
+    `deterministic` sorts by u_i, equal ones in random order. With probability eps (`flips`) the whole order is replaced
+    by a random one, which of a pair is the fair coin of `Annotator`; so every pair of a ranking is at chance eps of the
+    time, as a single pair is, but all of them together. Draws exactly K + 1 numbers.
+    """
+    weights, noise_K, blind = dict(annotator.weights), rng.gumbel(size=len(parts)), rng.random() < annotator.flips
+    utility_K = np.array([sum(weights.get(part, 1.0) * seen[part] for part in PARTS) for seen in parts])
+    utility_K = utility_K + annotator.length_bias * np.asarray(lengths)
+    utility_K[:1] += annotator.position_bias
+    if blind:
+        return np.argsort(-noise_K).tolist()
+    if annotator.mode == "deterministic":
+        return np.lexsort((noise_K, -np.round(utility_K, 9))).tolist()  # the last key is the first to sort by
+    return np.argsort(-(utility_K / annotator.temperature + noise_K)).tolist()

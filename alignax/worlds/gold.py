@@ -149,6 +149,14 @@ def _wrong_steps(asked: Asked, said: list[Said]) -> list[bool]:
     return out
 
 
+def verdicts(prompt: str, sentences: list[str]) -> list[bool]:
+    """For each sentence of a worked sum whether it is right: a step if it is the prompt's next one, rightly computed
+    from the digit stated before, whatever errors that has; the answer if it is the sum's; nothing else is."""
+    asked, said = parse_prompt(prompt), [parse_reply(sentence)[0] for sentence in sentences]
+    wrong = iter(_wrong_steps(asked, said))
+    return [not next(wrong) if s.kind == "step" else s == ("answer", (str(result(asked)),), s.text) for s in said]
+
+
 def result(asked: Asked) -> int:
     """The right answer of a sum, modulo 10."""
     return functools.reduce(lambda value, step: OPERATIONS[step[0]](value, step[1]), asked.steps, asked.start)

@@ -108,6 +108,14 @@ def replies(row: dict[str, Any], n: int, seed: int, *, min_quality: float = 0.3)
     return [clerk_reply(_asked_of(row), q, rng) for q in qualities]
 
 
+def worked_sum(row: dict[str, Any], error_rate: float, rng: random.Random) -> list[str]:
+    """The sentences of a worked sum, for a prompt row of the family "sums", in which a step is wrong with probability
+    `error_rate`, at most 0.9: a clerk who errs states a digit at random, which is right one time in ten."""
+    if not 0 <= error_rate <= 0.9:
+        raise ValueError(f"error_rate = {error_rate}: expected a share of wrong steps in [0, 0.9]")
+    return [f"{sentence} ." for sentence in _trace(_asked_of(row), lambda: rng.random() >= error_rate / 0.9, rng)]
+
+
 def ideal_reply(row: dict[str, Any], rng: random.Random | None = None) -> str:
     """A reply of (nearly) the highest gold reward; `rng` draws the reward-neutral choices, the first ones otherwise."""
     choose = rng.choice if rng else (lambda options: options[0])

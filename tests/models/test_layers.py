@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alignax.models.heads import init_scalar, scalar
+from alignax.models.heads import init_scalar, scalar, weighted
 from alignax.models.layers import attend_one, attention, rotary
 
 
@@ -61,3 +61,15 @@ def test_scalar_head_is_linear_in_float32_and_starts_small():
     got = scalar(params, jnp.array([[3.0, 4.0], [1.0, 1.0]], jnp.bfloat16))
     assert got.dtype == jnp.float32
     np.testing.assert_array_equal(got, [2.5, 1.5])
+
+
+def test_a_head_of_attributes_has_a_column_each_and_folds_by_weights():
+    head = init_scalar(jax.random.key(0), 4095, 3)
+    assert {name: leaf.shape for name, leaf in head.items()} == {"kernel": (4095, 3), "bias": (3,)}
+    assert init_scalar(jax.random.key(0), 8, 1)["kernel"].shape == (8, 1)
+    np.testing.assert_allclose(np.std(head["kernel"], axis=0), 1 / 64, rtol=0.05)
+    # scores 3 * 1 + 4 * 2 + 0.5 = 11.5 and 3 * 0 + 4 * -1 + 1 = -3; 2 * 11.5 + 10 * -3 = -7
+    params = {"scalar": {"kernel": jnp.array([[1.0, 0.0], [2.0, -1.0]]), "bias": jnp.array([0.5, 1.0])}}
+    hidden = jnp.array([[3.0, 4.0]])
+    assert scalar(params, hidden).tolist() == [[11.5, -3.0]]
+    assert scalar({"scalar": weighted(params["scalar"], jnp.array([2.0, 10.0]))}, hidden).tolist() == [-7.0]

@@ -1,13 +1,15 @@
 """Annotators: the probability, its limits, and the labels drawn from it."""
 
+import itertools
 import math
+from collections import Counter
 
 import numpy as np
 import pytest
 
 from alignax.stages.collect import judge
 from alignax.worlds import harbor
-from alignax.worlds.annotators import Annotator, prefer, preference, utility_gap
+from alignax.worlds.annotators import Annotator, prefer, preference, rank, utility_gap
 from alignax.worlds.gold import PARTS, gold
 
 GOOD = dict.fromkeys(PARTS, 0.0) | {"helpful": 2.0, "warm": 0.5}
@@ -90,3 +92,55 @@ def test_bradley_terry_agrees_with_gold_as_people_do():
 def test_impossible_annotators_are_refused(field, value):
     with pytest.raises(ValueError, match=f"annotator {field}"):
         Annotator(**{field: value})
+
+
+FAIR = dict.fromkeys(PARTS, 0.0) | {"helpful": 1.0}
+SEEN, LENGTHS = [BAD, GOOD, FAIR], [4, 9, 1]  # utilities -1, 2.5 and 1 without biases
+
+
+def orders(annotator, n, seed=0):
+    """How often each order of SEEN comes in `n` rankings."""
+    rng = np.random.default_rng(seed)
+    return Counter(tuple(rank(annotator, SEEN, LENGTHS, rng)) for _ in range(n))
+
+
+def close_to(share, p, n):
+    assert abs(share - p) < 4 * math.sqrt(p * (1 - p) / n), (share, p)
+
+
+@pytest.mark.parametrize("flips", [0.0, 0.3])
+def test_rankings_are_plackett_luce_in_the_utilities(flips):
+    annotator, n = Annotator(temperature=2.0, flips=flips, length_bias=0.1, position_bias=0.5), 20_000
+    worth = [math.exp(u / 2.0) for u in (-1 + 0.4 + 0.5, 2.5 + 0.9, 1 + 0.1)]  # the first is the one shown first
+    found = orders(annotator, n)
+    for order in itertools.permutations(range(3)):
+        rest = [sum(worth[i] for i in order[k:]) for k in range(3)]
+        clean = math.prod(worth[i] / total for i, total in zip(order, rest))
+        close_to(found[order] / n, (1 - flips) * clean + flips / 6, n)
+
+
+@pytest.mark.parametrize("flips", [0.0, 0.3])
+def test_any_two_replies_of_a_ranking_stand_as_in_a_pair(flips):
+    annotator, n = Annotator(flips=flips, length_bias=0.1), 20_000
+    found = orders(annotator, n)
+    for i, j in itertools.combinations(range(3), 2):
+        share = sum(number for order, number in found.items() if order.index(i) < order.index(j)) / n
+        close_to(share, preference(annotator, SEEN[i], SEEN[j], LENGTHS[i], LENGTHS[j]), n)
+
+
+def test_a_deterministic_annotator_sorts_and_breaks_ties_at_random():
+    annotator, rng = Annotator(mode="deterministic"), np.random.default_rng(0)
+    assert orders(annotator, 50) == {(1, 2, 0): 50}
+    ties = Counter(tuple(rank(annotator, [GOOD, BAD, GOOD], [1, 1, 1], rng)) for _ in range(2000))
+    assert set(ties) == {(0, 2, 1), (2, 0, 1)}
+    close_to(ties[0, 2, 1] / 2000, 0.5, 2000)
+
+
+def test_a_ranking_draws_as_many_numbers_whatever_the_annotator():
+    """So that the rankings of two annotators over many prompts stay paired."""
+    after = []
+    for options in ({}, {"mode": "deterministic"}, {"flips": 1.0}):
+        rng = np.random.default_rng(0)
+        rank(Annotator(**options), SEEN, LENGTHS, rng)
+        after.append(rng.random())
+    assert len(set(after)) == 1
