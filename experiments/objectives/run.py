@@ -3,8 +3,9 @@
     python experiments/objectives/run.py [--seeds 0 1 2] [--only dpo ipo kto] [--runs runs] [--write-readme]
 
 Starts from the policies, preferences and reward models of `experiments/quickstart/run.py`: run that first. A run that
-has finished with the same config is not run again. Hardware: 2 CPU cores, about half a minute per offline run and one
-minute per online run. Writes results/results.json and results/results.md beside this file.
+has finished with the same config is not run again, and `--only` leaves the other rows of the results as they are.
+Hardware: 2 CPU cores, about half a minute per offline run and one minute per online run. Writes results/results.json
+and results/results.md beside this file.
 """
 
 import json
@@ -19,7 +20,7 @@ from alignax import catalogue
 from alignax.evals.intervals import spread
 from alignax.main import load_config
 from alignax.report.experiment import cell, options, publish
-from alignax.stages import offline, online
+from alignax.stages import distill, offline, online
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -31,23 +32,33 @@ BEGIN = "<!-- results:objectives -->"
 METRICS = {"gold_reward": "eval/gold_reward", "kl": "eval/kl", "length": "eval/mean_length"}
 NOT_FROM_FILES = ("xpo",)  # learns from samples of policy and reference made side by side
 VARIANTS = ("tr_dpo",)  # a config of its own, offline
+DISTILLED = ("gkd", "forward_kl", "reverse_kl")  # from the PPO policy of the same seed
 
 
 def names() -> list[str]:
     """The objectives that this experiment runs: losses on preferences, then the recipes of configs/world/online.py."""
     described = [catalogue.objective(name) for name in catalogue.names()]
     losses = [o.name for o in described if o.record in ("Pair", "Unpaired") and o.name not in NOT_FROM_FILES]
-    return [*losses, *VARIANTS, *ONLINE]
+    return [*losses, *VARIANTS, *ONLINE, *DISTILLED]
+
+
+def kind_of(name: str) -> str:
+    """How an objective learns."""
+    return "online" if name in ONLINE else "distillation" if name in DISTILLED else "offline"
 
 
 def config_of(name: str, base: Path, seed: int):
     """The config of one run: the world's DPO config with another loss, or a recipe, from the parents of a seed."""
-    file = f"world/online.py:{name}" if name in ONLINE else f"world/{name if name in VARIANTS else 'dpo'}.py"
-    c = load_config(str(ROOT / "configs" / file), [])
+    kind = kind_of(name)
+    files = {"online": f"online.py:{name}", "distillation": f"distill.py:{name}", "offline": "dpo.py"}
+    file = f"{name}.py" if name in VARIANTS else files[kind]
+    c = load_config(str(ROOT / "configs/world" / file), [])
     c.seed, c.init_from = seed, str(base / "sft")
     c.eval_every_steps, c.probe.data.count = 0, 512
-    if name in ONLINE:
+    if kind == "online":
         c.reward_from, c.data.seed = str(base / "reward"), seed
+    elif kind == "distillation":
+        c.teacher_from, c.data.seed = str(base / "ppo"), seed
     else:
         c.data.path, c.probe.reward_from = str(base / "collect"), str(base / "reward")
         if name not in VARIANTS:
@@ -57,7 +68,7 @@ def config_of(name: str, base: Path, seed: int):
 
 def run_one(name: str, base: Path, folder: Path, seed: int) -> dict[str, float]:
     """Final gold reward, KL and length of one run."""
-    stage = online if name in ONLINE else offline
+    stage = {"online": online, "offline": offline, "distillation": distill}[kind_of(name)]
     stage.run(config_of(name, base, seed), folder)
     found = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["metrics"]
     return {metric: found[key] for metric, key in METRICS.items()}
@@ -89,7 +100,7 @@ def markdown(found: dict) -> str:
     order = sorted(found["table"].items(), key=lambda item: -item[1]["gold_reward"]["mean"])
     for name, row in order:
         columns = (cell(row[metric], 2) for metric in ("gold_reward", "gold_gain", "kl"))
-        rows.append((name, "online" if name in ONLINE else "offline", *columns, cell(row["length"], 1)))
+        rows.append((name, kind_of(name), *columns, cell(row["length"], 1)))
     seeds = ", ".join(map(str, found["seeds"]))
     notes = [
         f"- Seeds {seeds}: means, 95% t-intervals in brackets where there are several; the gain is paired by seed.",
@@ -98,6 +109,16 @@ def markdown(found: dict) -> str:
         f"- alignax {found['alignax']}, JAX {found['jax']}, Python {found['python']}, {found['cpu_count']} CPU cores.",
     ]
     return "\n".join(["| " + " | ".join(row) + " |" for row in rows] + ["", *notes]) + "\n"
+
+
+def earlier(file: Path, seeds: list[int]) -> dict[str, dict[int, dict]]:
+    """The runs of a results file with the same seeds: `--only` then replaces its rows and leaves the others."""
+    if not file.is_file():
+        return {}
+    found = json.loads(file.read_text(encoding="utf-8"))
+    if found["seeds"] != sorted(seeds):
+        return {}
+    return {name: {int(seed): run for seed, run in runs.items()} for name, runs in found["per_seed"].items()}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -115,7 +136,7 @@ def main(argv: list[str] | None = None) -> None:
         for name in args.only:
             base, folder = args.runs / f"quickstart-seed{seed}", args.runs / f"objectives-seed{seed}" / name
             per_seed.setdefault(name, {})[seed] = run_one(name, base, folder, seed)
-    found = results(per_seed, sft)
+    found = results(earlier(args.out / "results.json", args.seeds) | per_seed, sft)
     publish(args, BEGIN, found, markdown(found))
 
 

@@ -25,13 +25,14 @@ def test_every_objective_that_can_start_from_files_is_run(run, tmp_path):
     known = run.names()
     assert len(set(known)) == len(known) > 30 and {"dpo", "kto", "simpo", "grpo", "rloo"} <= set(known)
     assert not {"sft", "bradley_terry"} & set(known) and {"tr_dpo", "xpo", "remax"} <= set(known)
-    assert set(known) <= {*losses(), *run.VARIANTS, *run.ONLINE}
+    assert set(known) <= {*losses(), *run.VARIANTS, *run.ONLINE} and {"gkd", "reverse_kl"} <= set(known)
     for name in known:
         precheck(run.config_of(name, tmp_path, 3).to_dict())
 
 
 def test_parents_and_seed_of_a_run(run, tmp_path):
-    offline, online = (run.config_of(name, tmp_path, 3) for name in ("kto", "grpo"))
+    offline, online, gkd = (run.config_of(name, tmp_path, 3) for name in ("kto", "grpo", "gkd"))
+    assert (gkd.loss, gkd.teacher_from, gkd.init_from) == ("gkd", str(tmp_path / "ppo"), str(tmp_path / "sft"))
     assert (offline.loss, offline.seed, offline.data.path) == ("kto", 3, str(tmp_path / "collect"))
     assert (online.loss, online.data.seed, online.reward_from) == ("grpo", 3, str(tmp_path / "reward"))
     tr_dpo = run.config_of("tr_dpo", tmp_path, 3)
@@ -68,6 +69,11 @@ def test_the_table_is_sorted_by_gold_and_paired_by_seed(run, monkeypatch, tmp_pa
     assert lines[3].startswith("| ipo | offline | 1.00 ")
     assert (tmp_path / "out/results.md").read_text() in readme.read_text()
     found = json.loads((tmp_path / "out/results.json").read_text())
+    run.main([*options, "--only", "dpo"])  # the other rows stay
+    later = json.loads((tmp_path / "out/results.json").read_text())
+    assert set(later["table"]) == {"dpo", "ipo", "grpo"} and later["table"]["grpo"] == found["table"]["grpo"]
+    run.main([*options, "--seeds", "0", "1", "--only", "dpo"])  # other seeds: another table
+    assert set(json.loads((tmp_path / "out/results.json").read_text())["table"]) == {"dpo"}
     assert found["per_seed"]["grpo"]["2"]["gold_reward"] == 4.0 and str(tmp_path) not in json.dumps(found)
     assert "grpo" in capsys.readouterr().out
 
