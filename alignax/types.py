@@ -9,6 +9,9 @@ Every per-token array is aligned to the token that it is *about*: `logp[b, t]` i
 """
 
 import dataclasses
+import functools
+import operator
+import typing
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar, dataclass_transform
 
@@ -26,6 +29,9 @@ T = TypeVar("T")
 class Record:
     """What every record has."""
 
+    def __post_init__(self):
+        same_axes(self)
+
     def replace(self: T, **changes: Any) -> T:
         """A copy with some fields changed."""
         return dataclasses.replace(self, **changes)  # pyright: ignore[reportArgumentType]
@@ -35,6 +41,59 @@ class Record:
 def record(cls: type[T]) -> type[T]:
     """Makes a class a frozen, keyword-only dataclass that is a pytree."""
     return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True, kw_only=True)(cls))
+
+
+def same_axes(made: Record) -> None:
+    """Raises ValueError if two arrays of a record differ in an axis that their annotations give one name.
+
+    Sides of a pair share `B` only. Extra leading axes (a stack of batches, a sweep) pass if all arrays have them, and
+    leaves that are no arrays, or reduced ones, pass: JAX rebuilds records around both.
+    """
+    arrays = [(name, getattr(made, name), axes) for name, axes in _named_axes(type(made))]
+    arrays = [(name, x, axes) for name, x, axes in arrays if hasattr(x, "ndim") and hasattr(x, "shape")]
+    extra, ranks = [x.ndim - len(axes) for _, x, axes in arrays], {x.ndim for _, x, _ in arrays}
+    if len(set(extra)) > 1 and len(ranks) > 1 and 0 in extra:
+        name, x, axes = next(one for one, more in zip(arrays, extra, strict=True) if more)
+        raise ValueError(f"{type(made).__name__}.{name} has the shape {x.shape}: expected [{' '.join(axes)}]")
+    if len(set(extra)) != 1 or extra[0] < 0:
+        return
+    sizes: dict[str, tuple[str, int]] = {}
+    for name, x, axes in arrays:
+        for axis, size in zip(axes, x.shape[extra[0] :], strict=True):
+            _, known = first = sizes.setdefault(axis, (name, size))
+            if known != size:
+                raise ValueError(
+                    f"{type(made).__name__}: the axis {axis} of {name} {x.shape} is {size}, that of {first[0]} is "
+                    f"{known}: expected one size"
+                )
+
+
+def same_rows(made: Record, *paths: str) -> None:
+    """Raises ValueError if these arrays of a record, where they are there, differ in their number of rows."""
+    found = {path: operator.attrgetter(path)(made) for path in paths if _reaches(made, path)}
+    found = {path: x for path, x in found.items() if getattr(x, "shape", ())}
+    rows = {path: x.shape[0] for path, x in found.items()}
+    reduced = any(x.ndim < 2 for path, x in found.items() if path.endswith("mask"))
+    if len(set(rows.values())) > 1 and not reduced:
+        told = ", ".join(f"{path} has {size}" for path, size in rows.items())
+        raise ValueError(f"{type(made).__name__}: the axis B differs: {told}; expected one number of rows")
+
+
+def _reaches(made: Any, path: str) -> bool:
+    for name in path.split("."):
+        made = getattr(made, name, None)
+    return made is not None
+
+
+@functools.cache
+def _named_axes(kind: type) -> list[tuple[str, tuple[str, ...]]]:
+    """[(field, its axes)] of the arrays of a record; fields of any shape are left out."""
+    out = []
+    for name, hint in typing.get_type_hints(kind).items():
+        text = next((one.dim_str for one in (hint, *typing.get_args(hint)) if hasattr(one, "dim_str")), None)
+        if text is not None and not set("*.") & set(text):
+            out.append((name, tuple(text.split())))
+    return out
 
 
 @record
@@ -65,6 +124,9 @@ class Pair(Record):
     rejected: Side
     reference_is_chosen: Bool[Array, " B"] | None = None  # the reference policy sampled the chosen side: XPO asks
 
+    def __post_init__(self):
+        same_rows(self, "chosen.mask", "rejected.mask", "reference_is_chosen")
+
 
 @record
 class Unpaired(Record):
@@ -73,6 +135,9 @@ class Unpaired(Record):
     side: Side  # the replies; its mask says which rows count
     desirable: Bool[Array, " B"]  # thumb up
     mismatched: Side | None = None  # the replies of *other* rows after this row's prompt: KTO's estimate of KL
+
+    def __post_init__(self):
+        same_rows(self, "side.mask", "desirable", "mismatched.mask")
 
 
 @record
