@@ -1,14 +1,15 @@
-"""Runs TRL's own loss code on random arrays and writes what it gives: values and gradients, for tests without TRL.
+"""Runs TRL's own loss code on random arrays and writes what it gives: values, gradients and metrics, for tests without TRL.
 
     pip install 'torch==2.13.0' 'trl==1.16.0' && python tests/parity/trl_losses.py current
     pip install 'torch==2.13.0' 'trl==1.5.1' requests joblib scikit-learn && python tests/parity/trl_losses.py retired
 
-each in an environment of its own. The first writes tests/goldens/trl_current.npz; the second, for the BCO and XPO
-trainers that later versions dropped, tests/goldens/trl_retired.npz. Nothing of TRL is written anew: a trainer is made
-without its __init__, given the few attributes that its loss reads, and fed by a stand-in for the model that hands out
-our log-probabilities. tests/losses/test_trl_goldens.py compares them with this package.
+each in an environment of its own. The first writes tests/goldens/trl_current.npz; the second, for trainers that later
+versions dropped (BCO, XPO, GSPO-token, Nash-MD), tests/goldens/trl_retired.npz. Nothing of TRL is written anew: a
+trainer is made without its __init__, given the few attributes that its loss reads, and fed by a stand-in for the model
+that hands out our log-probabilities. tests/losses/test_trl_goldens.py compares them with this package.
 
-A case names the terms that equal TRL's loss: [(coefficient, loss of this package, arguments), ...].
+A case names the terms that equal TRL's loss: [(coefficient, loss of this package, arguments), ...]. Those on pairs and
+on single replies are here, those on rollouts, scores and logits in trl_rollouts.py.
 """
 
 import json

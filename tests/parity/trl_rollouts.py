@@ -1,7 +1,8 @@
 """TRL's losses on rollouts, scores and logits, called for trl_losses.py: GRPO's family, RLOO, rewards, distillation.
 
-Left out, since TRL has them only inside a training loop: PPO's policy and value losses, and online DPO. Left out, since
-this package has no counterpart: GRPOTrainer's "luspo" and "vespo", its masks and importance weights, GMPO and A2PO.
+Left out, since TRL has them only inside a training loop: PPO's policy loss (here by GRPOTrainer, which takes advantages
+per token) and value loss, and online DPO. Left out, since no loss here is their counterpart: GRPOTrainer's "luspo" and
+"vespo", its masks of tokens and replies, its importance weights and KL correction, GMPO and A2PO.
 """
 
 from types import SimpleNamespace
