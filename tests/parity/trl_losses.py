@@ -1,4 +1,4 @@
-"""Runs TRL's own loss code on random arrays and writes what it gives: values, gradients and metrics, for tests without TRL.
+"""Runs TRL's own loss code on random arrays and keeps values, gradients and metrics, for tests without TRL.
 
     pip install 'torch==2.13.0' 'trl==1.16.0' && python tests/parity/trl_losses.py current
     pip install 'torch==2.13.0' 'trl==1.5.1' requests joblib scikit-learn && python tests/parity/trl_losses.py retired
