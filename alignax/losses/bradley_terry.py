@@ -12,7 +12,8 @@ def bradley_terry(scored: Scored, *, centering: Scalar = 0.0) -> Loss:
     """L = -log sigmoid(r_w - r_l) + centering (r_w + r_l)^2, mean over pairs.
 
     The first term is the Bradley-Terry likelihood (Ouyang et al. 2022); it knows rewards only up to a constant per
-    prompt, which the second term pins near zero (Eisenstein et al. 2023, who take 0.01). value, weight: [B].
+    prompt, which the second term pins near zero (Eisenstein et al. 2023, who take 0.01). TRL has it too, with
+    `center_rewards_coefficient`. value, weight: [B].
     A tied pair (`tie`) counts as a win of its chosen side: mask it, or take `rao_kupper` or `davidson`.
     Metrics: accuracy (r_w > r_l; equal scores are no success), margin (r_w - r_l), mean_reward (over both sides).
 

@@ -13,7 +13,8 @@ def bradley_terry_margin(scored: Scored, *, scale: Scalar = 1.0, centering: Scal
 
     Touvron et al. 2023 (Llama 2, 2307.09288), equation 2: a pair of which the annotator was sure must be further
     apart. Their small margins are m = 1, 2/3, 1/3, 0 from "significantly" to "negligibly better"; their large ones,
-    3, 2, 1, 0, are scale = 3. The second term is that of `bradley_terry`. value, weight: [B]; m is a constant.
+    3, 2, 1, 0, are scale = 3; TRL's "margin" is scale times m. The second term is that of `bradley_terry`.
+    value, weight: [B]; m is a constant.
     Metrics, none of which subtracts m: accuracy (r_w > r_l), margin (r_w - r_l), mean_reward.
 
     Raises ValueError if scale or centering is negative, or margin is missing.

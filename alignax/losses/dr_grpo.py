@@ -15,7 +15,8 @@ def dr_grpo(rollout: Rollout, *, max_tokens: Scalar = 512.0, clip_low: Scalar = 
     Liu et al. 2025 (arXiv 2503.20783): GRPO's 1 / |y_i| becomes a *fixed divisor*, and its advantage is not divided by
     the standard deviation: take `ops.advantages.group_mean`. max_tokens is the longest completion that the sampler may
     write, in tokens (512 is TRL's `max_completion_length`): set it to yours; it scales the loss like a learning rate.
-    The mean is over rows with an action token, so a masked row counts as absent (TRL counts it). value, weight: [B].
+    The mean is over rows with an action token, so a masked row counts as absent (TRL counts it). TRL divides its KL by
+    max_tokens too: its beta is `losses.kl` at beta times the mean length over max_tokens. value, weight: [B].
     Advantages and old log-probabilities are constants.
 
     Metrics, token means: clip_ratio/low_mean, high_mean and region_mean, where the clip stops the gradient;

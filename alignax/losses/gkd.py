@@ -15,8 +15,8 @@ def gkd(distill: Distill, *, beta: Scalar = 0.5, temperature: Scalar = 1.0) -> L
 
     Agarwal et al. 2023 (GKD, 2306.13649). JSD_beta / beta tends to KL(P || Q) as beta goes to 0, and JSD_beta /
     (1 - beta) to KL(Q || P) as beta goes to 1; the divergence itself vanishes at both ends. TRL puts the two KLs there
-    instead (a jump), with beta = 0.5 by default as here; for them take `forward_kl` and `reverse_kl`. Nor has TRL, at
-    temperatures other than 1, the factor temperature^2, which is Hinton's, as in `forward_kl`.
+    instead (a jump), with beta = 0.5 by default as here; for them take `forward_kl` and `reverse_kl`. Its divergence
+    lacks the factor temperature^2, which is Hinton's, as in `forward_kl`; its trainer calls it at temperature 1 only.
     The mean is over all tokens to learn. The teacher is a constant. value, weight: [B T]. Holds arrays of [B, T, V],
     several at once: cut the batch into microbatches if V is large.
     Metrics, at the same temperature: agreement (the same most probable token), entropy, teacher_entropy (nats).

@@ -14,8 +14,10 @@ def gspo(rollout: Rollout, *, clip_low: Scalar = 3e-4, clip_high: Scalar = 4e-4)
 
     Zheng et al. 2025 (arXiv 2507.18071), with its clips: s_i is the geometric mean of the token ratios, so it stays far
     closer to 1 than they do. A whole reply is clipped or none of it. A_i is the mean of the row's token advantages, the
-    paper's if all are equal (if not, see gspo_token). |y_i| counts action tokens. Advantages and old log-probabilities
-    are constants. value, weight: [B], rows with an action token.
+    paper's if all are equal (if not, see gspo_token). |y_i| counts action tokens. It is TRL's loss_type "grpo" with
+    `importance_sampling_level` "sequence" (the default type would weigh a reply by |y_i|), where the mean counts rows
+    without action tokens too. Advantages and old log-probabilities are constants. value, weight: [B], rows with an
+    action token.
 
     Metrics: means over sequences of clip_ratio/low_mean, high_mean and region_mean, where the clip stops the gradient,
     and of val/ratio, s; token means of policy/approxkl_avg, 0.5 (log rho)^2, and policy/entropy_avg, nats.

@@ -17,8 +17,9 @@ def gspo_token(rollout: Rollout, *, clip_low: Scalar = 3e-4, clip_high: Scalar =
 
     sg a constant: every token has GSPO's sequence ratio as its value, and pushes its own log-probability by s_i A_t /
     |y_i| (Zheng et al. 2025, arXiv 2507.18071). With one advantage per reply value and gradient are gspo's; otherwise
-    the gradient is not the slope of the value, by definition. Advantages and old log-probabilities are constants.
-    value, weight: [B], rows with an action token.
+    the gradient is not the slope of the value, by definition. TRL 1.5 has it (dropped since), as "sequence_token"; its
+    "sequence" with an advantage per token has this value, and the gradient of s_i instead. Advantages and old
+    log-probabilities are constants. value, weight: [B], rows with an action token.
 
     Metrics, token means: clip_ratio/low_mean, high_mean and region_mean, where the clip stops the gradient;
     policy/approxkl_avg, 0.5 (log rho)^2; policy/entropy_avg, nats; val/ratio, s_i.

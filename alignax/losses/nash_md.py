@@ -17,8 +17,9 @@ def nash_md(rollout: Rollout, *, tau: Scalar = 0.1) -> Loss:
     `advantage` at every action token of row i (`ops.advantages.spread`; the row's mean is read); sampling the mixture
     is the rollout's task. Log-probabilities are summed over action tokens. value, weight: [B], rows with such a token.
 
-    tau = 0.1 is TRL's `beta`. TRL weighs each token's gradient by the log-ratio of that token alone, which leaves out
-    what a token does to the KL of those after it; here, as in the paper, all tokens share that of the whole reply.
+    tau = 0.1 is TRL's `beta`. TRL (1.5; dropped since) weighs each token's gradient by the log-ratio of that token
+    alone, which leaves out what a token does to the KL of those after it; here, as in the paper, all tokens share that
+    of the whole reply. For replies of one token, or tau = 0, the gradients are equal.
 
     Metrics, means over replies: rewards/probabilities, P; objective/kl, log pi - log ref, summed (k1).
 

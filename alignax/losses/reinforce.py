@@ -12,9 +12,11 @@ def reinforce(rollout: Rollout, *, aggregation: str = "token_mean") -> Loss:
     """L = -mean_t A_t log pi(y_t) ('token_mean'), or -mean_i sum_t A_t log pi(y_t) ('sequence_sum'). Williams 1992.
 
     'sequence_sum' treats the reply as one action, as RLOO does (Ahmadian et al. 2024, arXiv 2402.14740): with an
-    unbiased advantage its gradient is unbiased, whatever the batch. 'token_mean', the default of TRL, verl and
-    OpenRLHF, divides by the number of action tokens of the batch, which is itself random: biased in small batches, and
-    in large ones the same gradient over the mean length. Advantages are constants.
+    unbiased advantage its gradient is unbiased, whatever the batch. 'token_mean', the default of TRL's GRPO trainer, of
+    verl and OpenRLHF, divides by the number of action tokens of the batch, which is itself random: biased in small
+    batches, and in large ones the same gradient over the mean length. TRL's RLOO trainer puts PPO's clip on the ratio
+    of whole replies: the gradient of 'sequence_sum' at the sampling policy, away from it another. Advantages are
+    constants.
     value, weight: [B T] ('token_mean') or [B], rows with an action token ('sequence_sum').
 
     Metrics, token means: policy/approxkl_avg, 0.5 (log rho)^2, how far pi has left the sampling policy, for which this

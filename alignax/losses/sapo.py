@@ -15,8 +15,9 @@ def sapo(rollout: Rollout, *, tau_pos: Scalar = 1.0, tau_neg: Scalar = 1.05) -> 
 
     arXiv 2511.20347, with its temperatures (TRL's `sapo_temperature_pos` and `_neg`): a soft gate in place of the clip.
     f'(1) = 1, so on-policy the gradient is GRPO's; away from 1 it fades on both sides, the faster the larger tau is:
-    tokens to be made less likely (tau_neg) fade faster. The *sequence mean* is the paper's and TRL's. Advantages and
-    old log-probabilities are constants. value, weight: [B], rows with an action token.
+    tokens to be made less likely (tau_neg) fade faster. The *sequence mean* is the paper's and TRL's, which
+    counts rows without action tokens too. Advantages and old log-probabilities are constants. value, weight: [B], rows
+    with an action token.
 
     Metrics, token means: policy/approxkl_avg, 0.5 (log rho)^2; policy/entropy_avg, nats; val/ratio, rho.
 

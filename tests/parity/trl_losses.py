@@ -1,28 +1,30 @@
-"""Runs TRL's own loss code on random arrays and writes what it gives: values and gradients, for tests without TRL.
+"""Runs TRL's own loss code on random arrays and keeps values, gradients and metrics, for tests without TRL.
 
     pip install 'torch==2.13.0' 'trl==1.16.0' && python tests/parity/trl_losses.py current
     pip install 'torch==2.13.0' 'trl==1.5.1' requests joblib scikit-learn && python tests/parity/trl_losses.py retired
 
-each in an environment of its own. The first writes tests/goldens/trl_current.npz; the second, for the BCO and XPO
-trainers that later versions dropped, tests/goldens/trl_retired.npz. Nothing of TRL is written anew: a trainer is made
-without its __init__, given the few attributes that its loss reads, and fed by a stand-in for the model that hands out
-our log-probabilities. tests/losses/test_trl_goldens.py compares them with this package.
+each in an environment of its own. The first writes tests/goldens/trl_current.npz; the second, for trainers that later
+versions dropped (BCO, XPO, GSPO-token, Nash-MD), tests/goldens/trl_retired.npz. Nothing of TRL is written anew: a
+trainer is made without its __init__, given the few attributes that its loss reads, and fed by a stand-in for the model
+that hands out our log-probabilities. tests/losses/test_trl_goldens.py compares them with this package.
 
-A case names the terms that equal TRL's loss: [(coefficient, loss of this package, arguments), ...].
+A case names the terms that equal TRL's loss: [(coefficient, loss of this package, arguments), ...]. Those on pairs and
+on single replies are here, those on rollouts, scores and logits in trl_rollouts.py.
 """
 
 import json
 import sys
-from collections import defaultdict
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import torch
 import trl
+import trl_rollouts
+from trl_stand_ins import Accelerator, B, StandIn, T, bare, one
 
 GOLDENS = Path(__file__).resolve().parents[1] / "goldens"
-B, T = 6, 8
+LEAVES = ("logp", "entropy", "chosen", "rejected", "logits")  # what a gradient is taken by, without mismatched/logp
 
 
 def inputs():
@@ -52,34 +54,8 @@ def inputs():
             **{f"mismatched/{key}": array for key, array in side().items()},
             "desirable": np.arange(B) % 3 != 1,
         },
+        **trl_rollouts.inputs(rng),  # drawn last
     }
-
-
-class Accelerator:
-    device = torch.device("cpu")
-    use_distributed = False
-    gather = gather_for_metrics = staticmethod(lambda x: x)
-
-
-def bare(trainer, **attributes):
-    """A trainer without its __init__."""
-    made = object.__new__(trainer)
-    made.__dict__.update(accelerator=Accelerator(), aux_loss_enabled=False, is_encoder_decoder=False)
-    made.__dict__.update(_metrics={"train": defaultdict(list)}, _total_train_tokens=0, _tp_size=1)
-    made.__dict__.update(attributes)
-    return made
-
-
-class StandIn:
-    """Where TRL calls a model: `outputs(**inputs)`."""
-
-    training, is_gradient_checkpointing, config = True, False, SimpleNamespace(is_encoder_decoder=False)
-
-    def __init__(self, outputs):
-        self.outputs = outputs
-
-    def __call__(self, *args, **kwargs):
-        return self.outputs(*args, **kwargs)
 
 
 def fused(logp, mask, log_sum_sq=None):
@@ -191,10 +167,6 @@ def xpo(x, *, beta, alpha):
     return trainer._compute_losses(by_policy, by_reference, ref_by_reference, ref_by_policy, chosen_mask)[0]
 
 
-def one(loss, **args):
-    return [(1.0, loss, args)]
-
-
 # case: (record, TRL's call, the terms of this package that equal it)
 CURRENT = {
     "sigmoid": ("pair", lambda x: dpo(x, "sigmoid", beta=0.3), one("dpo", beta=0.3)),
@@ -253,28 +225,41 @@ CURRENT = {
         one("alphapo", beta=1.5, gamma=0.4, alpha=0.3),
     ),
     "orpo_equal": ("equal", lambda x: orpo(x, beta=0.3), one("orpo", beta=0.3)),
+    **trl_rollouts.CURRENT,
 }  # fmt: skip
 RETIRED = {
     "bco": ("unpaired", lambda x: bco(x, beta=0.3), one("bco", beta=0.3)),
     "xpo": ("pair", lambda x: xpo(x, beta=0.3, alpha=0.2), one("xpo", beta=0.3, alpha=0.2)),
+    **trl_rollouts.RETIRED,
 }
+
+
+def run(call, arrays):
+    """TRL's value, its gradients by the leaves that it depends on, and the metrics that it logs."""
+    x = {field: torch.tensor(array) for field, array in arrays.items()}
+    named = (field for field in x if field.split("/")[-1] in LEAVES and not field.startswith("mismatched"))
+    leaves = {field: x[field].requires_grad_() for field in named}
+    made = call(x)
+    value, metrics = made if isinstance(made, tuple) else (made, {})
+    value.backward()
+    return value.item(), {f: leaf.grad.numpy() for f, leaf in leaves.items() if leaf.grad is not None}, metrics
 
 
 def main(which):
     cases, records = {"current": CURRENT, "retired": RETIRED}[which], inputs()
     used = sorted({record for record, _, _ in cases.values()})
     settings = {case: {"record": record, "terms": terms} for case, (record, _, terms) in cases.items()}
+    for case in set(trl_rollouts.GRADIENT_ONLY) & set(settings):
+        settings[case]["gradient_only"] = True
     versions = {"trl": trl.__version__, "torch": torch.__version__}
     arrays = {"settings": np.array(json.dumps(settings)), "versions": np.array(json.dumps(versions))}
     arrays |= {f"in/{record}/{field}": array for record in used for field, array in records[record].items()}
     for case, (record, call, _) in cases.items():
-        x = {field: torch.tensor(array) for field, array in records[record].items()}
-        leaves = {field: x[field].requires_grad_() for field in x if field.endswith("/logp") and "mis" not in field}
-        value = call(x)
-        value.backward()
-        arrays[f"out/{case}"] = np.float32(value.item())
-        arrays |= {f"grad/{case}/{field}": leaf.grad.numpy() for field, leaf in leaves.items() if leaf.grad is not None}
-        print(f"{case:20s} {value.item():.6f}")
+        value, grads, metrics = run(call, records[record])
+        arrays[f"out/{case}"] = np.float32(value)
+        arrays |= {f"grad/{case}/{field}": grad for field, grad in grads.items()}
+        arrays |= {f"metric/{case}/{name}": np.float32(metric) for name, metric in metrics.items()}
+        print(f"{case:20s} {value:.6f}")
     np.savez_compressed(GOLDENS / f"trl_{which}.npz", **arrays)
 
 
