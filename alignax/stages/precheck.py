@@ -64,7 +64,7 @@ def precheck(config: dict[str, Any], prefix: str = "") -> None:
     if name == "distill":
         settings.distill(config, prefix)
     if name == "collect":
-        settings.collect(config, prefix, _stage(name).KINDS)
+        settings.collect(config, prefix, tuple(_stage(name).KINDS))
 
 
 def arguments(config: dict[str, Any], prefix: str) -> None:

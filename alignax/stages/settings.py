@@ -57,7 +57,7 @@ def online(config: dict[str, Any], prefix: str, defaults: dict[str, Any], kind: 
         check_placement(config["kl_estimator"], config["kl_placement"])
     except ValueError as error:
         raise ConfigError(f"config.{prefix}kl_estimator, config.{prefix}kl_placement: {error}") from None
-    values(config, prefix)
+    values(config, prefix, kind)
 
 
 def opponent(config: dict[str, Any], prefix: str) -> None:
@@ -128,16 +128,20 @@ def advantage(config: dict[str, Any], prefix: str, defaults: dict[str, Any], kin
             )
         if config["update_args"].get("microbatches", 1) > 1:
             raise ConfigError(f"config.{prefix}update_args.microbatches: a loss on pairs is not cut into microbatches")
-        if config["update_args"].get("kl_limit", 0.0) > 0:
-            raise ConfigError(f"config.{prefix}update_args.kl_limit: a loss on pairs measures no KL to the sampler")
         if config["loss"] == "wpo":
             raise ConfigError(f"config.{prefix}loss = 'wpo' corrects for pairs that others sampled: use it offline")
 
 
-def values(config: dict[str, Any], prefix: str) -> None:
+def values(config: dict[str, Any], prefix: str, kind: Any) -> None:
     """Advantage, shaping of scores and correction, tried on shapes for what they say of their arguments."""
+    if config["update_args"].get("kl_limit", 0.0) > 0:
+        loss = partial(resolve(config["loss"], "alignax.losses", key=f"{prefix}loss"), **config["loss_args"])
+        if "policy/approxkl_avg" not in jax.eval_shape(loss, shapes_of(kind)).metrics:
+            raise ConfigError(
+                f"config.{prefix}update_args.kl_limit: the loss {config['loss']!r} measures no KL to the sampler"
+            )
     group = config["samples_per_prompt"]
-    score_B, done_B, tokens_B = (jax.ShapeDtypeStruct((2 * group,), kind) for kind in (jnp.float32, bool, jnp.int32))
+    score_B, done_B, tokens_B = (jax.ShapeDtypeStruct((2 * group,), dtype) for dtype in (jnp.float32, bool, jnp.int32))
     rollout, number = shapes_of(Rollout, B=2 * group), jax.ShapeDtypeStruct((), jnp.float32)
 
     function = resolve(config["advantage"], "alignax.train.advantages", key=f"{prefix}advantage")

@@ -20,7 +20,7 @@ from alignax import catalogue
 from alignax.evals.intervals import spread
 from alignax.main import load_config
 from alignax.report.experiment import cell, options, publish
-from alignax.stages import distill, offline, online
+from alignax.stages import collect, distill, offline, online, reward
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -32,18 +32,24 @@ BEGIN = "<!-- results:objectives -->"
 METRICS = {"gold_reward": "eval/gold_reward", "kl": "eval/kl", "length": "eval/mean_length"}
 NOT_FROM_FILES = ("xpo",)  # learns from samples of policy and reference made side by side
 VARIANTS = ("tr_dpo",)  # a config of its own, offline
+# Losses of reward models, and the config of each; RLOO then follows the model. Not here: bradley_terry, which all the
+# online rows follow; ordinal and process, whose data say nothing of most replies on the desk.
+REWARDS = dict.fromkeys(("bradley_terry_margin", "bradley_terry_noisy", "davidson", "rao_kupper"), "reward")
+REWARDS |= {"plackett_luce": "rankings", "ranked_pairs": "rankings", "regression": "ratings"}
 DISTILLED = ("gkd", "forward_kl", "reverse_kl")  # from the PPO policy of the same seed
 
 
 def names() -> list[str]:
-    """The objectives that this experiment runs: losses on preferences, then the recipes of configs/world/online.py."""
+    """What this experiment runs: losses on preferences, online recipes, reward models, distillation."""
     described = [catalogue.objective(name) for name in catalogue.names()]
     losses = [o.name for o in described if o.record in ("Pair", "Unpaired") and o.name not in NOT_FROM_FILES]
-    return [*losses, *VARIANTS, *ONLINE, *DISTILLED]
+    return [*losses, *VARIANTS, *ONLINE, *REWARDS, *DISTILLED]
 
 
 def kind_of(name: str) -> str:
     """How an objective learns."""
+    if name in REWARDS:
+        return "reward model, then rloo"
     return "online" if name in ONLINE else "distillation" if name in DISTILLED else "offline"
 
 
@@ -51,11 +57,11 @@ def config_of(name: str, base: Path, seed: int):
     """The config of one run: the world's DPO config with another loss, or a recipe, from the parents of a seed."""
     kind = kind_of(name)
     files = {"online": f"online.py:{name}", "distillation": f"distill.py:{name}", "offline": "dpo.py"}
-    file = f"{name}.py" if name in VARIANTS else files[kind]
-    c = load_config(str(ROOT / "configs/world" / file), [])
-    c.seed, c.init_from = seed, str(base / "sft")
+    c = world(f"{name}.py" if name in VARIANTS else files.get(kind, "online.py:rloo"), base, seed)
     c.eval_every_steps, c.probe.data.count = 0, 512
-    if kind == "online":
+    if name in REWARDS:
+        c.data.seed = seed  # and reward_from: see run_one
+    elif kind == "online":
         c.reward_from, c.data.seed = str(base / "reward"), seed
     elif kind == "distillation":
         c.teacher_from, c.data.seed = str(base / "ppo"), seed
@@ -66,10 +72,31 @@ def config_of(name: str, base: Path, seed: int):
     return c
 
 
+def world(file: str, base: Path, seed: int):
+    """A config of configs/world that starts from a seed's SFT policy."""
+    c = load_config(str(ROOT / "configs/world" / file), [])
+    c.seed, c.init_from = seed, str(base / "sft")
+    return c
+
+
+def reward_model(name: str, base: Path, folder: Path, seed: int) -> Path:
+    """Trains a reward model beside `folder`, on the seed's pairs or on judgements collected for it."""
+    c = world(f"{REWARDS[name]}.py", base, seed)
+    c.loss, c.loss_args, c.eval_every_steps, c.data.path = name, {}, 0, str(base / "collect")
+    if (kind := REWARDS[name]) != "reward":
+        judged = world(f"collect.py:{kind}", base, seed)
+        judged.data.seed = seed
+        c.data.path = str(collect.run(judged, folder.with_name(kind)))
+    return reward.run(c, folder.with_name(f"{name}-reward"))
+
+
 def run_one(name: str, base: Path, folder: Path, seed: int) -> dict[str, float]:
     """Final gold reward, KL and length of one run."""
-    stage = {"online": online, "offline": offline, "distillation": distill}[kind_of(name)]
-    stage.run(config_of(name, base, seed), folder)
+    c = config_of(name, base, seed)
+    if name in REWARDS:
+        c.reward_from = str(reward_model(name, base, folder, seed))
+    stage = {"offline": offline, "distillation": distill}.get(kind_of(name), online)
+    stage.run(c, folder)
     found = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["metrics"]
     return {metric: found[key] for metric, key in METRICS.items()}
 

@@ -25,9 +25,35 @@ def test_every_objective_that_can_start_from_files_is_run(run, tmp_path):
     known = run.names()
     assert len(set(known)) == len(known) > 30 and {"dpo", "kto", "simpo", "grpo", "rloo"} <= set(known)
     assert not {"sft", "bradley_terry"} & set(known) and {"tr_dpo", "xpo", "remax"} <= set(known)
-    assert set(known) <= {*losses(), *run.VARIANTS, *run.ONLINE} and {"gkd", "reverse_kl"} <= set(known)
+    assert set(known) <= {*losses(), *run.VARIANTS, *run.ONLINE} and {"gkd", "plackett_luce"} <= set(known)
     for name in known:
-        precheck(run.config_of(name, tmp_path, 3).to_dict())
+        c = run.config_of(name, tmp_path, 3)
+        if name in run.REWARDS:
+            c.reward_from = "set by the run"
+        precheck(c.to_dict())
+
+
+def test_a_policy_follows_the_reward_model_of_its_row(run, monkeypatch, tmp_path):
+    seen = {}
+
+    def stage(name):
+        def remember(c, folder):
+            seen[name] = c
+            folder.mkdir(parents=True)
+            (folder / "manifest.json").write_text(json.dumps({"metrics": dict.fromkeys(run.METRICS.values(), 1.0)}))
+            return folder
+
+        return type("Stage", (), {"run": staticmethod(remember)})
+
+    for name in ("collect", "reward", "online"):
+        monkeypatch.setattr(run, name, stage(name))
+    run.run_one("ranked_pairs", tmp_path / "base", tmp_path / "out/ranked_pairs", 5)
+    assert seen["collect"].kind == "rankings" and seen["collect"].seed == seen["collect"].data.seed == 5
+    assert (seen["reward"].loss, seen["reward"].data.path) == ("ranked_pairs", str(tmp_path / "out/rankings"))
+    assert seen["online"].reward_from == str(tmp_path / "out/ranked_pairs-reward")
+    assert seen["online"].advantage_args.baseline == "leave_one_out"
+    for name in ("collect", "reward", "online"):
+        precheck(seen[name].to_dict())
 
 
 def test_parents_and_seed_of_a_run(run, tmp_path):
