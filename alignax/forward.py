@@ -53,7 +53,7 @@ def distill(model: Model, params: Params, teacher_model: Model, teacher_params: 
     return Distill(
         logits=logits(model, params, batch["tokens"], batch["valid"]),
         teacher_logits=jax.lax.stop_gradient(logits(teacher_model, teacher_params, batch["tokens"], batch["valid"])),
-        mask=batch["mask"].at[:, 0].set(False),
+        mask=jnp.asarray(batch["mask"]).at[:, 0].set(False),
     )
 
 

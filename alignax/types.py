@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar, dataclass_transform
 
 import jax
+import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
@@ -46,20 +47,18 @@ def record(cls: type[T]) -> type[T]:
 def same_axes(made: Record) -> None:
     """Raises ValueError if two arrays of a record differ in an axis that their annotations give one name.
 
-    Sides of a pair share `B` only. Extra leading axes (a stack of batches, a sweep) pass if all arrays have them, and
-    leaves that are no arrays, or reduced ones, pass: JAX rebuilds records around both.
+    Sides of a pair share `B` only. JAX rebuilds records around other leaves too, and they pass: no arrays, arrays with
+    more axes (a stack of batches, a sweep over some of the fields), and records that were reduced as a whole.
     """
     arrays = [(name, getattr(made, name), axes) for name, axes in _named_axes(type(made))]
     arrays = [(name, x, axes) for name, x, axes in arrays if hasattr(x, "ndim") and hasattr(x, "shape")]
-    extra, ranks = [x.ndim - len(axes) for _, x, axes in arrays], {x.ndim for _, x, _ in arrays}
-    if len(set(extra)) > 1 and len(ranks) > 1 and 0 in extra:
-        name, x, axes = next(one for one, more in zip(arrays, extra, strict=True) if more)
-        raise ValueError(f"{type(made).__name__}.{name} has the shape {x.shape}: expected [{' '.join(axes)}]")
-    if len(set(extra)) != 1 or extra[0] < 0:
-        return
-    sizes: dict[str, tuple[str, int]] = {}
+    exact = [(name, x, axes) for name, x, axes in arrays if x.ndim == len(axes)]
     for name, x, axes in arrays:
-        for axis, size in zip(axes, x.shape[extra[0] :], strict=True):
+        if x.ndim < len(axes) and exact and len({x.ndim for _, x, _ in arrays}) > 1:
+            raise ValueError(f"{type(made).__name__}.{name} has the shape {x.shape}: expected [{' '.join(axes)}]")
+    sizes: dict[str, tuple[str, int]] = {}
+    for name, x, axes in exact:
+        for axis, size in zip(axes, x.shape, strict=True):
             _, known = first = sizes.setdefault(axis, (name, size))
             if known != size:
                 raise ValueError(
@@ -91,7 +90,7 @@ def _named_axes(kind: type) -> list[tuple[str, tuple[str, ...]]]:
     out = []
     for name, hint in typing.get_type_hints(kind).items():
         text = next((one.dim_str for one in (hint, *typing.get_args(hint)) if hasattr(one, "dim_str")), None)
-        if text is not None and not set("*.") & set(text):
+        if text is not None and not set("*._#?") & set(text):
             out.append((name, tuple(text.split())))
     return out
 
@@ -207,6 +206,11 @@ class Rollout(Record):
     opponent: Bool[Array, " B"] | None = None  # rows that another policy sampled: nothing to learn a ratio from
     sampler_logp: Float[Array, "B T"] | None = None  # under the sampler, where old_logp was recomputed by the learner
 
+    @property
+    def own(self) -> Bool[Array, " B"]:
+        """The rows that the policy itself sampled."""
+        return jnp.ones(self.mask.shape[0], bool) if self.opponent is None else ~self.opponent
+
 
 @record
 class Loss(Record):
@@ -218,6 +222,14 @@ class Loss(Record):
     value: Float[Array, "*shape"]
     weight: Float[Array, "*shape"]
     metrics: dict[str, Metric]
+
+    def __post_init__(self):
+        # a weight of one column would broadcast in silence, and its rows count several times
+        metrics = self.metrics if isinstance(self.metrics, dict) else {}
+        for name, one in [("value", (self.value, self.weight)), *metrics.items()]:
+            shapes = [x.shape for x in one if hasattr(x, "shape")] if isinstance(one, tuple) else []
+            if len(shapes) == 2 and len(shapes[0]) == len(shapes[1]) and shapes[0] != shapes[1]:
+                raise ValueError(f"Loss: {name} has the shape {shapes[0]}, its weight {shapes[1]}: expected the same")
 
 
 class Model(NamedTuple):

@@ -4,7 +4,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from alignax.types import Distill, Pair, Rollout, Scored, Side, Unpaired
+from alignax.train.optimizer import sgd
+from alignax.train.state import new_state
+from alignax.types import Distill, Loss, Pair, Rollout, Scored, Side, Unpaired
 
 
 def side(B=2, T=3, mask=None, ref=None):
@@ -34,6 +36,25 @@ def side(B=2, T=3, mask=None, ref=None):
 def test_an_axis_of_two_sizes_is_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_a_sweep_over_some_fields_passes():
+    """Where only some fields get an axis more, JAX rebuilds the record with it: vmap's in_axes and out_axes do."""
+    leaves, tree = jax.tree.flatten(side())
+    rebuilt = jax.tree.unflatten(tree, [jnp.stack([leaves[0]] * 4), *leaves[1:]])
+    assert rebuilt.logp.shape == (4, 2, 3) and rebuilt.mask.shape == (2, 3)
+    with pytest.raises(ValueError, match="Side: the axis B of ref_logp"):
+        jax.tree.unflatten(tree, [*leaves[:2], leaves[2][:1]])
+    state = new_state({"a": jnp.ones(2)}, sgd(learning_rate=0.1, total_steps=1))
+    leaves, tree = jax.tree.flatten(state)
+    jax.tree.unflatten(tree, [jnp.stack([leaf] * 3) if leaf.ndim == 0 else leaf for leaf in leaves])
+
+
+def test_a_loss_whose_weight_would_broadcast_is_refused():
+    with pytest.raises(ValueError, match=r"Loss: value has the shape \(4, 3\), its weight \(4, 1\)"):
+        Loss(value=jnp.ones((4, 3)), weight=jnp.ones((4, 1)), metrics={})
+    with pytest.raises(ValueError, match=r"Loss: accuracy has the shape \(4,\), its weight \(3,\)"):
+        Loss(value=jnp.ones(4), weight=jnp.ones(4), metrics={"accuracy": (jnp.ones(4), jnp.ones(3))})
 
 
 def test_what_jax_makes_of_records_passes():

@@ -78,7 +78,8 @@ def ranking_report(ranked: Ranked, rows: Sequence[dict[str, Any]]) -> dict[str, 
         "top1_chance": float((1 / mask_BK.sum(1)).mean()),
         "rankings": len(score_BK),
     }
-    if rows and all("gold" in row for row in rows):
+    told = [row.get("gold") for row in rows]
+    if told and all(isinstance(gold, list) and len(gold) == n for gold, n in zip(told, mask_BK.sum(1), strict=True)):
         gold_BK = np.zeros(score_BK.shape)
         gold_BK[mask_BK] = np.concatenate([row["gold"] for row in rows])
         gap_BKK = gold_BK[:, :, None] - gold_BK[:, None, :]

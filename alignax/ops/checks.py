@@ -9,10 +9,14 @@ from jaxtyping import Float
 Scalar = float | Float[Array, ""]  # a hyperparameter: a number, or one value of a sweep's axis
 
 
+class Refused(ValueError):
+    """A setting that a function does not take, said by `require`; other ValueErrors may be of shapes."""
+
+
 def require(condition: Any, message: str) -> None:
-    """Raises ValueError(message) unless `condition` holds. A traced condition passes: its value is not known yet."""
+    """Raises Refused(message) unless `condition` holds. A traced condition passes: its value is not known yet."""
     if not isinstance(condition, Tracer) and not condition:
-        raise ValueError(message)
+        raise Refused(message)
 
 
 def needs(record: Any, *names: str) -> tuple[Any, ...]:

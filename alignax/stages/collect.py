@@ -101,7 +101,8 @@ def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
         kept += found
         for reason in lost:
             dropped[reason] += 1
-    counts = dict(counts) | {kind: len(kept)} | {f"dropped_{name}": n for name, n in dropped.items()}
+    lost_what = "dropped" if kind == "pairs" else "dropped_replies"  # a pair goes as a whole, of four replies one
+    counts = dict(counts) | {kind: len(kept)} | {f"{lost_what}_{name}": n for name, n in dropped.items()}
     common.console.print(f"preferences: {counts}")
 
     if not kept:

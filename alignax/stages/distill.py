@@ -29,7 +29,9 @@ def get_config() -> ConfigDict:
     c.teacher_from = ""  # folder of the finished policy to learn from: any size, the student's tokenizer and template
     c.model = ""  # preset of alignax.models.presets, or module:function, of a fresh student; "" takes the parent's
     c.model_args = ConfigDict()  # fields of the preset to change
-    c.on_policy = 0.5  # share of the steps on the student's own samples: 0 only the data's completions, 1 none of them
+    # share of the steps on the student's own samples: 0 only the data's completions, 1 none of them; those held out are
+    # always read, for the loss on them
+    c.on_policy = 0.5
     c.max_prompt_length = 256  # tokens of a prompt to sample for; longer prompts are dropped and counted
     c.max_new_tokens = 128
     c.temperature = 1.0  # of sampling; the loss has its own
@@ -50,7 +52,7 @@ def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
     cfg, workdir, fresh = stage.cfg, stage.workdir, "policy" not in stage.parents
     _ = cfg.teacher_from  # open_stage has found the folder
 
-    # ---- data: completions to learn from, prompts to complete, each only where some step asks for it
+    # ---- data: completions to learn from, prompts to complete, where some step asks for them; completions held out
     tokenizer = common.get_tokenizer(stage, parent="teacher" if fresh else "policy")
     options = {"template": cfg.template, "max_length": cfg.max_length}
     short = {"template": cfg.template, "max_prompt_length": cfg.max_prompt_length}
@@ -109,7 +111,8 @@ def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
 
     # ---- train
     watch = probe.build(stage, cfg.probe, model, tokenizer, cfg.template, mesh, root)
-    heldout = common.evaluator(metrics, held, cfg.batch_size, mesh)
+    part = max(cfg.batch_size // cfg.microbatches // mesh.size, 1) * mesh.size  # logits of a microbatch, not of all
+    heldout = common.evaluator(metrics, held, part, mesh)
 
     @common.once_per_step
     def evaluate(state):

@@ -170,6 +170,7 @@ def make_parts(cfg: Any, model: Any, critic_model: Any, ends: jax.Array, pad: in
     in_reward = cfg.kl_placement == "reward"
     policy_loss = resolve(cfg.loss, "alignax.losses", key="loss")
     on_pairs = record_of(policy_loss, RECORDS, key="loss") is Pair
+    alone = rival != "none" and not on_pairs
     value_loss = resolve(cfg.value_loss, "alignax.losses", key="value_loss")
     loss_args = bind(policy_loss, cfg.loss_args, key="loss_args")
     further = {name: bind_term(name, args, key=f"terms.{name}") for name, args in cfg.terms.items()}
@@ -180,7 +181,7 @@ def make_parts(cfg: Any, model: Any, critic_model: Any, ends: jax.Array, pad: in
     control = resolve(cfg.kl_controller, "alignax.ops.kl", key="kl_controller")
     control_args = bind(control, cfg.kl_controller_args, key="kl_controller_args", given=("batch_size",))
     if "batch_size" in inspect.signature(control).parameters:  # episodes of one iteration
-        control_args["batch_size"] = cfg.batch_size * group * cfg.oversample
+        control_args["batch_size"] = cfg.batch_size * (group if rival == "none" else 1) * cfg.oversample
     control_kl, kl_memory = with_memory(partial(control, **control_args))
     total = cfg.total_steps * update_settings.epochs * update_settings.minibatches
 
@@ -204,12 +205,16 @@ def make_parts(cfg: Any, model: Any, critic_model: Any, ends: jax.Array, pad: in
         return rollout, finished(rollout, ends)
 
     def annotate(policy, reference, critic, rollout):
-        options = {"temperature": temperature, "start": start}
-        ref = forward.token_statistics(model, reference, rollout.tokens, rollout.valid, **options)
-        rollout = rollout.replace(ref_logp=ref.logp)
+        every = group if alone else 1  # of an opponent that is left out nobody asks
+
+        def logp(params):
+            tokens, valid = rollout.tokens[::every], rollout.valid[::every]
+            stats = forward.token_statistics(model, params, tokens, valid, temperature=temperature, start=start)
+            return jnp.zeros(rollout.mask.shape, jnp.float32).at[::every].set(stats.logp)
+
+        rollout = rollout.replace(ref_logp=logp(reference))
         if corrects:
-            ours = forward.token_statistics(model, policy, rollout.tokens, rollout.valid, **options)
-            rollout = rollout.replace(old_logp=ours.logp, sampler_logp=rollout.old_logp)
+            rollout = rollout.replace(old_logp=logp(policy), sampler_logp=rollout.old_logp)
         if critic is None:
             return rollout
         return rollout.replace(old_value=forward.values(critic_model, critic, rollout.tokens, rollout.valid))
@@ -251,7 +256,7 @@ def make_parts(cfg: Any, model: Any, critic_model: Any, ends: jax.Array, pad: in
         critic_optimizer=value_optimizer if critic_model else None,
         updates=update_settings,
         group=group,
-        alone=rival != "none" and not on_pairs,
+        alone=alone,
         keep=cfg.batch_size if cfg.oversample > 1 else 0,
         kl_memory=kl_memory,
     )

@@ -56,6 +56,7 @@ def precheck(config: dict[str, Any], prefix: str = "") -> None:
     arguments(config, prefix)
     origin(config, prefix)
     sizes(config, prefix)
+    optimizers(config, prefix)
     kind = losses(config, prefix)
     if name == "online":
         settings.online(config, prefix, plain(defaults), kind)
@@ -111,6 +112,18 @@ def sizes(config: dict[str, Any], prefix: str) -> None:
     for key, size, parts, what in wanted:
         if parts < 1 or size < 1 or size % parts:
             raise ConfigError(f"config.{prefix}{key}: {size} rows do not divide over {parts} {what}")
+
+
+def optimizers(config: dict[str, Any], prefix: str) -> None:
+    """An optimizer says what it does not take when it is made, which costs nothing."""
+    for key in ("optimizer", "value_optimizer"):
+        if config.get(key):
+            function = resolve(config[key], "alignax.train.optimizer", key=prefix + key)
+            args = bind(function, config[f"{key}_args"], key=f"{prefix}{key}_args", given=("total_steps",))
+            try:
+                function(total_steps=config["total_steps"], **args)
+            except ValueError as error:
+                raise ConfigError(f"config.{prefix}{key}_args: {error}") from None
 
 
 def losses(config: dict[str, Any], prefix: str) -> Any:

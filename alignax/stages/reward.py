@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from alignax import forward, sharding
 from alignax.config import bind, record_of, resolve
+from alignax.data.counts import DataError
 from alignax.data.encode import fingerprint, pair_rows
 from alignax.data.judged import attributes_of, ranking_rows, rating_rows, step_rows
 from alignax.data.loader import eval_batches
@@ -66,6 +67,10 @@ def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
         attributes = attributes_of(common.load_rows(cfg.source, cfg.data, "train", root=root)[0])
         encode = partial(encode, attributes=attributes)
     train, held, held_text, counts = common.preference_data(stage, tokenizer, root, encode)
+    if attributes and (unrated := [a for a, n in zip(attributes, train["given"].any(0)) if not n]):
+        raise DataError(
+            f"no row that was kept rates {', '.join(unrated)}: nothing would train that score; leave it out"
+        )
 
     # ---- model: the parent's trunk and a fresh head, of one score or one per attribute
     mesh = common.get_mesh(cfg)

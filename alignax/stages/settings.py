@@ -1,21 +1,23 @@
 """Settings of one stage that need, or exclude, each other; called by `precheck`."""
 
+import inspect
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from alignax.config import ConfigError, bind, resolve
+from alignax.config import ConfigError, bind, names_of, record_of, resolve
 from alignax.ops.advantages import truncated_weights
 from alignax.ops.kl import check_placement
 from alignax.stages.trial import shapes_of, tried
-from alignax.train import advantages
 from alignax.train.online import shape_scores
 from alignax.train.reference import follow
 from alignax.train.state import Moments
-from alignax.types import Pair, Rollout
+from alignax.types import Loss, Pair, Rollout
+from alignax.worlds.annotators import Annotator
 
+ESTIMATORS = names_of("alignax.train.advantages")
 # the opponents that an advantage of the package may have, and those that it cannot do without
 OPPONENTS = {
     "remax": ("greedy",),
@@ -44,6 +46,8 @@ def online(config: dict[str, Any], prefix: str, defaults: dict[str, Any], kind: 
         raise ConfigError(
             f"config.{prefix}kl_coef = {config['kl_coef']}: {config['kl_controller']} multiplies it; expected > 0"
         )
+    if config["kl_placement"] == "loss" and "kl" in config["terms"]:
+        raise ConfigError(f"config.{prefix}terms.kl: kl_placement = 'loss' adds that term already, times kl_coef")
     if config["kl_placement"] == "loss" and config["advantage"] in ("winners", "best_and_worst"):
         raise ConfigError(
             f"config.{prefix}kl_placement = 'loss' with advantage {config['advantage']!r}: only chosen replies are "
@@ -60,20 +64,29 @@ def online(config: dict[str, Any], prefix: str, defaults: dict[str, Any], kind: 
     values(config, prefix, kind)
 
 
-def opponent(config: dict[str, Any], prefix: str) -> None:
+def opponent(config: dict[str, Any], prefix: str, defaults: dict[str, Any]) -> None:
     """Who replies beside the policy, for whom, and how often."""
     rival, name, group = config["opponent"], config["advantage"], config["samples_per_prompt"]
     known = ("none", "greedy", "reference", "mixture")
-    fitting = OPPONENTS.get(name, known if name not in vars(advantages) else ("none",))
+    fitting = OPPONENTS.get(name, known if name not in ESTIMATORS else ("none",))
     if rival not in known or rival not in fitting:
         expected = " or ".join(repr(one) for one in (fitting if rival in known else known))
         raise ConfigError(f"config.{prefix}opponent = {rival!r}: expected {expected} with advantage {name!r}")
-    if not 0 <= config["opponent_share"] <= 1:
-        raise ConfigError(f"config.{prefix}opponent_share = {config['opponent_share']}: expected a share in [0, 1]")
+    share = config["opponent_share"]
+    if not 0 <= share <= 1:
+        raise ConfigError(f"config.{prefix}opponent_share = {share}: expected a share in [0, 1]")
+    if share != defaults["opponent_share"] and rival != "mixture":
+        raise ConfigError(f"config.{prefix}opponent_share is set, but the opponent is {rival!r}, not 'mixture'")
     if group > 2 and (rival == "greedy" or (rival != "none" and name == "best_and_worst")):
         raise ConfigError(
             f"config.{prefix}samples_per_prompt = {group}: one reply of the policy and one of the opponent {rival!r} "
             "make 2"
+        )
+    compared = rival != "none" and name in ("win_probability", "best_and_worst")
+    if compared and config["kl_placement"] == "reward" and config["kl_coef"]:
+        raise ConfigError(
+            f"config.{prefix}kl_coef = {config['kl_coef']}: in the reward it charges one side of a comparison only; "
+            "set it to 0 (nash_md has its KL inside, xpo its reference)"
         )
     named = {"xpo": ("opponent", "reference"), "nash_md": ("advantage", "win_probability")}
     for loss in (config["loss"], *config["terms"]):
@@ -103,7 +116,7 @@ def advantage(config: dict[str, Any], prefix: str, defaults: dict[str, Any], kin
     name, critic, group = config["advantage"], config["critic_init"], config["samples_per_prompt"]
     if name == "gae" and critic == "none":
         raise ConfigError(f"config.{prefix}advantage = 'gae' needs a critic: set critic_init to 'policy' or 'reward'")
-    if name in vars(advantages) and name != "gae":
+    if name in ESTIMATORS and name != "gae":
         values = ("value_loss", "value_loss_args", "value_optimizer", "value_optimizer_args")
         changed = [key for key in values if config[key] != defaults[key]]
         if critic != "none":
@@ -112,7 +125,7 @@ def advantage(config: dict[str, Any], prefix: str, defaults: dict[str, Any], kin
             )
         if changed:
             raise ConfigError(f"config.{prefix}{changed[0]} is set, but there is no critic (critic_init = 'none')")
-    opponent(config, prefix)
+    opponent(config, prefix, defaults)
     grouped = name in ("group_baseline", "winners", *OPPONENTS) or config["oversample"] > 1
     if group < 1 or (grouped and group < 2):
         raise ConfigError(
@@ -128,7 +141,9 @@ def advantage(config: dict[str, Any], prefix: str, defaults: dict[str, Any], kin
             )
         if config["update_args"].get("microbatches", 1) > 1:
             raise ConfigError(f"config.{prefix}update_args.microbatches: a loss on pairs is not cut into microbatches")
-        if config["loss"] == "wpo":
+        if config["correction_args"]:
+            raise ConfigError(f"config.{prefix}correction_args weighs advantages: a loss on pairs has none")
+        if "wpo" in (config["loss"], *config["terms"]):
             raise ConfigError(f"config.{prefix}loss = 'wpo' corrects for pairs that others sampled: use it offline")
 
 
@@ -136,7 +151,8 @@ def values(config: dict[str, Any], prefix: str, kind: Any) -> None:
     """Advantage, shaping of scores and correction, tried on shapes for what they say of their arguments."""
     if config["update_args"].get("kl_limit", 0.0) > 0:
         loss = partial(resolve(config["loss"], "alignax.losses", key=f"{prefix}loss"), **config["loss_args"])
-        if "policy/approxkl_avg" not in jax.eval_shape(loss, shapes_of(kind)).metrics:
+        found = tried(loss, shapes_of(kind), key=f"{prefix}loss_args")
+        if isinstance(found, Loss) and "policy/approxkl_avg" not in found.metrics:
             raise ConfigError(
                 f"config.{prefix}update_args.kl_limit: the loss {config['loss']!r} measures no KL to the sampler"
             )
@@ -153,6 +169,19 @@ def values(config: dict[str, Any], prefix: str, kind: Any) -> None:
     args = bind(shape_scores, config["scoring_args"], key=key, given=tuple(given))
     tried(partial(shape_scores, **given, **args), score_B, done_B, tokens_B, shapes_of(Moments), key=key)
 
+    if config["critic_init"] != "none":
+        value_loss = resolve(config["value_loss"], "alignax.losses", key=f"{prefix}value_loss")
+        record_of(value_loss, (Rollout,), key=f"{prefix}value_loss")
+        key = f"{prefix}value_loss_args"
+        args = bind(value_loss, config["value_loss_args"], key=key)
+        tried(partial(value_loss, **args), rollout, key=key)
+
+    control = resolve(config["kl_controller"], "alignax.ops.kl", key=f"{prefix}kl_controller")
+    key, given = f"{prefix}kl_controller_args", {"batch_size": config["batch_size"]}
+    args = bind(control, config["kl_controller_args"], key=key, given=tuple(given))
+    takes_size = "batch_size" in inspect.signature(control).parameters
+    tried(partial(control, **args, **(given if takes_size else {})), number, number, key=key)
+
     key = f"{prefix}correction_args"
     args = bind(truncated_weights, config["correction_args"], key=key)
     tried(partial(truncated_weights, **args), rollout.old_logp, rollout.sampler_logp, rollout.mask, key=key)
@@ -165,17 +194,30 @@ def offline(config: dict[str, Any], prefix: str, kind: Any) -> None:
     number, step = jax.ShapeDtypeStruct((), jnp.float32), jax.ShapeDtypeStruct((), jnp.int32)
     args = bind(follow, config["reference_args"], key=f"{prefix}reference_args", given=("reference", "params", "step"))
     tried(partial(follow, **args), number, number, step, key=f"{prefix}reference_args")
-    loss = resolve(config["loss"], "alignax.losses", key=f"{prefix}loss")
-    try:
-        jax.eval_shape(partial(loss, **config["loss_args"]), shapes_of(kind, without=("ref_logp",)))
-    except ValueError:
-        return  # it says that it needs one
-    raise ConfigError(f"config.{prefix}reference_args is set, but the loss {config['loss']!r} reads no reference")
+    losses = {config["loss"]: config["loss_args"]} | config["terms"]
+    for name, args in losses.items():
+        loss = resolve(name, "alignax.losses", key=f"{prefix}loss")
+        own = {key: value for key, value in args.items() if key != "coefficient"}
+        found = tried(partial(loss, **own), shapes_of(kind, without=("ref_logp",)), key=f"{prefix}loss_args")
+        if not isinstance(found, Loss):
+            return  # it fails without a reference
+    told = " and ".join(map(repr, losses))
+    raise ConfigError(f"config.{prefix}reference_args is set, but {told} read no reference")
 
 
 def collect(config: dict[str, Any], prefix: str, kinds: tuple[str, ...]) -> None:
     """The kind of judgement decides how many samples it needs, and which of the annotator's faults it can show."""
     kind, samples, args = config["kind"], config["samples_per_prompt"], config["annotator_args"]
+    if not config["reward"]:
+        raise ConfigError(
+            f"config.{prefix}reward is empty: an annotator needs a gold reward to perceive, module:function"
+        )
+    try:
+        Annotator(**bind(Annotator, args, key=f"{prefix}annotator_args"))
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"config.{prefix}annotator_args: {error}") from None
     if kind not in kinds:
         raise ConfigError(f"config.{prefix}kind = {kind!r}: expected one of {', '.join(kinds)}")
     wrong = {"pairs": samples != 2, "rankings": samples < 2, "ratings": samples < 1}[kind]

@@ -1,4 +1,8 @@
-"""Calls on shapes alone: what a function says of its settings, before anything is loaded or compiled."""
+"""Calls on shapes alone: what a function says of its settings, before anything is loaded or compiled.
+
+The shapes are guesses, and so only what `ops.checks.require` says counts: a loss of a user's own that wants larger ones
+fails here in another way, which is none of its settings' fault.
+"""
 
 import dataclasses
 import types
@@ -10,21 +14,22 @@ import jax
 import jax.numpy as jnp
 
 from alignax.config import ConfigError
+from alignax.ops.checks import Refused
 
 SIZES = {"B": 4, "T": 3, "V": 5, "K": 2, "A": 2}
 
 
-def tried(function: Callable, *args: Any, key: str) -> None:
-    """Traces `function` on shapes. Raises ConfigError with what it says of the settings that it was given.
+def tried(function: Callable, *args: Any, key: str) -> Any:
+    """The shapes that `function` makes of shapes, or the exception that it raised.
 
-    Only a ValueError, by which the functions of this package refuse a value, is read as one; others go through.
+    Raises ConfigError with what it says of the settings that it was given.
     """
     try:
-        jax.eval_shape(function, *args)
-    except ConfigError:
-        raise
-    except ValueError as error:
+        return jax.eval_shape(function, *args)
+    except Refused as error:
         raise ConfigError(f"config.{key}: {error}") from None
+    except Exception as error:
+        return error
 
 
 def shapes_of(record: Any, without: tuple[str, ...] = (), **sizes: int) -> Any:

@@ -161,7 +161,8 @@ def vbon(
     known_PM = ops.scorable(score_B).reshape(-1, group)[:, 1:]
     rank_P = (1 + jnp.sum(score_PM[:, 1:] <= score_PM[:, :1], axis=1, where=known_PM)) / (1 + known_PM.sum(1))
     reward_B = jnp.repeat((n - 1) * jnp.log(rank_P), group) - charged * kl_BT.sum(1)
-    metrics |= {"objective/rlhf_reward": _own_mean(rollout, reward_B), "objective/rank": rank_P.mean()}
+    rank = jnp.mean(rank_P, where=ops.scorable(score_B)[::group])
+    metrics |= {"objective/rlhf_reward": _own_mean(rollout, reward_B), "objective/rank": rank}
     learnt = _learn_from_own(rollout, reward_B, ops.scorable(score_B))
     (advantage_BT,) = needs(learnt, "advantage")
     if whiten_advantages:
@@ -172,7 +173,7 @@ def vbon(
 def _penalty(rollout: Rollout, kl_coef: Float[Array, ""], kl_in_reward: bool):
     """(k1 per token, its mean per reply, the coefficient that the reward is charged with, metrics)."""
     (ref_logp_BT,) = needs(rollout, "ref_logp")
-    own_B = own(rollout)
+    own_B = rollout.own
     kl_BT = jnp.where(rollout.mask & own_B[:, None], estimate("k1", rollout.old_logp, ref_logp_BT), 0.0)
     kl = jnp.mean(kl_BT.sum(1), where=own_B)
     charged = kl_coef if kl_in_reward else jnp.zeros_like(kl_coef)
@@ -184,20 +185,15 @@ def _penalty(rollout: Rollout, kl_coef: Float[Array, ""], kl_in_reward: bool):
     return kl_BT, kl, charged, metrics
 
 
-def own(rollout: Rollout) -> Bool[Array, " B"]:
-    """The rows that the policy itself sampled."""
-    return jnp.ones(rollout.mask.shape[0], bool) if rollout.opponent is None else ~rollout.opponent
-
-
 def _own_mean(rollout: Rollout, x_B: Float[Array, " B"]) -> Float[Array, ""]:
     """The mean over the policy's replies that have a score."""
-    return jnp.nanmean(jnp.where(own(rollout), x_B, jnp.nan))
+    return jnp.nanmean(jnp.where(rollout.own, x_B, jnp.nan))
 
 
 def _learn_from_own(rollout: Rollout, advantage_B: Float[Array, " B"], scored_B: Bool[Array, " B"]) -> Rollout:
     """The rollout with advantages, its opponents' rows masked, and those without a score."""
     known_B = scored_B & ops.scorable(advantage_B)
-    mask_BT = rollout.mask & (own(rollout) & known_B)[:, None]
+    mask_BT = rollout.mask & (rollout.own & known_B)[:, None]
     return rollout.replace(mask=mask_BT, advantage=ops.spread(advantage_B, mask_BT))
 
 

@@ -14,7 +14,6 @@ from jaxtyping import Bool, Float, Int
 
 from alignax.ops.advantages import informative, overlong_penalty
 from alignax.ops.masked import masked_mean
-from alignax.train.advantages import own
 from alignax.train.optimizer import Optimizer
 from alignax.train.state import Learner, Moments, OnlineState, step_key
 from alignax.train.step import apply_gradients, gradients
@@ -68,7 +67,7 @@ def learn(
 ) -> tuple[OnlineState, dict]:  # fmt: skip
     """Everything after the score: rewards, advantages, updates, the next KL coefficient."""
     # of the policy's own replies, for the metrics: before anything is left out
-    own_B, tokens_B = own(rollout), rollout.mask.sum(1)
+    own_B, tokens_B = rollout.own, rollout.mask.sum(1)
     scores, ended, lengths = (jnp.where(own_B, x, jnp.nan) for x in (score_B, finished_B, tokens_B))
     if parts.keep:
         rows_B = keep_informative(score_B, group=parts.group, keep=parts.keep)

@@ -34,8 +34,9 @@ NOT_FROM_FILES = ("xpo",)  # learns from samples of policy and reference made si
 VARIANTS = ("tr_dpo",)  # a config of its own, offline
 # Losses of reward models, and the config of each; RLOO then follows the model. Not here: bradley_terry, which all the
 # online rows follow; ordinal and process, whose data say nothing of most replies on the desk.
-REWARDS = dict.fromkeys(("bradley_terry_margin", "bradley_terry_noisy", "davidson", "rao_kupper"), "reward")
+REWARDS = {"bradley_terry_margin": "pairs", "bradley_terry_noisy": "pairs", "davidson": "ties", "rao_kupper": "ties"}
 REWARDS |= {"plackett_luce": "rankings", "ranked_pairs": "rankings", "regression": "ratings"}
+TIE_BELOW = 0.25  # gold reward: for the two models of ties, whose annotator calls closer pairs even
 DISTILLED = ("gkd", "forward_kl", "reverse_kl")  # from the PPO policy of the same seed
 
 
@@ -81,11 +82,14 @@ def world(file: str, base: Path, seed: int):
 
 def reward_model(name: str, base: Path, folder: Path, seed: int) -> Path:
     """Trains a reward model beside `folder`, on the seed's pairs or on judgements collected for it."""
-    c = world(f"{REWARDS[name]}.py", base, seed)
+    kind = REWARDS[name]
+    c = world("reward.py" if kind in ("pairs", "ties") else f"{kind}.py", base, seed)
     c.loss, c.loss_args, c.eval_every_steps, c.data.path = name, {}, 0, str(base / "collect")
-    if (kind := REWARDS[name]) != "reward":
-        judged = world(f"collect.py:{kind}", base, seed)
+    if kind != "pairs":
+        judged = world("collect.py" if kind == "ties" else f"collect.py:{kind}", base, seed)
         judged.data.seed = seed
+        if kind == "ties":
+            judged.annotator_args.tie_below = TIE_BELOW
         c.data.path = str(collect.run(judged, folder.with_name(kind)))
     return reward.run(c, folder.with_name(f"{name}-reward"))
 
@@ -131,6 +135,8 @@ def markdown(found: dict) -> str:
     seeds = ", ".join(map(str, found["seeds"]))
     notes = [
         f"- Seeds {seeds}: means, 95% t-intervals in brackets where there are several; the gain is paired by seed.",
+        "- Reward models learn from as many samples as the pairs hold, then RLOO follows each; bradley_terry_margin "
+        "reads the annotator's exact margins, which tell more than its labels do.",
         "- Default settings of each loss at one learning rate and one number of updates: this compares defaults, not "
         "tuned methods.",
         f"- alignax {found['alignax']}, JAX {found['jax']}, Python {found['python']}, {found['cpu_count']} CPU cores.",

@@ -49,6 +49,27 @@ def test_a_reference_that_moves(run, tmp_path):
     assert read(hard / "manifest.json")["metrics"]["eval/rewards/margins"] == pytest.approx(0.0, abs=1e-6)
 
 
+def test_a_loss_of_ones_own_that_wants_larger_shapes_is_no_bad_setting(run, tmp_path, monkeypatch):
+    """What a loss is tried on before the start are guesses of shapes: failing on those is not refusing a setting."""
+    (tmp_path / "mine.py").write_text(OWN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    rows = metrics(offline.run(config(run, "dpo", loss="mine:first_tokens", loss_args={}), tmp_path / "own"))
+    assert rows[0]["loss"] == pytest.approx(np.log(2), rel=1e-6)
+
+
+OWN = """
+import jax
+import jax.numpy as jnp
+from alignax.types import Loss, Pair
+
+def first_tokens(pair: Pair, *, beta: float = 0.1) -> Loss:
+    ratio = lambda side: jnp.where(side.mask, side.logp - side.ref_logp, 0.0)
+    chosen, rejected = (jax.lax.top_k(ratio(side), 7)[0].sum(1) for side in (pair.chosen, pair.rejected))
+    value = -jax.nn.log_sigmoid(beta * (chosen - rejected))
+    return Loss(value=value, weight=jnp.ones_like(value), metrics={})
+"""
+
+
 def test_terms_are_added_with_their_coefficients(run, tmp_path):
     """MPO-like: DPO + 0.5 BCO on pairs + 0.25 NLL of the chosen reply."""
     terms = {"bco_pair": {"coefficient": 0.5, "beta": 0.2}, "chosen_nll": {"coefficient": 0.25}}
@@ -78,7 +99,7 @@ def test_terms_are_added_with_their_coefficients(run, tmp_path):
         (
             "dpo",
             dict(loss="simpo", loss_args={}, reference_args=dict(alpha=1.0)),
-            "config.reference_args is set, but the loss 'simpo' reads no reference",
+            "config.reference_args is set, but 'simpo' read no reference",
         ),
         ("dpo", dict(reference_args=dict(tau=0.6)), "config.reference_args.tau: follow takes no such"),
         ("dpo", dict(terms={"dpo": {}}), "config.terms.dpo is config.loss itself"),

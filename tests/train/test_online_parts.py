@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import close, rollout_batch
+from tiny import close, prompt_batch, rollout_batch
+from tiny_online import build_parts, models
 
 from alignax.config import ConfigError
 from alignax.ops.kl import START, adaptive_kl, fixed_kl, pid_kl
@@ -254,3 +255,73 @@ def test_a_controller_with_memory_is_told_by_its_signature_and_the_others_have_n
     chex.assert_trees_all_equal(control(0.1, 3.0, memory), pid_kl(0.1, 3.0, target=4.0))
     with pytest.raises(ConfigError, match="'memory' has no default"):
         with_memory(lambda coef, kl, memory: (coef, memory))
+
+
+# ---- what the stage binds: opponents and importance weights
+
+
+@pytest.fixture(scope="module")
+def two():
+    """(model, policy, another policy as the reference)."""
+    model, policy, _, other = models()
+    return model, policy, {name: leaf for name, leaf in other.items() if name != "scalar"}
+
+
+@pytest.mark.parametrize("rival", ["greedy", "reference", "mixture"])
+def test_each_opponent_is_who_it_is_called(two, rival):
+    model, policy, reference = two
+    advantage = {"greedy": "remax", "reference": "vbon", "mixture": "win_probability"}[rival]
+    settings = dict(critic_init="none", advantage=advantage, samples_per_prompt=2, kl_controller="fixed_kl")
+    parts = build_parts(**settings, kl_controller_args={}, opponent=rival, opponent_share=0.3)
+    draw = jax.jit(lambda key: parts.sample(policy, reference, prompt_batch(), key)[0])
+    rollout, again = draw(jax.random.key(0)), draw(jax.random.key(1))
+    np.testing.assert_array_equal(rollout.opponent, np.arange(16) % 2 == 1)
+    assert (rollout.tokens[::2] != again.tokens[::2]).any()
+    assert (rollout.tokens[1::2] == again.tokens[1::2]).all() == (rival == "greedy")
+
+    def scores(params, heat):
+        hidden_BTD = model.apply(params, rollout.tokens, rollout.valid)
+        logits_BTV = (hidden_BTD @ model.unembed(params))[:, :-1, : model.config.vocab_size] / heat
+        return jnp.pad(logits_BTV, ((0, 0), (1, 0), (0, 0)))
+
+    def logp(logits_BTV):
+        taken = jnp.take_along_axis(jax.nn.log_softmax(logits_BTV), rollout.tokens[..., None], axis=-1)
+        return np.asarray(taken[..., 0])
+
+    theirs = {
+        "greedy": scores(policy, 1.0),
+        "reference": scores(reference, 0.9),
+        "mixture": 0.7 * scores(policy, 0.9) + 0.3 * scores(reference, 0.9),
+    }[rival]
+    mask, by_rival = np.asarray(rollout.mask), np.asarray(rollout.opponent)[:, None]
+    np.testing.assert_allclose(rollout.old_logp[mask & by_rival], logp(theirs)[mask & by_rival], atol=2e-5)
+    noted = parts.annotate(policy, reference, None, rollout)
+    own = mask & ~by_rival
+    np.testing.assert_allclose(noted.ref_logp[own], logp(scores(reference, 0.9))[own], atol=2e-5)
+
+
+def test_importance_weights_of_a_sampler_that_is_not_the_learner(two):
+    _, policy, reference = two
+    settings = dict(critic_init="none", advantage="group_baseline", samples_per_prompt=2, correction_args=dict(cap=1.5))
+    parts = build_parts(**settings, kl_controller="fixed_kl", kl_controller_args={})
+    rollout, _ = parts.sample(policy, reference, prompt_batch(), jax.random.key(0))
+    off = rollout.replace(old_logp=rollout.old_logp - jnp.where(rollout.mask, 0.3, 0.0))  # said to be less likely
+    noted = parts.annotate(policy, reference, None, off)
+    mask = np.asarray(rollout.mask)
+    np.testing.assert_allclose(noted.old_logp[mask], rollout.old_logp[mask], atol=2e-5)
+    np.testing.assert_array_equal(noted.sampler_logp, off.old_logp)
+    scores = jnp.arange(16.0)
+    plain = parts.advantages(parts.annotate(policy, reference, None, rollout), scores, jnp.float32(0))[0].advantage
+    weighed, _, metrics = parts.advantages(noted, scores, jnp.float32(0))
+    np.testing.assert_allclose(weighed.advantage, plain * np.exp(0.3), rtol=1e-4)
+    np.testing.assert_allclose(metrics["sampling/importance_ratio"], np.exp(0.3), rtol=1e-4)
+
+
+def test_an_adaptive_coefficient_counts_the_policys_replies():
+    for rival, replies in (("none", 16), ("reference", 8)):
+        settings = dict(critic_init="none", samples_per_prompt=2, opponent=rival)
+        settings["advantage"] = "group_baseline" if rival == "none" else "vbon"
+        coef, _ = build_parts(**settings).control_kl(jnp.float32(0.1), jnp.float32(5.0), ())
+        np.testing.assert_allclose(
+            coef, adaptive_kl(0.1, 5.0, target=0.5, horizon=100.0, batch_size=replies), rtol=1e-6
+        )
