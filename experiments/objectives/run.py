@@ -135,12 +135,15 @@ def markdown(found: dict) -> str:
     seeds = ", ".join(map(str, found["seeds"]))
     notes = [
         f"- Seeds {seeds}: means, 95% t-intervals in brackets where there are several; the gain is paired by seed.",
-        "- Reward models learn from as many samples as the pairs hold, then RLOO follows each; bradley_terry_margin "
-        "reads the annotator's exact margins, which tell more than its labels do.",
         "- Default settings of each loss at one learning rate and one number of updates: this compares defaults, not "
         "tuned methods.",
         f"- alignax {found['alignax']}, JAX {found['jax']}, Python {found['python']}, {found['cpu_count']} CPU cores.",
     ]
+    if set(found["table"]) & set(REWARDS):
+        notes.append(
+            "- Reward models learn from as many samples as the pairs hold, then RLOO follows each; "
+            "bradley_terry_margin reads the annotator's exact margins, which tell more than its labels do."
+        )
     return "\n".join(["| " + " | ".join(row) + " |" for row in rows] + ["", *notes]) + "\n"
 
 

@@ -426,6 +426,18 @@ def test_wpo_weight_of_one_row_is_a_mean_over_its_tokens():
     np.testing.assert_allclose(out.value, [np.exp(-2) * LOG2], rtol=1e-6)
 
 
+@pytest.mark.parametrize("tau", [0.05, 0.2])
+def test_discopop_draws_a_policy_at_its_reference_to_the_rejected_reply_if_tau_is_small(tau):
+    # dL/dz at 0: s' (e^0 - log 2) - (1 - s) / 2 - s, where s = 1/2 and s' = 1 / (4 tau)
+    pair = ratios([0.0], [0.0])
+    raised = lambda x: pair.replace(chosen=pair.chosen.replace(logp=pair.chosen.logp + x))  # noqa: E731
+    slope = jax.grad(lambda x: discopop(raised(x), tau=tau).value.sum())
+    length = int(pair.chosen.mask.sum())
+    want = 0.05 * length * ((1 - np.log(2)) / (4 * tau) - 0.75)
+    np.testing.assert_allclose(slope(0.0), want, rtol=1e-5)
+    assert (want > 0) == (tau == 0.05)
+
+
 def test_discopop_blends_a_logistic_and_an_exponential_loss():
     pair = ratios([3.0, -2.0], [0.0, 0.0])
     z = np.array([1.5, -1.0])
