@@ -1,8 +1,8 @@
 """Online alignment without a critic: a recipe is an advantage and a loss, named after the colon.
 
 Command: alignax run --config=configs/world/online.py:grpo --config.init_from=runs/quickstart/sft --workdir=runs/grpo
-Recipes: reinforce, reinforce_plus_plus, reinforce_plus_plus_baseline, rloo, grpo, dr_grpo, dapo, gspo, cispo, raft,
-remax, vbon, nash_md, xpo, online_dpo
+Recipes: reinforce, reinforce_plus_plus, reinforce_plus_plus_baseline, rloo, grpo, dr_grpo, dapo, gspo, gspo_token,
+cispo, sapo, clip_cov, kl_cov, ppo_dual_clip, raft, remax, vbon, nash_md, xpo, online_dpo
 """
 
 from ml_collections import ConfigDict
@@ -47,7 +47,12 @@ RECIPES = {  # what each says besides the shared settings below
         kl_coef=0.0,
     ),
     "gspo": STANDARDISED | dict(loss="gspo", kl_coef=0.0),
+    "gspo_token": STANDARDISED | dict(loss="gspo_token", kl_coef=0.0),
     "cispo": STANDARDISED | dict(loss="cispo", kl_coef=0.0),
+    "sapo": STANDARDISED | dict(loss="sapo", kl_coef=0.0),
+    "clip_cov": STANDARDISED | dict(loss="clip_cov", kl_coef=0.0),
+    "kl_cov": STANDARDISED | dict(loss="kl_cov", kl_coef=0.0),
+    "ppo_dual_clip": STANDARDISED | dict(loss="ppo_dual_clip"),
     "raft": dict(loss="reinforce", advantage="winners", update_args=ONCE, kl_coef=0.0),
     "remax": AGAINST
     | dict(loss="reinforce", loss_args=dict(aggregation="sequence_sum"), opponent="greedy", advantage="remax"),
