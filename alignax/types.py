@@ -10,7 +10,6 @@ Every per-token array is aligned to the token that it is *about*: `logp[b, t]` i
 
 import dataclasses
 import functools
-import operator
 import typing
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar, dataclass_transform
@@ -69,19 +68,14 @@ def same_axes(made: Record) -> None:
 
 def same_rows(made: Record, *paths: str) -> None:
     """Raises ValueError if these arrays of a record, where they are there, differ in their number of rows."""
-    found = {path: operator.attrgetter(path)(made) for path in paths if _reaches(made, path)}
+    reach = lambda path: functools.reduce(lambda x, name: getattr(x, name, None), path.split("."), made)  # noqa: E731
+    found: dict[str, Any] = {path: reach(path) for path in paths}
     found = {path: x for path, x in found.items() if getattr(x, "shape", ())}
     rows = {path: x.shape[0] for path, x in found.items()}
     reduced = any(x.ndim < 2 for path, x in found.items() if path.endswith("mask"))
     if len(set(rows.values())) > 1 and not reduced:
         told = ", ".join(f"{path} has {size}" for path, size in rows.items())
         raise ValueError(f"{type(made).__name__}: the axis B differs: {told}; expected one number of rows")
-
-
-def _reaches(made: Any, path: str) -> bool:
-    for name in path.split("."):
-        made = getattr(made, name, None)
-    return made is not None
 
 
 @functools.cache

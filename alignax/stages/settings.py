@@ -82,12 +82,13 @@ def opponent(config: dict[str, Any], prefix: str, defaults: dict[str, Any]) -> N
             f"config.{prefix}samples_per_prompt = {group}: one reply of the policy and one of the opponent {rival!r} "
             "make 2"
         )
-    compared = rival != "none" and name in ("win_probability", "best_and_worst")
-    if compared and config["kl_placement"] == "reward" and config["kl_coef"]:
+    charged = config["kl_coef"] if config["kl_placement"] == "reward" else 0.0
+    if charged and rival != "none" and name == "best_and_worst":
         raise ConfigError(
-            f"config.{prefix}kl_coef = {config['kl_coef']}: in the reward it charges one side of a comparison only; "
-            "set it to 0 (nash_md has its KL inside, xpo its reference)"
+            f"config.{prefix}kl_coef = {charged}: in the reward it charges one side of a comparison only; set it to 0"
         )
+    if charged and config["loss"] == "nash_md":
+        raise ConfigError(f"config.{prefix}kl_coef = {charged}: nash_md has its own KL, by tau; set it to 0")
     named = {"xpo": ("opponent", "reference"), "nash_md": ("advantage", "win_probability")}
     for loss in (config["loss"], *config["terms"]):
         if loss in named and config[named[loss][0]] != named[loss][1]:

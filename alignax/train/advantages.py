@@ -123,9 +123,9 @@ def remax(
     is masked. Li et al. 2023 (arXiv 2310.10505), Algorithm 1.
     """
     kl_BT, kl, charged, metrics = _penalty(rollout, kl_coef, kl_in_reward)
-    baseline_P = score_B.reshape(-1, group)[:, 1]
-    advantage_B = ops.remax(score_B - charged * kl_BT.sum(1), baseline_P)
-    metrics["objective/rlhf_reward"] = _own_mean(rollout, score_B - charged * kl_BT.sum(1))
+    reward_B = score_B - charged * kl_BT.sum(1)
+    advantage_B = ops.remax(reward_B, score_B.reshape(-1, group)[:, 1])
+    metrics["objective/rlhf_reward"] = _own_mean(rollout, reward_B)
     return _learn_from_own(rollout, advantage_B, ops.scorable(score_B)), kl, metrics
 
 
@@ -134,14 +134,16 @@ def win_probability(
 ) -> Advantages:
     """P(y > y') - 1/2 for the policy's reply y, the mean over its opponents' replies y' to the same prompt.
 
-    P = sigmoid(score - score'), the preference that a Bradley-Terry reward model states: give it unshaped scores.
-    Nash-MD (Munos et al. 2023, arXiv 2312.00886) with loss 'nash_md', whose KL is inside; opponents are masked.
+    P = sigmoid(score - score'), the preference that a Bradley-Terry reward model states: give it unshaped scores. A KL
+    in the reward is taken off P, that of the whole reply. Nash-MD (Munos et al. 2023, arXiv 2312.00886) with loss
+    'nash_md', whose KL is inside. Opponents are masked.
     """
     kl_BT, kl, charged, metrics = _penalty(rollout, kl_coef, kl_in_reward)
-    score_PM = (score_B - charged * kl_BT.sum(1)).reshape(-1, group)
+    score_PM = score_B.reshape(-1, group)
     win_P = jnp.mean(jax.nn.sigmoid(score_PM[:, :1] - score_PM[:, 1:]), axis=1)
-    metrics |= {"objective/rlhf_reward": _own_mean(rollout, score_B), "objective/win_rate": jnp.nanmean(win_P)}
-    return _learn_from_own(rollout, jnp.repeat(win_P - 0.5, group), ops.scorable(score_B)), kl, metrics
+    reward_B = jnp.repeat(win_P, group) - charged * kl_BT.sum(1)
+    metrics |= {"objective/rlhf_reward": _own_mean(rollout, reward_B), "objective/win_rate": jnp.nanmean(win_P)}
+    return _learn_from_own(rollout, reward_B - 0.5, ops.scorable(score_B)), kl, metrics
 
 
 def vbon(

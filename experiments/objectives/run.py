@@ -9,6 +9,7 @@ and results/results.md beside this file.
 """
 
 import json
+import math
 import os
 import platform
 import sys
@@ -30,6 +31,7 @@ from configs.world.online import RECIPES as ONLINE  # noqa: E402
 COMMAND = "python experiments/objectives/run.py --write-readme"
 BEGIN = "<!-- results:objectives -->"
 METRICS = {"gold_reward": "eval/gold_reward", "kl": "eval/kl", "length": "eval/mean_length"}
+PROXY = "eval/proxy_reward"  # where a run measures it: the score of the reward model that the seed's pairs made
 NOT_FROM_FILES = ("xpo",)  # learns from samples of policy and reference made side by side
 VARIANTS = ("tr_dpo",)  # a config of its own, offline
 # Losses of reward models, and the config of each; RLOO then follows the model. Not here: bradley_terry, which all the
@@ -102,15 +104,20 @@ def run_one(name: str, base: Path, folder: Path, seed: int) -> dict[str, float]:
     stage = {"offline": offline, "distillation": distill}.get(kind_of(name), online)
     stage.run(c, folder)
     found = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["metrics"]
-    return {metric: found[key] for metric, key in METRICS.items()}
+    proxy = {"proxy_reward": found[PROXY]} if PROXY in found and name not in REWARDS else {}
+    return {metric: found[key] for metric, key in METRICS.items()} | proxy
 
 
-def results(per_seed: dict[str, dict[int, dict]], sft: dict[int, float]) -> dict:
+def results(per_seed: dict[str, dict[int, dict]], sft: dict[int, dict]) -> dict:
     """Everything that goes into results.json. No path of this machine."""
     table = {}
     for name, runs in per_seed.items():
         table[name] = {metric: spread([run[metric] for run in runs.values()]) for metric in METRICS}
-        table[name]["gold_gain"] = spread([run["gold_reward"] - sft[seed] for seed, run in runs.items()])
+        for metric in ("gold", "proxy"):
+            gains = [
+                run.get(f"{metric}_reward", math.nan) - sft[seed][f"{metric}_reward"] for seed, run in runs.items()
+            ]
+            table[name][f"{metric}_gain"] = spread(gains) if all(map(math.isfinite, gains)) else None
     return {
         "command": COMMAND,
         "seeds": sorted(sft),
@@ -118,7 +125,7 @@ def results(per_seed: dict[str, dict[int, dict]], sft: dict[int, float]) -> dict
         "jax": version("jax"),
         "alignax": alignax.__version__,
         "cpu_count": os.cpu_count(),
-        "sft_gold_reward": {str(seed): value for seed, value in sft.items()},
+        "sft": {str(seed): value for seed, value in sft.items()},
         "table": table,
         "per_seed": {name: {str(seed): run for seed, run in runs.items()} for name, runs in per_seed.items()},
     }
@@ -126,15 +133,16 @@ def results(per_seed: dict[str, dict[int, dict]], sft: dict[int, float]) -> dict
 
 def markdown(found: dict) -> str:
     """The table, the best gold reward first."""
-    rows = [("objective", "kind", "gold reward", "gain over SFT", "KL (nats)", "length (tokens)")]
-    rows.append(("---", "---", "---:", "---:", "---:", "---:"))
+    rows = [("objective", "kind", "gold reward", "gain over SFT", "gain in proxy", "KL (nats)", "length (tokens)")]
+    rows.append(("---", "---", "---:", "---:", "---:", "---:", "---:"))
     order = sorted(found["table"].items(), key=lambda item: -item[1]["gold_reward"]["mean"])
     for name, row in order:
-        columns = (cell(row[metric], 2) for metric in ("gold_reward", "gold_gain", "kl"))
+        columns = (cell(row[metric], 2) for metric in ("gold_reward", "gold_gain", "proxy_gain", "kl"))
         rows.append((name, kind_of(name), *columns, cell(row["length"], 1)))
     seeds = ", ".join(map(str, found["seeds"]))
     notes = [
-        f"- Seeds {seeds}: means, 95% t-intervals in brackets where there are several; the gain is paired by seed.",
+        f"- Seeds {seeds}: means, 95% t-intervals in brackets where there are several; gains are over the SFT "
+        "policy of the same seed, that in proxy by the score of the seed's Bradley-Terry reward model.",
         "- Default settings of each loss at one learning rate and one number of updates: this compares defaults, not "
         "tuned methods.",
         f"- alignax {found['alignax']}, JAX {found['jax']}, Python {found['python']}, {found['cpu_count']} CPU cores.",
@@ -161,12 +169,13 @@ def main(argv: list[str] | None = None) -> None:
     parser = options(__doc__, ROOT, HERE)
     parser.add_argument("--only", nargs="+", default=names(), choices=names(), metavar="NAME")
     args = parser.parse_args(argv)
-    sft: dict[int, float] = {}
+    sft: dict[int, dict] = {}
     for seed in args.seeds:
         summary = args.runs / f"quickstart-seed{seed}" / "summary.json"
         if not summary.is_file():
             sys.exit(f"{summary} is not there: run experiments/quickstart/run.py --seeds {seed} first")
-        sft[seed] = json.loads(summary.read_text(encoding="utf-8"))["stages"]["sft"]["gold_reward"]
+        measured = json.loads(summary.read_text(encoding="utf-8"))["stages"]["sft"]
+        sft[seed] = {name: measured[name] for name in ("gold_reward", "proxy_reward")}
     per_seed: dict[str, dict[int, dict]] = {}
     for seed in args.seeds:
         for name in args.only:

@@ -70,12 +70,13 @@ def made_up(run, monkeypatch, folder):
     """Three seeds of parents; a run of "ipo" reaches its seed, one of "grpo" twice its seed."""
     for seed in range(3):
         (folder / f"quickstart-seed{seed}").mkdir(parents=True)
-        summary = {"stages": {"sft": {"gold_reward": -0.1 * seed}}}
+        summary = {"stages": {"sft": {"gold_reward": -0.1 * seed, "proxy_reward": 1.0}}}
         (folder / f"quickstart-seed{seed}/summary.json").write_text(json.dumps(summary))
 
     def run_one(name, base, out, seed):
         assert base == folder / f"quickstart-seed{seed}" and out == folder / f"objectives-seed{seed}" / name
-        return {"gold_reward": (1.0 if name == "ipo" else 2.0) * seed, "kl": 3.0, "length": 15.0}
+        proxy = {"proxy_reward": 3.0} if name == "ipo" else {}
+        return {"gold_reward": (1.0 if name == "ipo" else 2.0) * seed, "kl": 3.0, "length": 15.0} | proxy
 
     monkeypatch.setattr(run, "run_one", run_one)
 
@@ -90,9 +91,9 @@ def test_the_table_is_sorted_by_gold_and_paired_by_seed(run, monkeypatch, tmp_pa
     # grpo: 0, 2, 4, sd 2, half-width 4.303 * 2 / sqrt(3) = 4.968. Gain: 0, 2.1, 4.2, sd 2.1, half-width 5.217
     assert (
         lines[2]
-        == "| grpo | online | 2.00 [-2.97, 6.97] | 2.10 [-3.12, 7.32] | 3.00 [3.00, 3.00] | 15.0 [15.0, 15.0] |"
+        == "| grpo | online | 2.00 [-2.97, 6.97] | 2.10 [-3.12, 7.32] | - | 3.00 [3.00, 3.00] | 15.0 [15.0, 15.0] |"
     )
-    assert lines[3].startswith("| ipo | offline | 1.00 ")
+    assert lines[3].startswith("| ipo | offline | 1.00 ") and "| 2.00 [2.00, 2.00] | 3.00 [3.00, 3.00] |" in lines[3]
     assert (tmp_path / "out/results.md").read_text() in readme.read_text()
     found = json.loads((tmp_path / "out/results.json").read_text())
     run.main([*options, "--only", "dpo"])  # the other rows stay

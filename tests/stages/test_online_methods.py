@@ -84,7 +84,7 @@ def test_the_config_names_its_recipes():
         ("remax", dict(samples_per_prompt=1), "samples_per_prompt = 1: a reply is compared with others"),
         ("nash_md", dict(opponent_share=1.5), "opponent_share = 1.5: expected a share in [0, 1]"),
         ("remax", dict(opponent_share=0.9), "opponent_share is set, but the opponent is 'greedy', not 'mixture'"),
-        ("nash_md", dict(kl_coef=0.05), "kl_coef = 0.05: in the reward it charges one side of a comparison only"),
+        ("nash_md", dict(kl_coef=0.05), "kl_coef = 0.05: nash_md has its own KL, by tau; set it to 0"),
         ("xpo", dict(kl_coef=0.05), "kl_coef = 0.05: in the reward it charges one side of a comparison only"),
         ("xpo", dict(correction_args=dict(cap=2.0)), "correction_args weighs advantages: a loss on pairs has none"),
         ("xpo", dict(terms=dict(wpo={})), "'wpo' corrects for pairs that others sampled"),

@@ -139,6 +139,9 @@ def test_the_probability_of_winning():
     win = 1 / (1 + np.exp(2.0))  # scores 1 and 3; 5 and 5 are even
     np.testing.assert_allclose(found.advantage, MASK * np.array([[win - 0.5], [0], [0], [0]]), rtol=1e-5)
     np.testing.assert_allclose(metrics["objective/win_rate"], (win + 0.5) / 2, rtol=1e-6)
+    charged, _, metrics = against(advantages.win_probability, coef=10.0)  # 10 * 0.2 off each; the comparison stays
+    np.testing.assert_allclose(charged.advantage[:, 1], [win - 2.5, 0, -2, 0], rtol=1e-5)
+    np.testing.assert_allclose(metrics["objective/win_rate"], (win + 0.5) / 2, rtol=1e-6)
     np.testing.assert_array_equal(found.mask, MASK & np.array([[1], [0], [1], [0]], bool))
 
 
