@@ -1,4 +1,4 @@
-"""The command line: run | lineage | report | sample | losses."""
+"""The command line: run | lineage | report | sample | import | export | losses."""
 
 import argparse
 import ast
@@ -18,6 +18,10 @@ EXAMPLES = """examples:
       writes the HTML report again
   alignax sample runs/quickstart/ppo "mara asks : the harbor cafe has tea . wants tea and cake ."
       completions of a checkpoint
+  alignax import Qwen/Qwen2.5-0.5B runs/qwen
+      a checkpoint of Hugging Face's format, as the policy (or reward model) that other stages start from
+  alignax export runs/quickstart/ppo exported
+      a folder that transformers loads
   alignax losses
       every objective with its record, paper and settings; `alignax losses dpo` says all about one
 """
@@ -48,6 +52,16 @@ def parser() -> argparse.ArgumentParser:
     sample.add_argument("--top-k", type=int, default=0, help="candidates (default 0: off)")
     sample.add_argument("--max-new-tokens", type=int, default=64, help="tokens (default 64)")
     sample.add_argument("--seed", type=int, default=0)
+    bring = commands.add_parser("import", help="make a checkpoint from Hugging Face's format", **raw)
+    bring.add_argument("source", help="folder with config.json and safetensors, or OWNER/NAME on the hub")
+    bring.add_argument("out", help="folder of the new checkpoint")
+    bring.add_argument("--revision", default="", help="branch, tag or commit on the hub")
+    bring.add_argument("--tokenizer", default="", help="folder or hub name (default: the one beside the weights)")
+    give = commands.add_parser("export", help="write a checkpoint in Hugging Face's format", **raw)
+    give.add_argument("checkpoint", help="folder of a finished policy or reward model")
+    give.add_argument("out", help="new folder")
+    give.add_argument("--dtype", default="", help="float32, bfloat16 or float16 (default: as imported, else float32)")
+    give.add_argument("--family", default="", help="model_type (default: as imported, else the first that fits)")
     losses = commands.add_parser("losses", help="list the objectives, or explain one", **raw)
     losses.add_argument("name", nargs="?", default="", help="print the whole description of this one")
     return top
@@ -146,6 +160,22 @@ def command_sample(args: argparse.Namespace) -> None:
             print(f"{text}{'' if done else ' [cut off]'}")
 
 
+def command_import(args: argparse.Namespace) -> None:
+    """Imports a checkpoint, as the stage of that name does."""
+    from alignax.stages import imported
+
+    config = imported.get_config()
+    config.path, config.revision, config.tokenizer = args.source, args.revision, args.tokenizer
+    imported.run(config, args.out)
+
+
+def command_export(args: argparse.Namespace) -> None:
+    """Exports a checkpoint."""
+    from alignax.stages.export import export
+
+    print(export(args.checkpoint, args.out, dtype=args.dtype, family=args.family))
+
+
 def command_losses(name: str) -> None:
     """Prints the description of one objective, or a table of all."""
     from alignax.catalogue import names, objective
@@ -211,6 +241,10 @@ def main(argv: list[str] | None = None) -> int:
             print(render(args.run))
         elif args.command == "losses":
             command_losses(args.name)
+        elif args.command == "import":
+            command_import(args)
+        elif args.command == "export":
+            command_export(args)
         else:
             command_sample(args)
     except (ConfigError, DataError, CheckpointError, ReportError, NonFinite, OSError) as error:

@@ -18,7 +18,8 @@ from alignax.log import plain_json, replace_file
 
 FORMAT = 1
 WITHOUT_PARAMS = ("collect", "evaluate")  # stages whose content is files
-_OWN = ("manifest.json", "config.json", "metrics.jsonl", "samples.jsonl", "steps", "params", "tokenizer", "tensorboard")
+_OWN = ("manifest.json", "config.json", "metrics.jsonl", "samples.jsonl", "steps", "params", "tokenizer", "hf",
+    "tensorboard")
 
 
 class CheckpointError(RuntimeError):
@@ -164,7 +165,7 @@ def check_parent(
     if stages and manifest["stage"] not in stages:
         wrong.append(f"stage: parent {manifest['stage']}, expected {' or '.join(stages)}")
     for name, own in (("tokenizer_hash", tokenizer_hash), ("template_hash", template_hash)):
-        if own is not None and manifest.get(name) != own:
+        if own is not None and manifest.get(name) not in (None, own):  # an imported checkpoint has no template yet
             wrong.append(f"{name}: parent {_short(manifest.get(name))}, config {_short(own)}")
     if architecture is not None:
         theirs, ours = manifest.get("architecture") or {}, _plain(architecture)

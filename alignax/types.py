@@ -226,12 +226,25 @@ class Loss(Record):
                 raise ValueError(f"Loss: {name} has the shape {shapes[0]}, its weight {shapes[1]}: expected the same")
 
 
+class Layout(NamedTuple):
+    """Which tokens of a row see which, where a row holds more than one text.
+
+    A query sees a key at or before it that is of the same document and either of its shared beginning or of the query's
+    own branch. A plain row is one document without branches: `models.attention.layout`.
+    """
+
+    document: Int[Array, "B T"]  # 0: padding; else the number of the text
+    branch: Int[Array, "B T"]  # 0: the beginning that the branches share; else the number of the branch
+    position: Int[Array, "B T"]  # of the token in its text, beginning and branch counted as one
+
+
 class Model(NamedTuple):
     """A language model as pure functions of a parameter tree; see `models/decoder.py` for the one that builds it."""
 
     config: Any  # ModelConfig: frozen, hashable
     init: Callable  # (key) -> params
-    apply: Callable  # (params, tokens, valid) -> hidden [B T D], after the final norm
+    apply: Callable  # (params, tokens, valid or Layout) -> hidden [B T D], after the final norm
+    hidden_states: Callable  # the same -> [L+1 B T D]: the embedding, then the residual after each layer; no final norm
     init_cache: Callable  # (batch, length) -> cache
     prefill: Callable  # (params, tokens, valid, cache) -> (hidden [B T D], cache)
     unstack: Callable  # (params) -> params with a list of layers: what decode takes

@@ -1,46 +1,128 @@
-"""What a decoder is made of: one frozen dataclass; a model family is a set of its values."""
+"""What a decoder is made of: one frozen dataclass; a model family is a set of its values (`models/hf`)."""
 
 import dataclasses
+
+KINDS = ("full", "sliding", "nope")  # of attention: all earlier tokens; the last `window` ones; all, without rotation
+COMPUTE = ("dtype", "remat")  # fields that change how results are computed and not what they are
+_CHOICES = {
+    "positions": ("rotary", "learned"),
+    "rope_type": ("default", "linear", "llama3"),
+    "norm": ("rms", "rms_plus_one", "layer"),
+    "norm_at": ("before", "after", "both"),
+    "qk_norm": ("none", "head", "all"),
+    "activation": ("silu", "gelu", "gelu_tanh"),
+    "remat": ("none", "dots", "full"),
+    "dtype": ("float32", "bfloat16", "float16"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """A decoder in the Llama shape. `vocab_size` comes from the tokenizer, so a config file does not give it."""
+    """A decoder; the defaults have the Llama shape. `vocab_size` comes from the tokenizer, so no config file gives it.
 
-    vocab_size: int
+    Raises ValueError for a field that is out of range or does not fit the others.
+    """
+
+    vocab_size: int  # tokens that may get probability
     dim: int = 128  # D, residual width
     layers: int = 4  # L
     heads: int = 4  # N, query heads
     kv_heads: int = 4  # K; heads must be a multiple of it
     head_dim: int = 32  # H; even, because rotary positions turn pairs
-    ffn: int = 384  # F, width of the gated feed-forward layer
+    ffn: int = 384  # F, width of the feed-forward layer, of each expert where there are several
     rope_theta: float = 10_000.0  # base of the rotary frequencies
     norm_eps: float = 1e-5
     tie_embeddings: bool = True  # the output layer is the transposed embedding
+    logit_softcap: float = 0.0  # c of c tanh(logits / c), the output's soft cap (Gemma 2); 0: off
     vocab_multiple: int = 64  # the embedding is padded to a multiple of it; the padding never gets probability
+    vocab_rows: int = 0  # rows of an imported embedding, where they are more than the tokenizer has tokens
+
+    # ---- positions
+    positions: str = "rotary"  # "learned": a table of max_positions rows is added to the embedding (GPT-2)
+    max_positions: int = 0  # context length that the model was made for, tokens; 0: not known
+    rope_fraction: float = 1.0  # share of each head that is rotated (Phi)
+    rope_type: str = "default"  # how frequencies are stretched for a longer context: "linear", "llama3"
+    rope_factor: float = 1.0  # by how much, for both
+    rope_low: float = 1.0  # llama3: wavelengths above rope_original / rope_low are stretched whole,
+    rope_high: float = 4.0  # below rope_original / rope_high not at all
+    rope_original: int = 8192  # llama3: context length before stretching, tokens
+    rope_theta_sliding: float = 0.0  # base in sliding layers, never stretched (Gemma 3); 0: as in the others
+
+    # ---- attention
+    pattern: tuple[str, ...] = ("full",)  # KINDS of the layers, repeated: ("sliding", "full") alternates (Gemma 2)
+    window: int = 0  # tokens that a sliding layer sees, the token itself included
+    qkv_bias: bool = False
+    out_bias: bool = False
+    qk_norm: str = "none"  # norm of queries and keys: "head", each head (Qwen 3), "all", all heads at once (OLMo 2)
+    query_scale_dim: float = 0.0  # queries are scaled by its -1/2 power (Gemma 2); 0: head_dim
+    attention_softcap: float = 0.0  # c of c tanh(q k / c); 0: off
+
+    # ---- residual and feed-forward
+    norm: str = "rms"  # "rms_plus_one": weights are stored less one (Gemma); "layer": with mean and bias (GPT-2)
+    norm_at: str = "before"  # of each part; "after": of what it adds to the residual (OLMo 2), "both" (Gemma 2)
+    scale_embedding: bool = False  # by sqrt(D) (Gemma)
+    activation: str = "silu"
+    gated: bool = True  # activation(gate) * up; else activation(up)
+    mlp_bias: bool = False
+    experts: int = 0  # E, feed-forward layers to choose from for each token (Mixtral); 0: one for all
+    experts_per_token: int = 0
+    renormalise_experts: bool = True  # the chosen experts' weights sum to one
+
+    # ---- how it is computed
     dtype: str = "float32"  # of activations; parameters, norms, softmax and log-probs are float32 always
-    remat: str = (
-        "none"  # what a layer keeps for its backward pass: "none" (all), "dots" (matrix products), "full" (nothing)
-    )
+    remat: str = "none"  # what a layer keeps for its backward pass: "none" (all), "dots" (products), "full" (nothing)
 
     def __post_init__(self):
+        object.__setattr__(self, "pattern", _period(tuple(self.pattern), self.layers))  # a list, out of a JSON file
         for name in ("vocab_size", "dim", "layers", "heads", "kv_heads", "head_dim", "ffn", "vocab_multiple"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)}: expected at least 1")
+        for name, known in _CHOICES.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} = {getattr(self, name)!r}: expected one of {', '.join(map(repr, known))}")
         if self.heads % self.kv_heads:
             raise ValueError(f"heads = {self.heads} is no multiple of kv_heads = {self.kv_heads}")
-        if self.head_dim % 2:
-            raise ValueError(f"head_dim = {self.head_dim} is odd: rotary positions turn pairs of numbers")
-        if self.remat not in ("none", "dots", "full"):
-            raise ValueError(f"remat = {self.remat!r}: expected 'none', 'dots' or 'full'")
-        if self.dtype not in ("float32", "bfloat16", "float16"):
-            raise ValueError(f"dtype = {self.dtype!r}: expected 'float32', 'bfloat16' or 'float16'")
+        if self.rotated % 2 or not 0 < self.rope_fraction <= 1:
+            raise ValueError(
+                f"head_dim = {self.head_dim}, rope_fraction = {self.rope_fraction}: rotary positions turn pairs of "
+                "numbers, so that head_dim * rope_fraction must be even, and the fraction in (0, 1]"
+            )
+        if not self.pattern or not set(self.pattern) <= set(KINDS):
+            raise ValueError(f"pattern = {self.pattern}: expected layers among {', '.join(KINDS)}")
+        if "sliding" in self.pattern and self.window < 1:
+            raise ValueError(f"window = {self.window}: a sliding layer needs at least 1 token")
+        if self.positions == "learned" and self.max_positions < 1:
+            raise ValueError(f"max_positions = {self.max_positions}: learned positions need a table of at least 1 row")
+        if self.experts and not 0 < self.experts_per_token <= self.experts:
+            raise ValueError(f"experts_per_token = {self.experts_per_token}: expected 1 to experts = {self.experts}")
+        if self.experts and (self.mlp_bias or not self.gated):
+            raise ValueError("experts are gated feed-forward layers without biases")
 
     @property
     def padded_vocab(self) -> int:
         """Rows of the embedding."""
-        return -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
+        return -(-max(self.vocab_size, self.vocab_rows) // self.vocab_multiple) * self.vocab_multiple
+
+    @property
+    def rotated(self) -> int:
+        """Leading numbers of each head that rotary positions turn."""
+        return int(self.head_dim * self.rope_fraction)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kind of attention of each layer."""
+        return tuple(self.pattern[i % len(self.pattern)] for i in range(self.layers))
 
     def architecture(self) -> dict:
-        """What parameters must share to be exchangeable: every field but those that only change how it is computed."""
-        return {k: v for k, v in dataclasses.asdict(self).items() if k not in ("dtype", "remat")}
+        """What parameters must share to be exchangeable: every field but those of COMPUTE; values as JSON has them."""
+        fields = {k: v for k, v in dataclasses.asdict(self).items() if k not in COMPUTE}
+        return fields | {"pattern": list(self.pattern)}
+
+
+def _period(kinds: tuple[str, ...], layers: int) -> tuple[str, ...]:
+    """The shortest pattern that gives the same layers: one name for one architecture."""
+    kinds = tuple(kinds[i % len(kinds)] for i in range(layers)) if kinds else ()
+    for size in range(1, len(kinds)):
+        if all(kinds[i] == kinds[i % size] for i in range(layers)):
+            return kinds[:size]
+    return kinds

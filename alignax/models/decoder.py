@@ -1,20 +1,22 @@
 """The decoder as a bundle of pure functions: layers scanned over stacked parameters, one cache per layer in decoding.
 
-A parameter tree is `{"decoder": {"embed", "layers" (each leaf [L, ...]), "norm", "unembed" (untied only)}}`, and
-`"scalar"` beside it for a reward or value model.
+A parameter tree is `{"decoder": {"embed", "layers" (each leaf [L, ...]), "norm", "positions" (learned ones only),
+"unembed" (untied only)}}`, and `"scalar"` beside it for a reward or value model.
 """
 
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
+from alignax.models.attention import attend_one, attention, layout, visible
 from alignax.models.config import ModelConfig
 from alignax.models.heads import init_scalar, scalar
-from alignax.models.layers import Block, attend_one, attention, norm
-from alignax.types import Model, Params
+from alignax.models.layers import Block, angles, frequencies, norm
+from alignax.types import Layout, Model, Params
 
 REMAT = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}
 
@@ -26,45 +28,69 @@ def decoder(config: ModelConfig, constrain: Callable[[Array], Array] = lambda x:
     split over all devices, where the compiler would otherwise be free to gather rows instead of kernels.
     """
     block, final = Block(config), norm(config)
-    dtype = jnp.dtype(config.dtype)
+    dtype, learned = jnp.dtype(config.dtype), config.positions == "learned"
+    kinds = tuple(dict.fromkeys(config.kinds))  # the kinds of attention that occur
+    scores = {"scale": (config.query_scale_dim or config.head_dim) ** -0.5, "softcap": config.attention_softcap}
 
     def init(key: Array) -> Params:
-        x, positions = jnp.zeros((1, 1, config.dim), dtype), jnp.zeros((1, 1), jnp.int32)
+        x = jnp.zeros((1, 1, config.dim), dtype)
         k_embed, k_layers, k_head, k_norm = jax.random.split(key, 4)
         see = lambda q, k, v: (attention(q, k, v, jnp.ones((1, 1, 1), bool)), None)  # noqa: E731
-        one = lambda k: block.init(k, x, positions, see)["params"]  # noqa: E731
+        one = lambda k: block.init(k, x, turned(jnp.zeros((1, 1), jnp.int32), kinds[0]), see)["params"]  # noqa: E731
+        table = lambda key, rows: config.dim**-0.5 * jax.random.normal(key, (rows, config.dim))  # noqa: E731
         tree = {
-            "embed": config.dim**-0.5 * jax.random.normal(k_embed, (config.padded_vocab, config.dim)),
+            "embed": table(k_embed, config.padded_vocab),
             "layers": jax.vmap(one)(jax.random.split(k_layers, config.layers)),
             "norm": final.init(k_norm, x)["params"],
         }
+        if learned:
+            tree["positions"] = table(jax.random.fold_in(k_embed, 1), config.max_positions)
         if not config.tie_embeddings:
             tree["unembed"] = jax.random.normal(k_head, (config.dim, config.padded_vocab)) * config.dim**-0.5
         return {"decoder": tree}
 
-    def embed(params: Params, tokens: Array) -> Array:
-        return params["decoder"]["embed"][tokens].astype(dtype)
+    def embed(params: Params, tokens: Array, positions: Array) -> Array:
+        x = params["decoder"]["embed"][tokens].astype(dtype)
+        x = x * jnp.asarray(config.dim**0.5, dtype) if config.scale_embedding else x
+        return x + params["decoder"]["positions"][positions].astype(dtype) if learned else x
 
     def finish(params: Params, x: Array) -> Array:
         return final.apply({"params": params["decoder"]["norm"]}, x)  # pyright: ignore[reportReturnType]
 
-    def scan(params: Params, tokens_BT: Array, valid_BT: Array, keep):
-        positions_BT = positions_of(valid_BT)
-        mask_BTS = causal(valid_BT)
+    def turned(positions: Array, kind: str) -> Array | None:
+        return None if learned else angles(positions, frequencies(config, kind))
 
-        def layer(x, p):
-            see = lambda q, k, v: (attention(q, k, v, mask_BTS), keep(k, v))  # noqa: E731
-            x, kept = block.apply({"params": p}, x, positions_BT, see)
-            return constrain(x), kept
+    def scan(params: Params, tokens_BT: Array, valid_BT: Array | Layout, keep):
+        """The residual after the last layer, and what `keep(x, k, v)` keeps of each layer, stacked."""
+        rows = layout(valid_BT)
+        # what differs by kind of layer, for each kind; one body serves all layers and picks its own
+        seen = [visible(rows, config.window if kind == "sliding" else 0) for kind in kinds]
+        angle = [turned(rows.position, kind) for kind in kinds]
+        pick = lambda made, i: made[0] if len(kinds) == 1 else jax.tree.map(lambda *x: jnp.stack(x)[i], *made)  # noqa: E731
+
+        def layer(x, scanned):
+            p, kind = scanned
+            mask_BTS = pick(seen, kind)
+            see = lambda q, k, v: (attention(q, k, v, mask_BTS, **scores), (k, v))  # noqa: E731
+            x, (k, v) = block.apply({"params": p}, x, pick(angle, kind), see)
+            return constrain(x), keep(x, k, v)
 
         if config.remat != "none":
             layer = jax.checkpoint(layer, policy=REMAT[config.remat])
-        x, kept = jax.lax.scan(layer, constrain(embed(params, tokens_BT)), params["decoder"]["layers"])
-        return finish(params, x), kept
+        x = constrain(embed(params, tokens_BT, rows.position))
+        of_layer = np.array([kinds.index(kind) for kind in config.kinds], np.int32)
+        return x, *jax.lax.scan(layer, x, (params["decoder"]["layers"], of_layer))
 
-    def apply(params: Params, tokens: Int[Array, "B T"], valid: Bool[Array, "B T"]) -> Float[Array, "B T D"]:
+    def apply(params: Params, tokens: Int[Array, "B T"], valid: Bool[Array, "B T"] | Layout) -> Float[Array, "B T D"]:
         """Hidden states after the final norm. Positions count the real tokens only, so padding may lie on any side."""
-        return scan(params, tokens, valid, lambda k, v: None)[0]
+        return finish(params, scan(params, tokens, valid, lambda x, k, v: None)[1])
+
+    def hidden_states(
+        params: Params, tokens: Int[Array, "B T"], valid: Bool[Array, "B T"] | Layout
+    ) -> Float[Array, "E B T D"]:
+        """The embedding, then the residual after each of the L layers, E = L + 1; the final norm is not in them."""
+        first, _, others = scan(params, tokens, valid, lambda x, k, v: x)
+        return jnp.concatenate([first[None], others])
 
     def init_cache(batch: int, length: int) -> dict:
         """An empty cache of `length` positions per row; the keys and values of a layer are [B, K, S, H]."""
@@ -80,9 +106,10 @@ def decoder(config: ModelConfig, constrain: Callable[[Array], Array] = lambda x:
     def prefill(params: Params, tokens: Int[Array, "B T"], valid: Bool[Array, "B T"], cache: dict):
         """Reads whole prompts (padded on the left) into slots 0..T-1 of an empty cache."""
         T = tokens.shape[1]
-        hidden_BTD, (k_L, v_L) = scan(params, tokens, valid, lambda k, v: (k.swapaxes(1, 2), v.swapaxes(1, 2)))
+        keep = lambda x, k, v: (k.swapaxes(1, 2), v.swapaxes(1, 2))  # noqa: E731
+        _, hidden_BTD, (k_L, v_L) = scan(params, tokens, valid, keep)
         put = lambda slot, new: slot.at[:, :, :T].set(new)  # noqa: E731
-        return hidden_BTD, {
+        return finish(params, hidden_BTD), {
             "k": [put(slot, k_L[i]) for i, slot in enumerate(cache["k"])],
             "v": [put(slot, v_L[i]) for i, slot in enumerate(cache["v"])],
             "valid": cache["valid"].at[:, :T].set(valid),
@@ -100,15 +127,19 @@ def decoder(config: ModelConfig, constrain: Callable[[Array], Array] = lambda x:
         """Reads one token per row; `params` come from `unstack`. Layers are unrolled, each with its own cache."""
         positions_B1, index = cache["position"][:, None], cache["index"]
         valid_BS = cache["valid"].at[:, index].set(True)
-        x, keys, values = embed(params, token[:, None]), [], []
-        for p, k_BKSH, v_BKSH in zip(params["decoder"]["layers"], cache["k"], cache["v"], strict=True):
+        # slots of a row follow one another as its tokens do, so a distance in slots is one in positions
+        near_BS = valid_BS & (index - jnp.arange(valid_BS.shape[1])[None] < config.window)
+        x, keys, values = embed(params, token[:, None], positions_B1), [], []
+        caches = zip(params["decoder"]["layers"], config.kinds, cache["k"], cache["v"], strict=True)
+        for p, kind, k_BKSH, v_BKSH in caches:
+            mask_BS = near_BS if kind == "sliding" else valid_BS
 
-            def see(q, k, v, k_BKSH=k_BKSH, v_BKSH=v_BKSH):
+            def see(q, k, v, k_BKSH=k_BKSH, v_BKSH=v_BKSH, mask_BS=mask_BS):
                 k_BKSH = jax.lax.dynamic_update_slice_in_dim(k_BKSH, k.swapaxes(1, 2), index, axis=2)
                 v_BKSH = jax.lax.dynamic_update_slice_in_dim(v_BKSH, v.swapaxes(1, 2), index, axis=2)
-                return attend_one(q[:, 0], k_BKSH, v_BKSH, valid_BS)[:, None], (k_BKSH, v_BKSH)
+                return attend_one(q[:, 0], k_BKSH, v_BKSH, mask_BS, **scores)[:, None], (k_BKSH, v_BKSH)
 
-            x, (k_new, v_new) = block.apply({"params": p}, x, positions_B1, see)
+            x, (k_new, v_new) = block.apply({"params": p}, x, turned(positions_B1, kind), see)
             keys.append(k_new)
             values.append(v_new)
         cache = {"k": keys, "v": values, "valid": valid_BS, "position": cache["position"] + 1, "index": index + 1}
@@ -120,21 +151,10 @@ def decoder(config: ModelConfig, constrain: Callable[[Array], Array] = lambda x:
         return (tree["embed"].T if config.tie_embeddings else tree["unembed"]).astype(dtype)
 
     return Model(
-        config=config, init=init, apply=apply, init_cache=init_cache, prefill=prefill, unstack=unstack, decode=decode,
-        unembed=unembed, scalar=scalar,
+        config=config, init=init, apply=apply, hidden_states=hidden_states, init_cache=init_cache, prefill=prefill,
+        unstack=unstack, decode=decode, unembed=unembed, scalar=scalar,
         init_scalar=lambda key, attributes=None: init_scalar(key, config.dim, attributes),
     )  # fmt: skip
-
-
-def positions_of(valid_BT: Bool[Array, "B T"]) -> Int[Array, "B T"]:
-    """Index of each token among the real tokens of its row; padding before the first one counts as 0."""
-    return jnp.maximum(jnp.cumsum(valid_BT, axis=1, dtype=jnp.int32) - 1, 0)
-
-
-def causal(valid_BT: Bool[Array, "B T"]) -> Bool[Array, "B T T"]:
-    """Query t sees the real tokens at or before t."""
-    T = valid_BT.shape[1]
-    return jnp.tril(jnp.ones((T, T), bool))[None] & valid_BT[:, None, :]
 
 
 def param_count(params: Params) -> int:

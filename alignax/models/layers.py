@@ -1,56 +1,112 @@
-"""Linen modules of one decoder layer, and the attention they call."""
+"""Linen modules of one decoder layer: norms, rotary attention, feed-forward, experts."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
 from alignax.models.config import ModelConfig
 
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "silu": nn.silu,
+    "gelu": partial(nn.gelu, approximate=False),
+    "gelu_tanh": partial(nn.gelu, approximate=True),
+}
 
-def rotary(x: Float[Array, "B T N H"], positions_BT: Int[Array, "B T"], theta: float) -> Float[Array, "B T N H"]:
-    """Rotary position embedding (Su et al. 2021, arXiv:2104.09864).
 
-    The pair (x_i, x_{i+H/2}) is turned by the angle position * theta^(-2i/H): the halves convention of Llama weights.
+def frequencies(config: ModelConfig, kind: str = "full") -> Float[np.ndarray, " R"]:
+    """Radians per position of each pair of numbers in a head, for one kind of layer; zeros where nothing is rotated.
+
+    theta^(-2i/H) (Su et al. 2021, 2104.09864), stretched for longer contexts: "linear" divides all by the factor (Chen
+    et al. 2023, 2306.15595); "llama3" divides those whose wavelength is longer than rope_original / rope_low, leaves
+    those shorter than rope_original / rope_high, and goes from one to the other in between (Llama 3.1's scheme).
     """
-    half = x.shape[-1] // 2
-    frequency_H = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angle_BTH = positions_BT[..., None].astype(jnp.float32) * frequency_H[None, None, :]
-    cos, sin = jnp.cos(angle_BTH)[:, :, None, :], jnp.sin(angle_BTH)[:, :, None, :]
-    left, right = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1).astype(x.dtype)
+    c = config
+    if kind == "nope":
+        return np.zeros(c.rotated // 2, np.float32)
+    local = kind == "sliding" and c.rope_theta_sliding
+    plain_R = (local or c.rope_theta) ** (-np.arange(0, c.rotated, 2, dtype=np.float32) / c.rotated)
+    if local or c.rope_type == "default":
+        return plain_R.astype(np.float32)
+    if c.rope_type == "linear":
+        return (plain_R / c.rope_factor).astype(np.float32)
+    turns_R = c.rope_original * plain_R / (2 * np.pi)  # of each pair over the original context
+    keep_R = np.clip((turns_R - c.rope_low) / (c.rope_high - c.rope_low), 0.0, 1.0)
+    return (keep_R * plain_R + (1 - keep_R) * plain_R / c.rope_factor).astype(np.float32)
 
 
-def attention(
-    q_BTNH: Float[Array, "B T N H"],
-    k_BSKH: Float[Array, "B S K H"],
-    v_BSKH: Float[Array, "B S K H"],
-    mask_BTS: Bool[Array, "B T S"],
-) -> Float[Array, "B T N H"]:
-    """softmax(q k / sqrt(H)) v over the keys that the mask allows; a query without any key gets a finite average."""
-    return jax.nn.dot_product_attention(q_BTNH, k_BSKH, v_BSKH, mask=mask_BTS[:, None])
+def rotary(x: Float[Array, "B T N H"], angle_BTR: Float[Array, "B T R"]) -> Float[Array, "B T N H"]:
+    """Turns the pair (x_i, x_{i+R}) by angle_i, for the first 2R numbers of each head: Llama's halves convention."""
+    R = angle_BTR.shape[-1]
+    cos, sin = jnp.cos(angle_BTR)[:, :, None, :], jnp.sin(angle_BTR)[:, :, None, :]
+    left, right = x[..., :R].astype(jnp.float32), x[..., R : 2 * R].astype(jnp.float32)
+    turned = jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1).astype(x.dtype)
+    return turned if 2 * R == x.shape[-1] else jnp.concatenate([turned, x[..., 2 * R :]], axis=-1)
 
 
-def attend_one(
-    q_BNH: Float[Array, "B N H"],
-    k_BKSH: Float[Array, "B K S H"],
-    v_BKSH: Float[Array, "B K S H"],
-    mask_BS: Bool[Array, "B S"],
-) -> Float[Array, "B N H"]:
-    """One query per row against a cache, where heads come before positions: each head reads one run of memory."""
-    B, N, H = q_BNH.shape
-    q_BKGH = q_BNH.reshape(B, k_BKSH.shape[1], -1, H)
-    logit = jnp.einsum("bkgh,bksh->bkgs", q_BKGH, k_BKSH, preferred_element_type=jnp.float32) / jnp.sqrt(float(H))
-    weight = jax.nn.softmax(jnp.where(mask_BS[:, None, None, :], logit, jnp.finfo(jnp.float32).min), axis=-1)
-    return jnp.einsum("bkgs,bksh->bkgh", weight.astype(v_BKSH.dtype), v_BKSH).reshape(B, N, H)
+def angles(positions_BT: Int[Array, "B T"], frequency_R: Float[np.ndarray, " R"]) -> Float[Array, "B T R"]:
+    """Positions times frequencies, in float32."""
+    return positions_BT[..., None].astype(jnp.float32) * frequency_R[None, None, :]
+
+
+class OffsetNorm(nn.Module):
+    """Root-mean-square norm whose weights are stored less one (Gemma, 2403.08295)."""
+
+    epsilon: float
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        scale_D = self.param("scale", nn.initializers.zeros, (x.shape[-1],))
+        x = x.astype(jnp.float32)
+        x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.epsilon)
+        return (x * jnp.broadcast_to(1.0 + scale_D, x.shape)).astype(self.dtype)
+
+
+def norm(config: ModelConfig) -> Any:
+    """The norm of a config; statistics are taken in float32 whatever the activations are."""
+    kind = {"rms": nn.RMSNorm, "layer": nn.LayerNorm, "rms_plus_one": OffsetNorm}[config.norm]
+    return kind(epsilon=config.norm_eps, dtype=jnp.dtype(config.dtype))
+
+
+class Experts(nn.Module):
+    """A choice of gated feed-forward layers for each token (Mixtral, Jiang et al. 2024, 2401.04088, equation 2).
+
+    softmax(x router) in float32, its k largest (renormalised if the config says so) weight the outputs of the chosen
+    experts. Tokens are sorted by expert, so that each expert's are one block of one product; none is dropped.
+    """
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x_ND: Float[Array, "N D"]) -> Float[Array, "N D"]:
+        c, dtype = self.config, jnp.dtype(self.config.dtype)
+        inner = nn.initializers.variance_scaling(1.0, "fan_in", "normal", batch_axis=0)
+        outer = nn.initializers.variance_scaling(0.5 / c.layers, "fan_in", "normal", batch_axis=0)
+        router_DE = self.param("router", nn.initializers.normal(c.dim**-0.5), (c.dim, c.experts))
+        gate_EDF, up_EDF = (self.param(name, inner, (c.experts, c.dim, c.ffn)) for name in ("gate", "up"))
+        down_EFD = self.param("down", outer, (c.experts, c.ffn, c.dim))
+        p_NE = jax.nn.softmax(jnp.dot(x_ND, router_DE.astype(dtype), preferred_element_type=jnp.float32), axis=-1)
+        weight_Nk, chosen_Nk = jax.lax.top_k(p_NE, c.experts_per_token)
+        if c.renormalise_experts:
+            weight_Nk = weight_Nk / jnp.sum(weight_Nk, axis=-1, keepdims=True)
+        order_M = jnp.argsort(chosen_Nk.ravel())  # M = N * k uses of experts, by expert
+        token_M, sizes_E = order_M // c.experts_per_token, jnp.bincount(chosen_Nk.ravel(), length=c.experts)
+        each = lambda rows, kernel: jax.lax.ragged_dot(rows, kernel.astype(dtype), sizes_E)  # noqa: E731
+        x_MD = x_ND[token_M]
+        y_MD = each(ACTIVATIONS[c.activation](each(x_MD, gate_EDF)) * each(x_MD, up_EDF), down_EFD)
+        y_MD = y_MD * weight_Nk.ravel()[order_M][:, None].astype(dtype)
+        return jnp.zeros_like(x_ND).at[token_M].add(y_MD)
 
 
 class Block(nn.Module):
-    """Pre-norm attention and gated feed-forward, each added to the residual (Llama, arXiv:2302.13971)."""
+    """Attention and feed-forward, each added to the residual (Llama, 2302.13971, and what other families change)."""
 
     config: ModelConfig
 
@@ -60,33 +116,58 @@ class Block(nn.Module):
         # the layer writes twice to the residual: scaled so that its variance does not grow with depth
         outer = nn.initializers.variance_scaling(0.5 / c.layers, "fan_in", "normal")
 
-        def dense(features: int, init=inner):
-            return nn.Dense(features, use_bias=False, dtype=jnp.dtype(c.dtype), kernel_init=init)
+        def dense(features: int, bias: bool, init=inner):
+            return nn.Dense(features, use_bias=bias, dtype=jnp.dtype(c.dtype), kernel_init=init)
 
-        self.attn_norm, self.mlp_norm = norm(c), norm(c)
-        self.q, self.k, self.v = (dense(n * c.head_dim) for n in (c.heads, c.kv_heads, c.kv_heads))
-        self.o = dense(c.dim, outer)
-        self.gate, self.up, self.down = dense(c.ffn), dense(c.ffn), dense(c.dim, outer)
+        if c.norm_at != "after":
+            self.attn_norm, self.mlp_norm = norm(c), norm(c)
+        if c.norm_at != "before":
+            self.attn_post_norm, self.mlp_post_norm = norm(c), norm(c)
+        self.q, self.k, self.v = (dense(n * c.head_dim, c.qkv_bias) for n in (c.heads, c.kv_heads, c.kv_heads))
+        self.o = dense(c.dim, c.out_bias, outer)
+        if c.qk_norm != "none":
+            self.q_norm, self.k_norm = norm(c), norm(c)
+        if c.experts:
+            self.experts = Experts(c)
+            return
+        if c.gated:
+            self.gate = dense(c.ffn, c.mlp_bias)
+        self.up, self.down = dense(c.ffn, c.mlp_bias), dense(c.dim, c.mlp_bias, outer)
 
     def __call__(
-        self, x_BTD: Float[Array, "B T D"], positions_BT: Int[Array, "B T"], attend: Callable
+        self, x_BTD: Float[Array, "B T D"], angle_BTR: Float[Array, "B T R"] | None, attend: Callable
     ) -> tuple[Float[Array, "B T D"], Any]:
         """`attend(q, k, v) -> (heads [B T N H], anything)`: the caller decides what is seen and what is cached."""
         # Dense layers see [B*T, D]: their weight gradient is then one plain matrix product, where XLA on CPU would
         # otherwise copy a transposed [B, T, D] (2.5 times slower for the whole backward pass)
         c, (B, T, D) = self.config, x_BTD.shape
         x = x_BTD.reshape(B * T, D)
-        h = self.attn_norm(x)
-        q = rotary(self.q(h).reshape(B, T, c.heads, c.head_dim), positions_BT, c.rope_theta)
-        k = rotary(self.k(h).reshape(B, T, c.kv_heads, c.head_dim), positions_BT, c.rope_theta)
-        v = self.v(h).reshape(B, T, c.kv_heads, c.head_dim)
+        before, after = c.norm_at != "after", c.norm_at != "before"
+        h = self.attn_norm(x) if before else x
+        q, k, v = self._heads(h, B, T, angle_BTR)
         heads, cache = attend(q, k, v)
-        x = x + self.o(heads.reshape(B * T, c.heads * c.head_dim))
-        h = self.mlp_norm(x)
-        x = x + self.down(nn.silu(self.gate(h)) * self.up(h))
+        h = self.o(heads.reshape(B * T, c.heads * c.head_dim))
+        x = x + (self.attn_post_norm(h) if after else h)
+        h = self._feed_forward(self.mlp_norm(x) if before else x)
+        x = x + (self.mlp_post_norm(h) if after else h)
         return x.reshape(B, T, D), cache
 
+    def _heads(self, h: Array, B: int, T: int, angle_BTR: Array | None) -> tuple[Array, Array, Array]:
+        """Queries, keys and values [B T N or K H], normed and rotated."""
+        c = self.config
+        q, k, v = self.q(h), self.k(h), self.v(h)
+        if c.qk_norm == "all":
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k, v = (x.reshape(B, T, -1, c.head_dim) for x in (q, k, v))
+        if c.qk_norm == "head":
+            q, k = self.q_norm(q), self.k_norm(k)
+        if angle_BTR is not None:
+            q, k = rotary(q, angle_BTR), rotary(k, angle_BTR)
+        return q, k, v
 
-def norm(config: ModelConfig) -> nn.RMSNorm:
-    """Root-mean-square norm; Linen takes the mean of squares in float32 whatever the activations are."""
-    return nn.RMSNorm(epsilon=config.norm_eps, dtype=jnp.dtype(config.dtype))
+    def _feed_forward(self, h: Float[Array, "N D"]) -> Float[Array, "N D"]:
+        c = self.config
+        if c.experts:
+            return self.experts(h)
+        active = ACTIVATIONS[c.activation]
+        return self.down(active(self.gate(h)) * self.up(h) if c.gated else active(self.up(h)))

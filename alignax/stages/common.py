@@ -1,6 +1,7 @@
 """What every stage does around its own work: check the config, open the folder, load parents, train, write the end."""
 
 import dataclasses
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -28,7 +29,7 @@ from alignax.train.loop import fit, resume
 from alignax.train.optimizer import Optimizer
 from alignax.types import Model, Params
 
-POLICIES = ("sft", "online", "offline", "distill")  # stages whose parameters are a policy
+POLICIES = ("imported", "sft", "online", "offline", "distill")  # stages whose parameters are a policy
 
 console = Console(stderr=True, highlight=False)
 
@@ -189,6 +190,8 @@ def load_model(
     """Model, parameters (on the mesh) and manifest of a parent; refuses one that does not fit, saying what differs."""
     folder = stage.parents[role]
     manifest = read_manifest(folder)
+    config = ModelConfig(**(manifest["architecture"] or {"vocab_size": 1}), **compute)
+    manifest |= {"architecture": manifest["architecture"] and config.architecture()}  # fields that came later included
     check_parent(
         manifest,
         role=role,
@@ -197,7 +200,7 @@ def load_model(
         template_hash=template_hash(tokenizer, template),
         architecture=expected.architecture() if expected else None,
     )
-    model = decoder(ModelConfig(**manifest["architecture"], **compute), sharding.rows(mesh))
+    model = decoder(config, sharding.rows(mesh))
     scalar, attributes = manifest["stage"] == "reward", len(rated_attributes(manifest)) or None
     shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0), scalar=scalar, attributes=attributes))
     params = load_params(folder / "params", sharded_shapes(shapes, mesh))
@@ -348,6 +351,9 @@ def finish(
         content = content_hash(params)
     if tokenizer is not None:
         tokenizer.save_pretrained(str(stage.workdir / "tokenizer"))
+    origin = stage.parents["policy"] / "hf" if "policy" in stage.parents else None
+    if params is not None and origin and origin.is_dir():  # what an imported checkpoint brought, for the way out
+        shutil.copytree(origin, stage.workdir / "hf", dirs_exist_ok=True)
     write_manifest(
         stage.workdir,
         stage=stage.kind,

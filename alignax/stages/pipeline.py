@@ -13,7 +13,7 @@ from alignax.log import replace_file
 from alignax.stages.common import console
 from alignax.stages.precheck import precheck
 
-STAGES = ("sft", "collect", "reward", "online", "offline", "distill", "evaluate")
+STAGES = ("imported", "sft", "collect", "reward", "online", "offline", "distill", "evaluate")
 
 
 def run(config: Any, workdir: str | Path) -> Path:

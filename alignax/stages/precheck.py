@@ -37,7 +37,7 @@ FIXED = {
 }
 
 # stages that may start from nothing, and the keys that say what to make; a student has its teacher's tokenizer
-FRESH = {"sft": ("model", "tokenizer"), "distill": ("model",)}
+FRESH = {"imported": ("path",), "sft": ("model", "tokenizer"), "distill": ("model",)}
 
 
 def precheck(config: dict[str, Any], prefix: str = "") -> None:
@@ -86,7 +86,7 @@ def arguments(config: dict[str, Any], prefix: str) -> None:
 
 def origin(config: dict[str, Any], prefix: str) -> None:
     """A stage starts from a finished one; some may also start from nothing, and must then say what to make."""
-    if config["init_from"]:
+    if config.get("init_from"):
         return
     if config["stage"] not in FRESH:
         raise ConfigError(f"config.{prefix}init_from is empty: this stage starts from the folder of a finished policy")

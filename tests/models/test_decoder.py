@@ -11,7 +11,8 @@ from tiny import VOCAB, close, demo_batch, leaves_by_path, prompt_batch, tiny
 from alignax import forward
 from alignax.models import presets
 from alignax.models.config import ModelConfig
-from alignax.models.decoder import causal, decoder, param_count, positions_of
+from alignax.models.attention import layout, positions_of, visible
+from alignax.models.decoder import decoder, param_count
 from alignax.stages.common import init_params
 
 # V 50 padded to 64, D 16, L 2, N 4, K 2, H 8, F 32
@@ -218,7 +219,7 @@ def test_positions_and_causal_mask_count_real_tokens_only():
     valid = jnp.array([[False, True, True, True], [True, True, False, False]])
     np.testing.assert_array_equal(positions_of(valid), [[0, 0, 1, 2], [0, 1, 1, 1]])
     want = [[0, 0, 0, 0], [0, 1, 0, 0], [0, 1, 1, 0], [0, 1, 1, 1]]
-    np.testing.assert_array_equal(causal(valid)[0], np.array(want, bool))
+    np.testing.assert_array_equal(visible(layout(valid))[0], np.array(want, bool))
 
 
 @pytest.mark.parametrize(

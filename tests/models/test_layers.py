@@ -6,16 +6,23 @@ import numpy as np
 import pytest
 
 from alignax.models.heads import init_scalar, scalar, weighted
-from alignax.models.layers import attend_one, attention, rotary
+from alignax.models.attention import attend_one, attention
+from alignax.models.config import ModelConfig
+from alignax.models.layers import angles, frequencies, rotary
 
 
 def _random(seed, *shape):
     return jax.random.normal(jax.random.key(seed), shape)
 
 
+def _rotary(x, positions, theta):
+    config = ModelConfig(8, head_dim=x.shape[-1], rope_theta=theta)
+    return rotary(x, angles(positions, frequencies(config)))
+
+
 def test_rotary_is_the_identity_at_position_0_and_keeps_lengths():
     x = _random(0, 1, 3, 2, 8)
-    turned = rotary(x, jnp.array([[0, 5, 900]]), 10_000.0)
+    turned = _rotary(x, jnp.array([[0, 5, 900]]), 10_000.0)
     np.testing.assert_array_equal(turned[:, 0], x[:, 0])
     np.testing.assert_allclose(jnp.linalg.norm(turned, axis=-1), jnp.linalg.norm(x, axis=-1), rtol=1e-5)
     assert not np.allclose(turned[:, 1], x[:, 1], atol=0.1)
@@ -24,13 +31,13 @@ def test_rotary_is_the_identity_at_position_0_and_keeps_lengths():
 def test_rotary_turns_the_pair_i_and_i_plus_half_by_position_times_its_frequency():
     # H = 4, theta = 100: pairs (0, 2) and (1, 3) at frequencies 1 and 100^(-1/2) = 0.1; position 2: angles 2 and 0.2
     x = jnp.array([1.0, 1.0, 0.0, 0.0]).reshape(1, 1, 1, 4)
-    got = rotary(x, jnp.array([[2]]), 100.0)[0, 0, 0]
+    got = _rotary(x, jnp.array([[2]]), 100.0)[0, 0, 0]
     np.testing.assert_allclose(got, [np.cos(2), np.cos(0.2), np.sin(2), np.sin(0.2)], rtol=1e-5)
 
 
 def test_rotary_products_depend_on_the_distance_only():
     q, k = _random(1, 1, 1, 1, 8), _random(2, 1, 1, 1, 8)
-    product = lambda i, j: jnp.vdot(rotary(q, jnp.array([[i]]), 1e4), rotary(k, jnp.array([[j]]), 1e4))  # noqa: E731
+    product = lambda i, j: jnp.vdot(_rotary(q, jnp.array([[i]]), 1e4), _rotary(k, jnp.array([[j]]), 1e4))  # noqa: E731
     np.testing.assert_allclose(product(7, 4), product(23, 20), rtol=1e-4)
     assert abs(product(7, 4) - product(7, 6)) > 1e-3
 

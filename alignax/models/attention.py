@@ -1,0 +1,79 @@
+"""Attention: which token sees which, many queries at once, and one query against a cache."""
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Bool, Float, Int
+
+from alignax.types import Layout
+
+
+def layout(valid: Bool[Array, "B T"] | Layout) -> Layout:
+    """The layout of rows of one text each, padded on any side: positions count the real tokens only."""
+    if isinstance(valid, Layout):
+        return valid
+    return Layout(valid.astype(jnp.int32), jnp.zeros(valid.shape, jnp.int32), positions_of(valid))
+
+
+def positions_of(valid_BT: Bool[Array, "B T"]) -> Int[Array, "B T"]:
+    """Index of each token among the real tokens of its row; padding before the first one counts as 0."""
+    return jnp.maximum(jnp.cumsum(valid_BT, axis=1, dtype=jnp.int32) - 1, 0)
+
+
+def visible(rows: Layout, window: int = 0) -> Bool[Array, "B T T"]:
+    """Whether query t may see key s: real, no later, of the same text and branch, and less than `window` tokens away.
+
+    `window` = 0 is no window. Distance is counted in positions: a branch lies as near to its beginning as it would
+    alone.
+    """
+    T = rows.document.shape[1]
+    query, key = (lambda x: x[:, :, None]), (lambda x: x[:, None, :])
+    text = (query(rows.document) == key(rows.document)) & (key(rows.document) > 0)
+    branch = (key(rows.branch) == 0) | (key(rows.branch) == query(rows.branch))
+    near = query(rows.position) - key(rows.position) < window if window else jnp.bool_(True)
+    return jnp.tril(jnp.ones((T, T), bool))[None] & text & branch & near
+
+
+def attention(
+    q_BTNH: Float[Array, "B T N H"],
+    k_BSKH: Float[Array, "B S K H"],
+    v_BSKH: Float[Array, "B S K H"],
+    mask_BTS: Bool[Array, "B T S"],
+    *,
+    scale: float | None = None,
+    softcap: float = 0.0,
+) -> Float[Array, "B T N H"]:
+    """softmax(scale q k) v over the keys that the mask allows; a query without any key gets a finite average.
+
+    `scale` is 1/sqrt(H) unless given. A soft cap c makes the logits c tanh(logits / c) (Gemma 2, arXiv:2408.00118).
+    """
+    if not softcap:
+        return jax.nn.dot_product_attention(q_BTNH, k_BSKH, v_BSKH, mask=mask_BTS[:, None], scale=scale)
+    B, T, N, H = q_BTNH.shape
+    q_BTKGH = q_BTNH.reshape(B, T, k_BSKH.shape[2], -1, H)
+    logit = jnp.einsum("btkgh,bskh->bkgts", q_BTKGH, k_BSKH, preferred_element_type=jnp.float32)
+    weight = _softmax(logit, mask_BTS[:, None, None], scale or H**-0.5, softcap)
+    return jnp.einsum("bkgts,bskh->btkgh", weight.astype(v_BSKH.dtype), v_BSKH).reshape(B, T, N, H)
+
+
+def attend_one(
+    q_BNH: Float[Array, "B N H"],
+    k_BKSH: Float[Array, "B K S H"],
+    v_BKSH: Float[Array, "B K S H"],
+    mask_BS: Bool[Array, "B S"],
+    *,
+    scale: float | None = None,
+    softcap: float = 0.0,
+) -> Float[Array, "B N H"]:
+    """One query per row against a cache, where heads come before positions: each head reads one run of memory."""
+    B, N, H = q_BNH.shape
+    q_BKGH = q_BNH.reshape(B, k_BKSH.shape[1], -1, H)
+    logit = jnp.einsum("bkgh,bksh->bkgs", q_BKGH, k_BKSH, preferred_element_type=jnp.float32)
+    weight = _softmax(logit, mask_BS[:, None, None, :], scale or H**-0.5, softcap)
+    return jnp.einsum("bkgs,bksh->bkgh", weight.astype(v_BKSH.dtype), v_BKSH).reshape(B, N, H)
+
+
+def _softmax(logit: Array, mask: Array, scale: float, softcap: float) -> Array:
+    logit = logit * scale
+    logit = softcap * jnp.tanh(logit / softcap) if softcap else logit
+    return jax.nn.softmax(jnp.where(mask, logit, jnp.finfo(jnp.float32).min), axis=-1)

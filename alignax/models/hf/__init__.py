@@ -1,0 +1,1 @@
+"""Hugging Face checkpoints in and out: configs, safetensors, and the table of each family."""

@@ -1,0 +1,119 @@
+"""A checkpoint's config.json as a ModelConfig, and back."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from alignax.models.config import ModelConfig
+from alignax.models.hf.families import FAMILIES, Family
+
+# Of training, of generation, or of the file: they do not change what a forward pass computes. Dropout is among them:
+# alignax trains without.
+IGNORED = {
+    "vocab_size", "attention_dropout", "attn_pdrop", "embd_pdrop", "resid_pdrop", "summary_first_dropout",
+    "classifier_dropout", "initializer_range", "use_cache", "pretraining_tp", "output_router_logits",
+    "router_aux_loss_coef", "router_jitter_noise", "reorder_and_upcast_attn", "summary_activation",
+    "summary_proj_to_labels", "summary_type", "summary_use_proj", "original_max_position_embeddings",
+    "_sliding_window_pattern", "sliding_window_pattern", "cache_implementation", "bos_token_id", "eos_token_id",
+    "pad_token_id", "torch_dtype", "dtype", "model_type", "transformers_version", "_name_or_path", "_attn_implementation",
+}  # fmt: skip
+REFUSED = {"is_encoder_decoder": False, "add_cross_attention": False, "quantization_config": None}
+
+
+def read_config(folder: str | Path) -> tuple[Family, dict[str, Any]]:
+    """The family of a checkpoint and its config, old spellings brought up to date by transformers.
+
+    Raises ValueError for a model_type that is not in FAMILIES, or that transformers does not know.
+    """
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(str(folder))
+    except (ValueError, OSError, KeyError) as error:
+        raise ValueError(f"{folder}: config.json cannot be read: {_first_line(error)}") from error
+    if config.model_type not in FAMILIES:
+        raise ValueError(
+            f"{folder}: architecture {config.model_type!r} is not supported: expected one of {', '.join(FAMILIES)}"
+        )
+    return FAMILIES[config.model_type], config.to_dict()
+
+
+def from_hf(family: Family, theirs: Mapping[str, Any], *, tokens: int | None = None, **compute: str) -> ModelConfig:
+    """The ModelConfig of a config.json. `tokens` is the size of the tokenizer: rows beyond it get no probability.
+
+    Raises ValueError with every field that is not supported, by name and value, and for a tokenizer larger than the
+    embedding.
+    """
+    wrong, ours = _unknown(family, theirs), dict(family.fixed)
+    for field in family.fields:
+        try:
+            ours |= field.read(theirs)
+        except (ValueError, KeyError) as error:
+            wrong.append(f"{error.args[0]} is missing" if isinstance(error, KeyError) else str(error))
+    rows = theirs["vocab_size"]
+    if tokens is not None and tokens > rows:
+        wrong.append(f"the tokenizer has {tokens} tokens, the embedding {rows} rows: expected no more tokens than rows")
+    if not wrong:
+        try:
+            return ModelConfig(vocab_size=tokens or rows, vocab_rows=rows, **ours, **compute)
+        except (ValueError, TypeError) as error:
+            wrong.append(str(error))
+    raise ValueError(f"a {family.name} config that alignax cannot compute:" + "".join(f"\n  {line}" for line in wrong))
+
+
+def to_hf(config: ModelConfig, family: Family) -> dict[str, Any]:
+    """The keys of a config.json that this ModelConfig decides.
+
+    Raises ValueError if the family cannot express it, with the fields that would come back otherwise.
+    """
+    out: dict[str, Any] = {"vocab_size": config.vocab_rows or config.vocab_size}
+    for field in family.fields:
+        out |= field.write(config)
+    try:
+        back = from_hf(family, out, tokens=config.vocab_size)
+    except ValueError as error:
+        raise ValueError(f"no {family.name} model: {error}") from error
+    lost = [
+        f"{name} = {getattr(config, name)!r} would become {getattr(back, name)!r}"
+        for name in config.architecture()
+        if getattr(config, name) != getattr(back, name) and name not in ("vocab_rows", "vocab_multiple")
+    ]
+    if lost:
+        raise ValueError(f"no {family.name} model: " + "; ".join(lost))
+    return out
+
+
+def family_of(config: ModelConfig) -> Family:
+    """The first family that can express a ModelConfig. Raises ValueError with the reasons if none can."""
+    reasons = []
+    for family in FAMILIES.values():
+        try:
+            to_hf(config, family)
+        except (ValueError, StopIteration) as error:
+            reasons.append(str(error))
+        else:
+            return family
+    raise ValueError("no family of transformers has this architecture:\n  " + "\n  ".join(reasons))
+
+
+def unpadded(config: ModelConfig) -> ModelConfig:
+    """The config with the vocabulary of its own tokens."""
+    return dataclasses.replace(config, vocab_rows=0)
+
+
+def _unknown(family: Family, theirs: Mapping[str, Any]) -> list[str]:
+    """Fields that neither the family's table nor the base class of all configs knows: they may change the model."""
+    from transformers import PretrainedConfig
+
+    known = {key for field in family.fields for key in field.keys} | IGNORED | set(PretrainedConfig().to_dict())
+    wrong = [f"{key} = {theirs[key]!r} is not supported" for key in sorted(set(theirs) - known - set(REFUSED))]
+    return wrong + [
+        f"{key} = {theirs[key]!r}: supported is {value!r}"
+        for key, value in REFUSED.items()
+        if key in theirs and theirs[key] != value
+    ]
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -1,0 +1,173 @@
+"""config.json <-> ModelConfig, field by field: each entry of a family's list reads and writes the same keys."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from alignax.models.config import ModelConfig
+
+ACTIVATIONS = {"silu": "silu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh"}
+KINDS = {"full_attention": "full", "sliding_attention": "sliding"}
+
+
+class Field(NamedTuple):
+    """Some keys of a config.json and the fields of a ModelConfig that they are."""
+
+    keys: tuple[str, ...]
+    read: Callable[[Mapping[str, Any]], dict]  # their values -> our fields; raises ValueError for what we lack
+    write: Callable[[ModelConfig], dict]
+
+
+def same(theirs: str, ours: str) -> Field:
+    """One value under two names."""
+    return Field((theirs,), lambda t: {ours: t[theirs]}, lambda c: {theirs: getattr(c, ours)})
+
+
+def optional(theirs: str, ours: str) -> Field:
+    """One value under two names, where 0 is written as null."""
+    return Field((theirs,), lambda t: {ours: t.get(theirs) or 0.0}, lambda c: {theirs: getattr(c, ours) or None})
+
+
+def only(theirs: str, *values: Any) -> Field:
+    """A key that changes the model and of which only these values are supported; the first one is written."""
+
+    def read(t):
+        if theirs in t and t[theirs] not in values:
+            raise ValueError(f"{theirs} = {t[theirs]!r}: supported is {' or '.join(map(repr, values))}")
+        return {}
+
+    return Field((theirs,), read, lambda c: {theirs: values[0]})
+
+
+def activation(key: str) -> Field:
+    """The activation of the feed-forward layer."""
+
+    def read(t):
+        if t[key] not in ACTIVATIONS:
+            raise ValueError(f"{key} = {t[key]!r}: supported are {', '.join(ACTIVATIONS)}")
+        return {"activation": ACTIVATIONS[t[key]]}
+
+    return Field((key,), read, lambda c: {key: next(k for k, v in ACTIVATIONS.items() if v == c.activation)})
+
+
+HEAD_DIM = Field(
+    ("head_dim",),
+    lambda t: {"head_dim": t.get("head_dim") or t["hidden_size"] // t["num_attention_heads"]},
+    lambda c: {"head_dim": c.head_dim},
+)
+ATTENTION_BIAS = Field(
+    ("attention_bias",),
+    lambda t: {"qkv_bias": bool(t.get("attention_bias")), "out_bias": bool(t.get("attention_bias"))},
+    lambda c: {"attention_bias": c.out_bias},
+)
+SHAPE = (
+    same("hidden_size", "dim"),
+    same("num_hidden_layers", "layers"),
+    same("num_attention_heads", "heads"),
+    same("num_key_value_heads", "kv_heads"),
+    same("intermediate_size", "ffn"),
+    same("rms_norm_eps", "norm_eps"),
+    same("max_position_embeddings", "max_positions"),
+    same("tie_word_embeddings", "tie_embeddings"),
+)
+
+
+# ---- rotary positions
+
+
+def _read_rope(rope: Mapping[str, Any], *, partial: bool = False) -> dict:
+    kind = rope.get("rope_type", "default")
+    known = {
+        "default": (),
+        "linear": ("factor",),
+        "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+    }
+    if kind not in known:
+        raise ValueError(f"rope_parameters.rope_type = {kind!r}: supported are {', '.join(known)}")
+    names = ("rope_factor", "rope_low", "rope_high", "rope_original")
+    extra = set(rope) - {"rope_type", "rope_theta", *known[kind], *(["partial_rotary_factor"] if partial else [])}
+    if extra:
+        raise ValueError(f"rope_parameters.{', '.join(sorted(extra))}: not supported beside {kind!r} in this family")
+    fields = {ours: rope[theirs] for ours, theirs in zip(names, known[kind])}
+    fraction = rope.get("partial_rotary_factor")
+    fields |= {} if fraction is None else {"rope_fraction": float(fraction)}
+    return fields | {"rope_theta": float(rope["rope_theta"]), "rope_type": kind}
+
+
+def _write_rope(c: ModelConfig) -> dict:
+    rope: dict[str, Any] = {"rope_type": c.rope_type, "rope_theta": c.rope_theta}
+    rope |= {} if c.rope_fraction == 1 else {"partial_rotary_factor": c.rope_fraction}
+    rope |= {} if c.rope_type == "default" else {"factor": c.rope_factor}
+    if c.rope_type == "llama3":
+        rope |= {"low_freq_factor": c.rope_low, "high_freq_factor": c.rope_high}
+        rope |= {"original_max_position_embeddings": c.rope_original}
+    return rope
+
+
+ROPE = Field(
+    ("rope_parameters",),
+    lambda t: _read_rope(t["rope_parameters"]),
+    lambda c: {"rope_parameters": _write_rope(c)},
+)
+PARTIAL_ROPE = ROPE._replace(read=lambda t: _read_rope(t["rope_parameters"], partial=True))
+
+
+def _read_two_ropes(t: Mapping[str, Any]) -> dict:
+    rope = t["rope_parameters"]
+    local = _read_rope(rope["sliding_attention"])
+    if local["rope_type"] != "default":
+        raise ValueError(f"rope_parameters.sliding_attention.rope_type = {local['rope_type']!r}: supported is 'default'")
+    return _read_rope(rope["full_attention"]) | {"rope_theta_sliding": local["rope_theta"]}
+
+
+TWO_ROPES = Field(
+    ("rope_parameters",),
+    _read_two_ropes,
+    lambda c: {
+        "rope_parameters": {
+            "full_attention": _write_rope(c),
+            "sliding_attention": {"rope_type": "default", "rope_theta": c.rope_theta_sliding},
+        }
+    },
+)
+
+
+# ---- sliding windows
+
+
+ALL_SLIDING = Field(  # every layer has the window, or none
+    ("sliding_window",),
+    lambda t: {"pattern": ("sliding",), "window": t["sliding_window"]} if t.get("sliding_window") else {},
+    lambda c: {"sliding_window": c.window if "sliding" in c.pattern else None},
+)
+
+
+def _read_kinds(t: Mapping[str, Any]) -> dict:
+    types = t["layer_types"]
+    unknown = sorted(set(types) - set(KINDS))
+    if unknown:
+        raise ValueError(f"layer_types with {', '.join(unknown)}: supported are {', '.join(KINDS)}")
+    kinds = [KINDS[name] for name in types]
+    rotated = t.get("no_rope_layers") or [1] * len(kinds)
+    if any(kind == "sliding" and not turns for kind, turns in zip(kinds, rotated)):
+        raise ValueError("no_rope_layers: a sliding layer without rotary positions is not supported")
+    kinds = [kind if turns else "nope" for kind, turns in zip(kinds, rotated)]
+    return {"pattern": tuple(kinds), "window": (t.get("sliding_window") or 0) if "sliding" in kinds else 0}
+
+
+def _write_kinds(c: ModelConfig) -> dict:
+    types = ["sliding_attention" if kind == "sliding" else "full_attention" for kind in c.kinds]
+    return {"layer_types": types, "sliding_window": c.window or None}
+
+
+BY_LAYER = Field(("layer_types", "sliding_window"), _read_kinds, _write_kinds)
+SOMETIMES_SLIDING = Field(  # layer_types says all; the other keys are where it came from
+    ("layer_types", "sliding_window", "use_sliding_window", "max_window_layers"),
+    _read_kinds,
+    lambda c: _write_kinds(c) | {"use_sliding_window": "sliding" in c.pattern},
+)
+SOMETIMES_ROTATED = Field(
+    ("layer_types", "sliding_window", "use_sliding_window", "no_rope_layers", "no_rope_layer_interval"),
+    _read_kinds,
+    lambda c: _write_kinds(c)
+    | {"use_sliding_window": "sliding" in c.pattern, "no_rope_layers": [int(kind != "nope") for kind in c.kinds]},
+)

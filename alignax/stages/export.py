@@ -1,0 +1,84 @@
+"""A finished checkpoint -> a folder that transformers loads. `alignax export CHECKPOINT OUT`."""
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from alignax.checkpoint import load_params
+from alignax.config import ConfigError
+from alignax.data.tokenizer import load_tokenizer
+from alignax.manifest import read_manifest
+from alignax.models.config import ModelConfig
+from alignax.models.hf import config as hf_config
+from alignax.models.hf.families import FAMILIES, Family
+from alignax.models.hf.weights import save_weights
+from alignax.stages import common
+from alignax.stages.imported import ORIGIN, origin_of
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def export(
+    checkpoint: str | Path, out: str | Path, *, dtype: str = "", family: str = "", shard_bytes: int = 5 * 10**9
+) -> Path:
+    """Writes config.json, safetensors, tokenizer with its chat template, and generation config; returns `out`.
+
+    A checkpoint that descends from an imported one keeps that one's config and dtype, so that an import followed by an
+    export changes no bit; another gets the first family that can express it, and float32. The folder appears when it is
+    complete. Raises ConfigError for a folder that is there, an unknown dtype or family, a stage without parameters;
+    ValueError for an architecture that the family cannot express.
+    """
+    checkpoint, out = Path(checkpoint), Path(out)
+    manifest = read_manifest(checkpoint)
+    if manifest["architecture"] is None:
+        raise ConfigError(f"{checkpoint} is of the stage {manifest['stage']!r}, which has no parameters to export")
+    if out.exists():
+        raise ConfigError(f"{out} is there already: name a new folder")
+    config, origin = ModelConfig(**manifest["architecture"]), origin_of(checkpoint)
+    found = _family(config, origin, family)
+    dtype = dtype or origin.get("dtype") or origin.get("torch_dtype") or "float32"
+    if dtype not in DTYPES:
+        raise ConfigError(f"dtype = {dtype!r}: expected one of {', '.join(DTYPES)}")
+    params = load_params(checkpoint / "params")
+    keys = hf_config.to_hf(config, found) | {"dtype": dtype, **_classes(found, params, manifest)}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as part:
+        folder = Path(part) / "checkpoint"
+        folder.mkdir()
+        save_weights(folder, found, config, params, dtype=dtype, shard_bytes=shard_bytes)
+        _write_configs(folder, checkpoint, found, origin, keys)
+        folder.rename(out)
+    return out
+
+
+def _family(config: ModelConfig, origin: dict[str, Any], asked: str) -> Family:
+    name = asked or origin.get("model_type", "")
+    if not name:
+        return hf_config.family_of(config)
+    if name not in FAMILIES:
+        raise ConfigError(f"family = {name!r}: expected one of {', '.join(FAMILIES)}")
+    return FAMILIES[name]
+
+
+def _classes(family: Family, params: Any, manifest: dict[str, Any]) -> dict[str, Any]:
+    """The class to load it with, and the labels of a scalar head."""
+    if "scalar" not in params:
+        return {"architectures": [family.causal]}
+    labels = common.rated_attributes(manifest) or ["score"]
+    names = {"id2label": dict(enumerate(labels)), "label2id": {name: i for i, name in enumerate(labels)}}
+    return {"architectures": [family.classifier], **names}
+
+
+def _write_configs(folder: Path, checkpoint: Path, family: Family, origin: dict[str, Any], keys: dict[str, Any]) -> None:
+    """config.json, the generation config of the origin, and the tokenizer, whose ids go into the config."""
+    from transformers import AutoConfig
+
+    tokenizer = load_tokenizer(str(checkpoint / "tokenizer"))
+    ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    own = {name: value for name, value in ids.items() if value is not None and origin.get(name) is None}
+    AutoConfig.for_model(**origin | keys | own | {"model_type": family.name}).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    if (checkpoint / ORIGIN / "generation_config.json").is_file():
+        shutil.copyfile(checkpoint / ORIGIN / "generation_config.json", folder / "generation_config.json")

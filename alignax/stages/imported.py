@@ -1,0 +1,100 @@
+"""A checkpoint of Hugging Face's format -> policy or reward model. `alignax import FOLDER_OR_NAME OUT`."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+from rich.progress import track
+
+from alignax import sharding
+from alignax.config import ConfigError
+from alignax.data.tokenizer import load_tokenizer
+from alignax.models.config import ModelConfig
+from alignax.models.decoder import decoder, param_count
+from alignax.models.hf import config as hf_config
+from alignax.models.hf.weights import load_weights
+from alignax.stages import common
+
+ORIGIN = "hf"  # folder of config.json and generation_config.json, which every later stage hands on
+KEPT = ("config.json", "generation_config.json")
+FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")  # what is fetched from the hub
+
+
+def get_config() -> ConfigDict:
+    """Every key of the stage, with its default and unit."""
+    c = ConfigDict()
+    c.stage = "imported"
+    c.path = ""  # folder of config.json and *.safetensors, or a name on the hub
+    c.revision = ""  # branch, tag or commit on the hub
+    c.tokenizer = ""  # folder or hub name; "" takes the one beside the weights
+    c.mesh = ConfigDict({"data": 1, "fsdp": -1})  # see common.shared_config
+    return c
+
+
+def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
+    """Imports weights, tokenizer and config; returns the folder of the finished stage.
+
+    A class with a scalar head (*ForSequenceClassification) becomes a reward model, of as many attributes as it has
+    labels; any other a policy. The vocabulary is the tokenizer's: further rows of the embedding stay, without
+    probability. Raises ValueError with all that does not fit before any weight is loaded.
+    """
+    stage = common.open_stage("imported", config, workdir, root, {})
+    if stage is None:
+        return Path(workdir)
+    cfg, workdir = stage.cfg, stage.workdir
+    folder = fetch(cfg.path, cfg.revision)
+    tokenizer = load_tokenizer(cfg.tokenizer or str(folder))
+    family, theirs = hf_config.read_config(folder)
+    model_config = hf_config.from_hf(family, theirs, tokens=len(tokenizer))
+    labels = attributes_of(theirs)
+    mesh = common.get_mesh(cfg)
+    cfg.finish()
+    model = decoder(model_config, sharding.rows(mesh))
+    single = labels is not None and len(labels) < 2
+    attributes = len(labels) if labels and not single else None
+    build = lambda: common.init_params(model, jax.random.key(0), scalar=labels is not None, attributes=attributes)  # noqa: E731
+    shapes = jax.eval_shape(build)
+    bar = lambda names: track(names, f"{workdir.name}: tensors", console=common.console, transient=True)  # noqa: E731
+    params = load_weights(folder, family, model_config, common.sharded_shapes(shapes, mesh), progress=bar)
+    (workdir / ORIGIN).mkdir(exist_ok=True)
+    for name in KEPT:
+        if (folder / name).is_file():
+            shutil.copyfile(folder / name, workdir / ORIGIN / name)
+    common.console.print(f"{workdir}: {family.name}, {param_count(shapes) / 1e6:.1f}M parameters")
+    kind = stage if labels is None else stage._replace(kind="reward")
+    data = {"fingerprint": "", "counts": {}} | ({} if single or labels is None else {"attributes": labels})
+    common.finish(kind, params=params, step=0, model=model, tokenizer=tokenizer, data=data)
+    return workdir
+
+
+def fetch(path: str, revision: str = "") -> Path:
+    """The local folder of a checkpoint, fetched from the hub unless it is one."""
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.is_absolute() or path.startswith((".", "~")) or path.count("/") != 1:
+        raise ConfigError(f"config.path = {path!r}: no such folder; expected a checkpoint folder or OWNER/NAME on the hub")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(path, revision=revision or None, allow_patterns=list(FILES)))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        first = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ConfigError(f"config.path = {path!r}: not a folder here, and the hub did not give it: {first}") from error
+
+
+def attributes_of(theirs: dict[str, Any]) -> list[str] | None:
+    """The labels of a class with a scalar head; None for a language model."""
+    if not any("SequenceClassification" in name for name in theirs.get("architectures") or ()):
+        return None
+    return [str(name) for _, name in sorted((theirs.get("id2label") or {0: "score"}).items())]
+
+
+def origin_of(workdir: Path) -> dict[str, Any]:
+    """The config.json that a checkpoint descends from; {} if it was trained from random parameters."""
+    file = workdir / ORIGIN / "config.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}

@@ -1,0 +1,101 @@
+"""Small checkpoints of every family: configs as transformers has them, weights and inputs by a rule.
+
+Used by the test against PyTorch (tests/parity), by the script that writes tests/goldens/families.npz, and by the tests
+that read those.
+"""
+
+import json
+import zlib
+
+import numpy as np
+
+V, T, B = 50, 12, 3
+_BASE = dict(
+    vocab_size=V, hidden_size=24, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4,
+    num_key_value_heads=2, max_position_embeddings=64, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+)  # fmt: skip
+_LLAMA3 = dict(
+    rope_type="llama3", rope_theta=500.0, factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0,
+    original_max_position_embeddings=16,
+)  # fmt: skip
+_GEMMA = _BASE | dict(head_dim=8, query_pre_attn_scalar=24, attn_logit_softcapping=2.0, final_logit_softcapping=3.0)
+_KINDS = {"s": "sliding_attention", "f": "full_attention"}
+
+
+def _layers(kinds: str, window: int) -> dict:
+    return dict(num_hidden_layers=len(kinds), layer_types=[_KINDS[k] for k in kinds], sliding_window=window)
+
+
+CASES = {
+    "gpt2": dict(
+        model_type="gpt2", vocab_size=V, n_embd=24, n_layer=2, n_head=4, n_positions=32, bos_token_id=1, eos_token_id=2
+    ),
+    "llama": dict(model_type="llama", **_BASE),
+    "llama3_scaled": dict(model_type="llama", **_BASE, head_dim=8, rope_parameters=_LLAMA3),
+    "llama_linear_tied_biased": dict(
+        model_type="llama", **_BASE, tie_word_embeddings=True, attention_bias=True, mlp_bias=True,
+        rope_parameters=dict(rope_type="linear", rope_theta=10000.0, factor=2.0),
+    ),
+    "smollm_one_kv_head": dict(
+        model_type="llama", **_BASE | dict(num_key_value_heads=1, tie_word_embeddings=True, rms_norm_eps=1e-5)
+    ),
+    "mistral_short_window": dict(model_type="mistral", **_BASE, sliding_window=4),
+    "mistral_long_window": dict(model_type="mistral", **_BASE, sliding_window=40),
+    "qwen2": dict(model_type="qwen2", **_BASE, tie_word_embeddings=True),
+    "qwen2_windows": dict(
+        model_type="qwen2", **_BASE | _layers("fss", 4), use_sliding_window=True, max_window_layers=1
+    ),
+    "qwen3": dict(model_type="qwen3", **_BASE, head_dim=8, tie_word_embeddings=True),
+    "gemma": dict(model_type="gemma", **_BASE, head_dim=8),
+    "gemma2": dict(model_type="gemma2", **_GEMMA | _layers("sfs", 4)),
+    "gemma3": dict(
+        model_type="gemma3_text", **_GEMMA | dict(attn_logit_softcapping=None, final_logit_softcapping=None)
+        | _layers("ssf", 4),
+        rope_parameters=dict(
+            full_attention=dict(rope_type="linear", rope_theta=1e6, factor=8.0),
+            sliding_attention=dict(rope_type="default", rope_theta=1e4),
+        ),
+    ),
+    "phi3": dict(
+        model_type="phi3", **_BASE | dict(hidden_size=32), sliding_window=4,
+        rope_parameters=dict(rope_type="default", rope_theta=1e4, partial_rotary_factor=0.5),
+    ),
+    "olmo2": dict(model_type="olmo2", **_BASE),
+    "smollm3": dict(
+        model_type="smollm3", **_BASE | dict(num_hidden_layers=3), no_rope_layers=[1, 0, 1], tie_word_embeddings=True
+    ),
+    "mixtral": dict(model_type="mixtral", **_BASE, num_local_experts=4, num_experts_per_tok=2),
+    "qwen3_moe": dict(
+        model_type="qwen3_moe", **_BASE, head_dim=8, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16,
+        norm_topk_prob=True,
+    ),
+    "qwen3_moe_unnormed": dict(
+        model_type="qwen3_moe", **_BASE, head_dim=8, num_experts=4, num_experts_per_tok=3, moe_intermediate_size=16
+    ),
+}  # fmt: skip
+
+
+def weights(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Values of one tensor, of its name alone: matrices keep the variance, norms are near 1, biases near 0."""
+    rng = np.random.default_rng(zlib.crc32(name.encode()))
+    scale = shape[-1] ** -0.5 if len(shape) > 1 else 0.1
+    centre = 1.0 if "norm" in name or ".ln_" in name else 0.0
+    values = rng.normal(0, scale, shape) + (centre if name.endswith("weight") and len(shape) == 1 else 0)
+    return values.astype(np.float32)
+
+
+def inputs() -> tuple[np.ndarray, np.ndarray]:
+    """tokens, valid [B T]: a full row, one padded on the left and one on the right."""
+    tokens = np.random.default_rng(0).integers(3, V, (B, T))
+    valid = np.ones((B, T), bool)
+    valid[1, :3], valid[2, 8:] = False, False
+    return np.where(valid, tokens, 0).astype(np.int32), valid
+
+
+def write(folder, name: str, shapes: dict[str, tuple[int, ...]], *, dtype=np.float32) -> None:
+    """A checkpoint folder as transformers would save it: config.json and model.safetensors."""
+    from safetensors.numpy import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(CASES[name]), encoding="utf-8")
+    save_file({n: weights(n, s).astype(dtype) for n, s in shapes.items()}, folder / "model.safetensors")
