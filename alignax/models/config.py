@@ -1,6 +1,7 @@
 """What a decoder is made of: one frozen dataclass; a model family is a set of its values (`models/hf`)."""
 
 import dataclasses
+from collections.abc import Sequence
 
 KINDS = ("full", "sliding", "nope")  # of attention: all earlier tokens; the last `window` ones; all, without rotation
 COMPUTE = ("dtype", "remat")  # fields that change how results are computed and not what they are
@@ -49,7 +50,7 @@ class ModelConfig:
     rope_theta_sliding: float = 0.0  # base in sliding layers, never stretched (Gemma 3); 0: as in the others
 
     # ---- attention
-    pattern: tuple[str, ...] = ("full",)  # KINDS of the layers, repeated: ("sliding", "full") alternates (Gemma 2)
+    pattern: Sequence[str] = ("full",)  # KINDS of the layers, repeated: ("sliding", "full") alternates (Gemma 2)
     window: int = 0  # tokens that a sliding layer sees, the token itself included
     qkv_bias: bool = False
     out_bias: bool = False

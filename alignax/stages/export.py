@@ -42,13 +42,15 @@ def export(
     if dtype not in DTYPES:
         raise ConfigError(f"dtype = {dtype!r}: expected one of {', '.join(DTYPES)}")
     params = load_params(checkpoint / "params")
-    keys = hf_config.to_hf(config, found) | {"dtype": dtype, **_classes(found, params, manifest)}
+    # a family that was asked for, and a model without an origin, are told by the table; else the origin's own words stay
+    base = origin if origin and found.name == origin["model_type"] else hf_config.to_hf(config, found)
+    keys = base | {"dtype": dtype, **_classes(found, params, manifest)}
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as part:
         folder = Path(part) / "checkpoint"
         folder.mkdir()
         save_weights(folder, found, config, params, dtype=dtype, shard_bytes=shard_bytes)
-        _write_configs(folder, checkpoint, found, origin, keys)
+        _write_configs(folder, checkpoint, found, keys, own_ids=not origin)
         folder.rename(out)
     return out
 
@@ -71,14 +73,14 @@ def _classes(family: Family, params: Any, manifest: dict[str, Any]) -> dict[str,
     return {"architectures": [family.classifier], **names}
 
 
-def _write_configs(folder: Path, checkpoint: Path, family: Family, origin: dict[str, Any], keys: dict[str, Any]) -> None:
-    """config.json, the generation config of the origin, and the tokenizer, whose ids go into the config."""
+def _write_configs(folder: Path, checkpoint: Path, family: Family, keys: dict[str, Any], *, own_ids: bool) -> None:
+    """config.json, the generation config of the origin, and the tokenizer, whose ids go into a config of our own."""
     from transformers import AutoConfig
 
     tokenizer = load_tokenizer(str(checkpoint / "tokenizer"))
-    ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    own = {name: value for name, value in ids.items() if value is not None and origin.get(name) is None}
-    AutoConfig.for_model(**origin | keys | own | {"model_type": family.name}).save_pretrained(folder)
+    names = ("bos_token_id", "eos_token_id", "pad_token_id") if own_ids else ()
+    ids = {name: getattr(tokenizer, name) for name in names}
+    AutoConfig.for_model(**keys | ids | {"model_type": family.name}).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     if (checkpoint / ORIGIN / "generation_config.json").is_file():
         shutil.copyfile(checkpoint / ORIGIN / "generation_config.json", folder / "generation_config.json")

@@ -226,14 +226,14 @@ def test_positions_and_causal_mask_count_real_tokens_only():
     "change, message",
     [
         ({"kv_heads": 3}, "heads = 4 is no multiple of kv_heads = 3"),
-        ({"head_dim": 7}, "head_dim = 7 is odd"),
-        ({"remat": "some"}, "remat = 'some': expected 'none', 'dots' or 'full'"),
+        ({"head_dim": 7}, "head_dim . rope_fraction must be even"),
+        ({"remat": "some"}, "remat = 'some': expected one of 'none', 'dots', 'full'"),
         ({"layers": 0}, "layers = 0: expected at least 1"),
         ({"vocab_size": -1}, "vocab_size = -1"),
         ({"heads": 0, "kv_heads": 1}, "heads = 0: expected at least 1"),
         ({"kv_heads": 0}, "kv_heads = 0: expected at least 1"),
         ({"head_dim": 0}, "head_dim = 0: expected at least 1"),
-        ({"dtype": "float31"}, "dtype = 'float31': expected 'float32', 'bfloat16' or 'float16'"),
+        ({"dtype": "float31"}, "dtype = 'float31': expected one of 'float32', 'bfloat16', 'float16'"),
     ],
 )
 def test_config_that_cannot_be_built_says_why(change, message):

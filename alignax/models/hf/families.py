@@ -131,7 +131,7 @@ _GEMMA_FIRST = (f.activation("hidden_act"), f.only("hidden_activation", None, "g
 _GEMMA_CAPPED = (
     f.activation("hidden_activation"),
     f.BY_LAYER,
-    f.same("query_pre_attn_scalar", "query_scale_dim"),
+    f.QUERY_SCALE,
     f.optional("attn_logit_softcapping", "attention_softcap"),
     f.optional("final_logit_softcapping", "logit_softcap"),
 )

@@ -23,8 +23,8 @@ def same(theirs: str, ours: str) -> Field:
 
 
 def optional(theirs: str, ours: str) -> Field:
-    """One value under two names, where 0 is written as null."""
-    return Field((theirs,), lambda t: {ours: t.get(theirs) or 0.0}, lambda c: {theirs: getattr(c, ours) or None})
+    """One number under two names, where 0 is written as null."""
+    return Field((theirs,), lambda t: {ours: float(t.get(theirs) or 0)}, lambda c: {theirs: getattr(c, ours) or None})
 
 
 def only(theirs: str, *values: Any) -> Field:
@@ -53,6 +53,11 @@ HEAD_DIM = Field(
     ("head_dim",),
     lambda t: {"head_dim": t.get("head_dim") or t["hidden_size"] // t["num_attention_heads"]},
     lambda c: {"head_dim": c.head_dim},
+)
+QUERY_SCALE = Field(
+    ("query_pre_attn_scalar",),
+    lambda t: {"query_scale_dim": float(t["query_pre_attn_scalar"])},
+    lambda c: {"query_pre_attn_scalar": int(c.query_scale_dim) if c.query_scale_dim % 1 == 0 else c.query_scale_dim},
 )
 ATTENTION_BIAS = Field(
     ("attention_bias",),
@@ -88,6 +93,7 @@ def _read_rope(rope: Mapping[str, Any], *, partial: bool = False) -> dict:
     if extra:
         raise ValueError(f"rope_parameters.{', '.join(sorted(extra))}: not supported beside {kind!r} in this family")
     fields = {ours: rope[theirs] for ours, theirs in zip(names, known[kind])}
+    fields = {ours: int(x) if ours == "rope_original" else float(x) for ours, x in fields.items()}
     fraction = rope.get("partial_rotary_factor")
     fields |= {} if fraction is None else {"rope_fraction": float(fraction)}
     return fields | {"rope_theta": float(rope["rope_theta"]), "rope_type": kind}

@@ -1,0 +1,173 @@
+"""Every family from a checkpoint folder: logits of transformers from a file (tests/goldens/make_families.py), configs in
+both directions, tensors in and out, and what is refused."""
+
+import json
+from pathlib import Path
+
+import hf_cases
+import hf_runs
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from alignax.models.config import ModelConfig
+from alignax.models.hf import config as hf_config
+from alignax.models.hf.families import FAMILIES
+from alignax.models.hf.weights import save_weights
+
+DECODED = ("gpt2", "mistral_short_window", "gemma2", "gemma3", "smollm3", "mixtral")  # all that decoding does apart
+GOLDEN = np.load(Path(__file__).parents[1] / "goldens" / "families.npz")
+
+
+@pytest.mark.parametrize("name", hf_cases.CASES)
+def test_logits_are_those_of_transformers_in_one_pass_and_token_by_token(name, tmp_path):
+    model, params = hf_runs.load(hf_runs.write(name, tmp_path / name))
+    _, valid = hf_cases.inputs()
+    np.testing.assert_allclose(hf_runs.forward(model, params)[valid], GOLDEN[name][valid], atol=1e-4)
+    assert GOLDEN[name][valid].std() > 0.3
+    if name in DECODED:
+        rows = np.array([True, True, False])  # those without padding behind
+        want = GOLDEN[name][rows][valid[rows]]
+        np.testing.assert_allclose(hf_runs.decoded(model, params)[rows][valid[rows]], want, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", hf_cases.CASES)
+def test_configs_come_back_as_they_were_and_name_their_family(name):
+    family, config = hf_runs.config_of(name)
+    there = hf_config.to_hf(config, family)
+    assert hf_config.from_hf(family, there) == config
+    plain = hf_config.unpadded(config)
+    assert hf_config.from_hf(hf_config.family_of(plain), hf_config.to_hf(plain, hf_config.family_of(plain))) == config
+
+
+@pytest.mark.parametrize("name", ["gpt2", "phi3", "qwen3_moe", "gemma2"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_weights_go_out_as_they_came_in_over_several_files_and_devices(name, dtype, tmp_path):
+    np_dtype = np.dtype(jax.numpy.dtype(dtype))
+    first = hf_runs.write(name, tmp_path / "in", dtype=np_dtype)
+    model, params = hf_runs.load(first, fsdp=8)
+    spread = {leaf.sharding.spec for leaf in jax.tree.leaves(params) if not leaf.is_fully_replicated}
+    assert spread  # some of the tree is cut over the eight devices
+    out = tmp_path / "out"
+    out.mkdir()
+    family, _ = hf_config.read_config(first)
+    save_weights(out, family, model.config, params, dtype=dtype, shard_bytes=9_000)
+    index = json.loads((out / "model.safetensors.index.json").read_text())
+    files = sorted(set(index["weight_map"].values()))
+    assert len(files) > 2 and files[0].startswith("model-00001-of-0")
+    got = {k: v for file in files for k, v in load_file(out / file).items()}
+    want = load_file(first / "model.safetensors")
+    assert set(got) == set(want) == set(index["weight_map"])
+    for key, value in want.items():
+        assert got[key].dtype == value.dtype == np_dtype and got[key].tobytes() == value.tobytes(), key
+    (out / "config.json").write_text((first / "config.json").read_text())
+    _, again = hf_runs.load(out)
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(again), jax.device_get(params))
+
+
+def test_a_checkpoint_of_the_bare_decoder_has_the_same_tensors_without_the_prefix(tmp_path):
+    folder = hf_runs.write("gpt2", tmp_path / "gpt2")
+    _, want = hf_runs.load(folder)
+    tensors = load_file(folder / "model.safetensors")
+    buffers = {"h.0.attn.bias": np.ones((1, 1, 4, 4), np.float32)}  # which old files carry
+    bare = {name.removeprefix("transformer."): x for name, x in tensors.items()} | buffers
+    save_file(bare, folder / "model.safetensors")
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(hf_runs.load(folder)[1]), jax.device_get(want))
+
+
+def test_rows_of_the_embedding_beyond_the_tokenizer_stay_and_get_no_probability(tmp_path):
+    family, theirs = hf_config.read_config(hf_runs.write("qwen2", tmp_path / "q"))
+    config = hf_config.from_hf(family, theirs, tokens=45)
+    assert (config.vocab_size, config.padded_vocab, hf_config.to_hf(config, family)["vocab_size"]) == (45, 64, 50)
+    with pytest.raises(ValueError, match="the tokenizer has 51 tokens, the embedding 50 rows"):
+        hf_config.from_hf(family, theirs, tokens=51)
+
+
+@pytest.mark.parametrize(
+    "name, change, message",
+    [
+        ("llama", {"model_type": "mamba"}, "architecture 'mamba' is not supported: expected one of llama, mistral"),
+        ("llama", {"model_type": "lama"}, "config.json cannot be read"),
+        ("llama", {"frobnicate": 3}, "frobnicate = 3 is not supported"),
+        ("llama", {"hidden_act": "relu"}, "hidden_act = 'relu': supported are silu"),
+        ("llama", {"quantization_config": {"quant_method": "awq"}}, "quantization_config = .*: supported is None"),
+        (
+            "llama",
+            {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}},
+            "rope_parameters.rope_type = 'yarn': supported are default, linear, llama3",
+        ),
+        ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention = True: supported is None or F"),
+        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx = True: supported is F"),
+        ("qwen3_moe", {"mlp_only_layers": [0]}, r"mlp_only_layers = \[0\]: supported is \[\]"),
+    ],
+)
+def test_what_alignax_cannot_compute_is_named_and_never_ignored(name, change, message, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(hf_cases.CASES[name] | change))
+    with pytest.raises(ValueError, match=message):
+        hf_config.from_hf(*hf_config.read_config(tmp_path))
+
+
+def test_all_faults_of_a_config_are_told_at_once(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(hf_cases.CASES["llama"] | {"hidden_act": "relu", "wings": 2}))
+    with pytest.raises(ValueError, match=r"(?s)wings = 2.*hidden_act = 'relu'"):
+        hf_config.from_hf(*hf_config.read_config(tmp_path))
+
+
+def test_all_faults_of_the_tensors_are_told_at_once(tmp_path):
+    folder = hf_runs.write("llama", tmp_path / "llama")
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.norm.weight"]
+    tensors["model.layers.1.mlp.up_proj.weight"] = np.zeros((40, 23), np.float32)
+    tensors["model.layers.2.mlp.up_proj.weight"] = np.zeros((40, 24), np.float32)
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(ValueError) as error:
+        hf_runs.load(folder)
+    assert "3 tensors do not fit config.json" in str(error.value)
+    assert "model.norm.weight: missing, expected (24,)" in str(error.value)
+    assert "model.layers.1.mlp.up_proj.weight (40, 23): expected (40, 24)" in str(error.value)
+    assert "model.layers.2.mlp.up_proj.weight (40, 24): no such tensor in this architecture" in str(error.value)
+
+
+def test_files_that_are_absent_or_damaged_are_named(tmp_path):
+    folder = hf_runs.write("llama", tmp_path / "llama")
+    (folder / "model.safetensors").write_bytes(b"\x08\x00\x00\x00\x00\x00\x00\x00garbage!")
+    with pytest.raises(ValueError, match="model.safetensors is damaged"):
+        hf_runs.load(folder)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match="no model.safetensors and no model.safetensors.index.json"):
+        hf_runs.load(folder)
+    index = {"weight_map": {"model.norm.weight": "model-00001-of-00002.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match="names files that are not there: model-00001-of-00002.safetensors"):
+        hf_runs.load(folder)
+
+
+def test_an_architecture_that_no_family_has_says_why_for_each():
+    config = ModelConfig(8, norm="layer", gated=True)
+    with pytest.raises(ValueError, match="no family of transformers has this architecture") as error:
+        hf_config.family_of(config)
+    assert all(f"no {name} model" in str(error.value) for name in FAMILIES)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(pattern=("sliding",)), "window = 0: a sliding layer needs at least 1 token"),
+        (dict(pattern=("ring",)), "pattern = .*: expected layers among full, sliding, nope"),
+        (dict(positions="learned"), "max_positions = 0: learned positions need a table"),
+        (dict(experts=4), "experts_per_token = 0: expected 1 to experts = 4"),
+        (dict(experts=2, experts_per_token=1, mlp_bias=True), "experts are gated feed-forward layers without biases"),
+        (dict(rope_fraction=0.3), "head_dim \\* rope_fraction must be even"),
+        (dict(norm_at="above"), "norm_at = 'above': expected one of 'before', 'after', 'both'"),
+    ],
+)
+def test_configs_that_cannot_be_built_say_why(change, message):
+    with pytest.raises(ValueError, match=message):
+        ModelConfig(8, head_dim=6, **change)
+
+
+def test_a_pattern_has_one_name():
+    assert ModelConfig(8, layers=4, pattern=("nope", "full", "nope", "full")).pattern == ("nope", "full")
+    assert ModelConfig(8, layers=3, pattern=("full", "full")) == ModelConfig(8, layers=3)
+    assert ModelConfig(8, layers=3, pattern=("nope", "full")).kinds == ("nope", "full", "nope")

@@ -1,0 +1,34 @@
+"""transformers' PyTorch model of every family: what it computes now is what the goldens say, layer by layer as ours."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+TESTS = Path(__file__).parents[1]
+sys.path.insert(0, str(TESTS / "models"))
+
+import hf_cases  # noqa: E402
+import hf_runs  # noqa: E402
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+import torch_families  # noqa: E402
+
+GOLDEN = np.load(TESTS / "goldens" / "families.npz")
+LAYERS = ("gpt2", "gemma3", "olmo2", "smollm3", "mixtral")  # every kind of layer
+
+
+@pytest.mark.parametrize("name", hf_cases.CASES)
+def test_pytorch_says_what_the_goldens_say_and_its_layers_are_ours(name, tmp_path):
+    torch_families.save(torch_families.build(name), tmp_path)
+    want = torch_families.run(tmp_path)
+    tokens, valid = hf_cases.inputs()
+    np.testing.assert_allclose(want["logits"][valid], GOLDEN[name][valid], atol=1e-5)
+    if name in LAYERS:
+        model, params = hf_runs.load(tmp_path)
+        got = np.asarray(jax.jit(model.hidden_states)(params, jnp.asarray(tokens), jnp.asarray(valid)))
+        # transformers' last one is after the final norm
+        np.testing.assert_allclose(got[:-1, valid], want["hidden"][:-1][:, valid], atol=2e-5)
