@@ -47,7 +47,7 @@ def rotary(x: Float[Array, "B T N H"], angle_BTR: Float[Array, "B T R"]) -> Floa
     cos, sin = jnp.cos(angle_BTR)[:, :, None, :], jnp.sin(angle_BTR)[:, :, None, :]
     left, right = x[..., :R].astype(jnp.float32), x[..., R : 2 * R].astype(jnp.float32)
     turned = jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1).astype(x.dtype)
-    return turned if 2 * R == x.shape[-1] else jnp.concatenate([turned, x[..., 2 * R :]], axis=-1)
+    return turned if x.shape[-1] == 2 * R else jnp.concatenate([turned, x[..., 2 * R :]], axis=-1)
 
 
 def angles(positions_BT: Int[Array, "B T"], frequency_R: Float[np.ndarray, " R"]) -> Float[Array, "B T R"]:

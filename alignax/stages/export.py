@@ -1,10 +1,11 @@
 """A finished checkpoint -> a folder that transformers loads. `alignax export CHECKPOINT OUT`."""
 
-import json
 import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from alignax.checkpoint import load_params
 from alignax.config import ConfigError
@@ -15,7 +16,7 @@ from alignax.models.hf import config as hf_config
 from alignax.models.hf.families import FAMILIES, Family
 from alignax.models.hf.weights import save_weights
 from alignax.stages import common
-from alignax.stages.imported import ORIGIN, origin_of
+from alignax.stages.imported import BIAS, ORIGIN, origin_of
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -42,7 +43,7 @@ def export(
     if dtype not in DTYPES:
         raise ConfigError(f"dtype = {dtype!r}: expected one of {', '.join(DTYPES)}")
     params = load_params(checkpoint / "params")
-    # a family that was asked for, and a model without an origin, are told by the table; else the origin's own words stay
+    # a family that was asked for and a model without an origin are told by the table; else the origin's words stay
     base = origin if origin and found.name == origin["model_type"] else hf_config.to_hf(config, found)
     keys = base | {"dtype": dtype, **_classes(found, params, manifest)}
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -70,7 +71,12 @@ def _classes(family: Family, params: Any, manifest: dict[str, Any]) -> dict[str,
         return {"architectures": [family.causal]}
     labels = common.rated_attributes(manifest) or ["score"]
     names = {"id2label": dict(enumerate(labels)), "label2id": {name: i for i, name in enumerate(labels)}}
-    return {"architectures": [family.classifier], **names}
+    bias = np.asarray(params["scalar"]["bias"])
+    if bias.any():
+        common.console.print(
+            f"scores of the export are lower by {bias}: {family.classifier} has no bias, {BIAS} keeps it"
+        )
+    return {"architectures": [family.classifier], **names} | ({BIAS: bias.tolist()} if bias.any() else {})
 
 
 def _write_configs(folder: Path, checkpoint: Path, family: Family, keys: dict[str, Any], *, own_ids: bool) -> None:

@@ -6,19 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 from rich.progress import track
 
 from alignax import sharding
 from alignax.config import ConfigError
 from alignax.data.tokenizer import load_tokenizer
-from alignax.models.config import ModelConfig
 from alignax.models.decoder import decoder, param_count
 from alignax.models.hf import config as hf_config
 from alignax.models.hf.weights import load_weights
 from alignax.stages import common
 
 ORIGIN = "hf"  # folder of config.json and generation_config.json, which every later stage hands on
+BIAS = "score_bias"  # key of config.json with the bias of a scalar head, for which transformers has no room
 KEPT = ("config.json", "generation_config.json")
 FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")  # what is fetched from the hub
 
@@ -41,6 +42,7 @@ def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
     labels; any other a policy. The vocabulary is the tokenizer's: further rows of the embedding stay, without
     probability. Raises ValueError with all that does not fit before any weight is loaded.
     """
+    check_path(str(config["path"]))
     stage = common.open_stage("imported", config, workdir, root, {})
     if stage is None:
         return Path(workdir)
@@ -59,6 +61,8 @@ def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
     shapes = jax.eval_shape(build)
     bar = lambda names: track(names, f"{workdir.name}: tensors", console=common.console, transient=True)  # noqa: E731
     params = load_weights(folder, family, model_config, common.sharded_shapes(shapes, mesh), progress=bar)
+    if theirs.get(BIAS) is not None:  # of an export of ours
+        params["scalar"]["bias"] = common.place(lambda: jnp.asarray(theirs[BIAS], jnp.float32), mesh=mesh)
     (workdir / ORIGIN).mkdir(exist_ok=True)
     for name in KEPT:
         if (folder / name).is_file():
@@ -70,13 +74,20 @@ def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
     return workdir
 
 
+def check_path(path: str) -> None:
+    """Raises ConfigError for what is no folder here and can be no name on the hub."""
+    folder = Path(path).expanduser()
+    if not folder.is_dir() and (folder.is_absolute() or path.startswith((".", "~")) or path.count("/") != 1):
+        raise ConfigError(
+            f"config.path = {path!r}: no such folder; expected a checkpoint folder or OWNER/NAME on the hub"
+        )
+
+
 def fetch(path: str, revision: str = "") -> Path:
-    """The local folder of a checkpoint, fetched from the hub unless it is one."""
+    """The local folder of a checkpoint, fetched from the hub unless it is one. Raises ConfigError if it is neither."""
     folder = Path(path).expanduser()
     if folder.is_dir():
         return folder
-    if folder.is_absolute() or path.startswith((".", "~")) or path.count("/") != 1:
-        raise ConfigError(f"config.path = {path!r}: no such folder; expected a checkpoint folder or OWNER/NAME on the hub")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 

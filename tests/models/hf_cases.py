@@ -98,4 +98,5 @@ def write(folder, name: str, shapes: dict[str, tuple[int, ...]], *, dtype=np.flo
 
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(CASES[name]), encoding="utf-8")
-    save_file({n: weights(n, s).astype(dtype) for n, s in shapes.items()}, folder / "model.safetensors")
+    tensors = {n: weights(n, s).astype(dtype) for n, s in shapes.items()}
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})

@@ -10,8 +10,8 @@ from tiny import VOCAB, close, demo_batch, leaves_by_path, prompt_batch, tiny
 
 from alignax import forward
 from alignax.models import presets
-from alignax.models.config import ModelConfig
 from alignax.models.attention import layout, positions_of, visible
+from alignax.models.config import ModelConfig
 from alignax.models.decoder import decoder, param_count
 from alignax.stages.common import init_params
 

@@ -1,5 +1,7 @@
-"""Every family from a checkpoint folder: logits of transformers from a file (tests/goldens/make_families.py), configs in
-both directions, tensors in and out, and what is refused."""
+"""Every family from a checkpoint folder: configs and tensors in both directions, what is refused, and the logits.
+
+Those of transformers come from a file, which tests/goldens/make_families.py makes.
+"""
 
 import json
 from pathlib import Path

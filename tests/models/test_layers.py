@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alignax.models.heads import init_scalar, scalar, weighted
 from alignax.models.attention import attend_one, attention
 from alignax.models.config import ModelConfig
+from alignax.models.heads import init_scalar, scalar, weighted
 from alignax.models.layers import angles, frequencies, rotary
 
 

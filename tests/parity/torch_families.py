@@ -15,8 +15,7 @@ def build(name: str, auto=transformers.AutoModelForCausalLM, **changes):
     """The model of a case, in float32, with the weights of the rule."""
     case = hf_cases.CASES[name] | changes
     config = transformers.AutoConfig.for_model(**case)
-    model = auto.from_config(config, attn_implementation="eager").eval()
-    return model
+    return auto.from_config(config, attn_implementation="eager").eval()
 
 
 def save(model, folder) -> None:
@@ -25,7 +24,9 @@ def save(model, folder) -> None:
     from safetensors.numpy import load_file, save_file
 
     found = load_file(folder / "model.safetensors")
-    save_file({n: hf_cases.weights(n, x.shape) for n, x in found.items()}, folder / "model.safetensors", {"format": "pt"})
+    save_file(
+        {n: hf_cases.weights(n, x.shape) for n, x in found.items()}, folder / "model.safetensors", {"format": "pt"}
+    )
 
 
 def run(folder, auto=transformers.AutoModelForCausalLM) -> dict[str, np.ndarray]:
@@ -34,5 +35,7 @@ def run(folder, auto=transformers.AutoModelForCausalLM) -> dict[str, np.ndarray]
     tokens, valid = map(torch.tensor, hf_cases.inputs())
     positions = (valid.long().cumsum(1) - 1).clamp(min=0)
     with torch.no_grad():
-        out = model(input_ids=tokens.long(), attention_mask=valid.long(), position_ids=positions, output_hidden_states=True)
+        out = model(
+            input_ids=tokens.long(), attention_mask=valid.long(), position_ids=positions, output_hidden_states=True
+        )
     return {"logits": out.logits.numpy(), "hidden": torch.stack(out.hidden_states).numpy()}

@@ -16,7 +16,8 @@ IGNORED = {
     "router_aux_loss_coef", "router_jitter_noise", "reorder_and_upcast_attn", "summary_activation",
     "summary_proj_to_labels", "summary_type", "summary_use_proj", "original_max_position_embeddings",
     "_sliding_window_pattern", "sliding_window_pattern", "cache_implementation", "bos_token_id", "eos_token_id",
-    "pad_token_id", "torch_dtype", "dtype", "model_type", "transformers_version", "_name_or_path", "_attn_implementation",
+    "pad_token_id", "torch_dtype", "dtype", "model_type", "transformers_version", "_name_or_path",
+    "_attn_implementation", "score_bias",
 }  # fmt: skip
 REFUSED = {"is_encoder_decoder": False, "add_cross_attention": False, "quantization_config": None}
 
@@ -39,7 +40,7 @@ def read_config(folder: str | Path) -> tuple[Family, dict[str, Any]]:
     return FAMILIES[config.model_type], config.to_dict()
 
 
-def from_hf(family: Family, theirs: Mapping[str, Any], *, tokens: int | None = None, **compute: str) -> ModelConfig:
+def from_hf(family: Family, theirs: Mapping[str, Any], *, tokens: int | None = None) -> ModelConfig:
     """The ModelConfig of a config.json. `tokens` is the size of the tokenizer: rows beyond it get no probability.
 
     Raises ValueError with every field that is not supported, by name and value, and for a tokenizer larger than the
@@ -56,7 +57,7 @@ def from_hf(family: Family, theirs: Mapping[str, Any], *, tokens: int | None = N
         wrong.append(f"the tokenizer has {tokens} tokens, the embedding {rows} rows: expected no more tokens than rows")
     if not wrong:
         try:
-            return ModelConfig(vocab_size=tokens or rows, vocab_rows=rows, **ours, **compute)
+            return ModelConfig(vocab_size=tokens or rows, vocab_rows=rows, **ours)
         except (ValueError, TypeError) as error:
             wrong.append(str(error))
     raise ValueError(f"a {family.name} config that alignax cannot compute:" + "".join(f"\n  {line}" for line in wrong))

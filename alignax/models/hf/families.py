@@ -95,7 +95,9 @@ def _gpt2(c: ModelConfig) -> list[Row]:
 
     def conv(theirs: str, *ours: str) -> list[Row]:
         names = ("weight", "kernel"), ("bias", "bias")
-        return [Row(f"transformer.h.{{i}}.{theirs}.{x}", tuple(f"layers/{name}/{y}" for name in ours)) for x, y in names]
+        return [
+            Row(f"transformer.h.{{i}}.{theirs}.{x}", tuple(f"layers/{name}/{y}" for name in ours)) for x, y in names
+        ]
 
     def layer_norm(theirs: str, ours: str) -> list[Row]:
         return [Row(f"transformer.{theirs}.{x}", (f"{ours}/{y}",)) for x, y in (("weight", "scale"), ("bias", "bias"))]
@@ -121,12 +123,7 @@ _NO_HEAD_DIM = (
     f.Field((), lambda t: {"head_dim": t["hidden_size"] // t["num_attention_heads"]}, lambda c: {}),
     f.activation("hidden_act"),
 )
-_GEMMA = (
-    *f.SHAPE,
-    f.HEAD_DIM,
-    f.ATTENTION_BIAS,
-    f.only("use_bidirectional_attention", None, False),
-)
+_GEMMA = (*f.SHAPE, f.HEAD_DIM, f.ATTENTION_BIAS, f.only("use_bidirectional_attention", None, False))
 _GEMMA_FIRST = (f.activation("hidden_act"), f.only("hidden_activation", None, "gelu_pytorch_tanh"))
 _GEMMA_CAPPED = (
     f.activation("hidden_activation"),

@@ -110,9 +110,7 @@ def _write_rope(c: ModelConfig) -> dict:
 
 
 ROPE = Field(
-    ("rope_parameters",),
-    lambda t: _read_rope(t["rope_parameters"]),
-    lambda c: {"rope_parameters": _write_rope(c)},
+    ("rope_parameters",), lambda t: _read_rope(t["rope_parameters"]), lambda c: {"rope_parameters": _write_rope(c)}
 )
 PARTIAL_ROPE = ROPE._replace(read=lambda t: _read_rope(t["rope_parameters"], partial=True))
 
@@ -121,7 +119,9 @@ def _read_two_ropes(t: Mapping[str, Any]) -> dict:
     rope = t["rope_parameters"]
     local = _read_rope(rope["sliding_attention"])
     if local["rope_type"] != "default":
-        raise ValueError(f"rope_parameters.sliding_attention.rope_type = {local['rope_type']!r}: supported is 'default'")
+        raise ValueError(
+            f"rope_parameters.sliding_attention.rope_type = {local['rope_type']!r}: supported is 'default'"
+        )
     return _read_rope(rope["full_attention"]) | {"rope_theta_sliding": local["rope_theta"]}
 
 
@@ -174,6 +174,8 @@ SOMETIMES_SLIDING = Field(  # layer_types says all; the other keys are where it 
 SOMETIMES_ROTATED = Field(
     ("layer_types", "sliding_window", "use_sliding_window", "no_rope_layers", "no_rope_layer_interval"),
     _read_kinds,
-    lambda c: _write_kinds(c)
-    | {"use_sliding_window": "sliding" in c.pattern, "no_rope_layers": [int(kind != "nope") for kind in c.kinds]},
+    lambda c: (
+        _write_kinds(c)
+        | {"use_sliding_window": "sliding" in c.pattern, "no_rope_layers": [int(kind != "nope") for kind in c.kinds]}
+    ),
 )

@@ -65,8 +65,8 @@ def load_weights(
 ) -> dict:
     """The parameter tree of a checkpoint, float32, on the shardings of `targets` (jax.ShapeDtypeStructs).
 
-    `targets` has the tree {"decoder": ...}, and "scalar" for a model with a scalar head, whose bias is then 0.
-    `progress` wraps the names of the tensors as they are read, for a bar. Raises
+    `targets` has the tree {"decoder": ...}, and "scalar" for a model with a scalar head, whose bias is 0, since their
+    classes have none. `progress` wraps the names of the tensors as they are read, for a bar. Raises
     ValueError with every tensor that is missing, left over or of another shape, before anything is loaded.
     """
     where, found = _headers(Path(folder))
@@ -156,10 +156,13 @@ def _put(arrays: dict[str, jax.Array], tensor: Tensor, value: np.ndarray) -> Non
     edges = np.cumsum(tensor.sizes)[:-1]
     for path, part in zip(tensor.row.ours, np.split(value, edges, axis=-1), strict=True):
         leaf = arrays.pop(path)
+        assert isinstance(leaf.sharding, NamedSharding)  # the rules of sharding.py name axes
         spec = (*leaf.sharding.spec, *[None] * leaf.ndim)[len(tensor.slot) : leaf.ndim]
         whole = part.shape == leaf.shape[len(tensor.slot) :]  # the unpadded vocabulary need not divide over devices
         own = NamedSharding(leaf.sharding.mesh, P(*spec) if whole else P())
-        piece = jax.make_array_from_callback(part.shape, own, lambda index, part=part: np.ascontiguousarray(part[index]))
+        piece = jax.make_array_from_callback(
+            part.shape, own, lambda index, part=part: np.ascontiguousarray(part[index])
+        )
         arrays[path] = _writer(leaf.sharding)(leaf, piece, np.array(tensor.slot, np.int32))
 
 
@@ -191,8 +194,8 @@ def save_weights(
 ) -> None:
     """Writes a parameter tree as safetensors files of at most `shard_bytes`, with an index if there are several.
 
-    With a "scalar" in the tree, the head takes the place of the output layer; its bias, for which those classes have
-    no room, must be 0 (ValueError otherwise). Only the first of several processes writes.
+    With a "scalar" in the tree, the head takes the place of the output layer, without its bias, for which those classes
+    have no room. Only the first of several processes writes.
     """
     from safetensors.numpy import save_file
 
@@ -230,11 +233,6 @@ def _tensors(family: Family, config: ModelConfig, params: Any, dtype: np.dtype) 
         value = value[tuple(slice(size) for size in tensor.shape)]  # without the padding of the vocabulary
         yield name, np.ascontiguousarray(value.astype(dtype))
     if scalar is not None:
-        if np.any(_host(scalar["bias"], ())):
-            raise ValueError(
-                f"the scalar head has the bias {np.asarray(scalar['bias'])}: {family.classifier} has none; a reward "
-                "model of comparisons has the bias 0 unless it was set: subtract it, and export again"
-            )
         kernel = _host(scalar["kernel"], ())
         yield HEAD, np.ascontiguousarray(kernel.reshape(kernel.shape[0], -1).T.astype(dtype))
 

@@ -1,0 +1,161 @@
+"""A checkpoint of Hugging Face's format comes in, is trained, and goes out again."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
+
+import hf_cases
+import hf_runs
+
+from alignax.checkpoint import load_params, verify
+from alignax.config import ConfigError
+from alignax.main import main
+from alignax.manifest import read_manifest
+from alignax.stages import imported, reward, sft
+from alignax.stages.export import export
+from alignax.worlds.tokenizer import build_tokenizer
+
+V = len(build_tokenizer())
+CASE = hf_cases.CASES["qwen2"] | {"vocab_size": V + 3, "bos_token_id": None, "eos_token_id": 1}
+
+
+@pytest.fixture(scope="module")
+def theirs(tmp_path_factory):
+    """A Qwen 2 with the tokenizer of the world, as transformers would save it."""
+    folder = tmp_path_factory.mktemp("hub") / "tiny-qwen"
+    hf_cases.CASES["world_qwen2"] = CASE
+    hf_runs.write("world_qwen2", folder)
+    del hf_cases.CASES["world_qwen2"]
+    build_tokenizer().save_pretrained(folder)
+    (folder / "generation_config.json").write_text('{"temperature": 0.7, "eos_token_id": [1, 2]}')
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ours(theirs, tmp_path_factory):
+    """The imported policy."""
+    out = tmp_path_factory.mktemp("runs") / "tiny-qwen"
+    assert main(["import", str(theirs), str(out)]) == 0
+    return out
+
+
+def test_an_import_is_a_checkpoint_of_the_tokenizers_vocabulary(ours, theirs):
+    manifest = verify(ours)
+    assert (manifest["stage"], manifest["architecture"]["vocab_size"]) == ("imported", V)
+    assert manifest["architecture"]["vocab_rows"] == V + 3
+    embed = load_params(ours / "params")["decoder"]["embed"]
+    want = load_file(theirs / "model.safetensors")["model.embed_tokens.weight"]
+    np.testing.assert_array_equal(embed[: V + 3], want)
+    assert not embed[V + 3 :].any()
+
+
+def test_importing_again_does_nothing(ours, theirs, capsys):
+    before = (ours / "manifest.json").stat().st_mtime_ns
+    assert main(["import", str(theirs), str(ours)]) == 0
+    assert (ours / "manifest.json").stat().st_mtime_ns == before
+
+
+def test_an_export_of_an_import_changes_nothing(ours, theirs, tmp_path):
+    assert main(["export", str(ours), str(tmp_path / "out")]) == 0
+    for name in ("model.safetensors", "generation_config.json", "tokenizer.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (theirs / name).read_bytes(), name
+    was, now = (json.loads((folder / "config.json").read_text()) for folder in (theirs, tmp_path / "out"))
+    assert {name: now[name] for name in was} == was and now["architectures"] == ["Qwen2ForCausalLM"]
+
+
+def test_what_was_trained_from_an_import_goes_out_with_its_config(ours, tmp_path):
+    c = sft.get_config()
+    c.init_from, c.source, c.max_length = str(ours), "alignax.worlds.sources:demonstrations", 48
+    c.data.count, c.data.heldout = 32, 8
+    c.batch_size, c.total_steps, c.eval_every_steps, c.save_every_steps = 8, 2, 0, 2
+    c.optimizer_args.learning_rate = 1e-2
+    trained = sft.run(c, tmp_path / "sft")
+    assert read_manifest(trained)["parents"]["policy"]["content_hash"] == read_manifest(ours)["content_hash"]
+    out = export(trained, tmp_path / "out")
+    assert (out / "generation_config.json").read_bytes() == (ours / "hf/generation_config.json").read_bytes()
+    again = imported.get_config()
+    again.path = str(out)
+    folder = imported.run(again, tmp_path / "again")
+    one, other = (load_params(x / "params") for x in (trained, folder))
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+    moved = [np.abs(a - b).max() for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(load_params(ours / "params")))]
+    assert min(moved) > 0  # every array was trained
+
+
+def test_a_model_of_our_own_goes_out_as_the_first_family_that_fits(run, tmp_path):
+    out = export(run / "sft", tmp_path / "out", dtype="bfloat16")
+    config = json.loads((out / "config.json").read_text())
+    tokenizer = build_tokenizer()
+    assert (config["model_type"], config["dtype"], config["vocab_size"]) == ("llama", "bfloat16", V)
+    assert (config["eos_token_id"], config["pad_token_id"]) == (tokenizer.eos_token_id, tokenizer.pad_token_id)
+    assert {str(x.dtype) for x in load_file(out / "model.safetensors").values()} == {"bfloat16"}
+
+
+def test_a_reward_model_goes_out_and_comes_back_as_one(run, tmp_path):
+    out = export(run / "reward", tmp_path / "out")
+    config = json.loads((out / "config.json").read_text())
+    assert config["architectures"] == ["LlamaForSequenceClassification"]
+    bias = load_params(run / "reward/params")["scalar"]["bias"]
+    assert bias and config["score_bias"] == float(bias)  # the class has none; rounding has moved it from 0
+    c = imported.get_config()
+    c.path = str(out)
+    back = imported.run(c, tmp_path / "back")
+    assert read_manifest(back)["stage"] == reward.get_config().stage
+    one, other = (load_params(x / "params") for x in (run / "reward", back))
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        (["import", "./nowhere", "out"], "config.path = './nowhere': no such folder"),
+        (["export", "{ours}", "{ours}"], "is there already: name a new folder"),
+        (["export", "{ours}", "out", "--dtype", "int8"], "dtype = 'int8': expected one of float32, bfloat16, float16"),
+        (["export", "{ours}", "out", "--family", "bert"], "family = 'bert': expected one of llama, mistral"),
+        (["export", "{ours}", "out", "--family", "gemma"], "no gemma model: qkv_bias = True would become False"),
+        (["export", "{run}/collect", "out"], "is of the stage 'collect', which has no parameters to export"),
+    ],
+)
+def test_what_cannot_be_done_is_told_in_a_sentence(argv, message, ours, run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main([x.format(ours=ours, run=run) for x in argv]) == 1
+    assert message in capsys.readouterr().err and not Path("out").exists()
+
+
+def test_a_tokenizer_larger_than_the_embedding_is_refused_before_anything_is_written(theirs, tmp_path):
+    folder = shutil.copytree(theirs, tmp_path / "small")
+    (folder / "config.json").write_text(json.dumps(CASE | {"vocab_size": V - 1}))
+    c = imported.get_config()
+    c.path = str(folder)
+    with pytest.raises(ValueError, match=f"the tokenizer has {V} tokens, the embedding {V - 1} rows"):
+        imported.run(c, tmp_path / "out")
+    assert not (tmp_path / "out/params").exists()
+
+
+def test_a_head_of_another_width_is_told_with_the_other_tensors(run, tmp_path):
+    out = export(run / "reward", tmp_path / "out")
+    tensors = load_file(out / "model.safetensors")
+    tensors["score.weight"] = np.zeros((2, 16), np.float32)
+    save_file(tensors, out / "model.safetensors")
+    c = imported.get_config()
+    c.path = str(out)
+    with pytest.raises(ValueError, match=r"score.weight \(2, 16\): expected \(1,"):
+        imported.run(c, tmp_path / "in")
+
+
+def test_a_step_of_a_pipeline_may_be_an_import(theirs):
+    from alignax.stages.precheck import precheck
+
+    c = imported.get_config()
+    with pytest.raises(ConfigError, match="config.path is empty"):
+        precheck(c.to_dict())
+    c.path = str(theirs)
+    precheck(c.to_dict())
