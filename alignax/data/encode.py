@@ -60,7 +60,7 @@ def demo_rows(
     """
     rows = list(rows)
     reply = "completion" if any("completion" in row for row in rows) or not _has(rows, "chosen") else "chosen"
-    kept, counts = _encode(rows, ("prompt", reply), tokenizer, template, max_length, counts)
+    kept, counts = encode_fields(rows, ("prompt", reply), tokenizer, template, max_length, counts)
     counts.require_rows("demonstration")
     length = padded_length([len(prompt) + len(side) for _, prompt, (side,) in kept], max_length, pad_to)
     batch = side_arrays([(prompt, side) for _, prompt, (side,) in kept], length, pad_id(tokenizer))
@@ -83,7 +83,7 @@ def pair_rows(
     for a margin that is no finite number or a tie that is neither true nor false.
     """
     rows = list(rows)
-    kept, counts = _encode(rows, ("prompt", "chosen", "rejected"), tokenizer, template, max_length, counts)
+    kept, counts = encode_fields(rows, ("prompt", "chosen", "rejected"), tokenizer, template, max_length, counts)
     counts.require_rows("preference pair")
     length = padded_length([len(prompt) + len(side) for _, prompt, sides in kept for side in sides], max_length, pad_to)
     fill = pad_id(tokenizer)
@@ -108,90 +108,6 @@ def _verdicts(rows: list[Row]) -> dict[str, np.ndarray]:
     return out
 
 
-def unpaired_rows(
-    rows: Iterable[Row],
-    tokenizer: Tokenizer,
-    *,
-    template: str,
-    max_length: int,
-    pad_to: int | None = None,
-    counts: Counts | None = None,
-) -> tuple[dict[str, Any], Counts]:
-    """Single replies with a thumb as arrays: side and mismatched, each {tokens, valid, mask} [N T], desirable, row [N].
-
-    Rows are {"prompt", "completion", "label": bool}; a preference pair makes two of them. `mismatched` is the reply of
-    a near row with another prompt, after this row's prompt (KTO's estimate of KL); where none fits into `max_length`
-    its mask is empty, so that it counts for nothing. Otherwise as `demo_rows`; raises DataError as well if all rows
-    have one prompt or one label.
-    """
-    rows, counts = thumbs(rows, counts)
-    kept, counts = _encode(rows, ("prompt", "completion"), tokenizer, template, max_length, counts)
-    counts.require_rows("rated reply")
-    desirable = np.array([rows[row]["label"] for row, _, _ in kept])
-    if desirable.all() or not desirable.any():
-        raise DataError(
-            f"all {len(kept)} replies have the label {bool(desirable[0])}: a thumb tells nothing without both"
-        )
-    others = _mismatched([rows[row] for row, _, _ in kept], [p for _, p, _ in kept], tokenizer, template, max_length)
-    replies = [(prompt, side) for _, prompt, (side,) in kept]
-    length = padded_length([len(p) + len(r) for p, r in (*replies, *others)], max_length, pad_to)
-    fill = pad_id(tokenizer)
-    arrays = {"side": side_arrays(replies, length, fill), "mismatched": side_arrays(others, length, fill)}
-    return arrays | {"desirable": desirable, "row": row_ids(kept)}, counts
-
-
-def thumbs(rows: Iterable[Row], counts: Counts | None = None) -> tuple[list[Row], Counts]:
-    """Rows {"prompt", "completion", "label"}: two from each preference pair, the others as they are.
-
-    A label that is neither true nor false makes the row one with a missing field. Raises DataError if no row has one.
-    """
-    rows = list(rows)
-    out: list[Row] = []
-    for row in rows:
-        if "chosen" in row or "rejected" in row:
-            out += [row | {"completion": row.get(name), "label": name == "chosen"} for name in ("chosen", "rejected")]
-        else:
-            out.append(row if isinstance(row.get("label"), bool) else row | {"completion": None})
-    if rows and not any(isinstance(row.get("label"), bool) for row in out):
-        found = sorted({name for row in rows for name in row})
-        raise DataError(
-            f"no row has a thumb: found {', '.join(found)}; expected preference pairs, or rows "
-            '{"prompt": text, "completion": text, "label": true or false}'
-        )
-    dropped = counts.dropped if counts else {}
-    widened = Counts(len(out) + sum(dropped.values()))
-    for reason, number in dropped.items():
-        for _ in range(number):
-            widened.drop(reason)
-    return out, widened
-
-
-def _mismatched(
-    rows: list[Row], prompts: list[Ids], tokenizer: Tokenizer, template: str, limit: int
-) -> list[tuple[Ids, Ids]]:
-    """Each row's prompt with the reply of a near row of another prompt that fits; an empty reply if none does.
-
-    Two rows on is tried first: the sides of a pair are neighbours, so a chosen reply gets the next pair's chosen one
-    and a rejected one its rejected one, and the estimate of KL sees both labels. All rows at once for each distance,
-    so that the tokenizer is called 12 times at most.
-    """
-    if len({row["prompt"] for row in rows}) == 1:
-        raise DataError(f"all {len(rows)} rows have one prompt: mismatched replies, for KTO's KL, need at least two")
-    found: dict[int, Ids] = {}
-    for distance in (2, 1, *range(3, 13)):
-        pairs = [(i, (i + distance) % len(rows)) for i in range(len(rows)) if i not in found]
-        pairs = [(i, j) for i, j in pairs if rows[i]["prompt"] != rows[j]["prompt"]]
-        texts = [rows[i]["prompt"] for i, _ in pairs]
-        replies = [rows[j]["completion"] for _, j in pairs]
-        ids = completion_ids(tokenizer, texts, [prompts[i] for i, _ in pairs], replies, template) if pairs else []
-        found |= {
-            i: reply
-            for (i, _), reply in zip(pairs, ids)
-            if not isinstance(reply, str) and len(prompts[i]) + len(reply) <= limit
-        }
-    return [(prompt, found.get(i, [])) for i, prompt in enumerate(prompts)]
-
-
 def prompt_rows(
     rows: Iterable[Row],
     tokenizer: Tokenizer,
@@ -202,7 +118,7 @@ def prompt_rows(
     counts: Counts | None = None,
 ) -> tuple[dict[str, Any], Counts]:
     """Prompts for the sampler as arrays: tokens, valid [N T], padded on the LEFT, and row [N]; see `demo_rows`."""
-    kept, counts = _encode(list(rows), ("prompt",), tokenizer, template, max_prompt_length, counts)
+    kept, counts = encode_fields(list(rows), ("prompt",), tokenizer, template, max_prompt_length, counts)
     counts.require_rows("prompt")
     prompts = [prompt for _, prompt, _ in kept]
     length = padded_length([len(prompt) for prompt in prompts], max_prompt_length, pad_to)
@@ -256,7 +172,7 @@ def row_ids(kept: list[Kept]) -> Int[np.ndarray, " B"]:
     return np.array([row for row, _, _ in kept], np.int32)
 
 
-def _encode(
+def encode_fields(
     rows: list[Row], fields: tuple[str, ...], tokenizer: Tokenizer, template: str, limit: int, counts: Counts | None
 ) -> tuple[list[Kept], Counts]:
     """`encode_texts` of the named fields of the rows: the prompt, then its replies."""
