@@ -1,46 +1,52 @@
 """Text rows to arrays of fixed shape: templates, loss masks, padding, and a count for every row that is refused.
 
-Text rows are dicts: {"prompt", "completion"}, {"prompt", "chosen", "rejected"} or {"prompt"}; other keys are allowed.
+Text rows are dicts: {"prompt", "completion"}, {"prompt", "chosen", "rejected"}, {"prompt"}, or, for demonstrations,
+{"messages"} or {"text"}; other keys are allowed. A prompt and a reply are a text or a list of messages (`dialogue.py`);
+`tools` and `chat_template_kwargs` go to the chat template.
 """
 
 import copy
 import hashlib
 import itertools
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
 from jaxtyping import Bool, Int
 
 from alignax.data.counts import REASONS, Counts, DataError
-from alignax.data.templates import Ids, completion_ids, forbidden_tokens, prompt_ids
+from alignax.data.dialogue import Prompt, Said, fault, prompt_of
+from alignax.data.templates import Ids, Reply, check_train_on, completion_ids, forbidden_tokens, prompt_ids
 from alignax.data.tokenizer import Tokenizer, pad_id
 
 Row = dict[str, Any]
-Kept = tuple[int, Ids, list[Ids]]  # row index, prompt ids, the ids of each reply
+Kept = tuple[int, Ids, list[Reply]]  # row index, prompt ids, replies
 
 
-def encode_prompt(tokenizer: Tokenizer, prompt: str, template: str) -> Ids:
+def encode_prompt(tokenizer: Tokenizer, prompt: Said, template: str) -> Ids:
     """The ids that a completion follows: what the sampler is given.
 
-    Raises DataError for an unknown template, an empty prompt, and control tokens in a chat.
+    Raises DataError for an unknown template, an empty prompt, bad messages, and control tokens in a chat.
     """
-    fault = _text_fault((prompt,), forbidden_tokens(tokenizer, template))
-    ids = [] if fault else prompt_ids(tokenizer, [prompt], template)[0]
-    return _or_raise(fault or ids or "empty_prompt", prompt)
+    asked = Prompt(prompt)
+    wrong = fault(asked, (), template, forbidden_tokens(tokenizer, template))
+    ids = wrong or prompt_ids(tokenizer, [asked], template)[0] or "empty_prompt"
+    return ids if isinstance(ids, list) else _refuse(ids, prompt)
 
 
-def encode_completion(tokenizer: Tokenizer, prompt: str, completion: str, template: str) -> Ids:
-    """The ids after `encode_prompt`'s, up to and with the one end of sequence: the tokens to learn.
+def encode_completion(tokenizer: Tokenizer, prompt: Said, completion: Said, template: str) -> Ids:
+    """The ids after `encode_prompt`'s, up to and with the one end: the tokens to learn.
 
-    Raises DataError if the completion is empty or holds an end of sequence, if it spells control tokens in a chat, and
-    if the prompt's ids are no prefix of the row's.
+    Raises DataError if the completion is empty or holds an end, if it spells control tokens in a chat, and if the
+    prompt's ids are no prefix of the row's.
     """
-    if fault := _text_fault((prompt, completion), forbidden_tokens(tokenizer, template)):
-        return _or_raise(fault, completion)
-    prefixes = prompt_ids(tokenizer, [prompt], template)
-    return _or_raise(completion_ids(tokenizer, [prompt], prefixes, [completion], template)[0], completion)
+    asked = Prompt(prompt)
+    if wrong := fault(asked, (completion,), template, forbidden_tokens(tokenizer, template)):
+        return _refuse(wrong, completion)
+    before = encode_prompt(tokenizer, prompt, template)
+    reply = completion_ids(tokenizer, [asked], [before], [completion], template)[0]
+    return reply.ids if isinstance(reply, Reply) else _refuse(reply, completion)
 
 
 def demo_rows(
@@ -49,22 +55,64 @@ def demo_rows(
     *,
     template: str,
     max_length: int,
+    train_on: str = "completion",
     pad_to: int | None = None,
     counts: Counts | None = None,
 ) -> tuple[dict[str, Any], Counts]:
     """Demonstrations as arrays: tokens, valid, mask [N T], padded on the right, and row [N], the index into `rows`.
 
-    `mask` is the completion with its end of sequence. Rows of preference pairs are demonstrations of the chosen reply.
+    Rows are {"prompt", "completion"}; of preference pairs, demonstrations of the chosen reply; {"messages"}, a dialogue
+    that the assistant ends; or {"text"}. `mask` is what `train_on` names:
+
+    - "completion": the completion with its end; of messages the last turn. Tool turns within a completion are left out;
+    - "assistant": every assistant turn of the dialogue, each with its end, those of the prompt included;
+    - "all": every token but the first, which nothing predicts.
+
     T is the longest row rounded up to a multiple of 8, at most `max_length` tokens; `pad_to` fixes it. `counts` of the
-    source go on here. Raises DataError if a field is missing in all rows, or if no row is left.
+    source go on here. Raises DataError if a field is missing in all rows, if no row is left, and if `train_on` does not
+    fit the rows or the template.
     """
     rows = list(rows)
-    reply = "completion" if any("completion" in row for row in rows) or not _has(rows, "chosen") else "chosen"
-    kept, counts = encode_fields(rows, ("prompt", reply), tokenizer, template, max_length, counts)
+    check_train_on(tokenizer, train_on, template)
+    kept, counts = encode_texts(_demos(rows, template, train_on), tokenizer, template, max_length, counts)
     counts.require_rows("demonstration")
-    length = padded_length([len(prompt) + len(side) for _, prompt, (side,) in kept], max_length, pad_to)
+    length = padded_length([len(prompt) + len(side.ids) for _, prompt, (side,) in kept], max_length, pad_to)
     batch = side_arrays([(prompt, side) for _, prompt, (side,) in kept], length, pad_id(tokenizer))
+    if train_on == "all":
+        batch["mask"] = batch["valid"] & (np.arange(length)[None] > 0)
     return batch | {"row": row_ids(kept)}, counts
+
+
+def _demos(rows: list[Row], template: str, train_on: str) -> list[tuple]:
+    """(prompt, reply) of each row, in the form that `train_on` asks for."""
+    if _has(rows, "text") and not _has(rows, "prompt"):
+        if train_on != "all" or template != "plain":
+            raise DataError(
+                f"rows of text, with train_on = {train_on!r} and template {template!r}: no turn of them is a reply; "
+                "use train_on = 'all' and template = 'plain', or rows {\"prompt\": ..., \"completion\": ...}"
+            )
+        return [(Prompt("", whole=True), row.get("text")) for row in rows]
+    if _has(rows, "messages") and not _has(rows, "prompt"):
+        rows = [row | dict(zip(("prompt", "completion"), _last_turn(row.get("messages")))) for row in rows]
+    reply = "completion" if any("completion" in row for row in rows) or not _has(rows, "chosen") else "chosen"
+    check_fields(rows, {"prompt": "text or messages", reply: "text or messages"})
+    if train_on != "assistant":
+        return [(prompt_of(row), row.get(reply)) for row in rows]
+    return [_dialogue(prompt_of(row), row.get(reply)) for row in rows]
+
+
+def _last_turn(messages: Any) -> tuple[Any, Any]:
+    """A dialogue as prompt and completion."""
+    return (messages[:-1], messages[-1:]) if isinstance(messages, list) else (messages, messages)
+
+
+def _dialogue(prompt: Prompt, reply: Any) -> tuple[Prompt, Any]:
+    """Prompt and reply as one dialogue; as they are where they are neither text nor messages, and will be refused."""
+    if not all(isinstance(said, (str, list)) for said in (prompt.said, reply)):
+        return prompt, reply
+    asked, told = ([{"role": role, "content": said}] if isinstance(said, str) else said
+                   for role, said in (("user", prompt.said), ("assistant", reply)))  # fmt: skip
+    return prompt._replace(whole=True), [*asked, *told]
 
 
 def pair_rows(
@@ -85,7 +133,8 @@ def pair_rows(
     rows = list(rows)
     kept, counts = encode_fields(rows, ("prompt", "chosen", "rejected"), tokenizer, template, max_length, counts)
     counts.require_rows("preference pair")
-    length = padded_length([len(prompt) + len(side) for _, prompt, sides in kept for side in sides], max_length, pad_to)
+    lengths = [len(prompt) + len(side.ids) for _, prompt, sides in kept for side in sides]
+    length = padded_length(lengths, max_length, pad_to)
     fill = pad_id(tokenizer)
     chosen, rejected = (side_arrays([(prompt, sides[k]) for _, prompt, sides in kept], length, fill) for k in (0, 1))
     verdicts = _verdicts([rows[row] for row, _, _ in kept])
@@ -102,7 +151,7 @@ def _verdicts(rows: list[Row]) -> dict[str, np.ndarray]:
                 if not isinstance(value, known) or (dtype is np.float32 and not np.isfinite(value)):
                     expected = "a finite number" if dtype is np.float32 else "true or false"
                     raise DataError(
-                        f"field {name!r} = {value!r} of the pair {row['prompt'][:80]!r}: expected {expected}"
+                        f"field {name!r} = {value!r} of the pair {str(row['prompt'])[:80]!r}: expected {expected}"
                     )
             out[name] = np.array([row[name] for row in rows], dtype)
     return out
@@ -159,11 +208,14 @@ def fingerprint(arrays: Any) -> str:
     return digest.hexdigest()
 
 
-def side_arrays(sequences: list[tuple[Ids, Ids]], length: int, fill: int) -> dict[str, np.ndarray]:
-    """tokens, valid, mask [N length] of pairs (prompt ids, reply ids), padded on the right; mask is the reply."""
-    tokens_BT, valid_BT = pad([prompt + reply for prompt, reply in sequences], length, fill)
-    prompt_B1 = np.array([[len(prompt)] for prompt, _ in sequences])
-    mask_BT = valid_BT & (np.arange(length)[None] >= prompt_B1)
+def side_arrays(sequences: list[tuple[Ids, Reply]], length: int, fill: int) -> dict[str, np.ndarray]:
+    """tokens, valid, mask [N length] of pairs (prompt ids, reply), padded on the right; mask is what the policy says.
+
+    The first token of a row is never masked in: nothing predicts it.
+    """
+    tokens_BT, valid_BT = pad([prompt + reply.ids for prompt, reply in sequences], length, fill)
+    said = [[False] * len(prompt) + reply.mask for prompt, reply in sequences]
+    mask_BT = pad(said, length, False)[0].astype(bool) & (np.arange(length)[None] > 0)
     return {"tokens": tokens_BT, "valid": valid_BT, "mask": mask_BT}
 
 
@@ -177,15 +229,16 @@ def encode_fields(
 ) -> tuple[list[Kept], Counts]:
     """`encode_texts` of the named fields of the rows: the prompt, then its replies."""
     check_fields(rows, dict.fromkeys(fields, "text"))
-    return encode_texts([tuple(map(row.get, fields)) for row in rows], tokenizer, template, limit, counts)
+    texts = [(prompt_of(row), *map(row.get, fields[1:])) for row in rows]
+    return encode_texts(texts, tokenizer, template, limit, counts)
 
 
 def encode_texts(
     texts: list[tuple], tokenizer: Tokenizer, template: str, limit: int, counts: Counts | None
 ) -> tuple[list[Kept], Counts]:
-    """[(row index, prompt ids, [reply ids, ...])] of the good rows, and the counts with the others.
+    """[(row index, prompt ids, [reply, ...])] of the good rows, and the counts with the others.
 
-    `texts` holds per row its prompt and its replies, as many as there are. A row is refused as a whole.
+    `texts` holds per row its `Prompt` and its replies, as many as there are. A row is refused as a whole.
     """
     forbidden = forbidden_tokens(tokenizer, template)
     counts = Counts(len(texts)) if counts is None else copy.copy(counts)
@@ -193,48 +246,39 @@ def encode_texts(
         raise DataError(
             f"the source's counts say {counts['kept']} rows, but there are {len(texts)}: pass all, or no counts"
         )
-    faults = [_text_fault(row, forbidden) for row in texts]
-    good = [row for row, fault in enumerate(faults) if fault is None]
+    faults = [fault(prompt, replies, template, forbidden) for prompt, *replies in texts]
+    good = [row for row, wrong in enumerate(faults) if wrong is None]
     prompts = dict(zip(good, prompt_ids(tokenizer, [texts[row][0] for row in good], template), strict=True))
-    owners = [row for row in good for _ in texts[row][1:]]
-    told, before = [texts[row][0] for row in owners], [prompts[row] for row in owners]
-    replies = iter(
-        completion_ids(tokenizer, told, before, [reply for row in good for reply in texts[row][1:]], template)
-    )
+    faults = [found if isinstance(found := prompts.get(row), str) else faults[row] for row in range(len(texts))]
+    asked = {row: ids for row, ids in prompts.items() if not isinstance(ids, str)}
+    owners = [row for row in asked for _ in texts[row][1:]]
+    told, before = [texts[row][0] for row in owners], [asked[row] for row in owners]
+    said = [reply for row in asked for reply in texts[row][1:]]
+    replies = iter(completion_ids(tokenizer, told, before, said, template))
     kept = []
-    for row, prompt in prompts.items():
+    for row, ids in asked.items():
         sides = list(itertools.islice(replies, len(texts[row]) - 1))
-        if (fault := _token_fault(prompt, sides, limit)) is None:
-            kept.append((row, prompt, sides))
+        if (wrong := _token_fault(texts[row][0], ids, sides, limit)) is None:
+            kept.append((row, ids, sides))
         else:
-            faults[row] = fault
-    for fault in filter(None, faults):
-        counts.drop(fault)
+            faults[row] = wrong
+    for wrong in filter(None, faults):
+        counts.drop(wrong)
     return kept, counts
 
 
-def _text_fault(texts: tuple, forbidden: tuple[str, ...]) -> str | None:
-    """Why the texts of a row, a prompt and its replies, cannot be encoded: a key of REASONS, or None."""
-    known = [text for text in texts if isinstance(text, str)]
-    if len(known) < len(texts):
-        return "missing_field"
-    if not all(text.strip() for text in known[1:]):
-        return "empty_reply"
-    return "special_token" if any(token in text for text in known for token in forbidden) else None
-
-
-def _token_fault(prompt: Ids, sides: list[Ids | str], limit: int) -> str | None:
+def _token_fault(asked: Prompt, prompt: Ids, sides: list[Reply | str], limit: int) -> str | None:
     """Why the tokens of a row cannot be used: a key of REASONS, or None."""
-    if not prompt:
+    if not prompt and not asked.whole:
         return "empty_prompt"
     if len(prompt) >= limit and (sides or len(prompt) > limit):
         return "prompt_fills_context" if sides else "prompt_too_long"
-    for side in sides:
-        if isinstance(side, str):
-            return side
-    if len(set(map(tuple, sides))) < len(sides):
+    replies = [side for side in sides if isinstance(side, Reply)]
+    if len(replies) < len(sides):
+        return next(side for side in sides if isinstance(side, str))
+    if len({tuple(reply.ids) for reply in replies}) < len(replies):
         return "identical_replies"
-    return "too_long" if any(len(prompt) + len(side) > limit for side in sides) else None
+    return "too_long" if any(len(prompt) + len(reply.ids) > limit for reply in replies) else None
 
 
 def check_fields(rows: list[Row], form: dict[str, str]) -> None:
@@ -252,8 +296,6 @@ def _has(rows: list[Row], field: str) -> bool:
     return any(row.get(field) is not None for row in rows)
 
 
-def _or_raise(ids: Ids | str, text: str) -> Ids:
-    if isinstance(ids, str):
-        meaning, fix = REASONS[ids]
-        raise DataError(f"{ids}: {meaning}, in {text[:80]!r}; {fix}")
-    return ids
+def _refuse(reason: str, said: Said) -> NoReturn:
+    meaning, fix = REASONS[reason]
+    raise DataError(f"{reason}: {meaning}, in {str(said)[:80]!r}; {fix}")

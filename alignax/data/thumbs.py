@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 
 from alignax.data.counts import Counts, DataError
+from alignax.data.dialogue import prompt_of
 from alignax.data.encode import Row, encode_fields, padded_length, row_ids, side_arrays
-from alignax.data.templates import Ids, completion_ids
+from alignax.data.templates import Ids, Reply, completion_ids
 from alignax.data.tokenizer import Tokenizer, pad_id
 
 
@@ -37,7 +38,7 @@ def unpaired_rows(
         )
     others = _mismatched([rows[row] for row, _, _ in kept], [p for _, p, _ in kept], tokenizer, template, max_length)
     replies = [(prompt, side) for _, prompt, (side,) in kept]
-    length = padded_length([len(p) + len(r) for p, r in (*replies, *others)], max_length, pad_to)
+    length = padded_length([len(p) + len(r.ids) for p, r in (*replies, *others)], max_length, pad_to)
     fill = pad_id(tokenizer)
     arrays = {"side": side_arrays(replies, length, fill), "mismatched": side_arrays(others, length, fill)}
     return arrays | {"desirable": desirable, "row": row_ids(kept)}, counts
@@ -71,25 +72,25 @@ def thumbs(rows: Iterable[Row], counts: Counts | None = None) -> tuple[list[Row]
 
 def _mismatched(
     rows: list[Row], prompts: list[Ids], tokenizer: Tokenizer, template: str, limit: int
-) -> list[tuple[Ids, Ids]]:
+) -> list[tuple[Ids, Reply]]:
     """Each row's prompt with the reply of a near row of another prompt that fits; an empty reply if none does.
 
     Two rows on is tried first: the sides of a pair are neighbours, so a chosen reply gets the next pair's chosen one
     and a rejected one its rejected one, and the estimate of KL sees both labels. All rows at once for each distance,
     so that the tokenizer is called 12 times at most.
     """
-    if len({row["prompt"] for row in rows}) == 1:
+    if all(row["prompt"] == rows[0]["prompt"] for row in rows):
         raise DataError(f"all {len(rows)} rows have one prompt: mismatched replies, for KTO's KL, need at least two")
-    found: dict[int, Ids] = {}
+    found: dict[int, Reply] = {}
     for distance in (2, 1, *range(3, 13)):
         pairs = [(i, (i + distance) % len(rows)) for i in range(len(rows)) if i not in found]
         pairs = [(i, j) for i, j in pairs if rows[i]["prompt"] != rows[j]["prompt"]]
-        texts = [rows[i]["prompt"] for i, _ in pairs]
+        told = [prompt_of(rows[i]) for i, _ in pairs]
         replies = [rows[j]["completion"] for _, j in pairs]
-        ids = completion_ids(tokenizer, texts, [prompts[i] for i, _ in pairs], replies, template) if pairs else []
+        ids = completion_ids(tokenizer, told, [prompts[i] for i, _ in pairs], replies, template) if pairs else []
         found |= {
             i: reply
             for (i, _), reply in zip(pairs, ids)
-            if not isinstance(reply, str) and len(prompts[i]) + len(reply) <= limit
+            if not isinstance(reply, str) and len(prompts[i]) + len(reply.ids) <= limit
         }
-    return [(prompt, found.get(i, [])) for i, prompt in enumerate(prompts)]
+    return [(prompt, found.get(i, Reply([], []))) for i, prompt in enumerate(prompts)]
