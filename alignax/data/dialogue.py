@@ -65,6 +65,8 @@ def fault(prompt: Prompt, replies: Sequence[Any], template: str, forbidden: tupl
     said = [*replies] if prompt.whole else [prompt.said, *replies]
     if not all(isinstance(one, (str, list)) for one in said):
         return "missing_field"
+    if prompt.said == [] and not prompt.whole:
+        return "empty_prompt"
     lists = [one for one in said if isinstance(one, list)]
     if lists and template == "plain":
         return "needs_chat"
@@ -160,10 +162,11 @@ def _marked(
 
     given = tokenizer.special_tokens_map | {name: value for name, value in options.items() if name != "tools"}
     tools = options.get("tools")
-    (text,), (marks,) = render_jinja_template(
-        [messages], tools, chat_template=tokenizer.get_chat_template(tools=tools), return_assistant_tokens_mask=True,
-        **given,
-    )  # fmt: skip
+    template = tokenizer.get_chat_template(tools=tools)
+    rendered: Any = render_jinja_template(
+        [messages], tools, chat_template=template, return_assistant_tokens_mask=True, **given
+    )
+    (text,), (marks,) = rendered
     spans = []
     for start, stop in marks:
         behind = stop + len(text[stop:]) - len(text[stop:].lstrip())
@@ -194,7 +197,7 @@ def _is_empty(reply: Said) -> bool:
 
 def _in_turn(prompt: Prompt, replies: list[list[dict]]) -> bool:
     """The prompt leaves the word to the assistant, who has the last one, and in a reply the first as well."""
-    asked = prompt.whole or isinstance(prompt.said, str) or not prompt.said or prompt.said[-1]["role"] != "assistant"
+    asked = prompt.whole or isinstance(prompt.said, str) or prompt.said[-1]["role"] != "assistant"
     first = prompt.whole or all(reply[0]["role"] == "assistant" for reply in replies)
     return asked and first and all(reply[-1]["role"] == "assistant" for reply in replies)
 

@@ -92,8 +92,7 @@ def _demos(rows: list[Row], template: str, train_on: str) -> list[tuple]:
                 "use train_on = 'all' and template = 'plain', or rows {\"prompt\": ..., \"completion\": ...}"
             )
         return [(Prompt("", whole=True), row.get("text")) for row in rows]
-    if _has(rows, "messages") and not _has(rows, "prompt"):
-        rows = [row | dict(zip(("prompt", "completion"), _last_turn(row.get("messages")))) for row in rows]
+    rows = [_last_turn(row) if "messages" in row and "prompt" not in row else row for row in rows]
     reply = "completion" if any("completion" in row for row in rows) or not _has(rows, "chosen") else "chosen"
     check_fields(rows, {"prompt": "text or messages", reply: "text or messages"})
     if train_on != "assistant":
@@ -101,9 +100,10 @@ def _demos(rows: list[Row], template: str, train_on: str) -> list[tuple]:
     return [_dialogue(prompt_of(row), row.get(reply)) for row in rows]
 
 
-def _last_turn(messages: Any) -> tuple[Any, Any]:
-    """A dialogue as prompt and completion."""
-    return (messages[:-1], messages[-1:]) if isinstance(messages, list) else (messages, messages)
+def _last_turn(row: Row) -> Row:
+    """A row of a dialogue as prompt and completion."""
+    said = row["messages"]
+    return row | ({"prompt": said[:-1], "completion": said[-1:]} if isinstance(said, list) else {"prompt": said})
 
 
 def _dialogue(prompt: Prompt, reply: Any) -> tuple[Prompt, Any]:
@@ -176,7 +176,7 @@ def prompt_rows(
 
 
 def pad(
-    sequences: Sequence[Ids], length: int, fill: int, *, left: bool = False
+    sequences: Sequence[Sequence[int]], length: int, fill: int, *, left: bool = False
 ) -> tuple[Int[np.ndarray, "B T"], Bool[np.ndarray, "B T"]]:
     """(tokens, valid) of shape [B length]. `valid` comes from lengths, so `fill` may be any id, the eos included."""
     lengths_B1 = np.array([len(ids) for ids in sequences], np.int32).reshape(-1, 1)

@@ -5,27 +5,12 @@ import struct
 
 import numpy as np
 import pytest
+from row_goldens import EOS, check_row, layout
 
 from alignax.data import encode
 from alignax.data.counts import REASONS, Counts, DataError
 
-EOS = 3
 SAME_ROLE = "{% for m in messages %}<user> {{ m.content }} {% endfor %}{% if add_generation_prompt %}<user> {% endif %}"
-
-
-def layout(ids: list[int], length: int, fill: int, start: int) -> tuple[list, list, list]:
-    """tokens, valid and mask of one right-padded row, written with plain lists."""
-    padding = length - len(ids)
-    return (
-        ids + [fill] * padding,
-        [True] * len(ids) + [False] * padding,
-        [start <= t < len(ids) for t in range(length)],
-    )
-
-
-def check_row(batch, i, expected):
-    for name, value in zip(("tokens", "valid", "mask"), expected, strict=True):
-        assert batch[name][i].tolist() == value, name
 
 
 def test_plain_golden(words):

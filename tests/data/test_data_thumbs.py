@@ -1,7 +1,7 @@
 """Replies with a thumb as arrays: goldens, mismatched replies for KTO's KL, and thumbs that tell nothing (trap 35)."""
 
 import pytest
-from test_data_encode import EOS, check_row, layout
+from row_goldens import EOS, check_row, layout
 
 from alignax.data import thumbs
 from alignax.data.counts import Counts, DataError
