@@ -41,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
     data.add_argument("--config", required=True, help="a Python file with get_config()", metavar="FILE")
     data.add_argument("--workdir", help="where '@step' is looked for (default: as of run)")
     data.add_argument("--rows", type=int, default=5, help="how many to show of each stage (default 5)")
-    data.add_argument("--tokenizer", default="", help="where a parent that has one is not there yet: folder, hub name")
+    data.add_argument("--tokenizer", default="", help="instead of the stage's own: folder, hub name or module:function")
     data.add_argument("--html", help="write a page as well", metavar="OUT.html")
     data.usage = "alignax data --config=FILE [--config.KEY=VALUE ...] [--rows=5] [--html=OUT.html] [--tokenizer=FOLDER]"
     tree = commands.add_parser("lineage", help="print the family tree of a run's checkpoints", **raw)

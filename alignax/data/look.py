@@ -1,6 +1,6 @@
 """What arrays of rows hold, in numbers and as text: lengths, duplicates, balance, and rows with their masks."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,8 +35,8 @@ def lengths(tokens_B: np.ndarray, limit: int) -> dict[str, Any]:
     }
 
 
-def facts(batch: dict[str, Any], sides: Sides) -> list[list[str]]:
-    """Name and value of what is worth knowing before a run."""
+def facts(batch: dict[str, Any], sides: Sides, attributes: Sequence[str] = ()) -> list[list[str]]:
+    """Name and value of what is worth knowing before a run. `attributes`: names of the columns of ratings."""
     said = {name: side["mask"].sum(1) for name, side in sides.items()}
     valid = np.concatenate([side["valid"].ravel() for side in sides.values()])
     out = [["cut short", "none: a row that is too long is dropped"], ["padding", _share(1 - valid.mean())]]
@@ -54,10 +54,9 @@ def facts(batch: dict[str, Any], sides: Sides) -> list[list[str]]:
         out.append(["thumbs up", f"{_share(batch['desirable'].mean())} of {len(batch['desirable'])} replies"])
         out.append(["no mismatched reply fits", _share(1 - batch["mismatched"]["mask"].any(1).mean())])
     if "given" in batch:
-        means = [x[g].mean() if g.any() else np.nan for x, g in zip(batch["target"].T, batch["given"].T)]
-        known = zip(batch["given"].mean(0), means)
-        out += [[f"attribute {k + 1}", f"rated in {_share(share)}, mean {mean:.2f}"] for k, (share, mean) in
-                enumerate(known)]  # fmt: skip
+        columns = zip(attributes, batch["target"].T, batch["given"].T, strict=True)
+        out += [[f"rating of {name}", f"given in {_share(g.mean())}, mean {x[g].mean():.2f}"] for name, x, g in columns
+                if g.any()]  # fmt: skip
     if "step_end" in batch:
         verdicts = batch["target"][batch["step_end"]]
         out.append(["steps", f"{batch['step_end'].sum(1).mean():.1f} a row, mean verdict {verdicts.mean():.2f}"])

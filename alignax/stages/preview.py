@@ -28,24 +28,24 @@ PARENTS = ("init_from", "teacher_from")  # keys of the folder whose tokenizer a 
 def preview(config: Any, *, rows: int = 5, tokenizer: str = "", workdir: str | Path | None = None) -> list[dict]:
     """A section for each stage of the config that reads data, in their order.
 
-    `rows`: how many are shown of each; `tokenizer` stands in where a parent that has it is not there yet; '@step' is
-    looked for in `workdir`. A section of data that cannot be used, or that another step has yet to make, says so under
-    "error" or "waiting". Raises ConfigError for what `precheck` refuses, and where there is no tokenizer.
+    `rows`: how many are shown of each; `tokenizer` is taken instead of the stage's own, say because the parent that has
+    it is not there yet; '@step' is looked for in `workdir`. A section of data that cannot be used, or that another step
+    has yet to make, says so under "error" or "waiting". Raises ConfigError for what `precheck` refuses, and where there
+    is no tokenizer.
     """
     config, root = plain(config), Path(workdir) if workdir else None
     if "steps" not in config:
         precheck(config)
+        if "source" not in config:
+            raise ConfigError(f"config.stage = {config['stage']!r}: this stage reads no data of its own")
         return [section(str(config["stage"]), config, {}, rows, tokenizer, root)]
     named = {name: config[name] for name in pipeline.check_steps(config)}
-    seen = {name: one for name, one in named.items() if one["stage"] != "evaluate"}
-    return [section(name, one, named, rows, tokenizer, root) for name, one in seen.items()]
+    return [section(name, one, named, rows, tokenizer, root) for name, one in named.items() if "source" in one]
 
 
 def section(name: str, config: dict, steps: dict[str, dict], rows: int, tokenizer: str, root: Path | None) -> dict:
     """What one stage will see."""
     head = {"name": name, "stage": config["stage"], "template": config.get("template", "")}
-    if "source" not in config:
-        raise ConfigError(f"config.stage = {config['stage']!r}: this stage reads no data of its own")
     path = str(config["data"].get("path", ""))
     try:
         splits = {split: common.load_rows(config["source"], config["data"], split, root=root) for split in used(config)}
@@ -111,14 +111,14 @@ def seen(config: dict, tokenizer: Tokenizer, splits: dict[str, tuple], rows: int
     limit = {key: encode.keywords[key] for key in ("max_length", "max_prompt_length") if key in encode.keywords}
     (key, most), = limit.items()  # fmt: skip
     sides = look.sides_of(batch)
-    shown = np.unique(np.linspace(0, len(batch["row"]) - 1, min(rows, len(batch["row"]))).round().astype(int))
+    shown = np.unique(np.linspace(0, len(batch["row"]) - 1, min(rows, len(batch["row"]))).round().astype(int)).tolist()
     ends = sorted(stop_ids(tokenizer, config["template"]))
     return {
         "limit": (key, int(most)),
         "counts": {split: str(found) for split, (_, found) in made.items()},
         "dropped": [[reason, n, *REASONS[reason]] for reason, n in counts.dropped.items()],
         "lengths": {name: look.lengths(side["valid"].sum(1), int(most)) for name, side in sides.items()},
-        "facts": look.facts(batch, sides) + look.leaks(sides, made),
+        "facts": look.facts(batch, sides, encode.keywords.get("attributes", ())) + look.leaks(sides, made),
         "ends": [f"{token} (id {i})" for i, token in zip(ends, tokenizer.convert_ids_to_tokens(ends))],
         "rows": [look.show(tokenizer, sides, int(batch["row"][i]), i) for i in shown],
     }
