@@ -8,6 +8,7 @@ from stage_runs import ROOT, metrics, read, write_rows
 from alignax.config import ConfigError
 from alignax.main import load_config
 from alignax.stages import playground, sft
+from alignax.stages.preview import preview
 from alignax.worlds.tokenizer import build_tokenizer
 
 DIALOGUES = [
@@ -22,6 +23,7 @@ DIALOGUES = [
     for name in ("mara", "luis", "greta", "viktor")
     for thing in ("tea", "music", "juice", "cider")
 ]
+BAD = [DIALOGUES[0] | {"completion": " ", "prompt": f"tea {letter}"} for letter in "abcdefgh"]
 
 
 def config(path, **values):
@@ -34,7 +36,7 @@ def config(path, **values):
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory):
-    return write_rows(tmp_path_factory.mktemp("chat") / "dialogues.jsonl", DIALOGUES)
+    return write_rows(tmp_path_factory.mktemp("chat") / "dialogues.jsonl", DIALOGUES + BAD)
 
 
 def ending_turns_by_itself():
@@ -51,7 +53,12 @@ def test_dialogues_are_learnt_as_train_on_says(rows, tmp_path):
         folder = sft.run(config(rows, train_on=train_on), tmp_path / train_on)
         first, second = metrics(folder)
         assert np.isfinite(first["loss"]) and first["grad_norm"] > 0 and first["loss"] != second["loss"]
-        prints[train_on] = read(folder / "manifest.json")["data"]["fingerprint"]
+        data = read(folder / "manifest.json")["data"]
+        prints[train_on] = data["fingerprint"]
+        (section,) = preview(config(rows, train_on=train_on), rows=1)
+        for split, counts in data["counts"].items():  # what the preview says is what the stage does
+            told = f"{counts['rows']} rows, kept {counts['kept']}, dropped {counts['dropped_empty_reply']} empty_reply"
+            assert section["counts"][split] == told
     assert len(set(prints.values())) == 3  # the same tokens, other masks
 
 

@@ -3,36 +3,27 @@
 import re
 
 import pytest
-from stage_runs import ROOT, TINY, fails, read, tiny, write_rows
+from stage_runs import ROOT, TINY, fails, tiny, write_rows
 
 from alignax.config import ConfigError
-from alignax.main import load_config, main
-from alignax.stages import sft
+from alignax.main import main
 from alignax.stages.preview import preview
 from alignax.worlds.tokenizer import build_tokenizer
 
 TEXT = ROOT / "tests/stages/text_sft.py"
 
 
-def test_a_preview_counts_what_the_stage_counts(tmp_path):
-    words = ("mara", "luis", "tea", "cake", "hello", "greta", "viktor", "music", "juice", "cider", "hall", "club")
-    rows = [{"prompt": f"{a} {b}", "completion": "hello" if a != b else " "} for a in words for b in words]
-    config = load_config(f"{TEXT}:{write_rows(tmp_path / 'rows.jsonl', rows)}", ["--config.total_steps=1"])
-    (section,) = preview(config, rows=2)
-    counts = read(sft.run(config, tmp_path / "sft") / "manifest.json")["data"]["counts"]
-    for split in ("train", "heldout"):
-        found = counts[split]
-        told = f"{found['rows']} rows, kept {found['kept']}, dropped {found['dropped_empty_reply']} empty_reply"
-        assert section["counts"][split] == told
-    assert section["ends"] == ["<eos> (id 2)"] and len(section["rows"]) == 2
-    (side,) = section["rows"][0]["sides"]
-    assert [piece for piece in side["pieces"] if piece[1]] == [[" hello", True], [" <eos>", True]]
-    assert side["tokens"] == [4, 2] and not any(masked for _, masked in side["pieces"][:2])
-    pairs = tiny()["dpo"]  # whose tokenizer is that of the finished run
+def test_sides_of_a_row_and_what_is_learnt_of_them(tmp_path):
+    build_tokenizer().save_pretrained(str(tmp_path / "sft/tokenizer"))
+    pairs = tiny()["dpo"]  # whose tokenizer is that of the parent
     pairs.init_from, pairs.data.path = str(tmp_path / "sft"), str(write_rows(tmp_path / "pairs.jsonl", PAIRS))
     pairs.data.heldout_percent = 50.0
-    (section,) = preview(pairs)
+    (section,) = preview(pairs, rows=2)
+    assert section["ends"] == ["<eos> (id 2)"] and len(section["rows"]) == 2
     assert [side["name"] for side in section["rows"][0]["sides"]] == ["chosen", "rejected"]
+    pieces = section["rows"][0]["sides"][0]["pieces"]
+    assert [piece for piece in pieces if piece[1]] == [[" hello", True], [" <eos>", True]]
+    assert [text for text, masked in pieces if not masked][:3] == ["<bos>", " <user>", " tea"]
     assert dict(section["facts"])["chosen longer"] == "0.0%, equally long 100.0%"
 
 
@@ -43,7 +34,8 @@ def test_what_another_step_has_yet_to_make_waits(tmp_path):
     assert sections["ppo"]["lengths"]["prompt"]["quantiles"][-1][1] <= 24  # the tokenizer is that of the step sft
 
 
-def test_the_command_shows_and_writes(tmp_path, capsys):
+def test_the_command_shows_and_writes(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
     rows = [{"prompt": f"tea {i}"} | ({"completion": "hello"} if i % 2 else {}) for i in range(24)]
     path = write_rows(tmp_path / "rows.jsonl", rows)
     out = tmp_path / "data.html"
