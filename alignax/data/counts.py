@@ -27,7 +27,7 @@ REASONS = {
     ),
     "rewritten_turns": (
         "the chat template writes an earlier turn in another way once others follow",
-        "mark the assistant's words by {% generation %} in the template, or use train_on 'completion'",
+        "mark the assistant's words by {% generation %} in the template, or train on the last turn only",
     ),
     "special_token": ("the text spells a control token of the tokenizer", "clean the text, or use template 'plain'"),
     "empty_prompt": ("the prompt has no tokens", "give every row a prompt, or use template 'chat'"),

@@ -111,10 +111,11 @@ def turns(tokenizer: Tokenizer, prompt: Prompt, reply: Said, ends: tuple[str, ..
     """The text up to the end of the reply, and the spans of its assistant turns, each up to and with the first of
     `ends`; or the reason, a key of REASONS, why there are none."""
     before = [] if prompt.whole else messages_of(prompt.said, "user")
+    after = messages_of(reply, "assistant")
+    several = prompt.whole or len(after) > 1  # one turn begins where the prompt ends, and needs no mark
     try:
-        if prompt.whole and has_marker(tokenizer):
-            return _marked(tokenizer, messages_of(reply, "assistant"), prompt.options, ends)
-        return _prefixed(tokenizer, before, messages_of(reply, "assistant"), prompt.options, ends)
+        found = _marked if several and has_marker(tokenizer) else _prefixed
+        return found(tokenizer, before, after, prompt.options, ends)
     except jinja2.TemplateError:
         return "template_refused"
 
@@ -148,32 +149,40 @@ def _prefixed(
         start = render(tokenizer, told, options, ask=True) if told else ""
         through = whole if i == len(after) - 1 else render(tokenizer, [*told, message], options)
         stop = _first_end(through, len(start), ends) or len(through)
+        if told == before and not whole.startswith(start):
+            return "not_prefix"
         if not through.startswith(start) or whole[:stop] != through[:stop]:
-            return "rewritten_turns" if spans or len(told) > len(before) else "not_prefix"
+            return "rewritten_turns"
         spans.append((len(start), stop))
     return whole, spans
 
 
 def _marked(
-    tokenizer: Tokenizer, messages: list[dict], options: dict, ends: tuple[str, ...]
+    tokenizer: Tokenizer, before: list[dict], after: list[dict], options: dict, ends: tuple[str, ...]
 ) -> tuple[str, list[Span]] | str:
-    """The spans that the template marks; an end of turn that stands right behind the mark belongs to the turn."""
+    """The spans that the template marks, the first from where the prompt ends."""
     from transformers.utils.chat_template_utils import render_jinja_template
 
     given = tokenizer.special_tokens_map | {name: value for name, value in options.items() if name != "tools"}
     tools = options.get("tools")
     template = tokenizer.get_chat_template(tools=tools)
     rendered: Any = render_jinja_template(
-        [messages], tools, chat_template=template, return_assistant_tokens_mask=True, **given
+        [before + after], tools, chat_template=template, return_assistant_tokens_mask=True, **given
     )
     (text,), (marks,) = rendered
-    spans = []
-    for start, stop in marks:
-        behind = stop + len(text[stop:]) - len(text[stop:].lstrip())
-        closed = next((behind + len(end) for end in ends if text.startswith(end, behind)), stop)
-        if stop > start:
-            spans.append((start, _first_end(text[:stop], start, ends) or closed))
+    asked = len(render(tokenizer, before, options, ask=True)) if before else 0
+    spans = [_closed(text, span, ends) for span in marks if span[1] > max(asked, span[0])]
+    if before and spans:
+        spans[0] = (asked, spans[0][1])
     return (text, spans) if spans else "template_refused"
+
+
+def _closed(text: str, span: Span, ends: tuple[str, ...]) -> Span:
+    """A span up to the first of `ends` in it, or with the one that stands right behind it: it belongs to the turn."""
+    start, stop = span
+    behind = len(text) - len(text[stop:].lstrip())
+    closed = next((behind + len(end) for end in ends if text.startswith(end, behind)), stop)
+    return start, _first_end(text[:stop], start, ends) or closed
 
 
 def _first_end(text: str, start: int, ends: tuple[str, ...]) -> int | None:

@@ -100,6 +100,9 @@ FORGETFUL = (
     "{{ m.content if loop.last else m.content.split('|')[-1] }}{{ '<|im_end|>' }}END{{ '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+MARKED = FORGETFUL.replace("BEGIN", "{% if m.role == 'assistant' %}{% generation %}").replace(
+    "END", "{% endgeneration %}{% else %}{{ m.content + '<|im_end|>' }}{% endif %}"
+)
 
 
 def test_a_template_that_rewrites_earlier_turns():
@@ -113,12 +116,7 @@ def test_a_template_that_rewrites_earlier_turns():
     family = CHATML._replace(template=FORGETFUL.replace("BEGIN", "{{ '..' if loop.last else '' }}").replace("END", ""))
     with pytest.raises(DataError, match="a chat template without an assistant marker .*: the text up to an assistant"):
         demo_rows(rows, tokenizer_of(family), train_on="assistant", **CHAT)
-    marks = {"BEGIN": "{% if m.role == 'assistant' %}{% generation %}", "END": "{% endgeneration %}{% endif %}"}
-    inner = "{{ m.content if loop.last else m.content.split('|')[-1] }}{{ '<|im_end|>' }}"
-    family = CHATML._replace(
-        template=FORGETFUL.replace("BEGIN" + inner + "END", marks["BEGIN"] + inner + marks["END"].replace(
-            "{% endif %}", "{% else %}{{ m.content + '<|im_end|>' }}{% endif %}"))
-    )  # fmt: skip
+    family = CHATML._replace(template=MARKED)
     batch, _ = demo_rows(rows, tokenizer_of(family), train_on="assistant", **CHAT)
     golden = CHATML.golden.partition("<|im_end|>\n")[2]  # without the system turn
     assert row_of(batch, 0) == row_of(batch, 1) == spelled(golden, CHATML)
@@ -149,6 +147,23 @@ def test_tool_turns_within_a_reply_are_seen_and_not_learnt():
     batch, _ = pair_rows([pair], tokenizer_of(family), **CHAT)
     assert row_of(batch["chosen"]) == spelled(golden, family)
     assert row_of(batch["rejected"])[1].count(True) == 3
+
+
+def test_a_reply_of_several_turns_under_a_template_that_rewrites_them():
+    """As Qwen 3's: only the last turn shows its thoughts, so what a call looked like when it was made is not there."""
+    reply = [TURN | {"content": "hm|call"}, {"role": "tool", "content": "2"}, TURN | {"content": "ah|yes"}]
+    told = FORGETFUL.replace("BEGIN", "").replace("END", "")
+    _, counts = pair_rows([{"prompt": "hi", "chosen": reply, "rejected": "no"}, {"prompt": "hi", "chosen": "yes",
+                            "rejected": "no"}], tokenizer_of(CHATML._replace(template=told)), **CHAT)  # fmt: skip
+    assert counts == {"rows": 2, "kept": 1, "dropped_rewritten_turns": 1}
+    batch, _ = demo_rows([{"prompt": [ASK, TURN, ASK], "completion": reply}],
+                         tokenizer_of(CHATML._replace(template=MARKED)), **CHAT)  # fmt: skip
+    golden = (
+        "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\nyes<|im_end|>\n<|im_start|>user\nhi<|im_end|>\n"
+        "<|im_start|>assistant\n[[call<|im_end|>]]\n<|im_start|>tool\n2<|im_end|>\n"
+        "<|im_start|>assistant\n[[ah|yes<|im_end|>]]"
+    )
+    assert row_of(batch) == spelled(golden, CHATML)
 
 
 def test_arguments_of_the_template():
