@@ -160,7 +160,7 @@ def _prefixed(
 def _marked(
     tokenizer: Tokenizer, before: list[dict], after: list[dict], options: dict, ends: tuple[str, ...]
 ) -> tuple[str, list[Span]] | str:
-    """The spans that the template marks, the first from where the prompt ends."""
+    """The spans that the template marks behind the prompt."""
     from transformers.utils.chat_template_utils import render_jinja_template
 
     given = tokenizer.special_tokens_map | {name: value for name, value in options.items() if name != "tools"}
@@ -172,8 +172,6 @@ def _marked(
     (text,), (marks,) = rendered
     asked = len(render(tokenizer, before, options, ask=True)) if before else 0
     spans = [_closed(text, span, ends) for span in marks if span[1] > max(asked, span[0])]
-    if before and spans:
-        spans[0] = (asked, spans[0][1])
     return (text, spans) if spans else "template_refused"
 
 

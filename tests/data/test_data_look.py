@@ -43,6 +43,10 @@ def test_other_judgements(words):
     thumbs = [{"prompt": p, "completion": "fine", "label": p == "hi"} for p in ("hi", "there", "how")]
     found = facts(unpaired_rows(thumbs, words, **PLAIN)[0])
     assert found["thumbs up"] == "33.3% of 3 replies" and found["no mismatched reply fits"] == "0.0%"
+    said = [("hi", "fine", True), ("there", "you", False), ("how", "are", False), ("hi", "fine", True)]
+    thumbs = [{"prompt": p, "completion": reply, "label": label} for p, reply, label in said]
+    found = facts(unpaired_rows(thumbs, words, **PLAIN)[0])  # the mismatched replies of rows 0 and 3 differ
+    assert found["identical rows"] == "1 of 4" and found["thumbs up"] == "50.0% of 4 replies"
     ratings = [{"prompt": "hi", "completion": "fine", "ratings": r} for r in ({"a": 1, "b": None}, {"a": 2, "b": 5})]
     found = facts(rating_rows(ratings, words, **PLAIN)[0], attributes=("a", "b"))
     assert found["rating of a"] == "given in 100.0%, mean 1.50" and found["rating of b"] == "given in 50.0%, mean 5.00"

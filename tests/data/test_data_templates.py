@@ -94,6 +94,24 @@ def test_a_marker_in_the_template_gives_the_same_mask(content):
     assert row_of(batch) == spelled(CHATML.golden, CHATML)
 
 
+def test_null_keys_are_no_keys():
+    """What a file of mixed rows has in every message: a template that asks whether a key is there must not find it."""
+    for content in (
+        "{{ m.content + '<|im_end|>' }}",
+        "{% generation %}{{ m.content + '<|im_end|>' }}{% endgeneration %}",
+    ):
+        template = marked(content + "{{ 'called ' + m.tool_calls | tojson if m.tool_calls is defined }}{{ '\n' }}")
+        said = [message | {"tool_calls": None} for message in [SYSTEM, *DIALOGUE]]
+        family = CHATML._replace(template=template)
+        batch, _ = demo_rows([{"messages": said}], tokenizer_of(family), train_on="assistant", **CHAT)
+        assert row_of(batch) == spelled(CHATML.golden, CHATML)
+
+
+def test_the_longest_token_is_the_end():
+    family = CHATML._replace(tokens=(*CHATML.tokens, "<|im", "<|"))
+    assert end_of_turn(tokenizer_of(family)) == "<|im_end|>"
+
+
 # drops what an earlier turn says before the bar, as templates of reasoning models drop thoughts
 FORGETFUL = (
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}BEGIN"

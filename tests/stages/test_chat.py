@@ -48,7 +48,7 @@ def ending_turns_by_itself():
 
 
 def test_dialogues_are_learnt_as_train_on_says(rows, tmp_path):
-    prints = {}
+    prints, masked = {}, set()
     for train_on in ("completion", "assistant", "all"):
         folder = sft.run(config(rows, train_on=train_on), tmp_path / train_on)
         first, second = metrics(folder)
@@ -56,10 +56,11 @@ def test_dialogues_are_learnt_as_train_on_says(rows, tmp_path):
         data = read(folder / "manifest.json")["data"]
         prints[train_on] = data["fingerprint"]
         (section,) = preview(config(rows, train_on=train_on), rows=1)
+        masked.add(dict(section["facts"])["tokens in the mask"])
         for split, counts in data["counts"].items():  # what the preview says is what the stage does
             told = f"{counts['rows']} rows, kept {counts['kept']}, dropped {counts['dropped_empty_reply']} empty_reply"
             assert section["counts"][split] == told
-    assert len(set(prints.values())) == 3  # the same tokens, other masks
+    assert len(set(prints.values())) == len(masked) == 3  # the same tokens, other masks
 
 
 def test_the_sampler_stops_where_training_ended_turns(rows, tmp_path, monkeypatch):
