@@ -13,17 +13,17 @@ REASONS = {
     "prompt_mismatch": ("chosen and rejected do not share the prompt", "compare replies to the same prompt"),
     "needs_chat": ("a prompt or reply is a list of messages", "use template 'chat', or write them as one text"),
     "bad_message": (
-        "a message lacks its role or content, or has an unknown role",
+        "a message lacks its role or text, or has an unknown role",
         'write {"role": ..., "content": text}; roles are system, developer, user, assistant, tool and function',
     ),
     "bad_turns": (
         "the assistant has the last word in a prompt, or lacks the first or last one in a reply or the last one in a "
-        "dialogue",
-        "end prompts with a user or tool turn, and replies and dialogues with an assistant turn",
+        "dialogue, or opens a dialogue under a template without an assistant marker",
+        "open dialogues with a user turn, end prompts with one or a tool turn, and the rest with an assistant turn",
     ),
     "template_refused": (
         "the chat template refuses these turns",
-        "see what it raises: some take no system turn, or no two turns of one role in a row",
+        "change the dialogue or the template: some take no system turn, or no two turns of one role in a row",
     ),
     "rewritten_turns": (
         "the chat template writes an earlier turn in another way once others follow",

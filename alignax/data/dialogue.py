@@ -145,8 +145,9 @@ def _prefixed(
         if message["role"] != "assistant":
             continue
         told = before + after[:i]
-        # no template has a question to nobody: a dialogue that the assistant opens begins with the text itself
-        start = render(tokenizer, told, options, ask=True) if told else ""
+        if not told:  # nothing to render without a turn: where the assistant's words begin cannot be seen
+            return "bad_turns"
+        start = render(tokenizer, told, options, ask=True)
         through = whole if i == len(after) - 1 else render(tokenizer, [*told, message], options)
         stop = _first_end(through, len(start), ends) or len(through)
         if told == before and not whole.startswith(start):

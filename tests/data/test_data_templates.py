@@ -259,9 +259,17 @@ def test_each_bad_reply_is_counted(reply, reason):
 
 def test_dialogues_that_are_none():
     rows = [{"messages": said} for said in (DIALOGUE, DIALOGUE[:-1], [], "hi", [SYSTEM], [TURN])]
-    for train_on in ("completion", "assistant"):
+    lost = {
+        "completion": {"dropped_missing_field": 1, "dropped_empty_prompt": 3, "dropped_bad_turns": 1},
+        "assistant": {"dropped_missing_field": 1, "dropped_empty_reply": 1, "dropped_bad_turns": 3},
+    }
+    for train_on, reasons in lost.items():
         _, counts = demo_rows(rows, tokenizer_of(CHATML), train_on=train_on, **CHAT)
-        assert counts["kept"] == 2 - (train_on == "completion") and counts["rows"] == 6, counts
+        assert counts == {"rows": 6, "kept": 1} | reasons
+    # where the assistant opens a dialogue, only a marker shows where its words begin
+    mark = "{% generation %}{{ m.content + '<|im_end|>' }}{% endgeneration %}{{ '\n' }}"
+    batch, _ = demo_rows(rows[-1:], tokenizer_of(CHATML._replace(template=marked(mark))), train_on="assistant", **CHAT)
+    assert row_of(batch) == spelled("<|im_start|>assistant\n[[yes<|im_end|>]]", CHATML)
 
 
 def test_turns_that_the_template_refuses():
