@@ -1,4 +1,4 @@
-"""The command line: run | lineage | report | sample | import | export | losses."""
+"""The command line: run | data | lineage | report | sample | import | export | losses."""
 
 import argparse
 import ast
@@ -12,6 +12,8 @@ EXAMPLES = """examples:
       SFT, preferences, reward model, PPO and DPO on the embedded world, with a report at the end
   alignax run --config=configs/world/dpo.py --config.init_from=runs/quickstart/sft --config.loss_args.beta=0.5
       one stage from a checkpoint, one value changed
+  alignax data --config=configs/world/sft.py --rows=2 --html=data.html
+      what the model will see: rows as tokens with their loss mask, lengths, what is dropped and why, duplicates
   alignax lineage runs/quickstart
       which checkpoint was made from which
   alignax report runs/quickstart
@@ -39,6 +41,13 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--config", required=True, help="a Python file with get_config()", metavar="FILE")
     run.add_argument("--workdir", help="folder of the results (default: runs/<name of the config file>)")
     run.usage = "alignax run --config=FILE [--workdir=DIR] [--config.KEY=VALUE ...]"
+    data = commands.add_parser("data", help="show what a config's model will see", allow_abbrev=False, **raw)
+    data.add_argument("--config", required=True, help="a Python file with get_config()", metavar="FILE")
+    data.add_argument("--workdir", help="where '@step' is looked for (default: as of run)")
+    data.add_argument("--rows", type=int, default=5, help="how many to show of each stage (default 5)")
+    data.add_argument("--tokenizer", default="", help="instead of the stage's own: folder, hub name or module:function")
+    data.add_argument("--html", help="write a page as well", metavar="OUT.html")
+    data.usage = "alignax data --config=FILE [--config.KEY=VALUE ...] [--rows=5] [--html=OUT.html] [--tokenizer=FOLDER]"
     tree = commands.add_parser("lineage", help="print the family tree of a run's checkpoints", **raw)
     tree.add_argument("run", help="folder of a stage or a pipeline")
     report = commands.add_parser("report", help="write the HTML report of a run", **raw)
@@ -138,14 +147,37 @@ def command_run(args: argparse.Namespace, overrides: list[str]) -> None:
     from alignax.report.table import table
     from alignax.stages import pipeline
 
-    file, _, argument = args.config.partition(".py:")  # what a config file may take after a colon
-    workdir = Path(args.workdir or Path("runs") / "-".join(filter(None, (Path(file).stem, argument))))
+    workdir = workdir_of(args)
     pipeline.run(config, workdir)
     console = Console()
     if "steps" in config:
         console.print(table(workdir))
         console.print(f"numbers: {workdir / 'summary.json'}", soft_wrap=True)
     console.print(f"report:  {render(workdir)}", soft_wrap=True)
+
+
+def workdir_of(args: argparse.Namespace) -> Path:
+    """The folder of the results."""
+    file, _, argument = args.config.partition(".py:")  # what a config file may take after a colon
+    return Path(args.workdir or Path("runs") / "-".join(filter(None, (Path(file).stem, argument))))
+
+
+def command_data(args: argparse.Namespace, overrides: list[str]) -> int:
+    """Shows the data of every stage of a config; 1 if those of one cannot be used."""
+    config = load_config(args.config, overrides)
+    from rich.console import Console
+
+    from alignax.config import ConfigError
+    from alignax.report.preview import render, terminal
+    from alignax.stages.preview import preview
+
+    if args.rows < 0:
+        raise ConfigError(f"--rows={args.rows}: expected 0 or more")
+    sections = preview(config, rows=args.rows, tokenizer=args.tokenizer, workdir=workdir_of(args))
+    Console().print(terminal(sections), soft_wrap=False)
+    if args.html:
+        print(f"page: {render(sections, args.html)}")
+    return int(any("error" in section for section in sections))
 
 
 def command_sample(args: argparse.Namespace) -> None:
@@ -220,7 +252,7 @@ def main(argv: list[str] | None = None) -> int:
     args, rest = parser().parse_known_args(argv)
     if argv is None and args.command == "run":
         with_huge_pages()
-    if rest and args.command != "run":
+    if rest and args.command not in ("run", "data"):
         parser().error(f"unexpected arguments: {' '.join(rest)}")
     from alignax.config import ConfigError
     from alignax.data.counts import DataError
@@ -231,6 +263,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if args.command == "run":
             command_run(args, rest)
+        elif args.command == "data":
+            return command_data(args, rest)
         elif args.command == "lineage":
             from alignax.lineage import lineage
 

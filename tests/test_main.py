@@ -22,19 +22,20 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 QUICKSTART = str(CONFIGS / "quickstart.py")
 
 
-@pytest.mark.parametrize("command", [[], ["run"], ["lineage"], ["report"], ["sample"], ["losses"]])
+@pytest.mark.parametrize("command", [[], ["run"], ["data"], ["lineage"], ["report"], ["sample"], ["losses"]])
 def test_help_shows_examples(command, capsys):
     with pytest.raises(SystemExit) as stop:
         main([*command, "--help"])
     assert stop.value.code == 0
     out = capsys.readouterr().out
     assert "examples:" in out
-    for name in command or ("run", "lineage", "report", "sample", "losses"):
+    for name in command or ("run", "data", "lineage", "report", "sample", "losses"):
         assert re.search(rf"^  alignax {name}\b", out, re.MULTILINE)
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["walk"], ["run"], ["sample"], ["lineage"], ["report", "runs/x", "--deep"], ["losses", "a", "b"]]
+    "arguments",
+    [[], ["walk"], ["run"], ["data"], ["sample"], ["lineage"], ["report", "runs/x", "--deep"], ["losses", "a", "b"]],
 )
 def test_a_command_that_is_not_one_is_a_usage_error(arguments, capsys):
     with pytest.raises(SystemExit) as stop:

@@ -7,10 +7,28 @@ class DataError(ValueError):
 
 # reason -> (what it means, what to do about it)
 REASONS = {
-    "missing_field": ("a field is absent, null or not text", "check the field names of the file"),
+    "missing_field": ("a field is absent, null, or neither text nor messages", "check the field names of the file"),
     "no_reply_turn": ("the dialogue has no '\\n\\nAssistant:' turn", "check that config.source fits the file"),
     "human_last": ("the dialogue ends with a human turn", "check that config.source fits the file"),
     "prompt_mismatch": ("chosen and rejected do not share the prompt", "compare replies to the same prompt"),
+    "needs_chat": ("a prompt or reply is a list of messages", "use template 'chat', or write them as one text"),
+    "bad_message": (
+        "a message lacks its role or text, or has an unknown role",
+        'write {"role": ..., "content": text}; roles are system, developer, user, assistant, tool and function',
+    ),
+    "bad_turns": (
+        "the assistant has the last word in a prompt, or lacks the first or last one in a reply or the last one in a "
+        "dialogue, or opens a dialogue under a template without an assistant marker",
+        "open dialogues with a user turn, end prompts with one or a tool turn, and the rest with an assistant turn",
+    ),
+    "template_refused": (
+        "the chat template refuses these turns",
+        "change the dialogue or the template: some take no system turn, or no two turns of one role in a row",
+    ),
+    "rewritten_turns": (
+        "the chat template writes an earlier turn in another way once others follow",
+        "mark the assistant's words by {% generation %} in the template, or train on the last turn only",
+    ),
     "special_token": ("the text spells a control token of the tokenizer", "clean the text, or use template 'plain'"),
     "empty_prompt": ("the prompt has no tokens", "give every row a prompt, or use template 'chat'"),
     "empty_reply": ("a reply is empty or white space", "remove the row, or write the reply"),

@@ -1,46 +1,52 @@
 """Text rows to arrays of fixed shape: templates, loss masks, padding, and a count for every row that is refused.
 
-Text rows are dicts: {"prompt", "completion"}, {"prompt", "chosen", "rejected"} or {"prompt"}; other keys are allowed.
+Text rows are dicts: {"prompt", "completion"}, {"prompt", "chosen", "rejected"}, {"prompt"}, or, for demonstrations,
+{"messages"} or {"text"}; other keys are allowed. A prompt and a reply are a text or a list of messages (`dialogue.py`);
+`tools` and `chat_template_kwargs` go to the chat template.
 """
 
 import copy
 import hashlib
 import itertools
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
 from jaxtyping import Bool, Int
 
 from alignax.data.counts import REASONS, Counts, DataError
-from alignax.data.templates import Ids, completion_ids, forbidden_tokens, prompt_ids
+from alignax.data.dialogue import Prompt, Said, fault, prompt_of
+from alignax.data.templates import Ids, Reply, check_train_on, completion_ids, forbidden_tokens, prompt_ids
 from alignax.data.tokenizer import Tokenizer, pad_id
 
 Row = dict[str, Any]
-Kept = tuple[int, Ids, list[Ids]]  # row index, prompt ids, the ids of each reply
+Kept = tuple[int, Ids, list[Reply]]  # row index, prompt ids, replies
 
 
-def encode_prompt(tokenizer: Tokenizer, prompt: str, template: str) -> Ids:
+def encode_prompt(tokenizer: Tokenizer, prompt: Said, template: str) -> Ids:
     """The ids that a completion follows: what the sampler is given.
 
-    Raises DataError for an unknown template, an empty prompt, and control tokens in a chat.
+    Raises DataError for an unknown template, an empty prompt, bad messages, and control tokens in a chat.
     """
-    fault = _text_fault((prompt,), forbidden_tokens(tokenizer, template))
-    ids = [] if fault else prompt_ids(tokenizer, [prompt], template)[0]
-    return _or_raise(fault or ids or "empty_prompt", prompt)
+    asked = Prompt(prompt)
+    wrong = fault(asked, (), template, forbidden_tokens(tokenizer, template))
+    ids = wrong or prompt_ids(tokenizer, [asked], template)[0] or "empty_prompt"
+    return ids if isinstance(ids, list) else _refuse(ids, prompt)
 
 
-def encode_completion(tokenizer: Tokenizer, prompt: str, completion: str, template: str) -> Ids:
-    """The ids after `encode_prompt`'s, up to and with the one end of sequence: the tokens to learn.
+def encode_completion(tokenizer: Tokenizer, prompt: Said, completion: Said, template: str) -> Ids:
+    """The ids after `encode_prompt`'s, up to and with the one end: the tokens to learn.
 
-    Raises DataError if the completion is empty or holds an end of sequence, if it spells control tokens in a chat, and
-    if the prompt's ids are no prefix of the row's.
+    Raises DataError if the completion is empty or holds an end, if it spells control tokens in a chat, and if the
+    prompt's ids are no prefix of the row's.
     """
-    if fault := _text_fault((prompt, completion), forbidden_tokens(tokenizer, template)):
-        return _or_raise(fault, completion)
-    prefixes = prompt_ids(tokenizer, [prompt], template)
-    return _or_raise(completion_ids(tokenizer, [prompt], prefixes, [completion], template)[0], completion)
+    asked = Prompt(prompt)
+    if wrong := fault(asked, (completion,), template, forbidden_tokens(tokenizer, template)):
+        return _refuse(wrong, completion)
+    before = encode_prompt(tokenizer, prompt, template)
+    reply = completion_ids(tokenizer, [asked], [before], [completion], template)[0]
+    return reply.ids if isinstance(reply, Reply) else _refuse(reply, completion)
 
 
 def demo_rows(
@@ -49,22 +55,64 @@ def demo_rows(
     *,
     template: str,
     max_length: int,
+    train_on: str = "completion",
     pad_to: int | None = None,
     counts: Counts | None = None,
 ) -> tuple[dict[str, Any], Counts]:
     """Demonstrations as arrays: tokens, valid, mask [N T], padded on the right, and row [N], the index into `rows`.
 
-    `mask` is the completion with its end of sequence. Rows of preference pairs are demonstrations of the chosen reply.
+    Rows are {"prompt", "completion"}; of preference pairs, demonstrations of the chosen reply; {"messages"}, a dialogue
+    that the assistant ends; or {"text"}. `mask` is what `train_on` names:
+
+    - "completion": the completion with its end; of messages the last turn. Tool turns within a completion are left out;
+    - "assistant": every assistant turn of the dialogue, each with its end, those of the prompt included;
+    - "all": every token but the first, which nothing predicts.
+
     T is the longest row rounded up to a multiple of 8, at most `max_length` tokens; `pad_to` fixes it. `counts` of the
-    source go on here. Raises DataError if a field is missing in all rows, or if no row is left.
+    source go on here. Raises DataError if a field is missing in all rows, if no row is left, and if `train_on` does not
+    fit the rows or the template.
     """
     rows = list(rows)
-    reply = "completion" if any("completion" in row for row in rows) or not _has(rows, "chosen") else "chosen"
-    kept, counts = _encode(rows, ("prompt", reply), tokenizer, template, max_length, counts)
+    check_train_on(tokenizer, train_on, template)
+    kept, counts = encode_texts(_demos(rows, template, train_on), tokenizer, template, max_length, counts)
     counts.require_rows("demonstration")
-    length = padded_length([len(prompt) + len(side) for _, prompt, (side,) in kept], max_length, pad_to)
+    length = padded_length([len(prompt) + len(side.ids) for _, prompt, (side,) in kept], max_length, pad_to)
     batch = side_arrays([(prompt, side) for _, prompt, (side,) in kept], length, pad_id(tokenizer))
+    if train_on == "all":
+        batch["mask"] = batch["valid"] & (np.arange(length)[None] > 0)
     return batch | {"row": row_ids(kept)}, counts
+
+
+def _demos(rows: list[Row], template: str, train_on: str) -> list[tuple]:
+    """(prompt, reply) of each row, in the form that `train_on` asks for."""
+    if _has(rows, "text") and not _has(rows, "prompt"):
+        if train_on != "all" or template != "plain":
+            raise DataError(
+                f"rows of text, with train_on = {train_on!r} and template {template!r}: no turn of them is a reply; "
+                "use train_on = 'all' and template = 'plain', or rows {\"prompt\": ..., \"completion\": ...}"
+            )
+        return [(Prompt("", whole=True), row.get("text")) for row in rows]
+    rows = [_last_turn(row) if "messages" in row and "prompt" not in row else row for row in rows]
+    reply = "completion" if any("completion" in row for row in rows) or not _has(rows, "chosen") else "chosen"
+    check_fields(rows, {"prompt": "text or messages", reply: "text or messages"})
+    if train_on != "assistant":
+        return [(prompt_of(row), row.get(reply)) for row in rows]
+    return [_dialogue(prompt_of(row), row.get(reply)) for row in rows]
+
+
+def _last_turn(row: Row) -> Row:
+    """A row of a dialogue as prompt and completion."""
+    said = row["messages"]
+    return row | ({"prompt": said[:-1], "completion": said[-1:]} if isinstance(said, list) else {"prompt": said})
+
+
+def _dialogue(prompt: Prompt, reply: Any) -> tuple[Prompt, Any]:
+    """Prompt and reply as one dialogue; as they are where they are neither text nor messages, and will be refused."""
+    if not all(isinstance(said, (str, list)) for said in (prompt.said, reply)):
+        return prompt, reply
+    asked, told = ([{"role": role, "content": said}] if isinstance(said, str) else said
+                   for role, said in (("user", prompt.said), ("assistant", reply)))  # fmt: skip
+    return prompt._replace(whole=True), [*asked, *told]
 
 
 def pair_rows(
@@ -83,9 +131,10 @@ def pair_rows(
     for a margin that is no finite number or a tie that is neither true nor false.
     """
     rows = list(rows)
-    kept, counts = _encode(rows, ("prompt", "chosen", "rejected"), tokenizer, template, max_length, counts)
+    kept, counts = encode_fields(rows, ("prompt", "chosen", "rejected"), tokenizer, template, max_length, counts)
     counts.require_rows("preference pair")
-    length = padded_length([len(prompt) + len(side) for _, prompt, sides in kept for side in sides], max_length, pad_to)
+    lengths = [len(prompt) + len(side.ids) for _, prompt, sides in kept for side in sides]
+    length = padded_length(lengths, max_length, pad_to)
     fill = pad_id(tokenizer)
     chosen, rejected = (side_arrays([(prompt, sides[k]) for _, prompt, sides in kept], length, fill) for k in (0, 1))
     verdicts = _verdicts([rows[row] for row, _, _ in kept])
@@ -102,94 +151,10 @@ def _verdicts(rows: list[Row]) -> dict[str, np.ndarray]:
                 if not isinstance(value, known) or (dtype is np.float32 and not np.isfinite(value)):
                     expected = "a finite number" if dtype is np.float32 else "true or false"
                     raise DataError(
-                        f"field {name!r} = {value!r} of the pair {row['prompt'][:80]!r}: expected {expected}"
+                        f"field {name!r} = {value!r} of the pair {str(row['prompt'])[:80]!r}: expected {expected}"
                     )
             out[name] = np.array([row[name] for row in rows], dtype)
     return out
-
-
-def unpaired_rows(
-    rows: Iterable[Row],
-    tokenizer: Tokenizer,
-    *,
-    template: str,
-    max_length: int,
-    pad_to: int | None = None,
-    counts: Counts | None = None,
-) -> tuple[dict[str, Any], Counts]:
-    """Single replies with a thumb as arrays: side and mismatched, each {tokens, valid, mask} [N T], desirable, row [N].
-
-    Rows are {"prompt", "completion", "label": bool}; a preference pair makes two of them. `mismatched` is the reply of
-    a near row with another prompt, after this row's prompt (KTO's estimate of KL); where none fits into `max_length`
-    its mask is empty, so that it counts for nothing. Otherwise as `demo_rows`; raises DataError as well if all rows
-    have one prompt or one label.
-    """
-    rows, counts = thumbs(rows, counts)
-    kept, counts = _encode(rows, ("prompt", "completion"), tokenizer, template, max_length, counts)
-    counts.require_rows("rated reply")
-    desirable = np.array([rows[row]["label"] for row, _, _ in kept])
-    if desirable.all() or not desirable.any():
-        raise DataError(
-            f"all {len(kept)} replies have the label {bool(desirable[0])}: a thumb tells nothing without both"
-        )
-    others = _mismatched([rows[row] for row, _, _ in kept], [p for _, p, _ in kept], tokenizer, template, max_length)
-    replies = [(prompt, side) for _, prompt, (side,) in kept]
-    length = padded_length([len(p) + len(r) for p, r in (*replies, *others)], max_length, pad_to)
-    fill = pad_id(tokenizer)
-    arrays = {"side": side_arrays(replies, length, fill), "mismatched": side_arrays(others, length, fill)}
-    return arrays | {"desirable": desirable, "row": row_ids(kept)}, counts
-
-
-def thumbs(rows: Iterable[Row], counts: Counts | None = None) -> tuple[list[Row], Counts]:
-    """Rows {"prompt", "completion", "label"}: two from each preference pair, the others as they are.
-
-    A label that is neither true nor false makes the row one with a missing field. Raises DataError if no row has one.
-    """
-    rows = list(rows)
-    out: list[Row] = []
-    for row in rows:
-        if "chosen" in row or "rejected" in row:
-            out += [row | {"completion": row.get(name), "label": name == "chosen"} for name in ("chosen", "rejected")]
-        else:
-            out.append(row if isinstance(row.get("label"), bool) else row | {"completion": None})
-    if rows and not any(isinstance(row.get("label"), bool) for row in out):
-        found = sorted({name for row in rows for name in row})
-        raise DataError(
-            f"no row has a thumb: found {', '.join(found)}; expected preference pairs, or rows "
-            '{"prompt": text, "completion": text, "label": true or false}'
-        )
-    dropped = counts.dropped if counts else {}
-    widened = Counts(len(out) + sum(dropped.values()))
-    for reason, number in dropped.items():
-        for _ in range(number):
-            widened.drop(reason)
-    return out, widened
-
-
-def _mismatched(
-    rows: list[Row], prompts: list[Ids], tokenizer: Tokenizer, template: str, limit: int
-) -> list[tuple[Ids, Ids]]:
-    """Each row's prompt with the reply of a near row of another prompt that fits; an empty reply if none does.
-
-    Two rows on is tried first: the sides of a pair are neighbours, so a chosen reply gets the next pair's chosen one
-    and a rejected one its rejected one, and the estimate of KL sees both labels. All rows at once for each distance,
-    so that the tokenizer is called 12 times at most.
-    """
-    if len({row["prompt"] for row in rows}) == 1:
-        raise DataError(f"all {len(rows)} rows have one prompt: mismatched replies, for KTO's KL, need at least two")
-    found: dict[int, Ids] = {}
-    for distance in (2, 1, *range(3, 13)):
-        pairs = [(i, (i + distance) % len(rows)) for i in range(len(rows)) if i not in found]
-        pairs = [(i, j) for i, j in pairs if rows[i]["prompt"] != rows[j]["prompt"]]
-        texts = [rows[i]["prompt"] for i, _ in pairs]
-        replies = [rows[j]["completion"] for _, j in pairs]
-        ids = completion_ids(tokenizer, texts, [prompts[i] for i, _ in pairs], replies, template) if pairs else []
-        found |= {
-            i: reply
-            for (i, _), reply in zip(pairs, ids)
-            if not isinstance(reply, str) and len(prompts[i]) + len(reply) <= limit
-        }
-    return [(prompt, found.get(i, [])) for i, prompt in enumerate(prompts)]
 
 
 def prompt_rows(
@@ -202,7 +167,7 @@ def prompt_rows(
     counts: Counts | None = None,
 ) -> tuple[dict[str, Any], Counts]:
     """Prompts for the sampler as arrays: tokens, valid [N T], padded on the LEFT, and row [N]; see `demo_rows`."""
-    kept, counts = _encode(list(rows), ("prompt",), tokenizer, template, max_prompt_length, counts)
+    kept, counts = encode_fields(list(rows), ("prompt",), tokenizer, template, max_prompt_length, counts)
     counts.require_rows("prompt")
     prompts = [prompt for _, prompt, _ in kept]
     length = padded_length([len(prompt) for prompt in prompts], max_prompt_length, pad_to)
@@ -211,7 +176,7 @@ def prompt_rows(
 
 
 def pad(
-    sequences: Sequence[Ids], length: int, fill: int, *, left: bool = False
+    sequences: Sequence[Sequence[int]], length: int, fill: int, *, left: bool = False
 ) -> tuple[Int[np.ndarray, "B T"], Bool[np.ndarray, "B T"]]:
     """(tokens, valid) of shape [B length]. `valid` comes from lengths, so `fill` may be any id, the eos included."""
     lengths_B1 = np.array([len(ids) for ids in sequences], np.int32).reshape(-1, 1)
@@ -243,11 +208,14 @@ def fingerprint(arrays: Any) -> str:
     return digest.hexdigest()
 
 
-def side_arrays(sequences: list[tuple[Ids, Ids]], length: int, fill: int) -> dict[str, np.ndarray]:
-    """tokens, valid, mask [N length] of pairs (prompt ids, reply ids), padded on the right; mask is the reply."""
-    tokens_BT, valid_BT = pad([prompt + reply for prompt, reply in sequences], length, fill)
-    prompt_B1 = np.array([[len(prompt)] for prompt, _ in sequences])
-    mask_BT = valid_BT & (np.arange(length)[None] >= prompt_B1)
+def side_arrays(sequences: list[tuple[Ids, Reply]], length: int, fill: int) -> dict[str, np.ndarray]:
+    """tokens, valid, mask [N length] of pairs (prompt ids, reply), padded on the right; mask is what the policy says.
+
+    The first token of a row is never masked in: nothing predicts it.
+    """
+    tokens_BT, valid_BT = pad([prompt + reply.ids for prompt, reply in sequences], length, fill)
+    said = [[False] * len(prompt) + reply.mask for prompt, reply in sequences]
+    mask_BT = pad(said, length, False)[0].astype(bool) & (np.arange(length)[None] > 0)
     return {"tokens": tokens_BT, "valid": valid_BT, "mask": mask_BT}
 
 
@@ -256,20 +224,21 @@ def row_ids(kept: list[Kept]) -> Int[np.ndarray, " B"]:
     return np.array([row for row, _, _ in kept], np.int32)
 
 
-def _encode(
+def encode_fields(
     rows: list[Row], fields: tuple[str, ...], tokenizer: Tokenizer, template: str, limit: int, counts: Counts | None
 ) -> tuple[list[Kept], Counts]:
     """`encode_texts` of the named fields of the rows: the prompt, then its replies."""
     check_fields(rows, dict.fromkeys(fields, "text"))
-    return encode_texts([tuple(map(row.get, fields)) for row in rows], tokenizer, template, limit, counts)
+    texts = [(prompt_of(row), *map(row.get, fields[1:])) for row in rows]
+    return encode_texts(texts, tokenizer, template, limit, counts)
 
 
 def encode_texts(
     texts: list[tuple], tokenizer: Tokenizer, template: str, limit: int, counts: Counts | None
 ) -> tuple[list[Kept], Counts]:
-    """[(row index, prompt ids, [reply ids, ...])] of the good rows, and the counts with the others.
+    """[(row index, prompt ids, [reply, ...])] of the good rows, and the counts with the others.
 
-    `texts` holds per row its prompt and its replies, as many as there are. A row is refused as a whole.
+    `texts` holds per row its `Prompt` and its replies, as many as there are. A row is refused as a whole.
     """
     forbidden = forbidden_tokens(tokenizer, template)
     counts = Counts(len(texts)) if counts is None else copy.copy(counts)
@@ -277,48 +246,39 @@ def encode_texts(
         raise DataError(
             f"the source's counts say {counts['kept']} rows, but there are {len(texts)}: pass all, or no counts"
         )
-    faults = [_text_fault(row, forbidden) for row in texts]
-    good = [row for row, fault in enumerate(faults) if fault is None]
+    faults = [fault(prompt, replies, template, forbidden) for prompt, *replies in texts]
+    good = [row for row, wrong in enumerate(faults) if wrong is None]
     prompts = dict(zip(good, prompt_ids(tokenizer, [texts[row][0] for row in good], template), strict=True))
-    owners = [row for row in good for _ in texts[row][1:]]
-    told, before = [texts[row][0] for row in owners], [prompts[row] for row in owners]
-    replies = iter(
-        completion_ids(tokenizer, told, before, [reply for row in good for reply in texts[row][1:]], template)
-    )
+    faults = [found if isinstance(found := prompts.get(row), str) else faults[row] for row in range(len(texts))]
+    asked = {row: ids for row, ids in prompts.items() if not isinstance(ids, str)}
+    owners = [row for row in asked for _ in texts[row][1:]]
+    told, before = [texts[row][0] for row in owners], [asked[row] for row in owners]
+    said = [reply for row in asked for reply in texts[row][1:]]
+    replies = iter(completion_ids(tokenizer, told, before, said, template))
     kept = []
-    for row, prompt in prompts.items():
+    for row, ids in asked.items():
         sides = list(itertools.islice(replies, len(texts[row]) - 1))
-        if (fault := _token_fault(prompt, sides, limit)) is None:
-            kept.append((row, prompt, sides))
+        if (wrong := _token_fault(texts[row][0], ids, sides, limit)) is None:
+            kept.append((row, ids, sides))
         else:
-            faults[row] = fault
-    for fault in filter(None, faults):
-        counts.drop(fault)
+            faults[row] = wrong
+    for wrong in filter(None, faults):
+        counts.drop(wrong)
     return kept, counts
 
 
-def _text_fault(texts: tuple, forbidden: tuple[str, ...]) -> str | None:
-    """Why the texts of a row, a prompt and its replies, cannot be encoded: a key of REASONS, or None."""
-    known = [text for text in texts if isinstance(text, str)]
-    if len(known) < len(texts):
-        return "missing_field"
-    if not all(text.strip() for text in known[1:]):
-        return "empty_reply"
-    return "special_token" if any(token in text for text in known for token in forbidden) else None
-
-
-def _token_fault(prompt: Ids, sides: list[Ids | str], limit: int) -> str | None:
+def _token_fault(asked: Prompt, prompt: Ids, sides: list[Reply | str], limit: int) -> str | None:
     """Why the tokens of a row cannot be used: a key of REASONS, or None."""
-    if not prompt:
+    if not prompt and not asked.whole:
         return "empty_prompt"
     if len(prompt) >= limit and (sides or len(prompt) > limit):
         return "prompt_fills_context" if sides else "prompt_too_long"
-    for side in sides:
-        if isinstance(side, str):
-            return side
-    if len(set(map(tuple, sides))) < len(sides):
+    replies = [side for side in sides if isinstance(side, Reply)]
+    if len(replies) < len(sides):
+        return next(side for side in sides if isinstance(side, str))
+    if len({tuple(reply.ids) for reply in replies}) < len(replies):
         return "identical_replies"
-    return "too_long" if any(len(prompt) + len(side) > limit for side in sides) else None
+    return "too_long" if any(len(prompt) + len(reply.ids) > limit for reply in replies) else None
 
 
 def check_fields(rows: list[Row], form: dict[str, str]) -> None:
@@ -336,8 +296,6 @@ def _has(rows: list[Row], field: str) -> bool:
     return any(row.get(field) is not None for row in rows)
 
 
-def _or_raise(ids: Ids | str, text: str) -> Ids:
-    if isinstance(ids, str):
-        meaning, fix = REASONS[ids]
-        raise DataError(f"{ids}: {meaning}, in {text[:80]!r}; {fix}")
-    return ids
+def _refuse(reason: str, said: Said) -> NoReturn:
+    meaning, fix = REASONS[reason]
+    raise DataError(f"{reason}: {meaning}, in {str(said)[:80]!r}; {fix}")

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from alignax.data.counts import Counts, DataError
+from alignax.data.dialogue import Prompt, prompt_of
 from alignax.data.encode import Kept, Row, check_fields, encode_texts, padded_length, row_ids, side_arrays
-from alignax.data.templates import Ids, completion_ids
+from alignax.data.templates import Ids, Reply, completion_ids
 from alignax.data.tokenizer import Tokenizer, pad_id
 
 RANKING = {"prompt": "text", "replies": "[text, ...], best first"}
@@ -38,16 +39,16 @@ def ranking_rows(
     rows = list(rows)
     check_fields(rows, RANKING)
     lists = [_texts(row.get("replies")) for row in rows]
-    texts = [(row.get("prompt"), *replies) for row, replies in zip(rows, lists)]
+    texts = [(prompt_of(row), *replies) for row, replies in zip(rows, lists)]
     kept, counts = encode_texts(texts, tokenizer, template, max_length, counts)
     for _, _, replies in kept:
         if len(replies) < 2:
             counts.drop("too_few_replies")
     kept = [one for one in kept if len(one[2]) >= 2]
     counts.require_rows("ranking")
-    K, empty = max(len(replies) for _, _, replies in kept), []
+    K, empty = max(len(replies) for _, _, replies in kept), Reply([], [])
     flat = [(prompt, reply) for _, prompt, replies in kept for reply in [*replies, *[empty] * (K - len(replies))]]
-    length = padded_length([len(prompt) + len(reply) for prompt, reply in flat], max_length, pad_to)
+    length = padded_length([len(prompt) + len(reply.ids) for prompt, reply in flat], max_length, pad_to)
     sides = side_arrays(flat, length, pad_id(tokenizer))
     return {"replies": {name: x.reshape(-1, K, length) for name, x in sides.items()}, "row": row_ids(kept)}, counts
 
@@ -72,7 +73,7 @@ def rating_rows(
     rows = list(rows)
     check_fields(rows, RATING)
     names = attributes_of(rows) if attributes is None else tuple(attributes)
-    texts = [(row.get("prompt"), row.get("completion") if _given(row) is not None else None) for row in rows]
+    texts = [(prompt_of(row), row.get("completion") if _given(row) is not None else None) for row in rows]
     kept, counts = encode_texts(texts, tokenizer, template, max_length, counts)
     rated = [(one, given) for one in kept if (given := _rating(rows[one[0]], names))]
     for _ in range(len(kept) - len(rated)):
@@ -122,9 +123,9 @@ def step_rows(
     check_fields(rows, STEPS)
     verdicts = [_verdicts(row) for row in rows]
     steps = [_texts(row.get("steps")) if told else (None,) for row, told in zip(rows, verdicts)]
-    texts = [(row.get("prompt"), _joined(parts)) for row, parts in zip(rows, steps)]
+    texts = [(prompt_of(row), _joined(parts)) for row, parts in zip(rows, steps)]
     kept, counts = encode_texts(texts, tokenizer, template, max_length, counts)
-    ends = _step_ends([rows[row]["prompt"] for row, _, _ in kept], [steps[row] for row, _, _ in kept], kept,
+    ends = _step_ends([prompt_of(rows[row]) for row, _, _ in kept], [steps[row] for row, _, _ in kept], kept,
                       tokenizer, template)  # fmt: skip
     for end in ends:
         if end is None:
@@ -139,7 +140,7 @@ def step_rows(
 
 
 def _step_ends(
-    prompts: list[str], steps: list[tuple], kept: list[Kept], tokenizer: Tokenizer, template: str
+    prompts: list[Prompt], steps: list[tuple], kept: list[Kept], tokenizer: Tokenizer, template: str
 ) -> list[list[int] | None]:
     """Per row the position of the last token of each step, or None where cutting after a step changes tokens.
 
@@ -148,17 +149,17 @@ def _step_ends(
     owners = [i for i, parts in enumerate(steps) for _ in parts[1:]]
     cut = [text for parts in steps for text in itertools.accumulate(parts[:-1])]
     before = [kept[i][1] for i in owners]
-    shorter: list[list[Ids | str]] = [[] for _ in kept]
+    shorter: list[list[Reply | str]] = [[] for _ in kept]
     for i, ids in zip(owners, completion_ids(tokenizer, [prompts[i] for i in owners], before, cut, template)):
         shorter[i].append(ids)
-    return [_ends(prompt, whole, parts) for (_, prompt, (whole,)), parts in zip(kept, shorter, strict=True)]
+    return [_ends(prompt, whole.ids, parts) for (_, prompt, (whole,)), parts in zip(kept, shorter, strict=True)]
 
 
-def _ends(prompt: Ids, whole: Ids, shorter: list[Ids | str]) -> list[int] | None:
+def _ends(prompt: Ids, whole: Ids, shorter: list[Reply | str]) -> list[int] | None:
     """The last positions of the steps of one row; `shorter` are its beginnings, each with an end of sequence."""
     lengths = [0]
-    for ids in shorter:
-        body = [] if isinstance(ids, str) else ids[:-1]
+    for part in shorter:
+        body = [] if isinstance(part, str) else part.ids[:-1]
         if len(body) <= lengths[-1] or whole[: len(body)] != body:
             return None
         lengths.append(len(body))
@@ -169,7 +170,9 @@ def _ends(prompt: Ids, whole: Ids, shorter: list[Ids | str]) -> list[int] | None
 
 def _replies(kept: list[Kept], tokenizer: Tokenizer, max_length: int, pad_to: int | None) -> dict[str, np.ndarray]:
     pairs = [(prompt, reply) for _, prompt, (reply,) in kept]
-    return side_arrays(pairs, padded_length([len(p) + len(r) for p, r in pairs], max_length, pad_to), pad_id(tokenizer))
+    return side_arrays(
+        pairs, padded_length([len(p) + len(r.ids) for p, r in pairs], max_length, pad_to), pad_id(tokenizer)
+    )
 
 
 def _texts(value: Any) -> tuple:

@@ -1,48 +1,76 @@
 """Templates: how prompt and completion become token ids.
 
 Two templates turn a row into tokens, and both give it the same layout, [prompt ids | completion ids], where the
-completion ends with exactly one end of sequence:
+completion ends with exactly one end, of the sequence or of the turn:
 
 - "plain": the prompt, preceded by the beginning of sequence if the tokenizer adds one by itself, then the completion,
   then the end of sequence. Prompt and completion are tokenised apart and their ids concatenated. So the prompt is a
   token prefix by construction, and training sees what the sampler produces: ids after the fixed ids of the prompt.
   A text tokenised whole could merge across the boundary into a token that no sampler can reach. Control tokens that the
   text spells are read as ordinary characters.
-- "chat": the prompt is a user turn and the completion an assistant turn of the tokenizer's chat template. Here the
-  template decides the boundary, so the prefix is checked. Text that spells a control token is refused: it would forge
-  turns or ends. What the template writes after the end of sequence is left out, since no sampler gets there.
+- "chat": the tokenizer's chat template. A text is one turn, the prompt the user's and the completion the assistant's;
+  lists of messages are what they are (`dialogue.py`). Here the template decides where the assistant begins to speak and
+  by which token its turn ends, so the prefix is checked. Only the template writes control tokens, the beginning of
+  sequence among them: text that spells one is refused, as it would forge turns or ends. What the template writes after
+  the end of the last turn is left out, since no sampler gets there.
 
 These functions work on whole lists, which the tokenizer encodes in parallel; a row that cannot be encoded comes back as
 the reason, a key of `counts.REASONS`. `encode.py` has the same for one row, and the arrays.
 """
 
+import itertools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jinja2
+
 from alignax.data.counts import DataError
-from alignax.data.tokenizer import Tokenizer, control_tokens, eos_id
+from alignax.data.dialogue import Prompt, Said, Span, check_turns, end_of_turn, messages_of, render, turns
+from alignax.data.tokenizer import Tokenizer, control_tokens, eos_id, eos_ids
 
 TEMPLATES = ("plain", "chat")
+TRAIN_ON = ("completion", "assistant", "all")
 Ids = list[int]
 
 
-def prompt_ids(tokenizer: Tokenizer, prompts: list[str], template: str) -> list[Ids]:
-    """Per prompt the ids that a completion follows."""
-    if template == "chat":
-        return _tokenize(tokenizer, _chat(tokenizer, prompts))
-    bos = _bos(tokenizer)
-    return [bos + ids for ids in _tokenize(tokenizer, prompts, split_special_tokens=True)]
+class Reply(NamedTuple):
+    """The ids after a prompt, and which of them the policy says: all, but for tool and user turns within a reply."""
+
+    ids: Ids
+    mask: list[bool]
+
+
+def prompt_ids(tokenizer: Tokenizer, prompts: list[Prompt], template: str) -> list[Ids | str]:
+    """Per prompt the ids that a completion follows, or the reason why there are none."""
+    bos = _bos(tokenizer) if template == "plain" else []
+    if template == "plain":
+        told = [prompt.said for prompt in prompts]
+        return [bos + ids for ids in _tokenize(tokenizer, told, split_special_tokens=True)]
+    texts = [_asked(tokenizer, prompt) for prompt in prompts]
+    ids = iter(_tokenize(tokenizer, [text for text in texts if text is not None]))
+    return ["template_refused" if text is None else next(ids) for text in texts]
 
 
 def completion_ids(
-    tokenizer: Tokenizer, prompts: list[str], prefixes: list[Ids], completions: list[str], template: str
-) -> list[Ids | str]:
-    """Per row the ids after its prefix (the prompt's ids), or the reason why there are none."""
-    eos = eos_id(tokenizer)
+    tokenizer: Tokenizer, prompts: list[Prompt], prefixes: list[Ids], completions: list[Said], template: str
+) -> list[Reply | str]:
+    """Per row what follows its prefix (the prompt's ids), or the reason why there is nothing."""
     if template == "plain":
-        return [_close(ids, eos) for ids in _tokenize(tokenizer, completions, split_special_tokens=True)]
-    starts = [len(text) for text in _chat(tokenizer, prompts)]
-    texts = map(_end, _chat(tokenizer, prompts, completions), starts, [tokenizer.eos_token] * len(prompts))
+        eos = eos_id(tokenizer)
+        bodies = _tokenize(tokenizer, completions, split_special_tokens=True)
+        return [_checked([*ids, eos], [0, len(ids) + 1], {eos}) for ids in bodies]
+    ends, stops = end_texts(tokenizer), stop_ids(tokenizer, template)
+    found = [turns(tokenizer, prompt, reply, ends) for prompt, reply in zip(prompts, completions, strict=True)]
+    closed = {i: _close(*one, ends) for i, one in enumerate(found) if not isinstance(one, str)}
+    ids = dict(zip(closed, _tokenize(tokenizer, [text for text, _ in closed.values()]), strict=True))
+    cuts = {i: _cuts(spans, prompts[i]) for i, (_, spans) in closed.items()}
+    starts = iter(_tokenize(tokenizer, [closed[i][0][:cut] for i in cuts for cut in cuts[i]]))
+    parts = {i: [*itertools.islice(starts, len(cuts[i]))] for i in cuts}
     return [
-        _close(row[len(ids) : -1], eos) if row[: len(ids)] == ids else "not_prefix"
-        for row, ids in zip(_tokenize(tokenizer, list(texts)), prefixes, strict=True)
+        one
+        if isinstance(one, str)
+        else _split(ids[i], prefix, parts[i] if prompts[i].whole else [prefix, *parts[i]], stops)
+        for i, (one, prefix) in enumerate(zip(found, prefixes, strict=True))
     ]
 
 
@@ -52,30 +80,79 @@ def forbidden_tokens(tokenizer: Tokenizer, template: str) -> tuple[str, ...]:
         raise DataError(f"template = {template!r}: expected one of {', '.join(TEMPLATES)}")
     if template == "chat" and not tokenizer.chat_template:
         raise DataError("template = 'chat', but the tokenizer has no chat template: use template 'plain', or set one")
-    return control_tokens(tokenizer) if template == "chat" else ()
+    return tuple({*control_tokens(tokenizer), *end_texts(tokenizer)}) if template == "chat" else ()
 
 
-def _close(body: Ids, eos: int) -> Ids | str:
-    """The body of a completion with its one end of sequence; a body that holds the id (as unk, say) is refused."""
-    return "eos_inside" if eos in body else "empty_reply" if not body else [*body, eos]
+def check_train_on(tokenizer: Tokenizer, train_on: str, template: str) -> None:
+    """Raises DataError for an unknown `train_on`, and where no assistant turns can be found to train on."""
+    if train_on not in TRAIN_ON:
+        raise DataError(f"train_on = {train_on!r}: expected one of {', '.join(TRAIN_ON)}")
+    if train_on == "assistant":
+        if template != "chat":
+            raise DataError(f"train_on = 'assistant' with template {template!r}: turns need template 'chat'")
+        check_turns(tokenizer, end_texts(tokenizer))
 
 
-def _end(text: str, start: int, eos: str) -> str:
-    """The text up to the template's end of sequence, the first after `start`, or with one added if there is none."""
-    end = text.find(eos, start)
-    return text[: end if end >= 0 else None] + eos
+def end_texts(tokenizer: Tokenizer) -> tuple[str, ...]:
+    """What ends the assistant's words in a chat, as text: the template's own token, if any, and the tokenizer's."""
+    eos_id(tokenizer)  # raises if there is none
+    return tuple(dict.fromkeys(filter(None, (end_of_turn(tokenizer), tokenizer.eos_token))))
 
 
-def _chat(tokenizer: Tokenizer, prompts: list[str], completions: list[str] | None = None) -> list[str]:
-    if not prompts:  # an empty list is taken for one empty conversation
-        return []
-    chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
-    for chat, completion in zip(chats, completions or ()):
-        chat.append({"role": "assistant", "content": completion})
-    return tokenizer.apply_chat_template(chats, tokenize=False, add_generation_prompt=completions is None)
+def stop_ids(tokenizer: Tokenizer, template: str) -> frozenset[int]:
+    """The ids that end a reply in training and stop the sampler: `eos_ids`, and in a chat the template's end of turn.
+
+    The two may differ: Gemma's turns end with <end_of_turn>, its texts with <eos>.
+    """
+    if template != "chat":
+        return eos_ids(tokenizer)
+    return eos_ids(tokenizer, tuple(tokenizer.convert_tokens_to_ids(end) for end in end_texts(tokenizer)))
 
 
-def _tokenize(tokenizer: Tokenizer, texts: list[str], **options) -> list[Ids]:
+def _asked(tokenizer: Tokenizer, prompt: Prompt) -> str | None:
+    """The text of a prompt, "" where nothing is asked; None if the template refuses it."""
+    try:
+        return "" if prompt.whole else render(tokenizer, messages_of(prompt.said, "user"), prompt.options, ask=True)
+    except jinja2.TemplateError:
+        return None
+
+
+def _close(text: str, spans: list[Span], ends: tuple[str, ...]) -> tuple[str, list[Span]]:
+    """The text up to the end of the last turn, which gets one if the template writes none."""
+    text = text[: spans[-1][1]]
+    text = text if text.endswith(ends) else text + ends[-1]
+    return text, [*spans[:-1], (spans[-1][0], len(text))]
+
+
+def _cuts(spans: list[Span], prompt: Prompt) -> list[int]:
+    """The offsets whose tokens have to be found: not that of the end, nor of the start where the prompt's are known."""
+    return list(itertools.chain(*spans))[0 if prompt.whole else 1 : -1]
+
+
+def _split(ids: Ids, prefix: Ids, parts: list[Ids], stops: frozenset[int]) -> Reply | str:
+    """The reply of a row. `parts`: the ids up to where each turn begins or ends, which must be how the row begins.
+
+    Checked by tokenising, since a tokenizer that trims white space reports offsets that hide a merge over a boundary.
+    """
+    if any(ids[: len(part)] != part for part in parts):
+        return "not_prefix"
+    return _checked(ids[len(prefix) :], [len(part) - len(prefix) for part in [*parts, ids]], stops)
+
+
+def _checked(ids: Ids, cuts: list[int], stops: frozenset[int] | set[int]) -> Reply | str:
+    """The reply whose turns lie between pairs of `cuts`; refused if one holds an end (unk?) or the last is empty."""
+    spans = list(zip(cuts[::2], cuts[1::2], strict=True))
+    if any(token in stops for start, stop in spans for token in ids[start : stop - 1]):
+        return "eos_inside"
+    if spans[-1][1] - spans[-1][0] < 2:
+        return "empty_reply"
+    mask = [False] * len(ids)
+    for start, stop in spans:
+        mask[start:stop] = [True] * (stop - start)
+    return Reply(ids, mask)
+
+
+def _tokenize(tokenizer: Tokenizer, texts: Sequence[Any], **options) -> list[Ids]:
     if not texts:  # the tokenizer takes an empty list for an empty text
         return []
     encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False, **options)

@@ -16,10 +16,14 @@ from alignax.report.template import PAGE
 def render(workdir: str | Path) -> Path:
     """Writes `<workdir>/report.html` and returns its path. Raises ReportError if there is nothing to show."""
     run = read_run(workdir)
-    out = run.path / "report.html"
+    return write(run.path / "report.html", html(run))
+
+
+def write(out: Path, page: str) -> Path:
+    """Writes a page as a whole or not at all; returns its path."""
     partial = out.with_suffix(".html.tmp")
     # a tokenizer can make half a surrogate pair, which UTF-8 cannot hold
-    partial.write_text(html(run), encoding="utf-8", errors="replace")
+    partial.write_text(page, encoding="utf-8", errors="replace")
     os.replace(partial, out)
     return out
 
@@ -28,7 +32,7 @@ def html(run: Run) -> str:
     """The page's text. Every text is escaped by the template; only the pictures enter as markup."""
     header, rows = table.cells(run)
     return (
-        _environment()
+        environment()
         .from_string(PAGE)
         .render(
             run=run,
@@ -52,7 +56,8 @@ def html(run: Run) -> str:
     )
 
 
-def _environment() -> jinja2.Environment:
+def environment() -> jinja2.Environment:
+    """What the pages' templates are rendered in: every text is escaped, a name that is not there is an error."""
     out = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     out.filters |= {"number": _number, "label": label, "duration": table.duration, "pretty": _pretty}
     out.filters["listing"] = _listing

@@ -18,7 +18,8 @@ from alignax.config import bind
 from alignax.data.counts import DataError
 from alignax.data.encode import prompt_rows
 from alignax.data.loader import eval_batches
-from alignax.data.tokenizer import eos_ids, pad_id
+from alignax.data.templates import stop_ids
+from alignax.data.tokenizer import pad_id
 from alignax.evals.policy import texts, total_reward
 from alignax.log import progress, replace_file
 from alignax.manifest import files_hash
@@ -68,7 +69,7 @@ def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
     gold = probe.gold_reward(cfg.reward, cfg.reward_args, key="reward")
 
     # ---- sample
-    ends, seed, size = sorted(eos_ids(tokenizer)), jax.random.key(cfg.seed), K * cfg.batch_size
+    ends, seed, size = sorted(stop_ids(tokenizer, cfg.template)), jax.random.key(cfg.seed), K * cfg.batch_size
     eos = jnp.asarray(ends, jnp.int32)
     options = {
         "capacity": cfg.max_new_tokens,
@@ -151,7 +152,7 @@ def rankings(annotator: Annotator, gold: Any, replies: Replies, rng: Any) -> tup
     parts = [total_reward(gold, replies.row, text, True) for text in texts]
     order = rank(annotator, parts, [len(text.split()) for text in texts], rng)
     ranking = {"replies": [texts[i] for i in order], "gold": [parts[i]["total"] for i in order]}
-    return [{"prompt": replies.row["prompt"]} | ranking], lost
+    return [question(replies.row) | ranking], lost
 
 
 def ratings(annotator: Annotator, gold: Any, replies: Replies, rng: Any) -> tuple[list[dict], list[str]]:
@@ -162,11 +163,16 @@ def ratings(annotator: Annotator, gold: Any, replies: Replies, rng: Any) -> tupl
         parts = total_reward(gold, replies.row, text, True)
         total = parts.pop("total")
         rated = {"completion": text, "ratings": parts or {"total": total}, "gold": total}
-        out.append({"prompt": replies.row["prompt"]} | rated)
+        out.append(question(replies.row) | rated)
     return out, lost
 
 
 KINDS = {"pairs": pairs, "rankings": rankings, "ratings": ratings}
+
+
+def question(row: dict) -> dict:
+    """What a reply answers: the prompt, and what else its chat template was told."""
+    return {name: row[name] for name in ("prompt", "tools", "chat_template_kwargs") if name in row}
 
 
 def usable(replies: Replies) -> tuple[list[str], list[str]]:
@@ -198,8 +204,7 @@ def judge(annotator: Annotator, gold: Any, row: dict, sides: list[str], done: li
     first, p = prefer(annotator, *shown, rng), preference(annotator, *shown)
     gap = utility_gap(annotator, *shown)
     win, lose = (0, 1) if first else (1, 0)
-    return {
-        "prompt": row["prompt"],
+    return question(row) | {
         "chosen": sides[win],
         "rejected": sides[lose],
         "gold_chosen": parts[win]["total"],

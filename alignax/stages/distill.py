@@ -12,7 +12,8 @@ from ml_collections import ConfigDict
 from alignax import forward, sharding
 from alignax.config import bind, resolve
 from alignax.data.encode import demo_rows, fingerprint, prompt_rows
-from alignax.data.tokenizer import eos_ids, pad_id
+from alignax.data.templates import stop_ids
+from alignax.data.tokenizer import pad_id
 from alignax.sampling.sample import row_keys, sample
 from alignax.stages import common, probe
 from alignax.train.state import new_state
@@ -88,7 +89,7 @@ def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
     objective = lambda params, teacher, batch: {"loss": (1.0, term(params, teacher, batch))}  # noqa: E731
     update = make_step(objective, optimizer, microbatches=cfg.microbatches)
     ends, capacity, temperature = (
-        jnp.asarray(sorted(eos_ids(tokenizer)), jnp.int32),
+        jnp.asarray(sorted(stop_ids(tokenizer, cfg.template)), jnp.int32),
         cfg.max_new_tokens,
         cfg.temperature,
     )

@@ -13,7 +13,8 @@ from ml_collections import ConfigDict
 from alignax import forward, sharding
 from alignax.config import ConfigError, bind, record_of, resolve
 from alignax.data.encode import fingerprint, prompt_rows
-from alignax.data.tokenizer import eos_ids, pad_id
+from alignax.data.templates import stop_ids
+from alignax.data.tokenizer import pad_id
 from alignax.evals.policy import texts, total_reward
 from alignax.losses.kl import kl as kl_loss
 from alignax.ops.advantages import truncated_weights
@@ -97,7 +98,7 @@ def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
         rows, tokenizer, template=cfg.template, max_prompt_length=cfg.max_prompt_length, counts=counts
     )
     common.console.print(f"prompts: {counts}")
-    start, ends = prompts["tokens"].shape[1], jnp.asarray(sorted(eos_ids(tokenizer)), jnp.int32)
+    start, ends = prompts["tokens"].shape[1], jnp.asarray(sorted(stop_ids(tokenizer, cfg.template)), jnp.int32)
 
     # ---- models: policy and reference from the parent, critic from the reward model or the policy
     mesh = common.get_mesh(cfg)
@@ -119,7 +120,9 @@ def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
         step_fn = lambda state, batch: whole(state, frozen, batch)  # noqa: E731
     else:  # the reward reads text: two programs and one transfer between them
         gold = probe.gold_reward(text_reward, reward_args, key="reward")
-        step_fn = two_programs(parts, text_scorer(gold, rows, tokenizer, cfg.samples_per_prompt), frozen, state)
+        step_fn = two_programs(
+            parts, text_scorer(gold, rows, tokenizer, cfg.template, cfg.samples_per_prompt), frozen, state
+        )
 
     # ---- train
     watch = probe.build(stage, cfg.probe, model, tokenizer, cfg.template, mesh, root, reward=proxy)
@@ -285,9 +288,9 @@ def two_programs(parts: online.Parts, score: Any, frozen: dict, state: Any) -> A
     return step
 
 
-def text_scorer(reward: Any, rows: list[dict], tokenizer: Any, group: int = 1) -> Any:
+def text_scorer(reward: Any, rows: list[dict], tokenizer: Any, template: str, group: int = 1) -> Any:
     """A reward over text as a function of arrays; a reply finds its row by the id that travels with its prompt."""
-    ends = sorted(eos_ids(tokenizer))
+    ends = sorted(stop_ids(tokenizer, template))
 
     def score(rollout, finished_B, prompts):
         completions = texts(tokenizer, rollout, ends)

@@ -10,7 +10,8 @@ from alignax.checkpoint import load_params
 from alignax.config import ConfigError
 from alignax.data.counts import DataError
 from alignax.data.encode import encode_prompt, pad
-from alignax.data.tokenizer import eos_ids, load_tokenizer, pad_id
+from alignax.data.templates import stop_ids
+from alignax.data.tokenizer import load_tokenizer, pad_id
 from alignax.evals.policy import texts
 from alignax.manifest import check_parent, read_manifest
 from alignax.models.config import ModelConfig
@@ -33,13 +34,14 @@ def complete(
     tokenizer = load_tokenizer(str(folder / "tokenizer"))
     model = decoder(ModelConfig(**manifest["architecture"]))
     params = load_params(folder / "params", jax.eval_shape(model.init, jax.random.key(0)))
-    encoded = [encode_prompt(tokenizer, prompt, manifest["config"]["template"]) for prompt in prompts]
+    template = manifest["config"]["template"]
+    encoded = [encode_prompt(tokenizer, prompt, template) for prompt in prompts]
     known = [[i for i in ids if i != tokenizer.unk_token_id] for ids in encoded]
     for prompt, ids, kept in zip(prompts, encoded, known, strict=True):
         if tokenizer.unk_token_id != tokenizer.eos_token_id and len(kept) < len(ids):
             raise DataError(f"{prompt!r} has {len(ids) - len(kept)} words that the tokenizer of {folder} does not know")
     tokens, valid = pad(encoded, max(map(len, encoded)), pad_id(tokenizer), left=True)
-    ends = sorted(eos_ids(tokenizer))
+    ends = sorted(stop_ids(tokenizer, template))
     eos = jnp.asarray(ends, jnp.int32)
     filters = (top_k, top_p) if top_k > 0 or top_p < 1 else None
     options = {"capacity": max_new_tokens, "eos_ids": eos, "pad_id": pad_id(tokenizer), "temperature": temperature}

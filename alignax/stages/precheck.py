@@ -58,6 +58,8 @@ def precheck(config: dict[str, Any], prefix: str = "") -> None:
     sizes(config, prefix)
     optimizers(config, prefix)
     kind = losses(config, prefix)
+    if name == "sft":
+        settings.sft(config, prefix)
     if name == "online":
         settings.online(config, prefix, plain(defaults), kind)
     if name == "offline":

@@ -15,7 +15,8 @@ from alignax import sharding
 from alignax.config import ConfigError, Reader, bind, resolve, suggest, typed
 from alignax.data.encode import prompt_rows
 from alignax.data.loader import eval_batches
-from alignax.data.tokenizer import eos_ids, pad_id
+from alignax.data.templates import stop_ids
+from alignax.data.tokenizer import pad_id
 from alignax.evals.policy import make_measure, texts, total_reward
 from alignax.models.heads import weighted
 from alignax.stages import common
@@ -63,7 +64,7 @@ def build(
         options = {"tokenizer": tokenizer, "template": template, "mesh": mesh, "key": "probe.reward_weights"}
         reward = load_reward(stage, "proxy", weights, **options)
     reward_model, reward_params = reward or (None, None)
-    ends = eos_ids(tokenizer)
+    ends = stop_ids(tokenizer, template)
     run = make_measure(
         model, capacity=capacity, eos_ids=sorted(ends), pad_id=pad_id(tokenizer), reward_model=reward_model
     )

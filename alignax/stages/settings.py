@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from alignax.config import ConfigError, bind, names_of, record_of, resolve
+from alignax.data.templates import TRAIN_ON
 from alignax.ops.advantages import truncated_weights
 from alignax.ops.kl import check_placement
 from alignax.stages.trial import shapes_of, tried
@@ -25,6 +26,19 @@ OPPONENTS = {
     "win_probability": ("mixture", "reference", "greedy"),
     "best_and_worst": ("none", "reference"),
 }
+
+
+def sft(config: dict[str, Any], prefix: str) -> None:
+    """What counts can be found in the template."""
+    if config["train_on"] not in TRAIN_ON:
+        raise ConfigError(
+            f"config.{prefix}train_on = {config['train_on']!r}: expected one of {', '.join(map(repr, TRAIN_ON))}"
+        )
+    if config["train_on"] == "assistant" and config["template"] != "chat":
+        raise ConfigError(
+            f"config.{prefix}train_on = 'assistant' with template = {config['template']!r}: only a chat template has "
+            "turns; set template to 'chat', or train_on to 'completion' or 'all'"
+        )
 
 
 def online(config: dict[str, Any], prefix: str, defaults: dict[str, Any], kind: Any) -> None:

@@ -21,6 +21,8 @@ def get_config() -> ConfigDict:
     c = common.training_config("sft")
     c.model = ""  # preset of alignax.models.presets, or module:function; "" takes the parent's architecture
     c.model_args = ConfigDict()  # fields of the preset to change
+    # tokens that count: "completion" (the last turn), "assistant" (each of its turns in a dialogue), "all"
+    c.train_on = "completion"
     c.tokenizer = ""  # folder, hub name or module:function; "" takes the parent's
     c.optimizer_args = ConfigDict({"learning_rate": 2e-5})
     return c
@@ -35,7 +37,7 @@ def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
 
     # ---- data
     tokenizer = common.get_tokenizer(stage, cfg.tokenizer)
-    options = {"template": cfg.template, "max_length": cfg.max_length}
+    options = {"template": cfg.template, "max_length": cfg.max_length, "train_on": cfg.train_on}
     rows, counts = common.load_rows(cfg.source, cfg.data, "train", root=root)
     train, counts = demo_rows(rows, tokenizer, counts=counts, **options)
     rows, held_counts = common.load_rows(cfg.source, cfg.data, "heldout", root=root)

@@ -31,7 +31,8 @@ def blocks(language: str) -> list[str]:
 
 
 COMMANDS = [line for block in blocks("bash") for line in block.splitlines()]
-RUNS = [line for command in COMMANDS for line in command.split(" && ") if line.startswith("alignax run ")]
+STARTS = ("alignax run ", "alignax data ")
+RUNS = [line for command in COMMANDS for line in command.split(" && ") if line.startswith(STARTS)]
 OTHERS = [line for line in COMMANDS if line.startswith("alignax ") and line not in RUNS]
 
 

@@ -1,0 +1,124 @@
+"""What the stages of a config will see of their data: rows as tokens and masks, lengths, drops, duplicates, balance.
+
+No model is built. A section is a plain dict, which `alignax.report.preview` shows in the terminal and as a page.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from alignax.config import ConfigError, plain, record_of, resolve
+from alignax.data import look
+from alignax.data.counts import REASONS, DataError
+from alignax.data.encode import demo_rows, prompt_rows
+from alignax.data.judged import attributes_of
+from alignax.data.templates import stop_ids
+from alignax.data.tokenizer import Tokenizer, load_tokenizer
+from alignax.manifest import CheckpointError
+from alignax.stages import common, offline, pipeline, reward
+from alignax.stages.precheck import precheck
+from alignax.types import Rated
+
+PARENTS = ("init_from", "teacher_from")  # keys of the folder whose tokenizer a stage takes, the first that is set
+
+
+def preview(config: Any, *, rows: int = 5, tokenizer: str = "", workdir: str | Path | None = None) -> list[dict]:
+    """A section for each stage of the config that reads data, in their order.
+
+    `rows`: how many are shown of each; `tokenizer` is taken instead of the stage's own, say because the parent that has
+    it is not there yet; '@step' is looked for in `workdir`. A section of data that cannot be used, or that another step
+    has yet to make, says so under "error" or "waiting". Raises ConfigError for what `precheck` refuses, and where there
+    is no tokenizer.
+    """
+    config, root = plain(config), Path(workdir) if workdir else None
+    if "steps" not in config:
+        precheck(config)
+        if "source" not in config:
+            raise ConfigError(f"config.stage = {config['stage']!r}: this stage reads no data of its own")
+        return [section(str(config["stage"]), config, {}, rows, tokenizer, root)]
+    named = {name: config[name] for name in pipeline.check_steps(config)}
+    return [section(name, one, named, rows, tokenizer, root) for name, one in named.items() if "source" in one]
+
+
+def section(name: str, config: dict, steps: dict[str, dict], rows: int, tokenizer: str, root: Path | None) -> dict:
+    """What one stage will see."""
+    head = {"name": name, "stage": config["stage"], "template": config.get("template", "")}
+    path = str(config["data"].get("path", ""))
+    try:
+        splits = {split: common.load_rows(config["source"], config["data"], split, root=root) for split in used(config)}
+    except (ConfigError, CheckpointError) as error:
+        if not path.startswith("@"):
+            raise
+        return head | {"waiting": f"its data are made by the step {path[1:]!r}, which is not finished ({error})"}
+    except DataError as error:
+        return head | {"error": str(error)}
+    found = find_tokenizer(config, steps, tokenizer, root)
+    try:
+        return head | seen(config, found, splits, rows)
+    except DataError as error:
+        return head | {"error": str(error)}
+
+
+def used(config: dict) -> tuple[str, ...]:
+    """The splits that a stage reads."""
+    return ("train",) if config["stage"] in ("online", "collect") else ("train", "heldout")
+
+
+def find_tokenizer(config: dict, steps: dict[str, dict], given: str, root: Path | None) -> Tokenizer:
+    """The one that the stage will use: the parent's, or that of the step that is to make the parent, or its own."""
+    parent = next((config[key] for key in PARENTS if config.get(key)), "")
+    key = next((key for key in PARENTS if config.get(key)), "init_from")
+    own = config.get("tokenizer", "")
+    if parent and not given:
+        folder = None if parent.startswith("@") and root is None else common.locate(parent, root, key=key)
+        if folder and (folder / "tokenizer").is_dir():
+            return load_tokenizer(str(folder / "tokenizer"))
+        if parent[1:] in steps and parent.startswith("@"):
+            return find_tokenizer(steps[parent[1:]], steps, given, root)
+        if not own:
+            raise ConfigError(
+                f"config.{key} = {parent!r} has the tokenizer, but is not finished: run that stage first, or say which "
+                "tokenizer it will have, by --tokenizer=FOLDER, a hub name or module:function"
+            )
+    name = given or own
+    return resolve(name, "", key="tokenizer")() if ":" in name else load_tokenizer(name)
+
+
+def encoder(config: dict, rows: list[dict]) -> Callable:
+    """The function that makes a stage's arrays, with the arguments that its config gives."""
+    stage, short = config["stage"], {"template": config["template"]}
+    if stage in ("online", "collect") or (stage == "distill" and config["on_policy"] == 1):
+        return partial(prompt_rows, max_prompt_length=config["max_prompt_length"], **short)
+    options = short | {"max_length": config["max_length"]}
+    if stage in ("sft", "distill"):
+        return partial(demo_rows, **options, **({"train_on": config["train_on"]} if stage == "sft" else {}))
+    records = offline.RECORDS if stage == "offline" else reward.RECORDS
+    record = record_of(resolve(config["loss"], "alignax.losses", key="loss"), tuple(records), key="loss")
+    attributes = {"attributes": attributes_of(rows)} if record is Rated else {}
+    return partial(records[record][1], **options, **attributes)
+
+
+def seen(config: dict, tokenizer: Tokenizer, splits: dict[str, tuple], rows: int) -> dict:
+    """Everything to show of the arrays of a stage."""
+    encode = encoder(config, splits["train"][0])
+    if "heldout" in splits and encode.func is prompt_rows:
+        splits = {"train": splits["train"]}
+    made = {split: encode(one, tokenizer, counts=counts) for split, (one, counts) in splits.items()}
+    batch, counts = made["train"]
+    limit = {key: encode.keywords[key] for key in ("max_length", "max_prompt_length") if key in encode.keywords}
+    (key, most), = limit.items()  # fmt: skip
+    sides = look.sides_of(batch)
+    shown = np.unique(np.linspace(0, len(batch["row"]) - 1, min(rows, len(batch["row"]))).round().astype(int)).tolist()
+    ends = sorted(stop_ids(tokenizer, config["template"]))
+    return {
+        "limit": (key, int(most)),
+        "counts": {split: str(found) for split, (_, found) in made.items()},
+        "dropped": [[reason, n, *REASONS[reason]] for reason, n in counts.dropped.items()],
+        "lengths": {name: look.lengths(side["valid"].sum(1), int(most)) for name, side in sides.items()},
+        "facts": look.facts(batch, sides, encode.keywords.get("attributes", ())) + look.leaks(sides, made),
+        "ends": [f"{token} (id {i})" for i, token in zip(ends, tokenizer.convert_ids_to_tokens(ends))],
+        "rows": [look.show(tokenizer, sides, int(batch["row"][i]), i) for i in shown],
+    }

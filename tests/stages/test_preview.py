@@ -1,0 +1,77 @@
+"""`alignax data` shows what the stages read: the counts of their manifests, the tokens and masks of their rows."""
+
+import re
+
+import pytest
+from stage_runs import ROOT, TINY, fails, tiny, write_rows
+
+from alignax.config import ConfigError
+from alignax.main import main
+from alignax.stages.preview import preview
+from alignax.worlds.tokenizer import build_tokenizer
+
+TEXT = ROOT / "tests/stages/text_sft.py"
+
+
+def test_sides_of_a_row_and_what_is_learnt_of_them(tmp_path):
+    build_tokenizer().save_pretrained(str(tmp_path / "sft/tokenizer"))
+    pairs = tiny()["dpo"]  # whose tokenizer is that of the parent
+    pairs.init_from, pairs.data.path = str(tmp_path / "sft"), str(write_rows(tmp_path / "pairs.jsonl", PAIRS))
+    pairs.data.heldout_percent = 50.0
+    (section,) = preview(pairs, rows=2)
+    assert section["ends"] == ["<eos> (id 2)"] and len(section["rows"]) == 2
+    assert [side["name"] for side in section["rows"][0]["sides"]] == ["chosen", "rejected"]
+    pieces = section["rows"][0]["sides"][0]["pieces"]
+    assert [piece for piece in pieces if piece[1]] == [[" hello", True], [" <eos>", True]]
+    assert [text for text, masked in pieces if not masked][:3] == ["<bos>", " <user>", " tea"]
+    assert dict(section["facts"])["chosen longer"] == "0.0%, equally long 100.0%"
+
+
+def test_what_another_step_has_yet_to_make_waits(tmp_path):
+    sections = {one["name"]: one for one in preview(tiny(), rows=1, workdir=tmp_path)}
+    assert {name for name, one in sections.items() if "waiting" in one} == {"reward", "dpo"}
+    assert "made by the step 'collect', which is not finished" in sections["dpo"]["waiting"]
+    assert sections["ppo"]["lengths"]["prompt"]["quantiles"][-1][1] <= 24  # the tokenizer is that of the step sft
+
+
+def test_the_command_shows_and_writes(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
+    rows = [{"prompt": f"tea {i}"} | ({"completion": "hello"} if i % 2 else {}) for i in range(24)]
+    path = write_rows(tmp_path / "rows.jsonl", rows)
+    out = tmp_path / "data.html"
+    command = ["data", f"--config={TEXT}:{path}", "--config.data.heldout_percent=40.0", "--rows=1", f"--html={out}"]
+    assert main(command) == 0
+    shown = capsys.readouterr().out
+    assert (
+        re.search(r"missing_field +[1-9]", shown)
+        and "check the field names of the file" in shown
+        and "hello <eos>" in shown
+    )
+    assert "hello" in out.read_text() and f"page: {out}" in shown
+
+
+def test_data_that_cannot_be_used_is_an_error_in_its_place(tmp_path, capsys):
+    path = write_rows(tmp_path / "rows.jsonl", [{"prompt": f"tea {i}", "completion": " "} for i in range(20)])
+    assert main(["data", f"--config={TEXT}:{path}", "--config.data.heldout_percent=50.0"]) == 1
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "no demonstration left" in shown and "remove the row, or write the reply" in shown
+
+
+def test_what_the_config_lacks(tmp_path, capsys):
+    message = fails(capsys, "data", f"--config={ROOT}/configs/hh/dpo.py", "--rows=-1")
+    assert "--rows=-1: expected 0 or more" in message
+    config = tiny()["dpo"]
+    config.init_from, config.data.path = "runs/nowhere", str(write_rows(tmp_path / "p.jsonl", PAIRS))
+    config.data.heldout_percent = 50.0
+    with pytest.raises(ConfigError, match="init_from = 'runs/nowhere' has the tokenizer, but .* --tokenizer=FOLDER"):
+        preview(config)
+    (section,) = preview(config, tokenizer=f"{build_tokenizer.__module__}:build_tokenizer")
+    assert list(section["lengths"]) == ["chosen", "rejected"]
+    with pytest.raises(ConfigError, match="stage = 'evaluate': this stage reads no data of its own"):
+        preview(tiny()["evaluate"])
+    assert "--config.total_stpes: no such key" in fails(
+        capsys, "data", f"--config={TINY}", "--config.sft.total_steps=2", "--config.total_stpes=2"
+    )
+
+
+PAIRS = [{"prompt": f"tea {word}", "chosen": "hello", "rejected": "tea"} for word in "abcdefghijklmnop"]
