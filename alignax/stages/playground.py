@@ -34,7 +34,7 @@ def complete(
     tokenizer = load_tokenizer(str(folder / "tokenizer"))
     model = decoder(ModelConfig(**manifest["architecture"]))
     params = load_params(folder / "params", jax.eval_shape(model.init, jax.random.key(0)))
-    template = manifest["config"]["template"]
+    template = manifest["config"].get("template") or ("chat" if tokenizer.chat_template else "plain")  # imported
     encoded = [encode_prompt(tokenizer, prompt, template) for prompt in prompts]
     known = [[i for i in ids if i != tokenizer.unk_token_id] for ids in encoded]
     for prompt, ids, kept in zip(prompts, encoded, known, strict=True):
