@@ -130,11 +130,12 @@ def test_jsonl_holds_out_by_prompt(tmp_path):
 
 
 def test_missing_field(tmp_path):
-    path = write(tmp_path / "a.jsonl", [{"text": "x", "label": 1}])
+    path = write(tmp_path / "a.jsonl", [{"body": "x", "label": 1}])
     with pytest.raises(
-        DataError, match=r"a.jsonl: no row has the field 'prompt'.*found label, text; source 'jsonl' expects"
+        DataError, match=r"a.jsonl: rows of no known form: found body, label; expected one of .*config.data.f"
     ):
         jsonl(path=path)
+    path = write(tmp_path / "a.jsonl", [{"text": "x", "label": 1}])
     with pytest.raises(DataError, match="no row has the field 'answer'"):
         jsonl(path=path, fields={"prompt": "text", "completion": "answer"})
     with pytest.raises(
