@@ -101,11 +101,11 @@ def normal(row: Row, form: str, whole: bool = False) -> Made:
     """The row in the layout that the encoders take, or the reason why it has none. `whole`: no row has a prompt."""
     if form == "preference":
         return reshape.split_shared(row) if whole or _holds_prompt(row) else row
-    if form == "ranked" and "replies" not in row:
+    if form == "ranked" and "completions" in row and "replies" not in row:
         return reshape.ranked(row)
-    if form == "stepwise" and "steps" not in row:
+    if form == "stepwise" and "completions" in row and "steps" not in row:
         return reshape.stepwise(row)
-    if form == "language_modelling" and "messages" not in row and "conversations" in row:
+    if form == "language_modelling" and "conversations" in row and "messages" not in row:
         return reshape.sharegpt(row)
     return row
 

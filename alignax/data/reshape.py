@@ -201,12 +201,7 @@ def opening(row: Row) -> str:
         return key_of(row["prompt"])
     said = next((row[name] for name in ("messages", "conversations", "chosen", "text") if row.get(name)), row)
     if isinstance(said, list):
-        later = [
-            i
-            for i in range(len(said))
-            if role(said[i:]) == "assistant" or _from(said[i]) in SHAREGPT.keys() - {"human"}
-        ]
-        return key_of(said[: later[0]] if later else said)
+        return key_of(said[: next((i for i in range(len(said)) if role(said[i:]) == "assistant"), None)])
     whole = split_shared(row) if "chosen" in row else said
     return key_of(whole["prompt"] if isinstance(whole, dict) and "prompt" in whole else said)
 
@@ -214,7 +209,8 @@ def opening(row: Row) -> str:
 def role(messages: list) -> Any:
     """Who says the first of these messages; None where that is not told."""
     first = messages[0] if messages else None
-    return first.get("role") if isinstance(first, dict) else None
+    told = first.get("role", first.get("from")) if isinstance(first, dict) else None
+    return SHAREGPT.get(told, told) if isinstance(told, str) else None
 
 
 def _shared_messages(chosen: list, rejected: list) -> int:
