@@ -114,7 +114,7 @@ def split_part(name: str, part: Any, prefix: str = "") -> tuple[str, dict[str, A
 
 def weights_of(args: dict[str, Any]) -> dict[str, float]:
     """{part: weight} of the arguments of a mixture."""
-    return {name: part["weight"] for name, part in args["parts"].items()}
+    return {name: float(part["weight"]) for name, part in args["parts"].items()}
 
 
 def origin(config: dict[str, Any], prefix: str) -> None:
