@@ -31,15 +31,15 @@ Encoder = Callable[..., tuple[dict[str, Any], Counts]]
 
 
 def encoded(
-    encode: Encoder, rows: list[dict], tokenizer: Tokenizer, *, counts: Counts, min_rows: int = MIN_ROWS, **options: Any
+    encode: Encoder, rows: list[dict], tokenizer: Tokenizer, *, counts: Counts, **options: Any
 ) -> tuple[dict[str, Any], Counts]:
     """What `encode(rows, tokenizer, counts=counts, **options)` returns, from the disk where it is there.
 
     The folder is ALIGNAX_CACHE in the environment, "off" for none, by default ~/.cache/alignax; fewer rows than
-    `min_rows` are encoded without it.
+    MIN_ROWS are encoded without it.
     """
     folder = os.environ.get("ALIGNAX_CACHE") or "~/.cache/alignax"
-    if folder == "off" or len(rows) < min_rows:
+    if folder == "off" or len(rows) < MIN_ROWS:
         return encode(rows, tokenizer, counts=counts, **options)
     file = Path(folder).expanduser() / "encoded" / f"{key(encode, rows, tokenizer, counts, options)}.npz"
     found = load(file)

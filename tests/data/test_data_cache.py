@@ -21,11 +21,12 @@ OPTIONS = {"template": "plain", "max_length": 8}
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
     monkeypatch.setenv("ALIGNAX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(cache, "MIN_ROWS", 1)
     return tmp_path / "cache"
 
 
 def encoded(encode, rows, tokenizer, **options):
-    return cache.encoded(encode, rows, tokenizer, **{"counts": Counts(len(rows)), "min_rows": 1} | OPTIONS | options)
+    return cache.encoded(encode, rows, tokenizer, **{"counts": Counts(len(rows))} | OPTIONS | options)
 
 
 def never(*_, **__):
@@ -121,7 +122,9 @@ def test_a_disk_that_cannot_be_written_to_only_costs_time(words, tmp_path, monke
 
 
 def test_it_can_be_switched_off_and_leaves_small_data_alone(words, folder, tmp_path, monkeypatch):
-    encoded(demo_rows, ROWS, words, min_rows=4)
+    monkeypatch.setattr(cache, "MIN_ROWS", 4)
+    encoded(demo_rows, ROWS, words)
+    monkeypatch.setattr(cache, "MIN_ROWS", 3)
     monkeypatch.setenv("ALIGNAX_CACHE", "off")
     encoded(demo_rows, ROWS, words)
     assert not folder.exists()
