@@ -71,14 +71,16 @@ def is_heldout(key: str, percent: float) -> bool:
     return int.from_bytes(digest[:8], "big") < percent / 100 * 2**64
 
 
-def check_columns(path: str, rows: list[Row], columns: Iterable[str], source: str, expected: str) -> None:
-    """Raises DataError, naming file, column and what was found, if a column holds nothing in all rows."""
+def check_columns(
+    path: str, rows: list[Row], columns: Iterable[str], source: str, expected: str, whose: str = ""
+) -> None:
+    """Raises DataError if a column is empty in all rows; names file, column, `whose` column, and what was found."""
     found = sorted({name for row in rows for name in row})
     for column in columns:
         if column not in found:
             raise DataError(
-                f"{path}: no row has the field {column!r}: found {', '.join(found) or 'none'}; source {source!r} "
-                f"expects {expected}"
+                f"{path}: no row has the field {column!r}{whose}: found {', '.join(found) or 'none'}; "
+                f"source {source!r} expects {expected}"
             )
 
 

@@ -6,8 +6,6 @@ import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from alignax.data.encode import thumbs
-
 Row = dict[str, Any]
 Made = Row | list[Row] | str  # what a row becomes: one row, several, or the reason (a key of REASONS) why none
 JUDGED = ("completion", "ratings", "score")  # what a rated reply has beside its prompt
@@ -115,7 +113,8 @@ def liked_only(row: Row) -> Made:
 
 def both_thumbs(row: Row) -> Made:
     """A preference as two replies with a thumb: up for the chosen one, down for the rejected one."""
-    return [_without(one, "chosen", "rejected") for one in thumbs([row])[0]]
+    rest = _without(row, "chosen", "rejected")
+    return [rest | {"completion": row.get(name), "label": name == "chosen"} for name in ("chosen", "rejected")]
 
 
 def pairs(row: Row) -> Made:

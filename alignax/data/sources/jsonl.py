@@ -40,10 +40,8 @@ def jsonl(
         return named | kept | ({"ratings": {name: row.get(name) for name in attributes}} if attributes else {})
 
     rows = read(path, split=split, key=lambda row: opening(renamed(row)), judged=attributes, **reading)
-    check_columns(path, rows, fields.values(), "jsonl", "the names in config.data.fields to be columns of the file")
-    check_columns(
-        path, rows, attributes, "jsonl", "the names in config.data.attributes to be columns with a rating each"
-    )
+    for whose, columns in (("fields", fields.values()), ("attributes", attributes)):
+        check_columns(path, rows, columns, "jsonl", "the names of columns there", f" (of data.{whose})")
     rows = [renamed(row) for row in rows]
     try:
         form_of(rows)
