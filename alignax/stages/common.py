@@ -19,7 +19,7 @@ from alignax.config import ConfigError, Reader, bind, plain, resolve
 from alignax.data import cache
 from alignax.data.counts import Counts, DataError
 from alignax.data.encode import demo_rows, pair_rows, prompt_rows, unpaired_rows
-from alignax.data.forms import convert
+from alignax.data.forms import convert, form_of
 from alignax.data.judged import ranking_rows, rating_rows, step_rows
 from alignax.data.loader import Loader, eval_batches
 from alignax.data.mixture import epochs
@@ -168,7 +168,12 @@ def load_rows(
     if is_step(str(options.get("path", ""))):
         options["path"] = str(collected(locate(options["path"], root, key="data.path")))
     rows, counts = function(split=split, **options)
-    return convert(rows, form, counts) if form else (rows, counts)
+    if not form:
+        return rows, counts
+    made, counts = convert(rows, form, counts)
+    if made is not rows:
+        console.print(f"{source}, {split}: {form_of(rows)} rows made into {form}: {counts}")
+    return made, counts
 
 
 def load_part(name: str, part: dict, split: str, form: str, root: Path | None) -> tuple[list[dict], Counts]:

@@ -152,6 +152,7 @@ SETS = {
         [
             {"question": SUM, "label": {"steps": [step(1, chosen=0), step(-1, 0, chosen=1), step(1, chosen=0)]}},
             {"question": SUM, "label": {"steps": [step(1, chosen=0), step(-1, human="mine"), step(-1)]}},
+            {"question": SUM, "label": {"steps": [step(1, chosen=0), {"completions": None}]}},
             {"question": SUM, "label": {"steps": []}},
             {"question": {"problem": None}, "label": {"steps": [step(1, chosen=0)]}},
         ],
@@ -160,6 +161,7 @@ SETS = {
             {"prompt": "1+1?", "steps": ["s1", "\ns0", "\ns1"], "verdicts": [True, True, True]},
             {"prompt": "1+1?", "steps": ["s1", "\ns-1"], "verdicts": [True, False]},
             {"prompt": "1+1?", "steps": ["s1", "\nmine", "\ns-1"], "verdicts": [True, True, False]},
+            {"prompt": "1+1?", "steps": ["s1"], "verdicts": [True]},
         ],
         "stepwise",
         {"no_rating": 1, "missing_field": 1},
@@ -188,6 +190,9 @@ def test_every_source_has_a_test_and_takes_the_options_of_reading():
 def test_other_layouts_of_the_same_sets(tmp_path):
     pair = {"prompt": PROMPT, "chosen": " a", "rejected": " b"}
     assert load("tldr", tmp_path, [pair])[0] == [pair]
+    ask, better, worse = said("user", PROMPT), said("assistant", "a"), said("assistant", "b")
+    told = {"prompt": PROMPT, "chosen": [ask, better], "rejected": [ask, worse]}
+    assert load("tldr", tmp_path, [told])[0] == [{"prompt": [ask], "chosen": [better], "rejected": [worse]}]
     trl = {"prompt": "p", "completions": ["a", "b"], "labels": [True, False]}
     assert load("prm800k", tmp_path, [trl])[0] == [{"prompt": "p", "steps": ["a", "\nb"], "verdicts": [True, False]}]
     wrong = load("prm800k", tmp_path, SETS["prm800k"][0], neutral=False)[0]

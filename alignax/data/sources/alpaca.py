@@ -15,6 +15,7 @@ def alpaca(
 
     Columns: instruction; input, often empty; output; and text, the three in the authors' own template, which is not
     read. The prompt is the instruction and, after an empty line, the input. There is one split: hold out by percent.
+    The layout is that of the set's card; the files themselves were not at hand.
     """
     columns = ("instruction", "output")
     return published("alpaca", demonstration, key=prompt, columns=columns, path=path, split=split, **reading)

@@ -20,7 +20,7 @@ def helpsteer2(
     Columns: prompt; response; and helpfulness, correctness, coherence, complexity, verbosity, each from 0 to 4. Two
     responses to each prompt. "score", by which pairs and rankings are made, is the helpfulness, as the authors advise.
     A prompt of several turns, which the file marks by "<extra_id_1>", is made a list of messages. Held out is the set's
-    own validation split.
+    own validation split. The layout is that of the set's card; the files themselves were not at hand.
     """
     columns = ("prompt", "response", *ATTRIBUTES)
     return published(

@@ -17,7 +17,8 @@ def prm800k(
     step {"completions": [{"text", "rating"}, ...], "chosen_completion": index or null, "human_completion": {"text"} or
     null}; and others, which are not read. A rating of 1 is right, of -1 wrong, and of 0 `neutral`. Each step that was
     judged and not chosen ends a row of its own, after the steps chosen before it; the steps chosen make one row.
-    Columns of TRL's set, made from these, its neutral steps wrong: prompt, completions, labels.
+    Columns of TRL's set, made from phase 1, its neutral steps wrong: prompt, completions, labels. The layouts are those
+    of TRL's script and of the sets' cards; the files themselves were not at hand.
     """
     change = lambda row: solutions(row, neutral) if "label" in row else published_by_trl(row)  # noqa: E731
     return published("prm800k", change, key=problem, columns=(), path=path, split=split, **reading)
@@ -43,9 +44,11 @@ def solutions(row: Row, neutral: bool) -> Made:
     for step in steps:
         judged = [(one["text"], _verdict(one.get("rating"), neutral)) for one in step.get("completions") or ()]
         chosen, written = step.get("chosen_completion"), step.get("human_completion")
-        made += [[*path, one] for i, one in enumerate(judged) if i != chosen and one[1] is not None]
+        ends = [[*path, one] for i, one in enumerate(judged) if i != chosen and one[1] is not None]
+        made += ends
         next_step = judged[chosen] if chosen is not None else (written["text"], True) if written else ("", None)
         if next_step[1] is None:
+            made += [] if ends else [path]
             break
         path.append(next_step)
     else:

@@ -14,7 +14,8 @@ def shp(*, path: str = "stanfordnlp/SHP", split: str = "train", **reading: Unpac
 
     Columns: history, the post; human_ref_A and human_ref_B, two comments; labels, 1 where A is preferred and 0 where B
     is; score_ratio, of their votes, at least 1; and others, which are not read. `data_dir` is a subreddit, such as
-    "askculinary". Rows of one post are held out together.
+    "askculinary". Rows of one post are held out together. The layout is that of the set's card; the files themselves
+    were not at hand.
     """
     columns = ("history", "human_ref_A", "human_ref_B", "labels")
     return published(

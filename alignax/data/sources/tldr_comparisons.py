@@ -18,7 +18,8 @@ def tldr_comparisons(
 
     Columns: info {"subreddit", "title", "post", ...}; summaries, two of {"text", ...}; choice, 0 or 1, the better one;
     and others, which are not read. News articles (info.article), which are part of the validation split, are no posts
-    and are counted as missing. Comparisons on one post are held out together.
+    and are counted as missing. Comparisons on one post are held out together. The layout is that of public
+    code that reads the set; the files themselves were not at hand.
     """
     columns = ("info", "summaries", "choice")
     return published(

@@ -17,8 +17,9 @@ def ultrafeedback(
 
     Columns: instruction; completions, a list of {"response", "annotations": {attribute: {"Rating": "1" to "5" or "N/A",
     ...}}, ...}; and others, which are not read. A loss on rankings or pairs gets the replies to a prompt in the order
-    of their mean rating: the "overall_score" of the file is known to be wrong in places. A reply without text is left
-    out. There is one split: hold out by percent. The same replies as ready pairs: `ultrafeedback_binarized`.
+    of their mean rating, since "overall_score" was wrong in the first release. A reply without text is left out. There
+    is one split: hold out by percent. The same replies as ready pairs: `ultrafeedback_binarized`. The layout is from
+    public code that reads the set; the files themselves were not at hand.
     """
     columns = ("instruction", "completions")
     return published(
