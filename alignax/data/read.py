@@ -5,6 +5,7 @@ held-out split by hash.
 import contextlib
 import csv
 import hashlib
+import importlib.util
 import io
 import json
 from collections.abc import Callable, Iterable, Iterator
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from alignax.data.counts import DataError
-from alignax.data.scan import PACKED, SUFFIXES, format_of, scan, unpacked
+from alignax.data.scan import SUFFIXES, format_of, scan, unpacked
 
 SPLITS = ("train", "heldout")
 JUDGEMENTS = ("label", "tie", "margin", "score")  # columns of a CSV file, which knows no types, that hold no text
@@ -115,6 +116,8 @@ def _check_name(file: Path) -> None:
         raise DataError(f"no data file {str(file)!r}: set data.path to a {', '.join(SUFFIXES)} file or a hub name")
     if format_of(file.name) is None:
         raise DataError(f"data file {str(file)!r}: expected a name ending in {', '.join(SUFFIXES)}")
+    if file.suffix == ".zst" and importlib.util.find_spec("zstandard") is None:
+        raise DataError(f"data file {str(file)!r}: zstd needs a package that is not installed: pip install zstandard")
 
 
 def _hub(path: str, options: dict) -> Any:
@@ -182,8 +185,6 @@ def _explained(path: str, local: Path | None, error: Exception) -> DataError:
     for file in files:
         scan(file)
     told = f"{error.__cause__ or error!r}"
-    if "zstandard" in told:
-        return DataError(f"{local}: {PACKED[1]} files need the package 'zstandard': pip install zstandard")
     kinds = {"json": "JSON lines", "csv": "CSV", "parquet": "Parquet", "arrow": "Arrow"}
     kind = kinds[format_of(local.name) or "json"] if local.is_file() else f"a folder of {', '.join(SUFFIXES)} files"
     return DataError(f"{local} cannot be read as {kind}: {told}: mend it, or fetch it again")

@@ -297,6 +297,12 @@ def test_zstd(tmp_path):
     assert jsonl(path=path)[0] == ROWS and jsonl(path=path, streaming=True, max_rows=2)[0] == ROWS[:2]
 
 
+def test_zstd_without_its_package(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(DataError, match="a.jsonl.zst': zstd needs a package that is not installed: pip install"):
+        jsonl(path=str(compressed(Path(write(tmp_path / "a.jsonl", ROWS)))))
+
+
 def test_damage_in_zstd_names_the_line(tmp_path):
     path = compressed(Path(write(tmp_path / "a.jsonl", [GOOD, b"{"])))
     with pytest.raises(DataError, match="a.jsonl.zst, line 2: invalid JSON"):
