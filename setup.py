@@ -35,6 +35,7 @@ setup(
         "tensorboardX",
         "tokenizers",
         "transformers",
+        "zstandard",  # `datasets` needs it for .zst files and does not ask for it
     ],
     extras_require={
         "cuda": ["jax[cuda13]"],

@@ -59,8 +59,9 @@ def names_of(package: str) -> list[str]:
 def bind(fn: Callable, args: Mapping[str, Any], *, key: str, given: tuple[str, ...] = ()) -> dict[str, Any]:
     """Checks `args` against the keyword-only parameters of `fn` and returns them, defaults filled in.
 
-    `given` names the keyword-only parameters that the caller supplies itself. Raises ConfigError for an unknown name
-    (with the nearest known one), a missing one, or a value of the wrong type.
+    `given` names the keyword-only parameters that the caller supplies itself. A TypedDict that `fn` takes by
+    `**name: Unpack[...]` has parameters too, without defaults. Raises ConfigError for an unknown name (with the nearest
+    known one), a missing one, or a value of the wrong type.
     """
     parameters = {
         name: p
@@ -68,10 +69,12 @@ def bind(fn: Callable, args: Mapping[str, Any], *, key: str, given: tuple[str, .
         if p.kind is p.KEYWORD_ONLY and name not in given
     }
     hints = typing.get_type_hints(fn)
+    handed_on = {name: hint for name, hint in _unpacked(fn, hints).items() if name not in {*parameters, *given}}
     for name in args:
-        if name not in parameters:
-            raise ConfigError(f"config.{key}.{name}: {fn.__name__} takes no such argument{suggest(name, parameters)}")
-    out = {}
+        if name not in parameters and name not in handed_on:
+            known = [*parameters, *handed_on]
+            raise ConfigError(f"config.{key}.{name}: {fn.__name__} takes no such argument{suggest(name, known)}")
+    out = {name: typed(args[name], hint, key=f"{key}.{name}") for name, hint in handed_on.items() if name in args}
     for name, parameter in parameters.items():
         if name in args:
             out[name] = typed(args[name], hints.get(name, Any), key=f"{key}.{name}")
@@ -80,6 +83,13 @@ def bind(fn: Callable, args: Mapping[str, Any], *, key: str, given: tuple[str, .
         else:
             out[name] = parameter.default
     return out
+
+
+def _unpacked(fn: Callable, hints: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys and types of the TypedDict that a function takes as further keywords; {} if it takes none."""
+    rest = next((name for name, p in inspect.signature(fn).parameters.items() if p.kind is p.VAR_KEYWORD), None)
+    found = typing.get_args(hints[rest]) if rest and typing.get_origin(hints.get(rest)) is typing.Unpack else ()
+    return typing.get_type_hints(found[0]) if found else {}
 
 
 def record_of(loss: Callable, allowed: tuple[type, ...], *, key: str) -> type:

@@ -1,5 +1,7 @@
 """What happened to the rows of a data set: each is kept, or dropped under a name. Nothing is cut silently."""
 
+from collections.abc import Mapping
+
 
 class DataError(ValueError):
     """Data that cannot be used. The message names the file, row or field, what was expected and the fix."""
@@ -35,6 +37,8 @@ REASONS = {
     "identical_replies": ("two replies have the same tokens", "a pair needs two different replies"),
     "too_few_replies": ("a ranking has fewer than two replies", "rank two or more replies to a prompt"),
     "no_rating": ("no attribute of the reply is rated", "rate one, or remove the row"),
+    "equal_scores": ("the judged replies of a prompt score the same", "none is better: judge again, or remove the row"),
+    "undesirable": ("a thumb down is no demonstration", "nothing, if the replies with a thumb up are what is wanted"),
     "step_not_prefix": (
         "the tokens up to the end of a step are no prefix of the whole row's",
         "end steps where tokens end: white space begins the next step and does not end this one",
@@ -50,7 +54,8 @@ REASONS = {
 class Counts(dict):
     """Row counts of one data set: `rows`, `kept` and `dropped_<reason>`, with rows = kept + all dropped.
 
-    A plain dict of ints, so that it goes into a manifest as it is; `str()` is one line for people.
+    A plain dict of ints, so that it goes into a manifest as it is; `str()` is one line for people. Those of a mixture
+    have `epochs` as well, {part: how often a run reads each of its rows}.
     """
 
     def __init__(self, rows: int = 0):
@@ -62,6 +67,15 @@ class Counts(dict):
         self["kept"] -= 1
         self[f"dropped_{reason}"] = self.get(f"dropped_{reason}", 0) + 1
 
+    @classmethod
+    def of(cls, kept: int, dropped: Mapping[str, int]) -> "Counts":
+        """The counts of that many kept rows and of those dropped for each reason."""
+        counts = cls(kept + sum(dropped.values()))
+        for reason, number in dropped.items():
+            for _ in range(number):
+                counts.drop(reason)
+        return counts
+
     @property
     def dropped(self) -> dict[str, int]:
         """{reason: rows}, the most frequent first."""
@@ -70,7 +84,8 @@ class Counts(dict):
 
     def __str__(self) -> str:
         dropped = ", ".join(f"{n} {reason}" for reason, n in self.dropped.items())
-        return f"{self['rows']} rows, kept {self['kept']}, dropped {dropped or 0}"
+        epochs = "".join(f"; {name}: {times} epochs" for name, times in self.get("epochs", {}).items())
+        return f"{self['rows']} rows, kept {self['kept']}, dropped {dropped or 0}{epochs}"
 
     def require_rows(self, what: str) -> None:
         """Raises DataError if no row is left, with the counts and a fix for each reason."""

@@ -2,7 +2,7 @@
 
 import collections
 import concurrent.futures
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import grain
@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Int
 
 from alignax.data.counts import DataError
+from alignax.data.mixture import mixed
 
 Arrays = Any  # a tree of numpy arrays with a common leading axis
 
@@ -21,6 +22,9 @@ class Loader:
     Batches run over the end of an epoch, so every row comes once per epoch, whatever the sizes: no row is dropped, and
     a batch may be larger than the data. `batch_size` counts rows of the global batch; with several processes each makes
     its own contiguous `batch_size / process_count` rows, and the global order does not depend on their number.
+
+    With `weights`, {part: weight}, the arrays are a mixture: `arrays["part"]` says which of the sorted parts each row
+    is of, and rows come by weight (`mixture.mixed`), those of one part once before any comes again.
     """
 
     def __init__(
@@ -30,6 +34,7 @@ class Loader:
         seed: int,
         *,
         shuffle: bool = True,
+        weights: Mapping[str, float] | None = None,
         process_index: int = 0,
         process_count: int = 1,
     ):
@@ -37,13 +42,16 @@ class Loader:
         self.batch_size = batch_size
         self._arrays = arrays
         self._own = _own_rows(batch_size, process_index, process_count)
-        order = grain.MapDataset.range(self.rows).seed(seed)
-        order = order.shuffle() if shuffle else order
-        self._order = order.repeat().batch(batch_size)
+        if weights:
+            order = mixed(arrays["part"], weights, seed, shuffle=shuffle)
+        else:
+            order = grain.MapDataset.range(self.rows).seed(seed)
+            order = (order.shuffle() if shuffle else order).repeat()
+        self._order = order.batch(batch_size)
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps after which every row has come at least once: rows / batch_size, rounded up."""
+        """Steps after which every row has come at least once, without weights: rows / batch_size, rounded up."""
         return -(-self.rows // self.batch_size)
 
     def indices(self, step: int) -> Int[np.ndarray, " B"]:

@@ -56,10 +56,8 @@ def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
     # ---- policy and prompts, each as often as it is sampled
     tokenizer, mesh = common.get_tokenizer(stage), common.get_mesh(cfg)
     model, params = common.new_or_loaded(stage, "", {}, tokenizer, mesh)
-    rows, counts = common.load_rows(cfg.source, cfg.data, "train", root=root)
-    prompts, counts = prompt_rows(
-        rows, tokenizer, template=cfg.template, max_prompt_length=cfg.max_prompt_length, counts=counts
-    )
+    short = {"template": cfg.template, "max_prompt_length": cfg.max_prompt_length}
+    prompts, counts, rows = common.encoded(stage, prompt_rows, tokenizer, "train", root, **short)
     kind, K = cfg.kind, cfg.samples_per_prompt
     each = jax.tree.map(lambda leaf: np.repeat(leaf, K, axis=0), prompts)
     sample_id = K * each["row"] + np.arange(len(each["row"]), dtype=np.int32) % K

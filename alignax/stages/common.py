@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from rich.console import Console
@@ -16,20 +17,32 @@ from rich.console import Console
 from alignax import sharding
 from alignax.checkpoint import Steps, check_content, content_hash, load_params, save_params
 from alignax.config import ConfigError, Reader, bind, plain, resolve
-from alignax.data.encode import pair_rows
+from alignax.data import cache
+from alignax.data.counts import Counts, DataError
+from alignax.data.encode import demo_rows, pair_rows, prompt_rows
+from alignax.data.forms import convert, form_of
+from alignax.data.judged import ranking_rows, rating_rows, step_rows
 from alignax.data.loader import Loader, eval_batches
+from alignax.data.mixture import epochs
+from alignax.data.thumbs import unpaired_rows
 from alignax.data.tokenizer import load_tokenizer, template_hash, tokenizer_hash
 from alignax.log import Log
 from alignax.manifest import check_parent, parent_record, read_manifest, start, why_stale, write_manifest
 from alignax.models.config import ModelConfig
 from alignax.models.decoder import decoder
 from alignax.ops.masked import metric_ratios, metric_sums
-from alignax.stages.precheck import bind_term, precheck
+from alignax.stages.precheck import bind_term, precheck, split_part, weights_of
 from alignax.train.loop import fit, resume
 from alignax.train.optimizer import Optimizer
 from alignax.types import Model, Params
 
 POLICIES = ("imported", "sft", "online", "offline", "distill")  # stages whose parameters are a policy
+
+# what makes arrays of rows -> the form of the rows that it takes
+FORMS = {
+    demo_rows: "prompt_completion", pair_rows: "preference", unpaired_rows: "unpaired", prompt_rows: "prompt_only",
+    ranking_rows: "ranked", rating_rows: "ratings", step_rows: "stepwise",
+}  # fmt: skip
 
 console = Console(stderr=True, highlight=False)
 
@@ -102,10 +115,11 @@ def open_stage(
     precheck(config)
     cfg, workdir = Reader(config), Path(workdir)
     _ = cfg.stage
+    roles = dict(roles) | (part_roles(config) if "data" in roles else {})
     named = {role: _get(cfg, key) for role, key in roles.items()}
     found = {role: locate(path, root, key=roles[role]) for role, path in named.items() if path}
     # data may come from a step that made it, which is then a parent, or from a file or the hub, which is none
-    parents = {role: path for role, path in found.items() if role != "data" or is_step(named[role])}
+    parents = {role: path for role, path in found.items() if not role.startswith("data") or is_step(named[role])}
     records = {role: parent_record(workdir, path) for role, path in parents.items()}
     if why_stale(workdir, config, records) is None:
         console.print(f"[green]{workdir}[/]: finished before, with the same config and parents")
@@ -127,16 +141,73 @@ def is_step(path: str) -> bool:
     return path.startswith("@") or any((Path(path) / name).is_file() for name in ("manifest.json", "started.json"))
 
 
-def load_rows(source: str, args: dict, split: str, *, key: str = "source", root: Path | None = None) -> tuple:
+def part_roles(config: dict) -> dict[str, str]:
+    """The parts of a mixture as parents: role -> config key, for those that may be steps."""
+    parts = config["data"].get("parts", {}) if config["source"] == "mixture" else {}
+    return {f"data.{name}": f"data.parts.{name}.path" for name in parts}
+
+
+def load_rows(
+    source: str,
+    args: dict,
+    split: str,
+    *,
+    form: str = "",
+    key: str = "source",
+    root: Path | None = None,
+    group: str = "",
+) -> tuple[list[dict], Counts]:
     """(rows, counts) of the source that a config names; its arguments are checked against its signature.
 
-    A `path` may name a step that collected judgements, by its folder or as '@name': its file is read.
+    A `path` may name a step that collected judgements, by its folder or as '@name': its file is read. With `form`, rows
+    of other forms are made into rows of this one, where there is a way (`alignax.data.forms`).
     """
     function = resolve(source, "alignax.data.sources", key=key)
-    options = bind(function, args, key="data" if key == "source" else f"{key}_args", given=("split",))
+    options = bind(function, args, key=group or key.replace("source", "data"), given=("split",))
+    if source == "mixture":
+        options["parts"] = {name: load_part(name, part, split, form, root) for name, part in args["parts"].items()}
+        return function(split=split, **options)
     if is_step(str(options.get("path", ""))):
         options["path"] = str(collected(locate(options["path"], root, key="data.path")))
-    return function(split=split, **options)
+    rows, counts = function(split=split, **options)
+    if not form:
+        return rows, counts
+    made, counts = convert(rows, form, counts)
+    if made is not rows:
+        console.print(f"{source}, {split}: {form_of(rows)} rows made into {form}: {counts}")
+    return made, counts
+
+
+def load_part(name: str, part: dict, split: str, form: str, root: Path | None) -> tuple[list[dict], Counts]:
+    """`load_rows` of one part of a mixture; an error of its data says which part."""
+    (source, args), group = split_part(name, part), f"data.parts.{name}"
+    try:
+        return load_rows(source, args, split, form=form, key=f"{group}.source", root=root, group=group)
+    except DataError as error:
+        raise DataError(f"part {name!r} of the mixture: {error}") from error
+
+
+def encoded(
+    stage: Stage, encode: Callable, tokenizer: Any, split: str, root: Path | None, *, cfg: Reader | None = None,
+    key: str = "source", draws: int | None = None, **options: Any,
+) -> tuple[dict, Counts, list[dict]]:  # fmt: skip
+    """The arrays that `encode` makes of a config's rows, their counts, and the rows, which `row` of the arrays indexes.
+
+    The one way from a config to arrays: it brings the rows into the form that `encode` takes, asks the cache, and
+    marks the parts of a mixture to train on, of which the run reads `draws` rows (default: one batch per step).
+    """
+    cfg = cfg or stage.cfg
+    source, args = cfg.source, cfg.data
+    form = FORMS[getattr(encode, "func", encode)]
+    rows, counts = load_rows(source, args, split, form=form, key=key, root=root)
+    arrays, counts = cache.encoded(encode, rows, tokenizer, counts=counts, **options)
+    if source == "mixture" and split == "train":
+        names = sorted(args["parts"])
+        part_N = np.array([names.index(rows[row]["part"]) for row in arrays["row"]], np.int32)
+        draws = stage.config["total_steps"] * stage.config["batch_size"] if draws is None else draws
+        counts["epochs"] = epochs(part_N, weights_of(args), draws, args.get("max_repeats", 0.0))
+        arrays = arrays | {"part": part_N}
+    return arrays, counts, rows
 
 
 def collected(folder: Path) -> Path:
@@ -241,9 +312,11 @@ def compute_of(cfg: Reader) -> dict:
     return {"dtype": cfg.compute.dtype, "remat": cfg.compute.remat}
 
 
-def make_loader(arrays: Any, batch_size: int, seed: int) -> Loader:
-    """This process's share of every batch."""
-    return Loader(arrays, batch_size, seed, process_index=jax.process_index(), process_count=jax.process_count())
+def make_loader(cfg: Reader, arrays: Any, batch_size: int) -> Loader:
+    """This process's share of every batch, the parts of a mixture by their weights."""
+    weights = weights_of(cfg.data) if cfg.source == "mixture" else None
+    index, count = jax.process_index(), jax.process_count()
+    return Loader(arrays, batch_size, cfg.seed, weights=weights, process_index=index, process_count=count)
 
 
 def evaluator(metrics_fn: Callable, arrays: Any, batch_size: int, mesh: Mesh) -> Callable[..., dict[str, float]]:
@@ -267,12 +340,9 @@ def preference_data(
     stage: Stage, tokenizer: Any, root: Path | None, encode: Callable = pair_rows
 ) -> tuple[dict, dict, list[dict], dict]:
     """Preferences to train on and held out, as arrays (`encode`'s); the held-out text; both counts."""
-    cfg = stage.cfg
-    source, args, options = cfg.source, cfg.data, {"template": cfg.template, "max_length": cfg.max_length}
-    rows, counts = load_rows(source, args, "train", root=root)
-    train, counts = encode(rows, tokenizer, counts=counts, **options)
-    held_rows, held_counts = load_rows(source, args, "heldout", root=root)
-    held, held_counts = encode(held_rows, tokenizer, counts=held_counts, **options)
+    options = {"template": stage.cfg.template, "max_length": stage.cfg.max_length}
+    train, counts, _ = encoded(stage, encode, tokenizer, "train", root, **options)
+    held, held_counts, held_rows = encoded(stage, encode, tokenizer, "heldout", root, **options)
     console.print(f"preferences: {counts}; held out: {held_counts}")
     return train, held, held_rows, {"train": counts, "heldout": held_counts}
 
@@ -315,7 +385,7 @@ def train(
 ) -> Any:
     """Runs a stage of `training_config` from its last checkpoint to its last step."""
     cfg = stage.cfg
-    loader = make_loader(arrays, cfg.batch_size, cfg.seed)
+    loader = make_loader(cfg, arrays, cfg.batch_size)
     return loop(stage, state, step_fn, loader.batch, lambda batch: sharding.put_batch(batch, mesh), evaluate, show=show)
 
 

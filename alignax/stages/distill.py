@@ -1,5 +1,6 @@
 """Distillation: a teacher's predictions -> policy. `alignax run --config=configs/world/distill.py`."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,14 +58,15 @@ def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
     tokenizer = common.get_tokenizer(stage, parent="teacher" if fresh else "policy")
     options = {"template": cfg.template, "max_length": cfg.max_length}
     short = {"template": cfg.template, "max_prompt_length": cfg.max_prompt_length}
-    rows, found = common.load_rows(cfg.source, cfg.data, "train", root=root)
-    held_rows, held_found = common.load_rows(cfg.source, cfg.data, "heldout", root=root)
+    load, drawn = partial(common.encoded, stage), cfg.total_steps * cfg.batch_size
     arrays, counts = {}, {}
     if cfg.on_policy < 1:
-        arrays["completions"], counts["train"] = demo_rows(rows, tokenizer, counts=found, **options)
+        draws = round(drawn * (1 - cfg.on_policy))
+        arrays["completions"], counts["train"], _ = load(demo_rows, tokenizer, "train", root, draws=draws, **options)
     if cfg.on_policy > 0:
-        arrays["prompts"], counts["prompts"] = prompt_rows(rows, tokenizer, counts=found, **short)
-    held, counts["heldout"] = demo_rows(held_rows, tokenizer, counts=held_found, **options)
+        draws = round(drawn * cfg.on_policy)
+        arrays["prompts"], counts["prompts"], _ = load(prompt_rows, tokenizer, "train", root, draws=draws, **short)
+    held, counts["heldout"], _ = load(demo_rows, tokenizer, "heldout", root, **options)
     common.console.print(f"distillation: {counts}")
 
     # ---- models: the student from its parent or fresh, and the teacher, which does not change
@@ -124,7 +126,7 @@ def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
 
     state = common.place(lambda p: new_state(p, optimizer), start, mesh=mesh)
     programs = {"completions": sharding.jit_step(given, state), "prompts": sharding.jit_step(sampled, state)}
-    loaders = {kind: common.make_loader(rows, cfg.batch_size, cfg.seed) for kind, rows in arrays.items()}
+    loaders = {kind: common.make_loader(cfg, rows, cfg.batch_size) for kind, rows in arrays.items()}
     own_S = on_policy_steps(choices, cfg.on_policy, cfg.total_steps)
 
     def make_batch(step):

@@ -93,10 +93,9 @@ def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
 
     # ---- prompts
     tokenizer = common.get_tokenizer(stage)
-    rows, counts = common.load_rows(cfg.source, cfg.data, "train", root=root)
-    prompts, counts = prompt_rows(
-        rows, tokenizer, template=cfg.template, max_prompt_length=cfg.max_prompt_length, counts=counts
-    )
+    short = {"template": cfg.template, "max_prompt_length": cfg.max_prompt_length}
+    draws = cfg.total_steps * cfg.batch_size * cfg.oversample
+    prompts, counts, rows = common.encoded(stage, prompt_rows, tokenizer, "train", root, draws=draws, **short)
     common.console.print(f"prompts: {counts}")
     start, ends = prompts["tokens"].shape[1], jnp.asarray(sorted(stop_ids(tokenizer, cfg.template)), jnp.int32)
 
@@ -128,7 +127,7 @@ def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
     watch = probe.build(stage, cfg.probe, model, tokenizer, cfg.template, mesh, root, reward=proxy)
     measured = (lambda state: probe.summary(watch.measure(state.policy.params, reference))) if watch else None
     evaluate = common.once_per_step(measured) if measured else None
-    loader = common.make_loader(prompts, cfg.batch_size * cfg.oversample, cfg.seed)
+    loader = common.make_loader(cfg, prompts, cfg.batch_size * cfg.oversample)
     put = lambda batch: sharding.put_batch(batch, mesh)  # noqa: E731
     show = ("objective/scores", "objective/kl", "policy/approxkl_avg")
     state = common.loop(stage, state, step_fn, loader.batch, put, evaluate, show=show)

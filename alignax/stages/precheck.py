@@ -79,11 +79,44 @@ def arguments(config: dict[str, Any], prefix: str) -> None:
             raise ConfigError(f"config.{prefix}{args} is set, but config.{prefix}{key} is empty: nothing reads it")
     if config.get("reward_weights") and not config["reward_from"]:
         raise ConfigError(f"config.{prefix}reward_weights is set, but config.{prefix}reward_from is empty")
+    if config.get("source") == "mixture":
+        mixture(config, prefix)
     for key, (function, given) in FIXED.items():
         if key in config:
             bind(function, config[key], key=prefix + key, given=given)
     if "probe" in config:
         arguments(config["probe"], f"{prefix}probe.")
+
+
+def mixture(config: dict[str, Any], prefix: str) -> None:
+    """The parts of a mixture are sources with arguments and a weight, and the stage must draw by weight."""
+    if "total_steps" not in config:
+        raise ConfigError(
+            f"config.{prefix}source = 'mixture': rows are not drawn by weight here, each is read once; name one source"
+        )
+    if not config["data"]["parts"]:
+        raise ConfigError(f"config.{prefix}data.parts is empty: expected name = dict(source=..., weight=..., ...)")
+    for name, part in config["data"]["parts"].items():
+        key = f"{prefix}data.parts.{name}"
+        source, args = split_part(name, part, prefix)
+        weight = typed(part.get("weight"), float, key=f"{key}.weight")
+        if not 0 < weight < float("inf"):
+            raise ConfigError(f"config.{key}.weight = {weight}: expected a share above 0, of any unit")
+        if source == "mixture":
+            raise ConfigError(f"config.{key}.source = 'mixture': name its parts here, with their weights multiplied")
+        bind(resolve(source, "alignax.data.sources", key=f"{key}.source"), args, key=key, given=("split",))
+
+
+def split_part(name: str, part: Any, prefix: str = "") -> tuple[str, dict[str, Any]]:
+    """(source, its arguments) of one part of a mixture."""
+    if not isinstance(part, dict) or not isinstance(part.get("source"), str):
+        raise ConfigError(f"config.{prefix}data.parts.{name} = {part!r}: expected dict(source=..., weight=..., ...)")
+    return part["source"], {key: value for key, value in part.items() if key not in ("source", "weight")}
+
+
+def weights_of(args: dict[str, Any]) -> dict[str, float]:
+    """{part: weight} of the arguments of a mixture."""
+    return {name: float(part["weight"]) for name, part in args["parts"].items()}
 
 
 def origin(config: dict[str, Any], prefix: str) -> None:

@@ -3,7 +3,6 @@
 No model is built. A section is a plain dict, which `alignax.report.preview` shows in the terminal and as a page.
 """
 
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,12 @@ from alignax.config import ConfigError, plain, record_of, resolve
 from alignax.data import look
 from alignax.data.counts import REASONS, DataError
 from alignax.data.encode import demo_rows, prompt_rows
-from alignax.data.judged import attributes_of
+from alignax.data.judged import attributes_of, rating_rows
 from alignax.data.templates import stop_ids
 from alignax.data.tokenizer import Tokenizer, load_tokenizer
 from alignax.manifest import CheckpointError
 from alignax.stages import common, offline, pipeline, reward
 from alignax.stages.precheck import precheck
-from alignax.types import Rated
 
 PARENTS = ("init_from", "teacher_from")  # keys of the folder whose tokenizer a stage takes, the first that is set
 
@@ -48,7 +46,10 @@ def section(name: str, config: dict, steps: dict[str, dict], rows: int, tokenize
     head = {"name": name, "stage": config["stage"], "template": config.get("template", "")}
     path = str(config["data"].get("path", ""))
     try:
-        splits = {split: common.load_rows(config["source"], config["data"], split, root=root) for split in used(config)}
+        load = partial(
+            common.load_rows, config["source"], config["data"], form=common.FORMS[encoder(config).func], root=root
+        )
+        splits = {split: load(split) for split in used(config)}
     except (ConfigError, CheckpointError) as error:
         if not path.startswith("@"):
             raise
@@ -87,7 +88,7 @@ def find_tokenizer(config: dict, steps: dict[str, dict], given: str, root: Path 
     return resolve(name, "", key="tokenizer")() if ":" in name else load_tokenizer(name)
 
 
-def encoder(config: dict, rows: list[dict]) -> Callable:
+def encoder(config: dict) -> partial:
     """The function that makes a stage's arrays, with the arguments that its config gives."""
     stage, short = config["stage"], {"template": config["template"]}
     if stage in ("online", "collect") or (stage == "distill" and config["on_policy"] == 1):
@@ -97,13 +98,14 @@ def encoder(config: dict, rows: list[dict]) -> Callable:
         return partial(demo_rows, **options, **({"train_on": config["train_on"]} if stage == "sft" else {}))
     records = offline.RECORDS if stage == "offline" else reward.RECORDS
     record = record_of(resolve(config["loss"], "alignax.losses", key="loss"), tuple(records), key="loss")
-    attributes = {"attributes": attributes_of(rows)} if record is Rated else {}
-    return partial(records[record][1], **options, **attributes)
+    return partial(records[record][1], **options)
 
 
 def seen(config: dict, tokenizer: Tokenizer, splits: dict[str, tuple], rows: int) -> dict:
     """Everything to show of the arrays of a stage."""
-    encode = encoder(config, splits["train"][0])
+    encode = encoder(config)
+    if encode.func is rating_rows:
+        encode = partial(encode, attributes=attributes_of(splits["train"][0]))
     if "heldout" in splits and encode.func is prompt_rows:
         splits = {"train": splits["train"]}
     made = {split: encode(one, tokenizer, counts=counts) for split, (one, counts) in splits.items()}

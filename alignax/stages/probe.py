@@ -51,14 +51,15 @@ def build(
     reward: tuple[Model, Params] | None = None,
 ) -> Probe | None:  # fmt: skip
     """The probe of a config, or None where it has no source. `reward` is a proxy that the stage has loaded already."""
-    source, data, limit, batch_size = cfg.source, cfg.data, cfg.max_prompt_length, cfg.batch_size
+    source, _, limit, batch_size = cfg.source, cfg.data, cfg.max_prompt_length, cfg.batch_size
     function, args, capacity, temperature = cfg.reward, cfg.reward_args, cfg.max_new_tokens, cfg.temperature
     _, weights = cfg.reward_from, cfg.reward_weights  # open_stage has found the folder
     key = jax.random.key(stage.cfg.seed)  # the same noise at every step and for every policy
     if not source:
         return None
-    rows, counts = common.load_rows(source, data, "train", key="probe.source", root=root)
-    prompts, counts = prompt_rows(rows, tokenizer, template=template, max_prompt_length=limit, counts=counts)
+    where = {"cfg": cfg, "key": "probe.source"}
+    short = {"template": template, "max_prompt_length": limit}
+    prompts, _, rows = common.encoded(stage, prompt_rows, tokenizer, "train", root, **where, **short)
     gold = gold_reward(function, args, key="probe.reward")
     if "proxy" in stage.parents:
         options = {"tokenizer": tokenizer, "template": template, "mesh": mesh, "key": "probe.reward_weights"}

@@ -64,7 +64,7 @@ def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
     tokenizer = common.get_tokenizer(stage)
     attributes = ()
     if record is Rated:  # those that the training rows rate: held-out ones may lack some
-        attributes = attributes_of(common.load_rows(cfg.source, cfg.data, "train", root=root)[0])
+        attributes = attributes_of(common.load_rows(cfg.source, cfg.data, "train", form="ratings", root=root)[0])
         encode = partial(encode, attributes=attributes)
     train, held, held_text, counts = common.preference_data(stage, tokenizer, root, encode)
     if attributes and (unrated := [a for a, n in zip(attributes, train["given"].any(0)) if not n]):

@@ -38,10 +38,8 @@ def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
     # ---- data
     tokenizer = common.get_tokenizer(stage, cfg.tokenizer)
     options = {"template": cfg.template, "max_length": cfg.max_length, "train_on": cfg.train_on}
-    rows, counts = common.load_rows(cfg.source, cfg.data, "train", root=root)
-    train, counts = demo_rows(rows, tokenizer, counts=counts, **options)
-    rows, held_counts = common.load_rows(cfg.source, cfg.data, "heldout", root=root)
-    held, held_counts = demo_rows(rows, tokenizer, counts=held_counts, **options)
+    train, counts, _ = common.encoded(stage, demo_rows, tokenizer, "train", root, **options)
+    held, held_counts, _ = common.encoded(stage, demo_rows, tokenizer, "heldout", root, **options)
     common.console.print(f"demonstrations: {counts}; held out: {held_counts}")
 
     # ---- model

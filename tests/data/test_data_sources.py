@@ -2,14 +2,17 @@
 
 import gzip
 import json
+import shutil
 from pathlib import Path
 
 import datasets
+import pyarrow as pa
 import pytest
 
 from alignax.data.counts import DataError
 from alignax.data.encode import pair_rows
 from alignax.data.read import is_heldout
+from alignax.data.scan import scan
 from alignax.data.sources.hh import hh
 from alignax.data.sources.jsonl import jsonl
 
@@ -130,11 +133,12 @@ def test_jsonl_holds_out_by_prompt(tmp_path):
 
 
 def test_missing_field(tmp_path):
-    path = write(tmp_path / "a.jsonl", [{"text": "x", "label": 1}])
+    path = write(tmp_path / "a.jsonl", [{"body": "x", "label": 1}])
     with pytest.raises(
-        DataError, match=r"a.jsonl: no row has the field 'prompt'.*found label, text; source 'jsonl' expects"
+        DataError, match=r"a.jsonl: rows of no known form: found body, label; expected one of .*config.data.f"
     ):
         jsonl(path=path)
+    path = write(tmp_path / "a.jsonl", [{"text": "x", "label": 1}])
     with pytest.raises(DataError, match="no row has the field 'answer'"):
         jsonl(path=path, fields={"prompt": "text", "completion": "answer"})
     with pytest.raises(
@@ -217,8 +221,8 @@ def test_splits_that_are_not_there(tmp_path):
 def test_the_hub_has_its_own_splits(monkeypatch):
     calls = []
 
-    def load_dataset(path, data_dir=None):
-        calls.append((path, data_dir))
+    def load_dataset(path, **options):
+        calls.append((path, options))
         return datasets.DatasetDict(
             {name: datasets.Dataset.from_list([dialogue(i)]) for i, name in enumerate(("train", "test"))}
         )
@@ -226,16 +230,145 @@ def test_the_hub_has_its_own_splits(monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     assert hh()[0][0]["prompt"] == FIRST.format(0)
     assert hh(split="heldout", subset="harmless-base")[0][0]["prompt"] == FIRST.format(1)
-    assert calls == [("Anthropic/hh-rlhf", None), ("Anthropic/hh-rlhf", "harmless-base")]
+    assert hh(train_split="test")[0][0]["prompt"] == FIRST.format(1)
+    assert calls[:2] == [("Anthropic/hh-rlhf", {}), ("Anthropic/hh-rlhf", {"data_dir": "harmless-base"})]
+    with pytest.raises(
+        DataError, match=r"has no dev split \(found: train, test\).*data.heldout_split to names of splits"
+    ):
+        hh(split="heldout", heldout_split="dev")
 
 
 def test_the_hub_out_of_reach(monkeypatch):
-    def load_dataset(path, data_dir=None):
+    def load_dataset(path, **options):
         raise ConnectionError("offline")
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     with pytest.raises(DataError, match="'Anthropic/hh-rlhf'.*offline.*set data.path to a local"):
         hh()
+
+
+# ---- kinds of files
+
+ROWS = [{"prompt": f"p{i}", "completion": "c"} for i in range(9)]
+
+
+def compressed(path: Path) -> Path:
+    """The file, compressed as zstd."""
+    packed = path.with_name(path.name + ".zst")
+    with pa.output_stream(str(packed), compression="zstd") as stream:
+        stream.write(path.read_bytes())
+    return packed
+
+
+def files(folder: Path) -> dict[str, Path]:
+    """The same rows in every kind of file."""
+    table = datasets.Dataset.from_list(ROWS)
+    table.to_parquet(folder / "a.parquet")
+    table.to_csv(folder / "a.csv", index=False)
+    (folder / "a.csv.gz").write_bytes(gzip.compress((folder / "a.csv").read_bytes()))
+    table.save_to_disk(folder / "saved")
+    shutil.copy(next((folder / "saved").glob("*.arrow")), folder / "a.arrow")
+    write(folder / "a.jsonl", ROWS)
+    write(folder / "a.jsonl.gz", ROWS)
+    (folder / "a.json").write_text(json.dumps(ROWS))
+    datasets.DatasetDict({"train": table, "dev": table.select(range(2))}).save_to_disk(folder / "splits")
+    (folder / "mixed").mkdir()
+    table.to_parquet(folder / "mixed/train-0.parquet")
+    table.select(range(3)).to_parquet(folder / "mixed/test-0.parquet")
+    names = ("a.parquet", "a.csv", "a.csv.gz", "a.arrow", "a.jsonl", "a.jsonl.gz", "a.json", "saved", "splits", "mixed")
+    return {name: folder / name for name in names}
+
+
+def test_every_kind_of_file_gives_the_same_rows(tmp_path):
+    for name, path in files(tmp_path).items():
+        assert jsonl(path=str(path))[0] == ROWS, name
+        assert jsonl(path=str(path), max_rows=4)[0] == ROWS[:4], name
+        if name not in ("saved", "splits"):  # those are mapped into memory, not read
+            assert jsonl(path=str(path), max_rows=4, streaming=True)[0] == ROWS[:4], name
+    assert jsonl(path=str(tmp_path / "mixed"), split="heldout")[0] == ROWS[:3]
+    assert jsonl(path=str(tmp_path / "splits"), split="heldout", heldout_split="dev")[0] == ROWS[:2]
+    with pytest.raises(DataError, match="data.max_rows = 0: expected a number of rows; streaming stops"):
+        jsonl(path=str(tmp_path / "a.csv"), streaming=True)
+
+
+def test_zstd(tmp_path):
+    pytest.importorskip("zstandard", reason="datasets needs it")
+    path = str(compressed(Path(write(tmp_path / "a.jsonl", ROWS))))
+    assert jsonl(path=path)[0] == ROWS and jsonl(path=path, streaming=True, max_rows=2)[0] == ROWS[:2]
+
+
+def test_zstd_without_its_package(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(DataError, match="a.jsonl.zst': zstd needs a package that is not installed: pip install"):
+        jsonl(path=str(compressed(Path(write(tmp_path / "a.jsonl", ROWS)))))
+
+
+def test_damage_in_zstd_names_the_line(tmp_path):
+    path = compressed(Path(write(tmp_path / "a.jsonl", [GOOD, b"{"])))
+    with pytest.raises(DataError, match="a.jsonl.zst, line 2: invalid JSON"):
+        scan(path)
+
+
+def test_max_rows_come_before_any_are_held_out(tmp_path):
+    path = write(tmp_path / "a.jsonl", [{"prompt": f"p{i}"} for i in range(100)])
+    sides = [jsonl(path=path, split=s, max_rows=50, heldout_percent=30.0)[0] for s in ("train", "heldout")]
+    assert {row["prompt"] for side in sides for row in side} == {f"p{i}" for i in range(50)} and all(sides)
+
+
+def test_cells_of_csv_are_text_but_for_judgements(tmp_path):
+    (tmp_path / "a.csv").write_text(
+        'prompt,completion,label,help,note\n007,"a, ""b""\nc",True,3,\nNA,null,false,2.5,x\n', encoding="utf-8-sig"
+    )
+    rows, _ = jsonl(path=str(tmp_path / "a.csv"), attributes=["help"])
+    assert rows == [
+        {"prompt": "007", "completion": 'a, "b"\nc', "label": True, "ratings": {"help": 3}},
+        {"prompt": "NA", "completion": "null", "label": False, "note": "x", "ratings": {"help": 2.5}},
+    ]
+    (tmp_path / "b.csv").write_text("prompt,completion,label\np,c,good\n")
+    with pytest.raises(DataError, match="b.csv: column 'label' holds 'good': expected a number, true or false"):
+        jsonl(path=str(tmp_path / "b.csv"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", b"prompt,completion\np,c\nq,d,e\n", "a.csv, line 3: 3 cells, expected the 2 of the header"),
+        ("a.csv", b"prompt,completion\np,\xff\n", "a.csv, line 2: invalid UTF-8"),
+        ("a.csv", b"", "a.csv is empty: expected a header"),
+        ("a.parquet", b"PAR1 no table", "a.parquet cannot be read as Parquet: .*mend it, or fetch it again"),
+        ("a.arrow", b"ARROW1", "a.arrow cannot be read as Arrow"),
+        ("folder/b.jsonl", b'{"prompt": "a"}\n{"prompt"\n', "folder/b.jsonl, line 2: invalid JSON"),
+    ],
+)
+def test_other_damaged_files(name, content, message, tmp_path):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        jsonl(path=str(path if path.parent == tmp_path else path.parent))
+
+
+def test_nulls_of_tables_are_left_out_and_those_of_json_are_kept(tmp_path):
+    calls = [{"role": "assistant", "content": None, "tool_calls": [{"arguments": {"a": 1, "b": None}}]}]
+    rows = [{"messages": calls}, {"messages": [{"role": "user", "content": "hi"}]}]
+    assert jsonl(path=write(tmp_path / "a.jsonl", rows))[0] == rows
+    datasets.Dataset.from_list(rows).to_parquet(tmp_path / "a.parquet")
+    got = jsonl(path=str(tmp_path / "a.parquet"))[0]
+    assert got[1] == rows[1] and got[0]["messages"] == [{"role": "assistant", "tool_calls": [{"arguments": {"a": 1}}]}]
+
+
+def test_rows_that_are_empty_identical_or_of_another_type_are_counted(tmp_path, words):
+    pair = {"prompt": "hi", "chosen": "fine", "rejected": "thanks"}
+    faults = [{"chosen": ""}, {"rejected": "fine"}, {"chosen": 5}, {"prompt": None}, {"rejected": {"text": "you"}}]
+    rows, counts = jsonl(path=write(tmp_path / "a.jsonl", [pair, pair, *(pair | fault for fault in faults)]))
+    _, counts = pair_rows(rows, words, template="plain", max_length=8, counts=counts)
+    assert counts == {
+        "rows": 7,
+        "kept": 2,
+        "dropped_missing_field": 3,
+        "dropped_empty_reply": 1,
+        "dropped_identical_replies": 1,
+    }
 
 
 def test_local_files_load_without_progress_bars(tmp_path, capfd):

@@ -81,7 +81,7 @@ def test_pairs_of_which_none_can_be_used_say_why(run, change, reason, fix, tmp_p
             "line 2: invalid UTF-8",
         ),
         (b'{"prompt": "mara", "completion": "tea"}\n{"prompt": "mara", "completion"\n', "line 2: invalid JSON"),
-        (b'{"question": "mara", "completion": "tea"}\n', "no row has the field 'prompt'"),
+        (b'{"question": "mara", "completion": "tea"}\n', "found completion, question; expected one of"),
         (b"", "is empty: expected one JSON object per line"),
     ],
 )

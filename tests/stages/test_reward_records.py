@@ -172,8 +172,8 @@ def test_weights_that_fit_no_reward_model(run, reward_from, weights, message, tm
         ("regression", "pairs", 'found chosen, gold_chosen, gold_rejected, margin, p_chosen, prompt, rejected, tie; '
          'expected {"prompt": text, "completion": text, "ratings": {attribute: number or null, ...}}'),
         ("process", "ratings", 'expected {"prompt": text, "steps": [text, ...], "verdicts": [true, false or a rate'),
-        ("plackett_luce", "pairs", 'expected {"prompt": text, "replies": [text, ...], best first}'),
-        ("bradley_terry", "rankings", 'expected {"prompt": text, "chosen": text, "rejected": text}'),
+        ("process", "pairs", 'expected {"prompt": text, "steps": [text, ...], "verdicts": [true, false or a rate'),
+        ("regression", "rankings", 'expected {"prompt": text, "completion": text, "ratings": {attribute: number'),
     ],
 )  # fmt: skip
 def test_a_loss_whose_rows_are_others_names_those_it_reads(run, judged, tmp_path, monkeypatch, loss, data, message):

@@ -1,35 +1,33 @@
 """Anthropic's helpful and harmless preferences: whole dialogues, turns marked "\\n\\nHuman:" and "\\n\\nAssistant:"."""
 
-from typing import Any
+from typing import Any, Unpack
 
-from alignax.data.counts import Counts, DataError
-from alignax.data.read import read
+from alignax.data.counts import Counts
+from alignax.data.forms import each
+from alignax.data.read import Reading, check_columns, read
+from alignax.data.reshape import Row
 
 HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
 FIELDS = ("chosen", "rejected")
 
 
 def hh(
-    *, path: str = "Anthropic/hh-rlhf", split: str = "train", heldout_percent: float = 0.0, subset: str = ""
-) -> tuple[list[dict[str, str]], Counts]:
-    """Rows {"prompt", "chosen", "rejected"} of Bai et al. 2022, "Training a Helpful and Harmless Assistant with RLHF".
+    *, path: str = "Anthropic/hh-rlhf", subset: str = "", split: str = "train", **reading: Unpack[Reading]
+) -> tuple[list[Row], Counts]:
+    """Rows {"prompt", "chosen", "rejected"} of Bai et al. 2022, "Training a Helpful and Harmless Assistant with RLHF"
+    (2204.05862).
 
     A dialogue is split at its last assistant turn: the prompt ends with "\\n\\nAssistant:", the reply is what follows,
     its leading space included, so that prompt + reply is the dialogue. `subset` is a folder of the hub's data set, such
     as "harmless-base". Held-out rows are chosen by the dialogue's opening: the same conversation at a later turn stays
     on one side. Raises DataError as `read` does, and if the file has no such fields.
     """
-    rows = read(path, split=split, heldout_percent=heldout_percent, key=opening, data_dir=subset or None)
-    _check_fields(path, rows)
-    counts, kept = Counts(len(rows)), []
-    for row in rows:
-        pair = split_pair(row)
-        if isinstance(pair, str):
-            counts.drop(pair)
-        else:
-            kept.append(pair)
+    rows = read(path, split=split, key=opening, **(Reading(data_dir=subset) | reading))
+    expected = '{"chosen": dialogue, "rejected": dialogue}; for {"prompt", ...} rows use source \'jsonl\''
+    check_columns(path, rows, FIELDS, "hh", expected)
+    rows, counts = each(rows, split_pair)
     counts.require_rows(f"preference pair in {path}")
-    return kept, counts
+    return rows, counts
 
 
 def split_pair(row: dict[str, Any]) -> dict[str, str] | str:
@@ -49,13 +47,3 @@ def split_pair(row: dict[str, Any]) -> dict[str, str] | str:
 def opening(row: dict[str, Any]) -> str:
     """The first human turn of the chosen dialogue."""
     return str(row.get("chosen")).partition(ASSISTANT)[0]
-
-
-def _check_fields(path: str, rows: list[dict]) -> None:
-    found = sorted({name for row in rows for name in row})
-    for field in FIELDS:
-        if field not in found:
-            raise DataError(
-                f"{path}: no row has the field {field!r}: found {', '.join(found) or 'none'}; source 'hh' expects "
-                '{"chosen": dialogue, "rejected": dialogue}; for {"prompt", ...} rows use source \'jsonl\''
-            )

@@ -1,53 +1,50 @@
-"""JSON lines of prompts, demonstrations, and replies judged in any way."""
+"""Rows of any file or data set, in any of the forms of `alignax.data.forms`."""
+
+from typing import Unpack
 
 from alignax.data.counts import Counts, DataError
-from alignax.data.read import read
+from alignax.data.forms import form_of
+from alignax.data.read import Reading, check_columns, read
+from alignax.data.reshape import Row, opening
 
-NAMES = ("prompt", "completion", "chosen", "rejected", "replies", "ratings", "steps", "verdicts")
-FORMS = '{"prompt": text}, {"prompt": text, "completion": text} or {"prompt": text, "chosen": text, "rejected": text}'
+NAMES = (
+    "prompt", "completion", "chosen", "rejected", "label", "replies", "ratings", "score", "steps", "verdicts",
+    "completions", "scores", "ranks", "labels", "messages", "text", "tools", "margin", "tie",
+)  # fmt: skip
 
 
 def jsonl(
     *,
     path: str,
-    split: str = "train",
-    heldout_percent: float = 0.0,
     fields: dict[str, str] | None = None,
     attributes: list[str] | None = None,
-) -> tuple[list[dict], Counts]:
-    """Rows {"prompt"}, {"prompt", "completion"} or {"prompt", "chosen", "rejected"}, other keys kept; so rankings,
-    ratings and judged steps as well (`alignax.data.judged`).
+    split: str = "train",
+    **reading: Unpack[Reading],
+) -> tuple[list[Row], Counts]:
+    """Rows of one of the forms of `alignax.data.forms`, text or conversational, other keys kept.
 
     `fields` maps the names to the file's, where they differ: {"prompt": "question", "completion": "answer"}.
-    `attributes` names columns that hold a rating each, which are collected into "ratings". HelpSteer2 (Wang et al.
-    2024, 2406.08673) is read by fields = {"completion": "response"} and attributes = ["helpfulness", "correctness",
-    "coherence", "complexity", "verbosity"]. Held-out rows are chosen by the prompt, so that no prompt is on both sides.
-    Raises DataError as `read` does, for a name in `fields` that is unknown or that no row has, likewise in
-    `attributes`, and if no row has a prompt.
+    `attributes` names columns that hold a rating each, which are collected into "ratings". Held-out rows are chosen by
+    the prompt, so that no prompt is on both sides. Raises DataError as `read` does, for a name in `fields` that is
+    unknown or that no row has, likewise in `attributes`, and if the columns make no form.
     """
-    fields = {"prompt": "prompt"} | (fields or {})
+    fields, attributes = fields or {}, attributes or []
     for name in fields:
         if name not in NAMES:
             raise DataError(f"config.data.fields.{name}: expected names among {', '.join(NAMES)}")
-    rows = read(path, split=split, heldout_percent=heldout_percent, key=lambda row: str(row.get(fields["prompt"])))
-    found = sorted({name for row in rows for name in row})
-    for name, theirs in fields.items():
-        if theirs not in found:
-            raise DataError(
-                f"{path}: no row has the field {theirs!r} (for the {name}): found {', '.join(found) or 'none'}; source "
-                f"'jsonl' expects {FORMS}; other names go into config.data.fields"
-            )
-    for name in attributes or ():
-        if name not in found:
-            raise DataError(
-                f"{path}: no row has the field {name!r} (of data.attributes): found {', '.join(found)}; expected "
-                "columns with one rating each"
-            )
-    renamed = {*fields, *fields.values(), *(attributes or ())}
-    out = [
-        {name: row[theirs] for name, theirs in fields.items() if theirs in row}
-        | {name: value for name, value in row.items() if name not in renamed}
-        | ({"ratings": {name: row.get(name) for name in attributes}} if attributes else {})
-        for row in rows
-    ]
-    return out, Counts(len(out))
+
+    def renamed(row: Row) -> Row:
+        gone = {*fields, *fields.values(), *attributes}
+        kept = {name: value for name, value in row.items() if name not in gone}
+        named = {name: row[theirs] for name, theirs in fields.items() if theirs in row}
+        return named | kept | ({"ratings": {name: row.get(name) for name in attributes}} if attributes else {})
+
+    rows = read(path, split=split, key=lambda row: opening(renamed(row)), judged=attributes, **reading)
+    for whose, columns in (("fields", fields.values()), ("attributes", attributes)):
+        check_columns(path, rows, columns, "jsonl", "the names of columns there", f" (of data.{whose})")
+    rows = [renamed(row) for row in rows]
+    try:
+        form_of(rows)
+    except DataError as error:
+        raise DataError(f"{path}: {error}; other names go into config.data.fields") from None
+    return rows, Counts(len(rows))

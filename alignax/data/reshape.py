@@ -1,0 +1,236 @@
+"""Rows from rows: each function here makes one form of a row from another, or says why it cannot; see `forms.py`."""
+
+import itertools
+import json
+import math
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+Row = dict[str, Any]
+Made = Row | list[Row] | str  # what a row becomes: one row, several, or the reason (a key of REASONS) why none
+JUDGED = ("completion", "ratings", "score")  # what a rated reply has beside its prompt
+SHAREGPT = {"human": "user", "gpt": "assistant", "chatgpt": "assistant"}  # its names for our roles; others are the same
+
+
+# ---- one layout for each form
+
+
+def split_shared(row: Row) -> Made:
+    """An implicit preference, `chosen` and `rejected` whole, with the prompt that they share, which ends as late as can
+    be; nothing of either is lost.
+
+    Dialogues part at the first message that differs, which must be the assistant's in both. Texts part where a run of
+    white space begins, which goes to the replies, so that no word is cut and neither reply is empty.
+    """
+    chosen, rejected = row.get("chosen"), row.get("rejected")
+    if isinstance(chosen, list) and isinstance(rejected, list):
+        cut = _shared_messages(chosen, rejected)
+    elif isinstance(chosen, str) and isinstance(rejected, str):
+        cut = _shared_text(chosen, rejected)
+    else:
+        return "missing_field"
+    if not cut:
+        return "prompt_mismatch"
+    return row | {"prompt": chosen[:cut], "chosen": chosen[cut:], "rejected": rejected[cut:]}
+
+
+def ranked(row: Row) -> Made:
+    """`completions` with `scores` (most is best) or `ranks` (1 is best) as `replies`, best first.
+
+    A ranking has no ties: of completions that are level the first is kept.
+    """
+    judged = row.get("scores", row.get("ranks"))
+    said = row.get("completions")
+    if not isinstance(said, list) or not isinstance(judged, list) or len(said) != len(judged):
+        return "missing_field"
+    if not all(map(_is_number, judged)):
+        return "no_rating"
+    level: dict[float, Any] = {}
+    for reply, value in zip(said, judged):
+        level.setdefault(value, reply)
+    if len(level) < 2:
+        return "equal_scores" if len(said) > 1 else "too_few_replies"
+    return _without(row, "completions", "scores", "ranks") | {
+        "replies": [level[value] for value in sorted(level, reverse="scores" in row)]
+    }
+
+
+def stepwise(row: Row) -> Made:
+    """TRL's stepwise supervision; the line break by which it joins steps begins the next one here."""
+    steps = row.get("completions")
+    if not isinstance(steps, list) or not all(isinstance(step, str) for step in steps):
+        return "missing_field"
+    joined = [step if i == 0 else "\n" + step for i, step in enumerate(steps)]
+    return _without(row, "completions", "labels") | {"steps": joined, "verdicts": row.get("labels")}
+
+
+def sharegpt(row: Row) -> Made:
+    """`conversations` of {"from", "value"} as `messages`; those that are messages already, under their usual name."""
+    turns = row.get("conversations")
+    if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
+        return "missing_field"
+    known = [
+        {"role": SHAREGPT.get(turn["from"], turn["from"]), "content": turn.get("value")} if "from" in turn else turn
+        for turn in turns
+    ]
+    return _without(row, "conversations") | {"messages": known}
+
+
+# ---- one form from another, row by row
+
+
+def prompt_of(row: Row) -> Made:
+    """The row with a prompt: its own, or its dialogue up to the last assistant turn."""
+    if "prompt" in row or not isinstance(row.get("messages"), list):
+        return row
+    messages = row["messages"]
+    spoken = [i for i in range(len(messages)) if role(messages[i:]) == "assistant"]
+    prompt = messages[: spoken[-1]] if spoken else messages
+    return _without(row, "messages") | {"prompt": prompt} if prompt else "empty_prompt"
+
+
+def chosen_only(row: Row) -> Made:
+    """A preference as a demonstration of the chosen reply."""
+    return _without(row, "chosen", "rejected") | {"completion": row.get("chosen")}
+
+
+def best_only(row: Row) -> Made:
+    """A ranking as a demonstration of the best reply."""
+    replies = row.get("replies")
+    return (
+        _without(row, "replies") | {"completion": replies[0]}
+        if replies and isinstance(replies, list)
+        else "missing_field"
+    )
+
+
+def liked_only(row: Row) -> Made:
+    """A reply with a thumb up as a demonstration; one with a thumb down is none."""
+    if not isinstance(row.get("label"), bool):
+        return "missing_field"
+    return _without(row, "label") if row["label"] else "undesirable"
+
+
+def both_thumbs(row: Row) -> Made:
+    """A preference as two replies with a thumb: up for the chosen one, down for the rejected one."""
+    rest = _without(row, "chosen", "rejected")
+    return [rest | {"completion": row.get(name), "label": name == "chosen"} for name in ("chosen", "rejected")]
+
+
+def pairs(row: Row) -> Made:
+    """All K (K - 1) / 2 pairs of a ranking of K replies (Ouyang et al. 2022, 2203.02155, section 3.5)."""
+    replies = row.get("replies")
+    if not isinstance(replies, list):
+        return "missing_field"
+    if len(replies) < 2:
+        return "too_few_replies"
+    rest = _without(row, "replies")
+    return [rest | {"chosen": better, "rejected": worse} for better, worse in itertools.combinations(replies, 2)]
+
+
+def ranking_of_two(row: Row) -> Made:
+    """A preference as a ranking of two replies."""
+    return _without(row, "chosen", "rejected") | {"replies": [row.get("chosen"), row.get("rejected")]}
+
+
+# ---- ratings: the replies to one prompt together
+
+
+def by_prompt(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    """The rows of each prompt, in the order of its first one."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(key_of(row.get("prompt")), []).append(row)
+    return iter(groups.values())
+
+
+def score_of(row: Row) -> float | None:
+    """How good a rated reply is: its `score`, or the mean of its ratings; None without any."""
+    if _is_number(row.get("score")):
+        return float(row["score"])
+    given = [value for value in (row.get("ratings") or {}).values() if _is_number(value)]
+    return math.fsum(given) / len(given) if given else None
+
+
+def scored(group: list[Row]) -> list[tuple[float, Row]]:
+    """(score, row) of the replies to one prompt that are rated, the best first."""
+    told = [(score, row) for row in group if (score := score_of(row)) is not None]
+    return sorted(told, key=lambda one: -one[0])
+
+
+def rated_ranking(group: list[Row]) -> Made:
+    """The rated replies to one prompt as a ranking."""
+    told = scored(group)
+    if len(told) < 2:
+        return "too_few_replies"
+    replies, scores = [row.get("completion") for _, row in told], [score for score, _ in told]
+    return ranked(_without(told[0][1], *JUDGED) | {"completions": replies, "scores": scores})
+
+
+def rated_pairs(group: list[Row]) -> Made:
+    """Every pair of the rated replies to one prompt of which one is better, with the `margin` of their scores."""
+    told = scored(group)
+    if len(told) < 2:
+        return "too_few_replies"
+    return [
+        _without(best, *JUDGED)
+        | {"chosen": best.get("completion"), "rejected": worse.get("completion"), "margin": high - low}
+        for (high, best), (low, worse) in itertools.combinations(told, 2)
+        if high > low
+    ] or "equal_scores"
+
+
+def best_rated(group: list[Row]) -> Made:
+    """The best of the rated replies to one prompt as a demonstration."""
+    told = scored(group)
+    return _without(told[0][1], "ratings", "score") if told else "no_rating"
+
+
+def key_of(prompt: Any) -> str:
+    """The text of a prompt, of messages their JSON: rows that share it share the prompt."""
+    return prompt if isinstance(prompt, str) else json.dumps(prompt, sort_keys=True, ensure_ascii=False, default=str)
+
+
+def opening(row: Row) -> str:
+    """What the rows of one conversation share: the prompt, or how the dialogue or text begins, whatever comes later.
+
+    By this a row is held out, so that no conversation is on both sides.
+    """
+    if row.get("prompt") is not None:
+        return key_of(row["prompt"])
+    said = next((row[name] for name in ("messages", "conversations", "chosen", "text") if row.get(name)), row)
+    if isinstance(said, list):
+        return key_of(said[: next((i for i in range(len(said)) if role(said[i:]) == "assistant"), None)])
+    whole = split_shared(row) if "chosen" in row else said
+    return key_of(whole["prompt"] if isinstance(whole, dict) and "prompt" in whole else said)
+
+
+def role(messages: list) -> Any:
+    """Who says the first of these messages; None where that is not told."""
+    first = messages[0] if messages else None
+    told = first.get("role", first.get("from")) if isinstance(first, dict) else None
+    return SHAREGPT.get(told, told) if isinstance(told, str) else None
+
+
+def _shared_messages(chosen: list, rejected: list) -> int:
+    longest = min(len(chosen), len(rejected)) - 1
+    shared = next((i for i in range(longest) if chosen[i] != rejected[i]), max(longest, 0))
+    return shared if shared and role(chosen[shared:]) == role(rejected[shared:]) == "assistant" else 0
+
+
+def _shared_text(chosen: str, rejected: str) -> int:
+    longest = min(len(chosen), len(rejected))
+    parted = next((i for i in range(longest) if chosen[i] != rejected[i]), longest)
+    for cut in range(parted, 0, -1):
+        begins = all(text[cut : cut + 1].isspace() and text[cut:].strip() for text in (chosen, rejected))
+        if begins and not chosen[cut - 1].isspace() and chosen[:cut].strip():
+            return cut
+    return 0
+
+
+def _without(row: Row, *names: str) -> Row:
+    return {name: value for name, value in row.items() if name not in names}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,51 @@
+"""UltraFeedback: four replies to each prompt, rated by a language model on four attributes."""
+
+from typing import Any, Unpack
+
+from alignax.data.counts import Counts
+from alignax.data.known import published, texts
+from alignax.data.read import Reading
+from alignax.data.reshape import Made, Row
+
+ATTRIBUTES = ("helpfulness", "honesty", "instruction_following", "truthfulness")
+
+
+def ultrafeedback(
+    *, path: str = "openbmb/UltraFeedback", split: str = "train", **reading: Unpack[Reading]
+) -> tuple[list[Row], Counts]:
+    """Rows {"prompt", "completion", "ratings"} of Cui et al. 2023, "UltraFeedback" (2310.01377), one for each reply.
+
+    Columns: instruction; completions, a list of {"response", "annotations": {attribute: {"Rating": "1" to "5" or "N/A",
+    ...}}, ...}; and others, which are not read. A loss on rankings or pairs gets the replies to a prompt in the order
+    of their mean rating, since "overall_score" was wrong in the first release. A reply without text is left out. There
+    is one split: hold out by percent. The same replies as ready pairs: `ultrafeedback_binarized`. The layout is from
+    public code that reads the set; the files themselves were not at hand.
+    """
+    columns = ("instruction", "completions")
+    return published(
+        "ultrafeedback",
+        rated,
+        key=lambda row: row.get("instruction"),
+        columns=columns,
+        path=path,
+        split=split,
+        **reading,
+    )
+
+
+def rated(row: Row) -> Made:
+    """The replies to one prompt, each with its ratings."""
+    replies = row.get("completions")
+    if not texts(row, "instruction") or not isinstance(replies, list):
+        return "missing_field"
+    return [
+        {"prompt": row["instruction"], "completion": reply["response"], "ratings": ratings(reply)}
+        for reply in replies
+        if texts(reply, "response")
+    ] or "too_few_replies"
+
+
+def ratings(reply: dict[str, Any]) -> dict[str, int]:
+    """The ratings of a reply, without those that are not available."""
+    told = {name: (reply.get("annotations") or {}).get(name) or {} for name in ATTRIBUTES}
+    return {name: int(one["Rating"]) for name, one in told.items() if str(one.get("Rating")).isdecimal()}

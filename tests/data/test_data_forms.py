@@ -1,0 +1,223 @@
+"""Every form is recognised, each conversion says what it keeps, and no token of a row is lost on the way."""
+
+import pytest
+
+from alignax.data import reshape
+from alignax.data.counts import Counts, DataError
+from alignax.data.forms import SHAPES, convert, form_of
+
+
+def said(role, content):
+    return {"role": role, "content": content}
+
+
+SYSTEM, ASK, GOOD, BAD = said("system", "s"), said("user", "hi"), said("assistant", "good"), said("assistant", "bad")
+MORE = [said("user", "and?"), said("assistant", "so")]
+PAIR = {"prompt": "p", "chosen": " a", "rejected": " b", "id": 7}
+RATED = [
+    {"prompt": "p", "completion": "x", "ratings": {"help": 1, "truth": 3}},
+    {"prompt": "q", "completion": "alone", "ratings": {"help": 5}},
+    {"prompt": "p", "completion": "y", "ratings": {"help": 4, "truth": 4}},
+    {"prompt": "p", "completion": "z", "ratings": {"help": 2, "truth": None}},
+]
+FORMS = {
+    "language_modelling": [
+        {"text": "t"},
+        {"messages": [ASK, GOOD]},
+        {"conversations": [{"from": "human", "value": "h"}]},
+    ],
+    "prompt_only": [{"prompt": "p"}, {"prompt": [ASK], "tools": [{}]}],
+    "prompt_completion": [{"prompt": "p", "completion": "c"}, {"prompt": "p", "completion": "c", "label": 1}],
+    "preference": [PAIR, {"chosen": "a b", "rejected": "a c"}, {"prompt": [ASK], "chosen": [GOOD], "rejected": [BAD]}],
+    "unpaired": [{"prompt": "p", "completion": "c", "label": False}],
+    "ranked": [{"prompt": "p", "replies": ["a", "b"]}, {"prompt": "p", "completions": ["a", "b"], "ranks": [2, 1]}],
+    "ratings": RATED[:1],
+    "stepwise": [{"prompt": "p", "steps": ["a"], "verdicts": [True]}, {"prompt": "p", "completions": [], "labels": []}],
+}
+
+
+@pytest.mark.parametrize(("form", "row"), [(form, row) for form, rows in FORMS.items() for row in rows])
+def test_a_form_is_recognised(form, row):
+    assert form_of([{"prompt": None}, row]) == form
+    assert set(FORMS) == {name for name, _ in SHAPES}
+
+
+@pytest.mark.parametrize(
+    ("rows", "found"), [([{"query": "q", "answer": "a"}], "answer, query"), ([{}, {}], "no column")]
+)
+def test_rows_of_no_form_are_named(rows, found):
+    with pytest.raises(DataError, match=f"no known form: found {found}; expected one of .*prompt_only {{prompt}}"):
+        convert(rows, "preference")
+
+
+@pytest.mark.parametrize("form", ["prompt_completion", "preference", "unpaired", "ranked", "ratings", "stepwise"])
+def test_rows_of_the_right_form_are_left_alone(form):
+    rows = [next(row for row in FORMS[form] if "completions" not in row and "prompt" in row), {"other": 1}]
+    counts = Counts(5)
+    for reason in ("human_last",) * 3:
+        counts.drop(reason)
+    if form == "ratings":
+        rows = rows[:1] * 2
+    got, after = convert(rows, form, counts)
+    assert got == rows and all(a is b for a, b in zip(got, rows)) and after == counts
+
+
+# ---- one layout
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "prompt"),
+    [
+        ("Q: sky?\n\nA: Blue.", "Q: sky?\n\nA: Black.", "Q: sky?\n\nA:"),  # no word is cut: not after "Bl"
+        ("Q? yes", "Q?\nno", "Q?"),  # they part within the white space
+        ("a b c", "a b c d", "a b"),  # one is the beginning of the other, and no reply is empty
+        ("a  b c ", "a  b c", "a  b"),  # a reply that would be blank
+        ("日本 東京", "日本 大阪", "日本"),
+    ],
+)
+def test_texts_part_where_white_space_begins_and_nothing_is_lost(chosen, rejected, prompt):
+    """Trap 31: a common prefix that shrinks must not drop what it gives back."""
+    for row in ({"chosen": chosen, "rejected": rejected}, {"chosen": rejected, "rejected": chosen}):
+        ((got,), counts) = convert([row], "preference")
+        assert got["prompt"] == prompt and counts == {"rows": 1, "kept": 1}
+        assert all(got["prompt"] + got[name] == row[name] and got[name].strip() for name in ("chosen", "rejected"))
+
+
+def test_dialogues_part_at_the_first_message_that_differs():
+    shared = [SYSTEM, ASK]
+    row = {"chosen": [*shared, GOOD], "rejected": [*shared, BAD, *MORE], "tools": [{"name": "f"}]}
+    ((got,), _) = convert([row], "preference")
+    assert got == {"prompt": shared, "chosen": [GOOD], "rejected": [BAD, *MORE], "tools": [{"name": "f"}]}
+    # a text prompt beside whole dialogues holds the same first turn (UltraFeedback); beside replies alone it is one
+    ((got,), _) = convert([row | {"prompt": "hi"}], "preference")
+    assert got["prompt"] == shared
+    plain = {"prompt": "hi", "chosen": [GOOD], "rejected": [BAD]}
+    assert convert([plain], "preference")[0] == [plain]
+
+
+def test_preferences_without_a_shared_prompt_are_counted():
+    other = [said("user", "other"), GOOD]
+    rows = [
+        {"chosen": [ASK, GOOD], "rejected": [ASK, BAD]},
+        {"chosen": [ASK, GOOD], "rejected": other},
+        {
+            "chosen": [ASK, GOOD, *MORE],
+            "rejected": [ASK, GOOD, said("user", "or?"), BAD],
+        },  # the users part, not the replies
+        {"chosen": [ASK, GOOD], "rejected": [ASK, GOOD]},  # identical: the encoder refuses them
+        {"chosen": "word", "rejected": "word"},
+        {"chosen": "ab", "rejected": "cd"},
+        {"chosen": "", "rejected": ""},
+        {"chosen": [], "rejected": []},
+        {"chosen": [ASK, GOOD], "rejected": "text"},
+        {"chosen": [1, 2], "rejected": [1, 3]},
+        {"chosen": 5, "rejected": "a b"},
+    ]
+    got, counts = convert(rows, "preference")
+    assert got == [{"prompt": [ASK], "chosen": [GOOD], "rejected": [last]} for last in (BAD, GOOD)]
+    assert counts == {"rows": 11, "kept": 2, "dropped_prompt_mismatch": 7, "dropped_missing_field": 2}
+    with pytest.raises(DataError, match="no row of the form 'preference' left.*1 prompt_mismatch"):
+        convert(rows[1:2], "preference")
+
+
+def test_scored_and_ranked_completions_become_replies_best_first():
+    row = {"prompt": "p", "completions": ["a", "b", "c"]}
+    for judged, best_first in (
+        ({"scores": [0.1, 0.9, -1.0]}, ["b", "a", "c"]),
+        ({"ranks": [3, 1, 2]}, ["b", "c", "a"]),
+        ({"scores": [1, 0, 1]}, ["a", "b"]),  # of those that are level, the first
+    ):
+        assert convert([row | judged], "ranked")[0] == [{"prompt": "p", "replies": best_first}]
+    faults = [{"scores": [1, 1, 1]}, {"scores": [1, 2]}, {"scores": [1, "x", 2]}, {"scores": [1, float("nan"), 2]}]
+    _, counts = convert([row | {"scores": [1, 2, 3]}, *(row | fault for fault in faults)], "ranked")
+    assert counts.dropped == {"no_rating": 2, "equal_scores": 1, "missing_field": 1}
+
+
+def test_trl_steps_begin_with_the_line_break_that_joins_them():
+    row = {"prompt": "p", "completions": ["one", "two", "three"], "labels": [True, True, False]}
+    ((got,), _) = convert([row], "stepwise")
+    assert got == {"prompt": "p", "steps": ["one", "\ntwo", "\nthree"], "verdicts": [True, True, False]}
+    assert "".join(got["steps"]) == "\n".join(row["completions"])
+
+
+def test_sharegpt_conversations_become_messages():
+    turns = [{"from": "system", "value": "s"}, {"from": "human", "value": "hi"}, {"from": "gpt", "value": "good"}]
+    assert convert([{"conversations": turns}], "prompt_completion")[0] == [{"messages": [SYSTEM, ASK, GOOD]}]
+    assert convert([{"conversations": [ASK, GOOD]}], "prompt_completion")[0] == [{"messages": [ASK, GOOD]}]
+
+
+# ---- one form from another
+
+
+def converted(rows, form):
+    return convert(rows, form)[0]
+
+
+def test_preferences_become_other_forms():
+    assert converted([PAIR], "prompt_completion") == [{"prompt": "p", "completion": " a", "id": 7}]
+    assert converted([PAIR], "unpaired") == [
+        {"prompt": "p", "completion": " a", "label": True, "id": 7},
+        {"prompt": "p", "completion": " b", "label": False, "id": 7},
+    ]
+    assert converted([PAIR], "ranked") == [{"prompt": "p", "replies": [" a", " b"], "id": 7}]
+    assert converted([PAIR], "prompt_only") == [PAIR]  # it has one
+    assert convert([PAIR] * 3, "unpaired")[1] == {"rows": 6, "kept": 6}
+
+
+def test_rankings_become_all_their_pairs():
+    row = {"prompt": "p", "replies": ["a", "b", "c"], "id": 1}
+    got, counts = convert([row, {"prompt": "q", "replies": ["a"]}, {"prompt": "q", "replies": "ab"}], "preference")
+    assert [(one["chosen"], one["rejected"], one["id"]) for one in got] == [("a", "b", 1), ("a", "c", 1), ("b", "c", 1)]
+    assert counts == {"rows": 5, "kept": 3, "dropped_too_few_replies": 1, "dropped_missing_field": 1}
+    assert converted([row], "prompt_completion") == [{"prompt": "p", "completion": "a", "id": 1}]
+
+
+def test_ratings_become_pairs_with_a_margin_rankings_and_demonstrations():
+    # means: x 2, y 4, z 2 (the null is no rating); alone has no rival
+    got, counts = convert(RATED, "preference")
+    assert [(one["chosen"], one["rejected"], one["margin"]) for one in got] == [("y", "x", 2.0), ("y", "z", 2.0)]
+    assert counts == {"rows": 3, "kept": 2, "dropped_too_few_replies": 1}
+    assert converted(RATED, "ranked") == [{"prompt": "p", "replies": ["y", "x"]}]
+    assert converted(RATED, "prompt_completion") == [
+        {"prompt": "p", "completion": "y"}, {"prompt": "q", "completion": "alone"},
+    ]  # fmt: skip
+    by_score = [row | {"score": score} for row, score in zip(RATED, (9, 1, 3, 3))]
+    assert [(one["chosen"], one["rejected"], one["margin"]) for one in converted(by_score, "preference")] == [
+        ("x", "y", 6.0),
+        ("x", "z", 6.0),
+    ]
+    level = [{"prompt": "p", "completion": c, "ratings": {"a": 1}} for c in "xy"]
+    assert convert([*level, *RATED], "preference")[1]["kept"] == 8  # 4 over 2, 2, 1, 1; each 2 over 1, 1
+    with pytest.raises(DataError, match="1 equal_scores"):
+        convert(level, "preference")
+
+
+def test_a_thumb_down_is_no_demonstration():
+    rows = [{"prompt": "p", "completion": c, "label": label} for c, label in (("a", True), ("b", False), ("c", 1))]
+    got, counts = convert(rows, "prompt_completion")
+    assert got == [{"prompt": "p", "completion": "a"}]
+    assert counts == {"rows": 3, "kept": 1, "dropped_undesirable": 1, "dropped_missing_field": 1}
+
+
+def test_dialogues_become_prompts_up_to_the_last_reply():
+    row = {"messages": [SYSTEM, ASK, GOOD, *MORE], "tools": [{}]}
+    assert converted([row], "prompt_only") == [{"prompt": [SYSTEM, ASK, GOOD, MORE[0]], "tools": [{}]}]
+    assert converted([{"messages": [ASK]}], "prompt_only") == [{"prompt": [ASK]}]
+    assert converted([row], "prompt_completion") == [row]  # the encoder takes it whole
+
+
+def test_what_cannot_be_made_is_left_for_the_encoder_to_name():
+    demo = {"prompt": "p", "completion": "c"}
+    assert convert([demo], "preference") == ([demo], {"rows": 1, "kept": 1})
+
+
+def test_conversations_share_their_opening():
+    opening = reshape.opening
+    assert opening({"prompt": "p"}) == "p" and opening({"prompt": [ASK]}) == reshape.key_of([ASK])
+    assert opening({"messages": [ASK, GOOD]}) == opening({"messages": [ASK, BAD, *MORE]}) == reshape.key_of([ASK])
+    shorter, longer = (
+        [{"from": who, "value": "v"} for who in turns] for turns in (("human", "gpt"), ("human", "gpt") * 2)
+    )
+    assert opening({"conversations": shorter}) == opening({"conversations": longer})
+    assert opening({"chosen": "q? a", "rejected": "q? b"}) == "q?"
+    assert opening({"text": "t"}) == "t" and opening({"other": 1}) == '{"other": 1}'
