@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
+from alignax.ops import output
 from alignax.ops.checks import needs, require
 from alignax.ops.logprobs import TokenStats, token_stats
 from alignax.types import Demo, Distill, Model, Pair, Params, Ranked, Rated, Rollout, Scored, Side, Stepwise, Unpaired
@@ -33,6 +34,8 @@ def token_statistics(
         tokens[:, start:],
         temperature=temperature,
         vocab_size=model.config.vocab_size,
+        softcap=model.config.logit_softcap,
+        shards=model.config.vocab_shards,
     )
     return TokenStats(*(jnp.pad(x, ((0, 0), (start, 0))) for x in stats))
 
@@ -61,7 +64,7 @@ def logits(model: Model, params: Params, tokens: Int[Array, "B T"], valid: Bool[
     """Logits of the whole vocabulary that predict each token, float32; 0 at position 0, which has no context."""
     hidden_BTD = model.apply(params, tokens, valid)[:, :-1]
     kernel_DV = model.unembed(params)[:, : model.config.vocab_size]  # without the padding of the vocabulary
-    logits_BTV = jnp.dot(hidden_BTD, kernel_DV, preferred_element_type=jnp.float32)
+    logits_BTV = output.logits(hidden_BTD, kernel_DV, softcap=model.config.logit_softcap)
     return jnp.pad(logits_BTV, ((0, 0), (1, 0), (0, 0)))
 
 

@@ -159,7 +159,12 @@ def build_model(preset: str, args: dict, compute: dict, vocab_size: int, mesh: M
     """The model that a config names by preset and arguments."""
     function = resolve(preset, "alignax.models.presets", key="model")
     options = bind(function, args, key="model_args", given=("vocab_size",))
-    return decoder(dataclasses.replace(function(vocab_size=vocab_size, **options), **compute), sharding.rows(mesh))
+    return on_mesh(dataclasses.replace(function(vocab_size=vocab_size, **options), **compute), mesh)
+
+
+def on_mesh(config: ModelConfig, mesh: Mesh) -> Model:
+    """The model, told how activations and the vocabulary are cut: along the axis that the rules of `sharding` name."""
+    return decoder(dataclasses.replace(config, vocab_shards=mesh.shape["fsdp"]), sharding.rows(mesh))
 
 
 def new_or_loaded(stage: Stage, preset: str, args: dict, tokenizer: Any, mesh: Mesh) -> tuple[Model, Params]:
@@ -197,7 +202,7 @@ def load_model(
         template_hash=template_hash(tokenizer, template),
         architecture=expected.architecture() if expected else None,
     )
-    model = decoder(ModelConfig(**manifest["architecture"], **compute), sharding.rows(mesh))
+    model = on_mesh(ModelConfig(**manifest["architecture"], **compute), mesh)
     scalar, attributes = manifest["stage"] == "reward", len(rated_attributes(manifest)) or None
     shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0), scalar=scalar, attributes=attributes))
     params = load_params(folder / "params", sharded_shapes(shapes, mesh))
