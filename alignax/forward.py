@@ -89,10 +89,18 @@ def unpaired(model: Model, params: Params, reference: Params, batch: dict) -> Un
 
 
 def side(model: Model, params: Params, reference: Params, batch: dict) -> Side:
-    """Replies under the policy and under the reference."""
+    """Replies under the policy and under the reference; where the batch brings `ref_logp`, no reference is run."""
     stats = token_statistics(model, params, batch["tokens"], batch["valid"])
-    ref_logp = token_statistics(model, reference, batch["tokens"], batch["valid"]).logp
+    ref_logp = batch.get("ref_logp")
+    if ref_logp is None:
+        ref_logp = token_statistics(model, reference, batch["tokens"], batch["valid"]).logp
     return Side(logp=stats.logp, ref_logp=ref_logp, mask=batch["mask"], collision=stats.collision)
+
+
+def reference_logp(model: Model, reference: Params, batch: dict) -> dict[str, Float[Array, "B T"]]:
+    """{side: its `ref_logp`} of a preference batch: what `side` would compute, for a batch to bring."""
+    sides = {name: one for name, one in batch.items() if isinstance(one, dict)}
+    return {name: token_statistics(model, reference, x["tokens"], x["valid"]).logp for name, x in sides.items()}
 
 
 def scored(model: Model, params: Params, batch: dict) -> Scored:
@@ -173,4 +181,4 @@ def best_and_worst(view: Rollout, group: int) -> Pair:
 
 def stack(first: dict, second: dict) -> dict:
     """The rows of one batch, then those of the other."""
-    return {name: jnp.concatenate([first[name], second[name]]) for name in ("tokens", "valid", "mask")}
+    return {name: jnp.concatenate([first[name], second[name]]) for name in first}

@@ -18,7 +18,17 @@ from alignax.log import plain_json, replace_file
 
 FORMAT = 1
 WITHOUT_PARAMS = ("collect", "evaluate")  # stages whose content is files
-_OWN = ("manifest.json", "config.json", "metrics.jsonl", "samples.jsonl", "steps", "params", "tokenizer", "tensorboard")
+_OWN = (
+    "manifest.json",
+    "config.json",
+    "metrics.jsonl",
+    "samples.jsonl",
+    "reference.npz",
+    "steps",
+    "params",
+    "tokenizer",
+    "tensorboard",
+)
 
 
 class CheckpointError(RuntimeError):

@@ -57,7 +57,7 @@ def token_stats(
     chunk: int = 8192,
     shards: int = 1,
 ) -> TokenStats:
-    """Statistics of targets[i] under softmax(l_i), where l = `output.logits(hidden, kernel)`; the caller aligns the two.
+    """Statistics of targets[i] under softmax(l_i), l = `output.logits(hidden, kernel)`; the caller aligns the two.
 
     Columns at or beyond `vocab_size` are padding of the vocabulary and get no probability (a target there has the
     log-probability of about -1e30). Products accumulate in float32 and the results are float32, whatever the inputs;

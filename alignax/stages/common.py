@@ -22,6 +22,7 @@ from alignax.log import Log
 from alignax.manifest import check_parent, parent_record, read_manifest, start, why_stale, write_manifest
 from alignax.models.config import ModelConfig
 from alignax.models.decoder import decoder
+from alignax.models.flops import ideal_seconds, train_flops
 from alignax.ops.masked import metric_ratios, metric_sums
 from alignax.stages.precheck import bind_term, precheck
 from alignax.train.loop import fit, resume
@@ -313,17 +314,33 @@ def once_per_step(evaluate: Callable[[Any], dict]) -> Callable[[Any], dict]:
 
 
 def train(
-    stage: Stage, state: Any, step_fn: Callable, arrays: dict, mesh: Mesh, evaluate: Callable, *, show: tuple[str, ...]
-) -> Any:
+    stage: Stage, state: Any, step_fn: Callable, arrays: dict, mesh: Mesh, evaluate: Callable, *, model: Model,
+    show: tuple[str, ...],
+) -> Any:  # fmt: skip
     """Runs a stage of `training_config` from its last checkpoint to its last step."""
     cfg = stage.cfg
     loader = make_loader(arrays, cfg.batch_size, cfg.seed)
-    return loop(stage, state, step_fn, loader.batch, lambda batch: sharding.put_batch(batch, mesh), evaluate, show=show)
+    flops = cfg.batch_size * row_flops(model.config, arrays, output=stage.kind != "reward")
+    ideal = ideal_seconds(flops, mesh.devices.flat[0].device_kind, mesh.size)
+    put = lambda batch: sharding.put_batch(batch, mesh)  # noqa: E731
+    return loop(stage, state, step_fn, loader.batch, put, evaluate, show=show, ideal=ideal)
+
+
+def row_flops(config: ModelConfig, arrays: dict, *, output: bool) -> float:
+    """FLOPs of learning from one row: forward and backward of the trained model over its sequences, padding included.
+
+    What a frozen model reads (a reference; the mismatched replies of KTO) is not learnt from, and not counted.
+    """
+    if "tokens" in arrays:
+        length = arrays["tokens"].shape[-1]
+        return arrays["tokens"][0].size * train_flops(config, length, output=output)
+    sides = [one for name, one in arrays.items() if isinstance(one, dict) and name != "mismatched"]
+    return sum(row_flops(config, one, output=output) for one in sides)
 
 
 def loop(
     stage: Stage, state: Any, step_fn: Callable, make_batch: Callable, put: Callable, evaluate: Callable | None, *,
-    show: tuple[str, ...],
+    show: tuple[str, ...], ideal: float | None = None,
 ) -> Any:  # fmt: skip
     """Opens checkpoints and log, resumes, and fits. The last moment to find a key that nothing has read."""
     cfg = stage.cfg
@@ -339,7 +356,7 @@ def loop(
         with Log(stage.workdir, total, show=show, **options) as log:
             return fit(
                 state, step_fn, make_batch, total_steps=total, steps=steps, log=log, put=put, evaluate=evaluate,
-                save_every_steps=every[0], eval_every_steps=every[1],
+                save_every_steps=every[0], eval_every_steps=every[1], ideal_seconds=ideal,
             )  # fmt: skip
 
 
