@@ -98,7 +98,13 @@ def side(model: Model, params: Params, reference: Params, batch: dict) -> Side:
 
 
 def reference_logp(model: Model, reference: Params, batch: dict) -> dict[str, Float[Array, "B T"]]:
-    """{side: its `ref_logp`} of a preference batch: what `side` would compute, for a batch to bring."""
+    """{side: its `ref_logp`} of a preference batch: what `side` would compute, for a batch to bring.
+
+    The sides of a pair are stacked as in `pair`: products of the same shapes give the same bits, where compilers allow.
+    """
+    if "chosen" in batch:
+        both = reference_logp(model, reference, {"both": stack(batch["chosen"], batch["rejected"])})["both"]
+        return {"chosen": both[: len(both) // 2], "rejected": both[len(both) // 2 :]}
     sides = {name: one for name, one in batch.items() if isinstance(one, dict)}
     return {name: token_statistics(model, reference, x["tokens"], x["valid"]).logp for name, x in sides.items()}
 
