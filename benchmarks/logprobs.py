@@ -1,14 +1,14 @@
 """Speed and memory of token log-probabilities: the plain formula against the walk over chunks of the vocabulary.
 
-Command: python benchmarks/logprobs.py [--repeats 7] [--out benchmarks/results/logprobs-<machine>.json]
+Command: python benchmarks/logprobs.py [--repeats 7] [--shapes f32 bf16] [--out benchmarks/results/logprobs-<machine>.json]
 
-Each row is one compiled program of value and gradient (log-probabilities and entropies of `rows` tokens, weighted and
-summed), timed in turn with the plain one of its shape, so that a busy machine slows both alike. Columns: the least time
-of the repeats (milliseconds); plain / this, by these times (above 1: faster than the plain formula); temporary memory
-of the compiled program (MB) and its share of the plain one's; chunk / V, what that share may at best be. The plain
-program is the textbook one under `jax.grad`: all the logits, a log-softmax, a gather; `plain, no entropy` leaves out
-what the entropy costs. Of four products of rows x D x V that the walk takes (the logits twice) the plain one takes
-three: where the products are all that counts (large D), the walk can reach 3/4 of its speed and no more.
+Each row is one compiled program of value and gradient (log-probabilities, and entropies or not, of `rows` tokens,
+weighted and summed), timed in turn with the plain one of its shape, so that a busy machine slows both alike. Columns:
+the least time of the repeats (milliseconds); plain / this, by these times (above 1: faster than the plain formula);
+temporary memory of the compiled program (MB) and its share of the plain one's; chunk / V, what that share may at best
+be. The plain program is the textbook one under `jax.grad`: all the logits, a log-softmax, a gather. Of the four
+products of rows x D x V that the walk takes (the logits twice) the plain one takes three: where the products are all
+that counts (large D), the walk can reach 3/4 of its speed and no more.
 """
 
 import argparse
@@ -29,13 +29,13 @@ from alignax.log import replace_file
 from alignax.ops.logprobs import token_stats
 
 # rows, D, V, dtype
-SHAPES = [
-    (1024, 128, 32768, "float32"),
-    (512, 512, 32768, "float32"),
-    (512, 512, 32768, "bfloat16"),
-    (256, 512, 131072, "float32"),
-    (256, 512, 131072, "bfloat16"),
-]
+SHAPES = {
+    "narrow": (1024, 128, 32768, "float32"),
+    "f32": (512, 512, 32768, "float32"),
+    "bf16": (512, 512, 32768, "bfloat16"),
+    "large-f32": (256, 512, 131072, "float32"),
+    "large-bf16": (256, 512, 131072, "bfloat16"),
+}
 CHUNKS = (2048, 4096, 8192, 16384)
 
 
@@ -105,9 +105,10 @@ def main() -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=7, help="timed runs of each program (default 7)")
+    parser.add_argument("--shapes", nargs="*", default=list(SHAPES), choices=list(SHAPES))
     parser.add_argument("--out", type=Path, help="JSON file for the rows, with machine and versions")
     args = parser.parse_args()
-    rows = [row for shape in SHAPES for row in measure(*shape, args.repeats)]
+    rows = [row for name in args.shapes for row in measure(*SHAPES[name], args.repeats)]
     table = Table(*rows[0], title=f"{jax.devices()[0].device_kind}, jax {jax.__version__}")
     for row in rows:
         table.add_row(*(f"{v:,.3g}" if isinstance(v, float) else str(v) for v in row.values()))
