@@ -1,14 +1,14 @@
 """Speed and memory of token log-probabilities: the plain formula against the walk over chunks of the vocabulary.
 
-Command: python benchmarks/logprobs.py [--repeats 7] [--shapes f32 bf16] [--out benchmarks/results/logprobs-<machine>.json]
+Command: python benchmarks/logprobs.py [--repeats 7] [--shapes f32 bf16] [--out benchmarks/results/logprobs-x.json]
 
 Each row is one compiled program of value and gradient (log-probabilities, and entropies or not, of `rows` tokens,
-weighted and summed), timed in turn with the plain one of its shape, so that a busy machine slows both alike. Columns:
-the least time of the repeats (milliseconds); plain / this, by these times (above 1: faster than the plain formula);
-temporary memory of the compiled program (MB) and its share of the plain one's; chunk / V, what that share may at best
-be. The plain program is the textbook one under `jax.grad`: all the logits, a log-softmax, a gather. Of the four
-products of rows x D x V that the walk takes (the logits twice) the plain one takes three: where the products are all
-that counts (large D), the walk can reach 3/4 of its speed and no more.
+weighted and summed), timed in turn with the plain one of its shape. Columns: the least wall-clock and the least
+processor time of the repeats (milliseconds; on a busy CPU the latter says more, on an accelerator nothing); plain /
+this by either (above 1: faster than the plain formula); temporary memory of the compiled program (MB) and its share
+of the plain one's; chunk / V, what that share may at best be. The plain program is the textbook one under `jax.grad`:
+all the logits, a log-softmax, a gather. Of the four products of rows x D x V that the walk takes (the logits twice)
+the plain one takes three: where the products are all that counts (large D), it can reach 3/4 of that speed, no more.
 """
 
 import argparse
@@ -66,16 +66,16 @@ def compiled(f: Callable, arrays: tuple):
     return jax.jit(jax.value_and_grad(score, (0, 1))).lower(*arrays).compile()
 
 
-def fastest(programs: dict, arrays: tuple, repeats: int) -> dict[str, float]:
-    """Least seconds of each program; they take turns."""
-    times: dict[str, list[float]] = {name: [] for name in programs}
+def fastest(programs: dict, arrays: tuple, repeats: int) -> dict[str, tuple[float, float]]:
+    """Least (wall-clock, processor) seconds of each program; they take turns."""
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in programs}
     for repeat in range(repeats + 1):
         for name, program in programs.items():
-            begun = time.perf_counter()
+            wall, processor = time.perf_counter(), time.process_time()
             jax.block_until_ready(program(*arrays))
             if repeat:  # the first is for warming up
-                times[name].append(time.perf_counter() - begun)
-    return {name: min(values) for name, values in times.items()}
+                times[name].append((time.perf_counter() - wall, time.process_time() - processor))
+    return {name: (min(wall for wall, _ in values), min(cpu for _, cpu in values)) for name, values in times.items()}
 
 
 def measure(rows: int, D: int, V: int, dtype: str, repeats: int) -> list[dict]:
@@ -89,13 +89,14 @@ def measure(rows: int, D: int, V: int, dtype: str, repeats: int) -> list[dict]:
         seconds = fastest(programs, arrays, repeats)
         memory = {name: program.memory_analysis().temp_size_in_bytes for name, program in programs.items()}
         for name in programs:
-            form = name if entropy else f"{name}, no entropy"
+            form = f"{name}, entropy" if entropy else name
             chunk = int(name.split()[1]) if " " in name else V
             found.append(
                 {
-                    "rows": rows, "D": D, "V": V, "dtype": dtype, "form": form, "ms": 1e3 * seconds[name],
-                    "plain_over_this": seconds["plain"] / seconds[name], "temporary_mb": memory[name] / 1e6,
-                    "share_of_plain": memory[name] / memory["plain"], "chunk_over_V": chunk / V,
+                    "rows": rows, "D": D, "V": V, "dtype": dtype, "form": form,
+                    "ms": 1e3 * seconds[name][0], "ratio": seconds["plain"][0] / seconds[name][0],
+                    "cpu_ms": 1e3 * seconds[name][1], "cpu_ratio": seconds["plain"][1] / seconds[name][1],
+                    "temporary_mb": memory[name] / 1e6, "share": memory[name] / memory["plain"], "chunk/V": chunk / V,
                 }
             )  # fmt: skip
     return found

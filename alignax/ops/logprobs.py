@@ -54,7 +54,7 @@ def token_stats(
     temperature: float | Float[Array, ""] = 1.0,
     vocab_size: int,
     softcap: float = 0.0,
-    chunk: int = 8192,
+    chunk: int = 4096,
     shards: int = 1,
 ) -> TokenStats:
     """Statistics of targets[i] under softmax(l_i), l = `output.logits(hidden, kernel)`; the caller aligns the two.
