@@ -164,7 +164,7 @@ def _backward(layout: _Layout, saved, cotangents):
         is_target = (
             lax.broadcasted_iota(jnp.int32, p.shape, p.ndim - 1) == _place(targets, start, size, layout)[..., None]
         )
-        d_logits = 0.0
+        d_logits = jnp.zeros_like(p)
         if not isinstance(cotangents.logp, SymbolicZero):
             d_logits += cotangents.logp[..., None] * (is_target.astype(jnp.float32) - p)
         if not isinstance(cotangents.entropy, SymbolicZero):  # most losses do not look at it

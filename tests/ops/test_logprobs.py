@@ -92,6 +92,12 @@ def test_a_statistic_that_is_not_used_gets_no_gradient_and_changes_none(used):
     chex.assert_trees_all_close(got, want, rtol=1e-5, atol=1e-5)
 
 
+def test_the_collision_gets_no_gradient():
+    hidden, kernel, targets = inputs()
+    grads = jax.grad(lambda h, k: jnp.sum(token_stats(h, k, targets, vocab_size=37).collision), (0, 1))(hidden, kernel)
+    assert not any(np.any(g) for g in grads)
+
+
 def test_uniform_by_hand():
     # Zero hidden states: four equal logits, so log p = -log 4, H = log 4, and every token is a most probable one.
     stats = token_stats(jnp.zeros((2, 3)), jnp.ones((3, 6)), jnp.array([0, 3]), vocab_size=4, chunk=4)
