@@ -195,7 +195,7 @@ def content_hash(params: Any) -> str:
     """
     digest = hashlib.sha256()
     for path, leaf in sorted(_paths(params).items()):
-        array = _on_host(leaf)
+        array = fetched(leaf)
         digest.update(f"{path} {array.dtype.name} {array.shape}\n".encode())
         digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
@@ -233,7 +233,8 @@ def _is_key(leaf: Any) -> bool:
     return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def _on_host(leaf: Any) -> np.ndarray:
+def fetched(leaf: Any) -> np.ndarray:
+    """An array on the host, whole in every process; a typed PRNG key as its raw words."""
     leaf = jax.random.key_data(leaf) if _is_key(leaf) else leaf
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
         leaf = multihost_utils.process_allgather(leaf, tiled=True)

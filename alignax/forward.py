@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
+from alignax.ops import output
 from alignax.ops.checks import needs, require
 from alignax.ops.logprobs import TokenStats, token_stats
 from alignax.types import Demo, Distill, Model, Pair, Params, Ranked, Rated, Rollout, Scored, Side, Stepwise, Unpaired
@@ -33,6 +34,8 @@ def token_statistics(
         tokens[:, start:],
         temperature=temperature,
         vocab_size=model.config.vocab_size,
+        softcap=model.config.logit_softcap,
+        shards=model.config.vocab_shards,
     )
     return TokenStats(*(jnp.pad(x, ((0, 0), (start, 0))) for x in stats))
 
@@ -61,7 +64,7 @@ def logits(model: Model, params: Params, tokens: Int[Array, "B T"], valid: Bool[
     """Logits of the whole vocabulary that predict each token, float32; 0 at position 0, which has no context."""
     hidden_BTD = model.apply(params, tokens, valid)[:, :-1]
     kernel_DV = model.unembed(params)[:, : model.config.vocab_size]  # without the padding of the vocabulary
-    logits_BTV = jnp.dot(hidden_BTD, kernel_DV, preferred_element_type=jnp.float32)
+    logits_BTV = output.logits(hidden_BTD, kernel_DV, softcap=model.config.logit_softcap)
     return jnp.pad(logits_BTV, ((0, 0), (1, 0), (0, 0)))
 
 
@@ -86,10 +89,24 @@ def unpaired(model: Model, params: Params, reference: Params, batch: dict) -> Un
 
 
 def side(model: Model, params: Params, reference: Params, batch: dict) -> Side:
-    """Replies under the policy and under the reference."""
+    """Replies under the policy and under the reference; where the batch brings `ref_logp`, no reference is run."""
     stats = token_statistics(model, params, batch["tokens"], batch["valid"])
-    ref_logp = token_statistics(model, reference, batch["tokens"], batch["valid"]).logp
+    ref_logp = batch.get("ref_logp")
+    if ref_logp is None:
+        ref_logp = token_statistics(model, reference, batch["tokens"], batch["valid"]).logp
     return Side(logp=stats.logp, ref_logp=ref_logp, mask=batch["mask"], collision=stats.collision)
+
+
+def reference_logp(model: Model, reference: Params, batch: dict) -> dict[str, Float[Array, "B T"]]:
+    """{side: its `ref_logp`} of a preference batch: what `side` would compute, for a batch to bring.
+
+    The sides of a pair are stacked as in `pair`: products of the same shapes give the same bits, where compilers allow.
+    """
+    if "chosen" in batch:
+        both = reference_logp(model, reference, {"both": stack(batch["chosen"], batch["rejected"])})["both"]
+        return {"chosen": both[: len(both) // 2], "rejected": both[len(both) // 2 :]}
+    sides = {name: one for name, one in batch.items() if isinstance(one, dict)}
+    return {name: token_statistics(model, reference, x["tokens"], x["valid"]).logp for name, x in sides.items()}
 
 
 def scored(model: Model, params: Params, batch: dict) -> Scored:
@@ -170,4 +187,4 @@ def best_and_worst(view: Rollout, group: int) -> Pair:
 
 def stack(first: dict, second: dict) -> dict:
     """The rows of one batch, then those of the other."""
-    return {name: jnp.concatenate([first[name], second[name]]) for name in ("tokens", "valid", "mask")}
+    return {name: jnp.concatenate([first[name], second[name]]) for name in first}

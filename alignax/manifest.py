@@ -23,6 +23,7 @@ _OWN = (
     "config.json",
     "metrics.jsonl",
     "samples.jsonl",
+    "reference.npz",
     "steps",
     "params",
     "tokenizer",

@@ -162,6 +162,27 @@ def test_unpaired_keeps_replies_and_mismatched_ones_apart(sides):
     np.testing.assert_array_equal(got.desirable, single["desirable"])
 
 
+def test_a_batch_that_brings_the_reference_needs_none(sides):
+    """Trap 29: what is brought is what the loss gets, and no parameters of a reference are read."""
+    model, params = tiny(scalar=True)
+    reference, batch = tiny(seed=1, scalar=True)[1], pair_batch()
+    single = {"side": batch["chosen"], "mismatched": batch["rejected"], "desirable": jnp.arange(8) % 2 == 0}
+    for view, rows in ((forward.pair, batch), (forward.unpaired, single)):
+        run = jax.jit(lambda p, ref, b, view=view: (view(model, p, ref, b), forward.reference_logp(model, ref, b)))
+        want, logp = run(params, reference, rows)
+        brought = rows | {name: rows[name] | {"ref_logp": x} for name, x in logp.items()}
+        got = jax.jit(lambda p, b, view=view: view(model, p, None, b))(params, brought)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), got, want)
+    moved = sides(params, reference, brought_by(batch, 1.0))[0]
+    assert (moved.chosen.ref_logp == 1.0).all() and (moved.rejected.ref_logp == 1.0).all()
+
+
+def brought_by(batch, value):
+    """The pair batch with one reference log-probability everywhere."""
+    full = lambda side: side | {"ref_logp": jnp.full(side["tokens"].shape, value)}  # noqa: E731
+    return batch | {name: full(batch[name]) for name in ("chosen", "rejected")}
+
+
 def test_scored_rows_without_a_response_do_not_count(sides):
     batch = pair_batch()
     batch["chosen"]["mask"] = batch["chosen"]["mask"].at[2].set(False)

@@ -10,6 +10,7 @@ from jax import Array
 from jaxtyping import Bool, Float
 
 from alignax import forward
+from alignax.ops import output
 from alignax.ops.checks import Scalar
 from alignax.ops.kl import full_kl
 from alignax.sampling.sample import finished, row_keys, sample
@@ -59,8 +60,8 @@ def exact_kl(
 
     def row(args):
         *hidden_TD, mask_T = args
-        logits = [jnp.dot(h, k, preferred_element_type=jnp.float32) for h, k in zip(hidden_TD, kernels)]
-        logp_p, logp_q = (jax.nn.log_softmax(l / temperature, axis=-1) for l in logits)
+        options = {"softcap": model.config.logit_softcap, "temperature": temperature}
+        logp_p, logp_q = (jax.nn.log_softmax(output.logits(h, k, **options)) for h, k in zip(hidden_TD, kernels))
         return jnp.sum(full_kl(logp_p, logp_q), where=mask_T)
 
     return jax.lax.map(row, (*hiddens, rollout.mask[:, start:]))

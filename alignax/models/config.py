@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 
 KINDS = ("full", "sliding", "nope")  # of attention: all earlier tokens; the last `window` ones; all, without rotation
-COMPUTE = ("dtype", "remat")  # fields that change how results are computed and not what they are
+COMPUTE = ("dtype", "remat", "vocab_shards")  # fields that change how results are computed and not what they are
 _CHOICES = {
     "positions": ("rotary", "learned"),
     "rope_type": ("default", "linear", "llama3"),
@@ -73,9 +73,22 @@ class ModelConfig:
     dtype: str = "float32"  # of activations; parameters, norms, softmax and log-probs are float32 always
     remat: str = "none"  # what a layer keeps for its backward pass: "none" (all), "dots" (products), "full" (nothing)
 
+    vocab_shards: int = 1  # devices that the vocabulary is cut over: a chunk of logits takes its columns from all
+
     def __post_init__(self):
         object.__setattr__(self, "pattern", _period(tuple(self.pattern), self.layers))  # a list, out of a JSON file
-        for name in ("vocab_size", "dim", "layers", "heads", "kv_heads", "head_dim", "ffn", "vocab_multiple"):
+        sizes = (
+            "vocab_size",
+            "dim",
+            "layers",
+            "heads",
+            "kv_heads",
+            "head_dim",
+            "ffn",
+            "vocab_multiple",
+            "vocab_shards",
+        )
+        for name in sizes:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)}: expected at least 1")
         for name, known in _CHOICES.items():
@@ -98,6 +111,10 @@ class ModelConfig:
             raise ValueError(f"experts_per_token = {self.experts_per_token}: expected 1 to experts = {self.experts}")
         if self.experts and (self.mlp_bias or not self.gated):
             raise ValueError("experts are gated feed-forward layers without biases")
+        if not self.logit_softcap >= 0:
+            raise ValueError(
+                f"logit_softcap = {self.logit_softcap}: expected a bound on |logit|, such as 30, or 0 (off)"
+            )
 
     @property
     def padded_vocab(self) -> int:

@@ -16,8 +16,11 @@ def mixture(model: Model, share: Scalar) -> Model:
     sampler needs to know nothing of it. With a temperature, the mixture of the untempered distributions is tempered.
     Nash-MD's opponent (Munos et al. 2023, 2312.00886, section 4) at its share beta; TRL's `mixture_coef`.
 
-    Raises ValueError if share is outside [0, 1].
+    Raises ValueError if share is outside [0, 1], and if the model caps its logits: a weighted sum of capped logits is
+    no capped product.
     """
+    cap = model.config.logit_softcap
+    require(not cap, f"mixture: logit_softcap = {cap}: capped logits do not mix by one product; take another opponent")
     require((share >= 0) & (share <= 1), f"mixture: share = {share}: expected the reference's share in [0, 1]")
 
     def apply(params: Params, tokens: Array, valid: Array) -> Array:

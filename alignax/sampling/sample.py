@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
+from alignax.ops import output
 from alignax.sampling.filters import top_k as keep_top_k
 from alignax.sampling.filters import top_p as keep_top_p
 from alignax.types import Model, Params, Rollout
@@ -58,7 +59,7 @@ def sample(
     kernel_DV = model.unembed(params)[:, :vocab_size]
 
     def choose(hidden_BD, t):
-        logits_BV = jnp.dot(hidden_BD, kernel_DV, preferred_element_type=jnp.float32) / divisor
+        logits_BV = output.logits(hidden_BD, kernel_DV, softcap=model.config.logit_softcap, temperature=divisor)
         if filters is not None:
             logits_BV = keep_top_p(keep_top_k(logits_BV, filters[0]), filters[1])
         noise_BV = jax.vmap(lambda k: jax.random.gumbel(jax.random.fold_in(k, t), (vocab_size,)))(keys)

@@ -30,6 +30,7 @@ from alignax.log import Log
 from alignax.manifest import check_parent, parent_record, read_manifest, start, why_stale, write_manifest
 from alignax.models.config import ModelConfig
 from alignax.models.decoder import decoder
+from alignax.models.flops import ideal_seconds, train_flops
 from alignax.ops.masked import metric_ratios, metric_sums
 from alignax.stages.precheck import bind_term, precheck, split_part, weights_of
 from alignax.train.loop import fit, resume
@@ -231,7 +232,12 @@ def build_model(preset: str, args: dict, compute: dict, vocab_size: int, mesh: M
     """The model that a config names by preset and arguments."""
     function = resolve(preset, "alignax.models.presets", key="model")
     options = bind(function, args, key="model_args", given=("vocab_size",))
-    return decoder(dataclasses.replace(function(vocab_size=vocab_size, **options), **compute), sharding.rows(mesh))
+    return on_mesh(dataclasses.replace(function(vocab_size=vocab_size, **options), **compute), mesh)
+
+
+def on_mesh(config: ModelConfig, mesh: Mesh) -> Model:
+    """The model, told how activations and the vocabulary are cut: along the axis that the rules of `sharding` name."""
+    return decoder(dataclasses.replace(config, vocab_shards=mesh.shape["fsdp"]), sharding.rows(mesh))
 
 
 def new_or_loaded(stage: Stage, preset: str, args: dict, tokenizer: Any, mesh: Mesh) -> tuple[Model, Params]:
@@ -271,7 +277,7 @@ def load_model(
         template_hash=template_hash(tokenizer, template),
         architecture=expected.architecture() if expected else None,
     )
-    model = decoder(config, sharding.rows(mesh))
+    model = on_mesh(config, mesh)
     scalar, attributes = manifest["stage"] == "reward", len(rated_attributes(manifest)) or None
     shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0), scalar=scalar, attributes=attributes))
     params = load_params(folder / "params", sharded_shapes(shapes, mesh))
@@ -381,17 +387,33 @@ def once_per_step(evaluate: Callable[[Any], dict]) -> Callable[[Any], dict]:
 
 
 def train(
-    stage: Stage, state: Any, step_fn: Callable, arrays: dict, mesh: Mesh, evaluate: Callable, *, show: tuple[str, ...]
-) -> Any:
+    stage: Stage, state: Any, step_fn: Callable, arrays: dict, mesh: Mesh, evaluate: Callable, *, model: Model,
+    show: tuple[str, ...],
+) -> Any:  # fmt: skip
     """Runs a stage of `training_config` from its last checkpoint to its last step."""
     cfg = stage.cfg
     loader = make_loader(cfg, arrays, cfg.batch_size)
-    return loop(stage, state, step_fn, loader.batch, lambda batch: sharding.put_batch(batch, mesh), evaluate, show=show)
+    flops = cfg.batch_size * row_flops(model.config, arrays, output=stage.kind != "reward")
+    ideal = ideal_seconds(flops, mesh.devices.flat[0].device_kind, mesh.size)
+    put = lambda batch: sharding.put_batch(batch, mesh)  # noqa: E731
+    return loop(stage, state, step_fn, loader.batch, put, evaluate, show=show, ideal=ideal)
+
+
+def row_flops(config: ModelConfig, arrays: dict, *, output: bool) -> float:
+    """FLOPs of learning from one row: forward and backward of the trained model over its sequences, padding included.
+
+    What a frozen model reads (a reference; the mismatched replies of KTO) is not learnt from, and not counted.
+    """
+    if "tokens" in arrays:
+        length = arrays["tokens"].shape[-1]
+        return arrays["tokens"][0].size * train_flops(config, length, output=output)
+    sides = [one for name, one in arrays.items() if isinstance(one, dict) and name != "mismatched"]
+    return sum(row_flops(config, one, output=output) for one in sides)
 
 
 def loop(
     stage: Stage, state: Any, step_fn: Callable, make_batch: Callable, put: Callable, evaluate: Callable | None, *,
-    show: tuple[str, ...],
+    show: tuple[str, ...], ideal: float | None = None,
 ) -> Any:  # fmt: skip
     """Opens checkpoints and log, resumes, and fits. The last moment to find a key that nothing has read."""
     cfg = stage.cfg
@@ -407,7 +429,7 @@ def loop(
         with Log(stage.workdir, total, show=show, **options) as log:
             return fit(
                 state, step_fn, make_batch, total_steps=total, steps=steps, log=log, put=put, evaluate=evaluate,
-                save_every_steps=every[0], eval_every_steps=every[1],
+                save_every_steps=every[0], eval_every_steps=every[1], ideal_seconds=ideal,
             )  # fmt: skip
 
 

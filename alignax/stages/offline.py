@@ -11,6 +11,7 @@ from alignax.config import record_of, resolve
 from alignax.data.encode import fingerprint, pair_rows
 from alignax.data.thumbs import unpaired_rows
 from alignax.stages import common, probe
+from alignax.stages.reference import with_logp
 from alignax.train import reference as moving
 from alignax.train.state import new_state
 from alignax.train.step import make_step
@@ -26,6 +27,9 @@ def get_config() -> ConfigDict:
     c.loss = "dpo"  # function of alignax.losses, or module:function, of a Pair or of an Unpaired
     # losses added to it: name = dict(coefficient=..., and its arguments)
     c.terms = ConfigDict()
+    # "online": run beside the policy at every step; "cached": its log-probabilities of all rows are computed once and
+    # kept in the folder, and its parameters are freed
+    c.reference = "online"
     c.reference_args = ConfigDict()  # of alignax.train.reference.follow (TR-DPO); empty: the reference stands still
     c.optimizer_args = ConfigDict({"learning_rate": 1e-6})
     c.probe = probe.get_config()
@@ -52,6 +56,11 @@ def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
     # ---- model: the parent policy is start and reference
     mesh = common.get_mesh(cfg)
     model, reference = common.new_or_loaded(stage, "", {}, tokenizer, mesh)
+    identity = fingerprint(train)
+    cached = cfg.reference == "cached"
+    if cached:
+        data = {"train": train, "heldout": held}
+        train, held = with_logp(stage, data, model, reference, tokenizer, mesh).values()
 
     # ---- update
     optimizer = common.get_optimizer(cfg.optimizer, cfg.optimizer_args, cfg.total_steps)
@@ -76,10 +85,12 @@ def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
         return pairs(state, state.reference if follow else reference) | probed
 
     state = common.place(lambda p: new_state(p, optimizer, p if follow else None), reference, mesh=mesh)
+    if cached:
+        reference = None  # nothing reads it any more: every batch brings what it said
     step = sharding.jit_step(make_step(objective, optimizer, microbatches=cfg.microbatches, follow=follow), state)
     step_fn = lambda state, batch: step(state, batch, reference)  # noqa: E731
     show = ("loss", "rewards/margins", "rewards/accuracies")
-    state = common.train(stage, state, step_fn, train, mesh, evaluate, show=show)
+    state = common.train(stage, state, step_fn, train, mesh, evaluate, model=model, show=show)
 
     # ---- checkpoint
     common.finish(
@@ -89,7 +100,7 @@ def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
         model=model,
         tokenizer=tokenizer,
         template=cfg.template,
-        data={"fingerprint": fingerprint(train), "counts": counts},
+        data={"fingerprint": identity, "counts": counts},
         metrics=evaluate(state),
     )
     return workdir

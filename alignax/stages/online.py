@@ -167,7 +167,8 @@ def make_critic(cfg: Any, model: Any, policy: Any, proxy: tuple | None) -> tuple
 def make_parts(cfg: Any, model: Any, critic_model: Any, ends: jax.Array, pad: int, start: int) -> online.Parts:
     """Binds models, losses and settings into the parts of an iteration."""
     temperature, capacity, group = cfg.temperature, cfg.max_new_tokens, cfg.samples_per_prompt
-    rival, mixed = cfg.opponent, mixture(model, cfg.opponent_share)
+    rival, share = cfg.opponent, cfg.opponent_share
+    mixed = mixture(model, share) if rival == "mixture" else model
     check_placement(cfg.kl_estimator, cfg.kl_placement)
     in_reward = cfg.kl_placement == "reward"
     policy_loss = resolve(cfg.loss, "alignax.losses", key="loss")

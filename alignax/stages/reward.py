@@ -92,7 +92,7 @@ def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
     state = common.place(lambda p, h: new_state(p | {"scalar": h}, optimizer), trunk, head, mesh=mesh)
     step = sharding.jit_step(make_step(objective, optimizer, microbatches=cfg.microbatches), state)
     step_fn = lambda state, batch: step(state, batch, ())  # noqa: E731
-    state = common.train(stage, state, step_fn, train, mesh, evaluate, show=("loss", *SHOWN[record]))
+    state = common.train(stage, state, step_fn, train, mesh, evaluate, model=model, show=("loss", *SHOWN[record]))
 
     # ---- how good it is on held-out data; mean and spread of the scores, for those who read them
     seen = jax.jit(lambda params, batch: view(model, params, batch))

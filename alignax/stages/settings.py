@@ -203,12 +203,30 @@ def values(config: dict[str, Any], prefix: str, kind: Any) -> None:
 
 
 def offline(config: dict[str, Any], prefix: str, kind: Any) -> None:
-    """A reference that moves is one that the loss reads."""
-    if not config["reference_args"]:
-        return
-    number, step = jax.ShapeDtypeStruct((), jnp.float32), jax.ShapeDtypeStruct((), jnp.int32)
-    args = bind(follow, config["reference_args"], key=f"{prefix}reference_args", given=("reference", "params", "step"))
-    tried(partial(follow, **args), number, number, step, key=f"{prefix}reference_args")
+    """A reference that moves or is cached is one that the loss reads; what is cached stands still."""
+    how, args = config["reference"], config["reference_args"]
+    if how not in ("online", "cached"):
+        raise ConfigError(f"config.{prefix}reference = {how!r}: expected 'online' or 'cached'")
+    if how == "cached" and args:
+        raise ConfigError(
+            f"config.{prefix}reference = 'cached': the reference of reference_args moves, and says something else of a "
+            "row after each move; use 'online'"
+        )
+    if how == "cached" and config["probe"]["source"]:
+        raise ConfigError(
+            f"config.{prefix}reference = 'cached': the probe measures the KL to the reference, whose parameters are "
+            "freed; use 'online', or no probe (probe.source = '')"
+        )
+    if args:
+        number, step = jax.ShapeDtypeStruct((), jnp.float32), jax.ShapeDtypeStruct((), jnp.int32)
+        args = bind(follow, args, key=f"{prefix}reference_args", given=("reference", "params", "step"))
+        tried(partial(follow, **args), number, number, step, key=f"{prefix}reference_args")
+    if args or how == "cached":
+        reads_reference(config, prefix, kind, "reference_args is set" if args else "reference = 'cached'")
+
+
+def reads_reference(config: dict[str, Any], prefix: str, kind: Any, what: str) -> None:
+    """Raises ConfigError, with `what` was asked of a reference, if neither the loss nor a term reads one."""
     losses = {config["loss"]: config["loss_args"]} | config["terms"]
     for name, args in losses.items():
         loss = resolve(name, "alignax.losses", key=f"{prefix}loss")
@@ -217,7 +235,7 @@ def offline(config: dict[str, Any], prefix: str, kind: Any) -> None:
         if not isinstance(found, Loss):
             return  # it fails without a reference
     told = " and ".join(map(repr, losses))
-    raise ConfigError(f"config.{prefix}reference_args is set, but {told} read no reference")
+    raise ConfigError(f"config.{prefix}{what}, but {told} read no reference")
 
 
 def collect(config: dict[str, Any], prefix: str, kinds: tuple[str, ...]) -> None:

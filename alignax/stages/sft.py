@@ -63,7 +63,9 @@ def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
     state = common.place(lambda p: new_state(p, optimizer), params, mesh=mesh)
     step = sharding.jit_step(make_step(objective, optimizer, microbatches=cfg.microbatches), state)
     step_fn = lambda state, batch: step(state, batch, ())  # noqa: E731
-    state = common.train(stage, state, step_fn, train, mesh, evaluate, show=("loss", "mean_token_accuracy"))
+    state = common.train(
+        stage, state, step_fn, train, mesh, evaluate, model=model, show=("loss", "mean_token_accuracy")
+    )
 
     # ---- checkpoint
     common.finish(

@@ -29,12 +29,15 @@ def fit(
     save_every_steps: int,
     evaluate: Callable[[Any], Mapping[str, float]] | None = None,
     eval_every_steps: int = 0,
+    ideal_seconds: float | None = None,
 ) -> Any:
     """Runs `state, metrics = step_fn(state, batch)` from the state's own step to `total_steps`; returns the last state.
 
     `state.step` counts finished steps, so a restored state goes on where it was. Metrics of step s are fetched while
     step s + 1 runs, so the host never waits for the device between two steps; they are checked before anything is
-    saved. `evaluate(state)` runs every `eval_every_steps` (0: never), at the end, and before the first step.
+    saved. `evaluate(state)` runs every `eval_every_steps` (0: never), at the end, and before the first step. With
+    `ideal_seconds`, what a step would take at the devices' peak, the log says which share of it each step reached
+    (`time/mfu`).
 
     Raises NonFinite, naming the step and the last good checkpoint, when a loss or gradient norm is not finite.
     """
@@ -60,6 +63,8 @@ def fit(
         now = time.perf_counter()
         # host: from the end of one call to the start of the next, which the device spends on work queued before
         pending = step, metrics, {"step": now - begun, "host": called - waited}
+        if ideal_seconds is not None:
+            pending[2]["mfu"] = ideal_seconds / (now - begun)
         begun = waited = now
         saves, evaluates = step % save_every_steps == 0 or step == total_steps, due(step, eval_every_steps, total_steps)
         if saves or (evaluate and evaluates):

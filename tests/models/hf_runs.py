@@ -13,6 +13,7 @@ from alignax.models.decoder import decoder
 from alignax.models.hf import config as hf_config
 from alignax.models.hf.families import FAMILIES
 from alignax.models.hf.weights import load_weights, plan
+from alignax.ops.output import logits
 from alignax.stages.common import sharded_shapes
 
 P = 5  # tokens of the prompt, in the test of decoding
@@ -55,9 +56,8 @@ def load(folder: Path, *, fsdp: int = 1, **changes):
 
 def logits_of(model, params, hidden) -> np.ndarray:
     """Logits of the real vocabulary, soft cap included."""
-    logits = (hidden @ model.unembed(params))[..., : model.config.vocab_size]
-    cap = model.config.logit_softcap
-    return np.asarray(cap * jnp.tanh(logits / cap) if cap else logits)
+    kernel_DV = model.unembed(params)[:, : model.config.vocab_size]
+    return np.asarray(logits(hidden, kernel_DV, softcap=model.config.logit_softcap))
 
 
 def forward(model, params) -> np.ndarray:

@@ -1,5 +1,7 @@
 """Token log-probs: the chunked form equals the plain one in value and gradient, and never holds all the logits."""
 
+import re
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -12,9 +14,10 @@ from jax.test_util import check_grads
 from alignax.ops.logprobs import token_stats
 
 
-def reference(hidden, kernel, targets, temperature=1.0, vocab_size=None):
+def reference(hidden, kernel, targets, temperature=1.0, vocab_size=None, softcap=0.0):
     """The textbook form: all the logits, a log-softmax, a gather."""
-    logits = jnp.matmul(hidden, kernel[:, :vocab_size], preferred_element_type=jnp.float32) / temperature
+    logits = jnp.matmul(hidden, kernel[:, :vocab_size], preferred_element_type=jnp.float32)
+    logits = (softcap * jnp.tanh(logits / softcap) if softcap else logits) / temperature
     logp = jax.nn.log_softmax(logits, axis=-1)
     entropy = -jnp.sum(jnp.exp(logp) * logp, axis=-1)
     found, correct = jnp.take_along_axis(logp, targets[..., None], axis=-1)[..., 0], jnp.argmax(logits, -1) == targets
@@ -50,21 +53,49 @@ CASES = [(37, 37, 8), (36, 36, 12), (7, 7, 1), (37, 37, 36), (37, 37, 8192)]
 CASES += [(37, 30, 8), (40, 36, 12), (40, 10, 12), (40, 36, 8192)]
 
 
-@pytest.mark.parametrize("V, vocab_size, chunk", CASES)
-def test_chunked_is_plain(V, vocab_size, chunk):
+# `shards` changes which columns a chunk takes and nothing else; 3 does not divide 40, and so counts as 1.
+CASES = [(*case, 1, 0.0) for case in CASES] + [(37, 37, 8, 1, 2.0), (40, 36, 8192, 1, 2.0), (40, 36, 16, 8, 2.0)]
+CASES += [(40, 36, 12, 4, 0.0), (40, 40, 5, 8, 0.0), (40, 36, 64, 8, 0.0), (40, 37, 8, 3, 0.0)]
+
+
+@pytest.mark.parametrize("V, vocab_size, chunk, shards, softcap", CASES)
+def test_chunked_is_plain(V, vocab_size, chunk, shards, softcap):
     hidden, kernel, targets = inputs(V=V, vocab_size=vocab_size)
-    temperature = jnp.float32(0.7)
-    got, got_grads = value_and_grads(
-        lambda h, k, t: token_stats(h, k, targets, temperature=t, vocab_size=vocab_size, chunk=chunk),
-        *(hidden, kernel, temperature),
+    at = 0.5 * hidden, kernel, jnp.float32(0.7)
+    options = dict(vocab_size=vocab_size, chunk=chunk, shards=shards, softcap=softcap)
+    got, got_grads = value_and_grads(lambda h, k, t: token_stats(h, k, targets, temperature=t, **options), *at)
+    want, want_grads = value_and_grads(lambda h, k, t: reference(h, k, targets, t, vocab_size, softcap), *at)
+    chex.assert_trees_all_close(got, want, rtol=1e-6, atol=1e-6)
+    assert [x.dtype for x in got] == [jnp.float32, jnp.float32, bool, jnp.float32]
+    chex.assert_trees_all_close(got_grads, want_grads, rtol=1e-6, atol=2e-6)
+    assert not np.any(got_grads[1][:, vocab_size:])
+
+
+def test_a_soft_cap_by_hand():
+    # products +-1e4 are far beyond c = 1: logits c tanh(z / c) = +-1, at temperature 2: +-1/2, so p = sigmoid(+-1)
+    stats = token_stats(
+        jnp.ones((1, 1)), jnp.array([[1e4, -1e4]]), jnp.array([0]), vocab_size=2, softcap=1.0, temperature=2.0
     )
-    want, want_grads = value_and_grads(
-        lambda h, k, t: reference(h, k, targets, t, vocab_size), hidden, kernel, temperature
+    np.testing.assert_allclose(stats.logp, np.log(1 / (1 + np.exp(-1.0))), rtol=1e-6)
+
+
+@pytest.mark.parametrize("used", [0, 1])
+def test_a_statistic_that_is_not_used_gets_no_gradient_and_changes_none(used):
+    hidden, kernel, targets = inputs()
+    got, want = (
+        jax.jit(jax.grad(lambda h, k, f=f: jnp.sum(f(h, k)[used]), (0, 1)))(hidden, kernel)
+        for f in (
+            lambda h, k: token_stats(h, k, targets, vocab_size=37, chunk=8),
+            lambda h, k: reference(h, k, targets),
+        )
     )
     chex.assert_trees_all_close(got, want, rtol=1e-5, atol=1e-5)
-    assert [x.dtype for x in got] == [jnp.float32, jnp.float32, bool, jnp.float32]
-    chex.assert_trees_all_close(got_grads, want_grads, rtol=1e-5, atol=2e-5)
-    assert not np.any(got_grads[1][:, vocab_size:])
+
+
+def test_the_collision_gets_no_gradient():
+    hidden, kernel, targets = inputs()
+    grads = jax.grad(lambda h, k: jnp.sum(token_stats(h, k, targets, vocab_size=37).collision), (0, 1))(hidden, kernel)
+    assert not any(np.any(g) for g in grads)
 
 
 def test_uniform_by_hand():
@@ -137,22 +168,55 @@ def test_vmap_over_models(chunk):
     chex.assert_trees_all_close(jax.jit(jax.vmap(both))(kernels), one_by_one, rtol=1e-5, atol=1e-5)
 
 
-# The kernel whole, cut along D (FSDP), and along V (tensor parallel), with and without a loop over chunks.
-@pytest.mark.parametrize(
-    "chunk, kernel_spec", [(16, Spec()), (16, Spec("model")), (16, Spec(None, "model")), (64, Spec(None, "model"))]
-)
-def test_sharded_inputs(chunk, kernel_spec):
-    hidden, kernel, targets = inputs(lead=(4, 6), V=40, vocab_size=37)
-    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+# The kernel whole, cut along D, and along V (as the rules cut it over fsdp), with and without a loop over chunks.
+LAYOUTS = [(16, 1, Spec()), (16, 1, Spec("fsdp")), (16, 4, Spec(None, "fsdp")), (64, 4, Spec(None, "fsdp"))]
+
+
+@pytest.mark.parametrize("chunk, shards, kernel_spec", LAYOUTS)
+def test_sharded_inputs(chunk, shards, kernel_spec):
+    hidden, kernel, targets = inputs(lead=(8, 6), V=40, vocab_size=37)
+    mesh = jax.make_mesh((2, 4), ("data", "fsdp"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
     place = lambda x, spec: jax.device_put(x, NamedSharding(mesh, spec))  # noqa: E731
 
     @jax.jit
     def f(hidden, kernel, targets):
-        score = lambda h, k: weighted(token_stats(h, k, targets, vocab_size=37, chunk=chunk))  # noqa: E731
-        return jax.value_and_grad(score, (0, 1))(hidden, kernel)
+        stats = lambda h, k: token_stats(h, k, targets, vocab_size=37, chunk=chunk, shards=shards)  # noqa: E731
+        return jax.value_and_grad(lambda h, k: weighted(stats(h, k)), (0, 1))(hidden, kernel)
 
-    sharded = f(place(hidden, Spec("data")), place(kernel, kernel_spec), place(targets, Spec("data")))
+    rows = Spec(("data", "fsdp"))
+    sharded = f(place(hidden, rows), place(kernel, kernel_spec), place(targets, rows))
     chex.assert_trees_all_close(sharded, f(hidden, kernel, targets), rtol=1e-5, atol=1e-5)
+
+
+def moved(program):
+    """Elements of each array that a collective of a compiled program gives to a device."""
+    for line in program.as_text().splitlines():
+        if found := re.match(r".* = (.*) (all-gather|all-reduce|all-to-all|reduce-scatter|collective-permute)\(", line):
+            for shape in re.findall(r"\w+\[([\d,]*)\]", found[1]):
+                yield int(np.prod([int(size) for size in shape.split(",") if size]))
+
+
+def test_a_cut_vocabulary_moves_a_chunk_of_the_kernel_at_a_time_and_no_logits():
+    """The compiled program on eight devices: neither the logits [rows, V] nor the whole kernel [D, V] is gathered."""
+    tokens, D, V, chunk = 4096, 32, 4096, 512
+    mesh = jax.make_mesh((1, 8), ("data", "fsdp"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    rows, columns = NamedSharding(mesh, Spec("fsdp")), NamedSharding(mesh, Spec(None, "fsdp"))
+    hidden = jax.ShapeDtypeStruct((tokens, D), "float32", sharding=rows)
+    kernel = jax.ShapeDtypeStruct((D, V), "float32", sharding=columns)
+    targets = jax.ShapeDtypeStruct((tokens,), "int32", sharding=rows)
+
+    def compiled(shards):
+        def f(hidden, kernel, targets):
+            return weighted(token_stats(hidden, kernel, targets, vocab_size=V, chunk=chunk, shards=shards))
+
+        run = jax.jit(jax.value_and_grad(f, (0, 1)), out_shardings=(None, (rows, columns)))
+        return run.lower(hidden, kernel, targets).compile()
+
+    told, untold = compiled(8), compiled(1)
+    assert max(moved(told)) == D * chunk
+    assert max(moved(untold)) == D * V  # what `shards` is there for: every chunk would gather the whole kernel
+    tile = tokens // 8 * chunk * 4  # bytes of a device's part of one chunk's logits
+    assert told.memory_analysis().temp_size_in_bytes < 4 * tile < untold.memory_analysis().temp_size_in_bytes + tile
 
 
 def test_temperature_is_traced():
@@ -180,10 +244,10 @@ def test_temporary_memory_grows_with_the_chunk_and_not_with_the_vocabulary(gradi
         )
 
     tile = tokens * 512 * 4  # bytes of one chunk's logits
-    # A copy of the kernel may be held, D * V * 4 bytes; all the logits would be tokens * V * 4, 64 times as much.
-    small, large = temporary(2048, 512), temporary(16384, 512)
-    assert large < 6 * tile + 2 * D * 16384 * 4 < tokens * 16384 * 4 / 4
-    assert large - small <= 2 * D * (16384 - 2048) * 4
+    small, large, plain = temporary(2048, 512), temporary(16384, 512), temporary(16384, 16384)
+    assert large - small <= 2 * D * (16384 - 2048) * 4  # a copy of the kernel and of its gradient, and no logits
+    assert large < 4 * tile + 2 * D * 16384 * 4
+    assert large / plain < 3 * 512 / 16384  # about chunk / V of the plain path's
     assert temporary(16384, 2048) > 2 * large
 
 
@@ -192,5 +256,6 @@ def test_refuses():
     for vocab_size in (0, 38):
         with pytest.raises(ValueError, match=f"vocab_size = {vocab_size}: expected 1 to 37"):
             token_stats(hidden, kernel, targets, vocab_size=vocab_size)
-    with pytest.raises(ValueError, match="chunk = 0"):
-        token_stats(hidden, kernel, targets, vocab_size=37, chunk=0)
+    for wrong in ("chunk", "shards"):
+        with pytest.raises(ValueError, match=f"{wrong} = 0.*expected positive numbers"):
+            token_stats(hidden, kernel, targets, vocab_size=37, **{wrong: 0})

@@ -30,6 +30,11 @@ def logits(model, params, rollout):
     return jnp.pad((hidden_BTD @ model.unembed(params)[:, : model.config.vocab_size])[:, :-1], ((0, 0), (1, 0), (0, 0)))
 
 
+def test_a_soft_cap_is_refused():
+    with pytest.raises(ValueError, match="logit_softcap = 5.0: capped logits do not mix"):
+        mixture(tiny(layers=1, logit_softcap=5.0)[0], 0.5)
+
+
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
 def test_the_mixture_is_the_normalised_geometric_mean_token_by_token(policies, share):
     model, policy, reference = policies

@@ -8,6 +8,7 @@ import pytest
 from tiny import EOS, PAD, VOCAB, prompt_batch, tiny
 
 from alignax import forward
+from alignax.evals.policy import exact_kl
 from alignax.sampling.sample import finished, row_keys, sample
 
 P, CAPACITY = 5, 7
@@ -39,6 +40,34 @@ def test_sampler_log_probs_equal_teacher_forced_ones(draw, temperature):
     assert mask.sum() > 30
     np.testing.assert_allclose(rollout.old_logp[mask], forced.logp[mask], atol=1e-5)
     assert (np.asarray(rollout.old_logp)[~mask] == 0).all()
+
+
+def test_a_soft_cap_is_one_and_the_same_for_sampler_learner_and_kl():
+    """c = 1.5 cuts deep: plain logits of the tiny model go beyond 3. Against the formula in numpy: cap, then heat."""
+    model, params = tiny(logit_softcap=1.5)
+    other, temperature = tiny(seed=1, logit_softcap=1.5)[1], 0.7
+
+    @jax.jit
+    def run(params, prompts):
+        keys = row_keys(jax.random.key(1), prompts["row"])
+        options = dict(capacity=CAPACITY, eos_ids=jnp.array([EOS]), pad_id=PAD, temperature=temperature)
+        rollout = sample(model, params, prompts["tokens"], prompts["valid"], keys, **options)
+        forced = forward.policy_view(model, params, rollout, temperature=temperature, start=P)
+        whole = [forward.logits(model, p, rollout.tokens, rollout.valid) for p in (params, other)]
+        kl_B = exact_kl(model, params, other, rollout, start=P, temperature=temperature)
+        return rollout, forced, whole, kl_B, model.apply(params, rollout.tokens, rollout.valid)
+
+    rollout, forced, whole, kl_B, hidden_BTD = run(params, prompt_batch())
+    plain = np.asarray(hidden_BTD)[:, :-1] @ np.asarray(model.unembed(params))[:, :VOCAB]
+    assert np.abs(plain).max() > 3
+    np.testing.assert_allclose(whole[0][:, 1:], 1.5 * np.tanh(plain / 1.5), atol=1e-5)
+    logp, ref_logp = (np.asarray(jax.nn.log_softmax(x / temperature)) for x in whole)
+    mask = np.asarray(rollout.mask)
+    want = np.take_along_axis(logp, np.asarray(rollout.tokens)[..., None], -1)[..., 0]
+    np.testing.assert_allclose(rollout.old_logp[mask], want[mask], atol=1e-5)
+    np.testing.assert_allclose(forced.logp[mask], want[mask], atol=1e-5)
+    kl_BT = (np.exp(logp) * (logp - ref_logp)).sum(-1)
+    np.testing.assert_allclose(kl_B, np.where(mask, kl_BT, 0).sum(1), rtol=1e-4)
 
 
 def test_a_policy_has_ratio_one_and_kl_zero_to_itself_at_every_temperature(draw):

@@ -131,7 +131,7 @@ def _square(params, _, batch):
     return {"loss": (1.0, Loss(value=(params - batch["x"]) ** 2, weight=jnp.ones_like(batch["x"]), metrics={}))}
 
 
-def _fit_for_real(folder, make_batch, total=6, save=2):
+def _fit_for_real(folder, make_batch, total=6, save=2, ideal=None):
     optimizer = adamw(total_steps=6, learning_rate=0.1)
     step = jax.jit(make_step(_square, optimizer), donate_argnums=0)
     with Steps(folder / "steps") as steps:
@@ -140,8 +140,19 @@ def _fit_for_real(folder, make_batch, total=6, save=2):
             return fit(
                 state, lambda s, b: step(s, b, ()), make_batch, total_steps=total, steps=steps, log=log,
                 put=lambda b: b, save_every_steps=save, evaluate=lambda s: {"w": float(s.learner.params)},
-                eval_every_steps=3,
+                eval_every_steps=3, ideal_seconds=ideal,
             )  # fmt: skip
+
+
+def test_utilisation_is_logged_where_the_peak_is_known(tmp_path):
+    for name, ideal in (("known", 1e-3), ("unknown", None)):
+        _fit_for_real(tmp_path / name, _batch, total=2, ideal=ideal)
+    known, unknown = (
+        [row for row in read_metrics(tmp_path / name / "metrics.jsonl") if row["split"] == "train"]
+        for name in ("known", "unknown")
+    )
+    assert [row["time/mfu"] for row in known] == pytest.approx([1e-3 / row["time/step"] for row in known])
+    assert not any("time/mfu" in row for row in unknown)
 
 
 def _batch(step):
