@@ -37,7 +37,7 @@ from alignax.losses.sft import sft
 from alignax.models.config import ModelConfig
 from alignax.models.decoder import decoder, param_count
 from alignax.models.presets import harbor, llama
-from alignax.stages import common, online
+from alignax.stages import online, parents
 from alignax.train import online as parts_of
 from alignax.train.loop import fit
 from alignax.train.optimizer import adamw
@@ -59,7 +59,7 @@ def sequences(config: ModelConfig, rows: int, prompt: int, completion: int, seed
 def supervised(name: str, config: ModelConfig, rows: int, prompt: int, completion: int, total: int):
     """(state, step function, arrays, tokens per step, jitted step) of sft, reward or offline."""
     model, optimizer = decoder(config), adamw(total_steps=total)
-    params = common.init_params(model, jax.random.key(0), scalar=name == "reward")
+    params = parents.init_params(model, jax.random.key(0), scalar=name == "reward")
     sides = [sequences(config, 4 * rows, prompt, completion, seed) for seed in (0, 1)]
     row = {"row": np.arange(4 * rows, dtype=np.int32)}
     pairs, tokens = {"chosen": sides[0], "rejected": sides[1]} | row, rows * (prompt + completion)
@@ -80,7 +80,7 @@ def rl(config: ModelConfig, rows: int, prompt: int, completion: int, total: int)
     cfg.max_new_tokens, cfg.batch_size, cfg.total_steps = completion, rows, total
     cfg.update_args = {"epochs": 2, "minibatches": 2}
     model = decoder(config)
-    policy, critic, proxy = (common.init_params(model, jax.random.key(seed), scalar=seed > 0) for seed in range(3))
+    policy, critic, proxy = (parents.init_params(model, jax.random.key(seed), scalar=seed > 0) for seed in range(3))
     never = jax.numpy.asarray([config.padded_vocab], jax.numpy.int32)  # no end of sequence: every row at full length
     parts = online.make_parts(Reader(plain(cfg)), model, model, never, 0, prompt)
     frozen = {"reference": jax.tree.map(lambda x: x + 0, policy), "reward": proxy}

@@ -24,7 +24,7 @@ from alignax.evals.policy import texts, total_reward
 from alignax.log import progress, replace_file
 from alignax.manifest import files_hash
 from alignax.sampling.sample import finished, row_keys, sample
-from alignax.stages import common, probe
+from alignax.stages import common, inputs, parents, probe
 from alignax.worlds.annotators import Annotator, prefer, preference, rank, utility_gap
 
 
@@ -54,10 +54,10 @@ def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
     cfg, workdir = stage.cfg, stage.workdir
 
     # ---- policy and prompts, each as often as it is sampled
-    tokenizer, mesh = common.get_tokenizer(stage), common.get_mesh(cfg)
-    model, params = common.new_or_loaded(stage, "", {}, tokenizer, mesh)
+    tokenizer, mesh = parents.get_tokenizer(stage), parents.get_mesh(cfg)
+    model, params = parents.new_or_loaded(stage, "", {}, tokenizer, mesh)
     short = {"template": cfg.template, "max_prompt_length": cfg.max_prompt_length}
-    prompts, counts, rows = common.encoded(stage, prompt_rows, tokenizer, "train", root, **short)
+    prompts, counts, rows = inputs.encoded(stage, prompt_rows, tokenizer, "train", root, **short)
     kind, K = cfg.kind, cfg.samples_per_prompt
     each = jax.tree.map(lambda leaf: np.repeat(leaf, K, axis=0), prompts)
     sample_id = K * each["row"] + np.arange(len(each["row"]), dtype=np.int32) % K

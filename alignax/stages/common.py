@@ -1,6 +1,5 @@
-"""What every stage does around its own work: check the config, open the folder, load parents, train, write the end."""
+"""What every stage does around its own work: check the config, open the folder, train, write the end."""
 
-import dataclasses
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -9,41 +8,24 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from rich.console import Console
 
 from alignax import sharding
-from alignax.checkpoint import Steps, check_content, content_hash, load_params, save_params
+from alignax.checkpoint import Steps, content_hash, save_params
 from alignax.config import ConfigError, Reader, bind, plain, resolve
-from alignax.data import cache
-from alignax.data.counts import Counts, DataError
-from alignax.data.encode import demo_rows, pair_rows, prompt_rows
-from alignax.data.forms import convert, form_of
-from alignax.data.judged import ranking_rows, rating_rows, step_rows
 from alignax.data.loader import Loader, eval_batches
-from alignax.data.mixture import epochs
-from alignax.data.thumbs import unpaired_rows
-from alignax.data.tokenizer import load_tokenizer, template_hash, tokenizer_hash
+from alignax.data.tokenizer import template_hash, tokenizer_hash
 from alignax.log import Log
-from alignax.manifest import check_parent, parent_record, read_manifest, start, why_stale, write_manifest
+from alignax.manifest import parent_record, start, why_stale, write_manifest
 from alignax.models.config import ModelConfig
-from alignax.models.decoder import decoder
 from alignax.models.flops import ideal_seconds, train_flops
 from alignax.ops.masked import metric_ratios, metric_sums
-from alignax.stages.precheck import bind_term, precheck, split_part, weights_of
+from alignax.stages.precheck import bind_term, precheck, weights_of
 from alignax.train.loop import fit, resume
 from alignax.train.optimizer import Optimizer
 from alignax.types import Model, Params
-
-POLICIES = ("imported", "sft", "online", "offline", "distill")  # stages whose parameters are a policy
-
-# what makes arrays of rows -> the form of the rows that it takes
-FORMS = {
-    demo_rows: "prompt_completion", pair_rows: "preference", unpaired_rows: "unpaired", prompt_rows: "prompt_only",
-    ranking_rows: "ranked", rating_rows: "ratings", step_rows: "stepwise",
-}  # fmt: skip
 
 console = Console(stderr=True, highlight=False)
 
@@ -148,174 +130,10 @@ def part_roles(config: dict) -> dict[str, str]:
     return {f"data.{name}": f"data.parts.{name}.path" for name in parts}
 
 
-def load_rows(
-    source: str,
-    args: dict,
-    split: str,
-    *,
-    form: str = "",
-    key: str = "source",
-    root: Path | None = None,
-    group: str = "",
-) -> tuple[list[dict], Counts]:
-    """(rows, counts) of the source that a config names; its arguments are checked against its signature.
-
-    A `path` may name a step that collected judgements, by its folder or as '@name': its file is read. With `form`, rows
-    of other forms are made into rows of this one, where there is a way (`alignax.data.forms`).
-    """
-    function = resolve(source, "alignax.data.sources", key=key)
-    options = bind(function, args, key=group or key.replace("source", "data"), given=("split",))
-    if source == "mixture":
-        options["parts"] = {name: load_part(name, part, split, form, root) for name, part in args["parts"].items()}
-        return function(split=split, **options)
-    if is_step(str(options.get("path", ""))):
-        options["path"] = str(collected(locate(options["path"], root, key="data.path")))
-    rows, counts = function(split=split, **options)
-    if not form:
-        return rows, counts
-    made, counts = convert(rows, form, counts)
-    if made is not rows:
-        console.print(f"{source}, {split}: {form_of(rows)} rows made into {form}: {counts}")
-    return made, counts
-
-
-def load_part(name: str, part: dict, split: str, form: str, root: Path | None) -> tuple[list[dict], Counts]:
-    """`load_rows` of one part of a mixture; an error of its data says which part."""
-    (source, args), group = split_part(name, part), f"data.parts.{name}"
-    try:
-        return load_rows(source, args, split, form=form, key=f"{group}.source", root=root, group=group)
-    except DataError as error:
-        raise DataError(f"part {name!r} of the mixture: {error}") from error
-
-
-def encoded(
-    stage: Stage, encode: Callable, tokenizer: Any, split: str, root: Path | None, *, cfg: Reader | None = None,
-    key: str = "source", draws: int | None = None, **options: Any,
-) -> tuple[dict, Counts, list[dict]]:  # fmt: skip
-    """The arrays that `encode` makes of a config's rows, their counts, and the rows, which `row` of the arrays indexes.
-
-    The one way from a config to arrays: it brings the rows into the form that `encode` takes, asks the cache, and
-    marks the parts of a mixture to train on, of which the run reads `draws` rows (default: one batch per step).
-    """
-    cfg = cfg or stage.cfg
-    source, args = cfg.source, cfg.data
-    form = FORMS[getattr(encode, "func", encode)]
-    rows, counts = load_rows(source, args, split, form=form, key=key, root=root)
-    arrays, counts = cache.encoded(encode, rows, tokenizer, counts=counts, **options)
-    if source == "mixture" and split == "train":
-        names = sorted(args["parts"])
-        part_N = np.array([names.index(rows[row]["part"]) for row in arrays["row"]], np.int32)
-        draws = stage.config["total_steps"] * stage.config["batch_size"] if draws is None else draws
-        counts["epochs"] = epochs(part_N, weights_of(args), draws, args.get("max_repeats", 0.0))
-        arrays = arrays | {"part": part_N}
-    return arrays, counts, rows
-
-
-def collected(folder: Path) -> Path:
-    """The file that a finished step of the collect stage wrote, whatever its kind."""
-    manifest = read_manifest(folder)
-    if manifest["stage"] != "collect":
-        raise ConfigError(f"config.data.path: {folder} is of the stage {manifest['stage']!r}; expected 'collect'")
-    return folder / manifest["files"][0]
-
-
-def get_tokenizer(stage: Stage, own: str = "", parent: str = "policy") -> Any:
-    """The parent's tokenizer, or `own`: 'module:function' builds one, anything else is a folder or a hub name."""
-    if parent in stage.parents:
-        return load_tokenizer(str(stage.parents[parent] / "tokenizer"))
-    if not own:
-        raise ConfigError("config.tokenizer is empty, and there is no parent to take one from (config.init_from)")
-    return resolve(own, "", key="tokenizer")() if ":" in own else load_tokenizer(own)
-
-
-def build_model(preset: str, args: dict, compute: dict, vocab_size: int, mesh: Mesh) -> Model:
-    """The model that a config names by preset and arguments."""
-    function = resolve(preset, "alignax.models.presets", key="model")
-    options = bind(function, args, key="model_args", given=("vocab_size",))
-    return on_mesh(dataclasses.replace(function(vocab_size=vocab_size, **options), **compute), mesh)
-
-
-def on_mesh(config: ModelConfig, mesh: Mesh) -> Model:
-    """The model, told how activations and the vocabulary are cut: along the axis that the rules of `sharding` name."""
-    return decoder(dataclasses.replace(config, vocab_shards=mesh.shape["fsdp"]), sharding.rows(mesh))
-
-
-def new_or_loaded(stage: Stage, preset: str, args: dict, tokenizer: Any, mesh: Mesh) -> tuple[Model, Params]:
-    """The parent policy, or fresh parameters of the preset where there is none; with both, they must agree."""
-    cfg, compute = stage.cfg, compute_of(stage.cfg)
-    model = build_model(preset, args, compute, len(tokenizer), mesh) if preset else None
-    if "policy" in stage.parents:
-        expected = model.config if model else None
-        options = {"tokenizer": tokenizer, "template": cfg.template, "compute": compute, "mesh": mesh}
-        return load_model(stage, "policy", POLICIES, expected=expected, **options)[:2]
-    if model is None:
-        raise ConfigError("config.model is empty, and there is no parent to take the architecture from")
-    seed = jax.random.key(cfg.seed)
-    return model, place(lambda: init_params(model, seed, scalar=False), mesh=mesh)
-
-
 def get_optimizer(name: str, args: dict, total_steps: int, *, key: str = "optimizer") -> Optimizer:
     """The optimizer that a config names; the length of its schedule is the stage's own."""
     function = resolve(name, "alignax.train.optimizer", key=key)
     return function(total_steps=total_steps, **bind(function, args, key=f"{key}_args", given=("total_steps",)))
-
-
-def load_model(
-    stage: Stage, role: str, stages: tuple[str, ...], *, tokenizer: Any, template: str, compute: dict, mesh: Mesh,
-    expected: ModelConfig | None = None,
-) -> tuple[Model, Params, dict]:  # fmt: skip
-    """Model, parameters (on the mesh) and manifest of a parent; refuses one that does not fit, saying what differs."""
-    folder = stage.parents[role]
-    manifest = read_manifest(folder)
-    config = ModelConfig(**(manifest["architecture"] or {"vocab_size": 1}), **compute)
-    manifest |= {"architecture": manifest["architecture"] and config.architecture()}  # fields that came later included
-    check_parent(
-        manifest,
-        role=role,
-        stage=stages,
-        tokenizer_hash=tokenizer_hash(tokenizer),
-        template_hash=template_hash(tokenizer, template),
-        architecture=expected.architecture() if expected else None,
-    )
-    model = on_mesh(config, mesh)
-    scalar, attributes = manifest["stage"] == "reward", len(rated_attributes(manifest)) or None
-    shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0), scalar=scalar, attributes=attributes))
-    params = load_params(folder / "params", sharded_shapes(shapes, mesh))
-    check_content(folder, manifest, content_hash(params))
-    return model, params, manifest
-
-
-def rated_attributes(manifest: dict) -> list[str]:
-    """The attributes that a reward model rates, in the order of its head; [] if it has a single score."""
-    return (manifest["data"] or {}).get("attributes", [])
-
-
-def init_params(model: Model, key: jax.Array, *, scalar: bool, attributes: int | None = None) -> Params:
-    """Fresh parameters, with a scalar head if asked, or one for a number of attributes."""
-    k_model, k_head = jax.random.split(key)
-    return model.init(k_model) | ({"scalar": model.init_scalar(k_head, attributes)} if scalar else {})
-
-
-def sharded_shapes(shapes: Any, mesh: Mesh) -> Any:
-    """The shapes with the sharding that the rules give them."""
-    place = lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)  # noqa: E731
-    return jax.tree.map(place, shapes, sharding.shardings(shapes, mesh))
-
-
-def place(build: Callable, *args: Any, mesh: Mesh) -> Any:
-    """`build(*args)` under jit, every array of the result where the rules put it."""
-    shapes = jax.eval_shape(build, *args)
-    return jax.jit(build, out_shardings=sharding.shardings(shapes, mesh))(*args)
-
-
-def get_mesh(cfg: Reader) -> Mesh:
-    """The mesh of a config."""
-    return sharding.make_mesh({"data": cfg.mesh.data, "fsdp": cfg.mesh.fsdp})
-
-
-def compute_of(cfg: Reader) -> dict:
-    """How activations are computed and kept: fields of ModelConfig that do not change the parameters."""
-    return {"dtype": cfg.compute.dtype, "remat": cfg.compute.remat}
 
 
 def make_loader(cfg: Reader, arrays: Any, batch_size: int) -> Loader:
@@ -340,17 +158,6 @@ def evaluator(metrics_fn: Callable, arrays: Any, batch_size: int, mesh: Mesh) ->
         return {f"eval/{name}": float(value) for name, value in jax.device_get(totals).items()}
 
     return run
-
-
-def preference_data(
-    stage: Stage, tokenizer: Any, root: Path | None, encode: Callable = pair_rows
-) -> tuple[dict, dict, list[dict], dict]:
-    """Preferences to train on and held out, as arrays (`encode`'s); the held-out text; both counts."""
-    options = {"template": stage.cfg.template, "max_length": stage.cfg.max_length}
-    train, counts, _ = encoded(stage, encode, tokenizer, "train", root, **options)
-    held, held_counts, held_rows = encoded(stage, encode, tokenizer, "heldout", root, **options)
-    console.print(f"preferences: {counts}; held out: {held_counts}")
-    return train, held, held_rows, {"train": counts, "heldout": held_counts}
 
 
 def get_terms(cfg: Reader) -> dict[str, tuple[float, Callable]]:

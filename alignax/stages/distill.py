@@ -16,7 +16,7 @@ from alignax.data.encode import demo_rows, fingerprint, prompt_rows
 from alignax.data.templates import stop_ids
 from alignax.data.tokenizer import pad_id
 from alignax.sampling.sample import row_keys, sample
-from alignax.stages import common, probe
+from alignax.stages import common, inputs, parents, probe
 from alignax.train.state import new_state
 from alignax.train.step import make_step
 from alignax.types import Distill
@@ -55,10 +55,10 @@ def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
     _ = cfg.teacher_from  # open_stage has found the folder
 
     # ---- data: completions to learn from, prompts to complete, where some step asks for them; completions held out
-    tokenizer = common.get_tokenizer(stage, parent="teacher" if fresh else "policy")
+    tokenizer = parents.get_tokenizer(stage, parent="teacher" if fresh else "policy")
     options = {"template": cfg.template, "max_length": cfg.max_length}
     short = {"template": cfg.template, "max_prompt_length": cfg.max_prompt_length}
-    load, drawn = partial(common.encoded, stage), cfg.total_steps * cfg.batch_size
+    load, drawn = partial(inputs.encoded, stage), cfg.total_steps * cfg.batch_size
     arrays, counts = {}, {}
     if cfg.on_policy < 1:
         draws = round(drawn * (1 - cfg.on_policy))
@@ -70,10 +70,10 @@ def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
     common.console.print(f"distillation: {counts}")
 
     # ---- models: the student from its parent or fresh, and the teacher, which does not change
-    mesh = common.get_mesh(cfg)
-    model, start = common.new_or_loaded(stage, cfg.model, cfg.model_args, tokenizer, mesh)
-    fits = {"tokenizer": tokenizer, "template": cfg.template, "compute": common.compute_of(cfg), "mesh": mesh}
-    teacher_model, teacher, _ = common.load_model(stage, "teacher", common.POLICIES, **fits)
+    mesh = parents.get_mesh(cfg)
+    model, start = parents.new_or_loaded(stage, cfg.model, cfg.model_args, tokenizer, mesh)
+    fits = {"tokenizer": tokenizer, "template": cfg.template, "compute": parents.compute_of(cfg), "mesh": mesh}
+    teacher_model, teacher, _ = parents.load_model(stage, "teacher", parents.POLICIES, **fits)
 
     # ---- objective and optimizer
     loss = resolve(cfg.loss, "alignax.losses", key="loss")
@@ -124,7 +124,7 @@ def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
             probed.pop("eval/kl", None)  # random parameters are nothing to stay near to
         return heldout(state, teacher) | probed
 
-    state = common.place(lambda p: new_state(p, optimizer), start, mesh=mesh)
+    state = parents.place(lambda p: new_state(p, optimizer), start, mesh=mesh)
     programs = {"completions": sharding.jit_step(given, state), "prompts": sharding.jit_step(sampled, state)}
     loaders = {kind: common.make_loader(cfg, rows, cfg.batch_size) for kind, rows in arrays.items()}
     own_S = on_policy_steps(choices, cfg.on_policy, cfg.total_steps)

@@ -11,7 +11,7 @@ from alignax.config import ConfigError, plain
 from alignax.evals.intervals import bootstrap
 from alignax.log import replace_file
 from alignax.manifest import files_hash, read_manifest
-from alignax.stages import common, probe
+from alignax.stages import common, parents, probe
 
 ORDER = ("sft", "ppo", "dpo")
 FILES = ("eval.json", "samples.jsonl")
@@ -38,18 +38,18 @@ def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
     cfg, workdir = stage.cfg, stage.workdir
 
     # ---- reference and prompts
-    tokenizer, mesh = common.get_tokenizer(stage), common.get_mesh(cfg)
-    model, reference = common.new_or_loaded(stage, "", {}, tokenizer, mesh)
+    tokenizer, mesh = parents.get_tokenizer(stage), parents.get_mesh(cfg)
+    model, reference = parents.new_or_loaded(stage, "", {}, tokenizer, mesh)
     watch = probe.build(stage, cfg.probe, model, tokenizer, cfg.template, mesh, root)
     if watch is None:
         raise ConfigError("config.probe.source is empty: there are no prompts to evaluate on; name a source")
-    options = {"tokenizer": tokenizer, "template": cfg.template, "compute": common.compute_of(cfg), "mesh": mesh}
+    options = {"tokenizer": tokenizer, "template": cfg.template, "compute": parents.compute_of(cfg), "mesh": mesh}
     cfg.finish()
 
     # ---- every policy with the same noise per prompt, so that differences are paired
     measured = {}
     for name in names:
-        params = common.load_model(stage, name, common.POLICIES, expected=model.config, **options)[1]
+        params = parents.load_model(stage, name, parents.POLICIES, expected=model.config, **options)[1]
         measured[name] = watch.measure(params, reference)
         common.console.print(f"{workdir.name}: {name} measured on {len(measured[name])} prompts")
 

@@ -15,7 +15,7 @@ from alignax.models.config import ModelConfig
 from alignax.models.hf import config as hf_config
 from alignax.models.hf.families import FAMILIES, Family
 from alignax.models.hf.weights import save_weights
-from alignax.stages import common
+from alignax.stages import common, parents
 from alignax.stages.imported import BIAS, ORIGIN, origin_of
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -69,7 +69,7 @@ def _classes(family: Family, params: Any, manifest: dict[str, Any]) -> dict[str,
     """The class to load it with, and the labels of a scalar head."""
     if "scalar" not in params:
         return {"architectures": [family.causal]}
-    labels = common.rated_attributes(manifest) or ["score"]
+    labels = parents.rated_attributes(manifest) or ["score"]
     names = {"id2label": dict(enumerate(labels)), "label2id": {name: i for i, name in enumerate(labels)}}
     bias = np.asarray(params["scalar"]["bias"])
     if bias.any():

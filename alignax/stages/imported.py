@@ -16,7 +16,7 @@ from alignax.data.tokenizer import load_tokenizer
 from alignax.models.decoder import decoder, param_count
 from alignax.models.hf import config as hf_config
 from alignax.models.hf.weights import load_weights
-from alignax.stages import common
+from alignax.stages import common, parents
 
 ORIGIN = "hf"  # folder of config.json and generation_config.json, which every later stage hands on
 BIAS = "score_bias"  # key of config.json with the bias of a scalar head, for which transformers has no room
@@ -52,17 +52,17 @@ def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
     family, theirs = hf_config.read_config(folder)
     model_config = hf_config.from_hf(family, theirs, tokens=len(tokenizer))
     labels = attributes_of(theirs)
-    mesh = common.get_mesh(cfg)
+    mesh = parents.get_mesh(cfg)
     cfg.finish()
     model = decoder(model_config, sharding.rows(mesh))
     single = labels is not None and len(labels) < 2
     attributes = len(labels) if labels and not single else None
-    build = lambda: common.init_params(model, jax.random.key(0), scalar=labels is not None, attributes=attributes)  # noqa: E731
+    build = lambda: parents.init_params(model, jax.random.key(0), scalar=labels is not None, attributes=attributes)  # noqa: E731
     shapes = jax.eval_shape(build)
     bar = lambda names: track(names, f"{workdir.name}: tensors", console=common.console, transient=True)  # noqa: E731
-    params = load_weights(folder, family, model_config, common.sharded_shapes(shapes, mesh), progress=bar)
+    params = load_weights(folder, family, model_config, parents.sharded_shapes(shapes, mesh), progress=bar)
     if theirs.get(BIAS) is not None:  # of an export of ours
-        params["scalar"]["bias"] = common.place(lambda: jnp.asarray(theirs[BIAS], jnp.float32), mesh=mesh)
+        params["scalar"]["bias"] = parents.place(lambda: jnp.asarray(theirs[BIAS], jnp.float32), mesh=mesh)
     (workdir / ORIGIN).mkdir(exist_ok=True)
     for name in KEPT:
         if (folder / name).is_file():

@@ -10,7 +10,7 @@ from alignax import forward, sharding
 from alignax.config import record_of, resolve
 from alignax.data.encode import fingerprint, pair_rows
 from alignax.data.thumbs import unpaired_rows
-from alignax.stages import common, probe
+from alignax.stages import common, inputs, parents, probe
 from alignax.stages.reference import with_logp
 from alignax.train import reference as moving
 from alignax.train.state import new_state
@@ -50,12 +50,12 @@ def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
     terms = common.get_terms(cfg)
 
     # ---- data
-    tokenizer = common.get_tokenizer(stage)
-    train, held, _, counts = common.preference_data(stage, tokenizer, root, encode)
+    tokenizer = parents.get_tokenizer(stage)
+    train, held, _, counts = inputs.preference_data(stage, tokenizer, root, encode)
 
     # ---- model: the parent policy is start and reference
-    mesh = common.get_mesh(cfg)
-    model, reference = common.new_or_loaded(stage, "", {}, tokenizer, mesh)
+    mesh = parents.get_mesh(cfg)
+    model, reference = parents.new_or_loaded(stage, "", {}, tokenizer, mesh)
     identity = fingerprint(train)
     cached = cfg.reference == "cached"
     if cached:
@@ -84,7 +84,7 @@ def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
         probed = probe.summary(watch.measure(state.learner.params, reference)) if watch else {}
         return pairs(state, state.reference if follow else reference) | probed
 
-    state = common.place(lambda p: new_state(p, optimizer, p if follow else None), reference, mesh=mesh)
+    state = parents.place(lambda p: new_state(p, optimizer, p if follow else None), reference, mesh=mesh)
     if cached:
         reference = None  # nothing reads it any more: every batch brings what it said
     step = sharding.jit_step(make_step(objective, optimizer, microbatches=cfg.microbatches, follow=follow), state)

@@ -22,7 +22,7 @@ from alignax.ops.kl import check_placement
 from alignax.ops.masked import masked_mean
 from alignax.sampling.opponent import beside, mixture
 from alignax.sampling.sample import finished, row_keys, sample
-from alignax.stages import common, probe
+from alignax.stages import common, inputs, parents, probe
 from alignax.stages.precheck import bind_term
 from alignax.train import online
 from alignax.train.state import new_online_state
@@ -92,16 +92,16 @@ def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
     _ = cfg.reward_from  # open_stage has found the folder
 
     # ---- prompts
-    tokenizer = common.get_tokenizer(stage)
+    tokenizer = parents.get_tokenizer(stage)
     short = {"template": cfg.template, "max_prompt_length": cfg.max_prompt_length}
     draws = cfg.total_steps * cfg.batch_size * cfg.oversample
-    prompts, counts, rows = common.encoded(stage, prompt_rows, tokenizer, "train", root, draws=draws, **short)
+    prompts, counts, rows = inputs.encoded(stage, prompt_rows, tokenizer, "train", root, draws=draws, **short)
     common.console.print(f"prompts: {counts}")
     start, ends = prompts["tokens"].shape[1], jnp.asarray(sorted(stop_ids(tokenizer, cfg.template)), jnp.int32)
 
     # ---- models: policy and reference from the parent, critic from the reward model or the policy
-    mesh = common.get_mesh(cfg)
-    model, reference = common.new_or_loaded(stage, "", {}, tokenizer, mesh)
+    mesh = parents.get_mesh(cfg)
+    model, reference = parents.new_or_loaded(stage, "", {}, tokenizer, mesh)
     proxy = load_reward(stage, tokenizer, mesh)
     critic_model, critic = make_critic(cfg, model, reference, proxy)
     scorer = (lambda params, r: forward.score(proxy[0], params, r.tokens, r.valid)) if proxy else None
@@ -109,7 +109,7 @@ def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
     # ---- the pure parts of an iteration
     parts = make_parts(cfg, model, critic_model, ends, pad_id(tokenizer), start)
     optimizers = parts.policy_optimizer, parts.critic_optimizer
-    state = common.place(
+    state = parents.place(
         lambda p, c: new_online_state(p, c, *optimizers, cfg.kl_coef, cfg.seed, parts.kl_memory),
         reference, critic, mesh=mesh,
     )  # fmt: skip

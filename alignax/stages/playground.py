@@ -17,7 +17,7 @@ from alignax.manifest import check_parent, read_manifest
 from alignax.models.config import ModelConfig
 from alignax.models.decoder import decoder
 from alignax.sampling.sample import finished, row_keys, sample
-from alignax.stages.common import POLICIES
+from alignax.stages.parents import POLICIES
 
 
 def complete(

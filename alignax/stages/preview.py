@@ -17,7 +17,7 @@ from alignax.data.judged import attributes_of, rating_rows
 from alignax.data.templates import stop_ids
 from alignax.data.tokenizer import Tokenizer, load_tokenizer
 from alignax.manifest import CheckpointError
-from alignax.stages import common, offline, pipeline, reward
+from alignax.stages import common, inputs, offline, pipeline, reward
 from alignax.stages.precheck import precheck
 
 PARENTS = ("init_from", "teacher_from")  # keys of the folder whose tokenizer a stage takes, the first that is set
@@ -47,7 +47,7 @@ def section(name: str, config: dict, steps: dict[str, dict], rows: int, tokenize
     path = str(config["data"].get("path", ""))
     try:
         load = partial(
-            common.load_rows, config["source"], config["data"], form=common.FORMS[encoder(config).func], root=root
+            inputs.load_rows, config["source"], config["data"], form=inputs.FORMS[encoder(config).func], root=root
         )
         splits = {split: load(split) for split in used(config)}
     except (ConfigError, CheckpointError) as error:

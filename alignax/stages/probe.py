@@ -19,7 +19,7 @@ from alignax.data.templates import stop_ids
 from alignax.data.tokenizer import pad_id
 from alignax.evals.policy import make_measure, texts, total_reward
 from alignax.models.heads import weighted
-from alignax.stages import common
+from alignax.stages import common, inputs, parents
 from alignax.types import Model, Params
 
 
@@ -59,7 +59,7 @@ def build(
         return None
     where = {"cfg": cfg, "key": "probe.source"}
     short = {"template": template, "max_prompt_length": limit}
-    prompts, _, rows = common.encoded(stage, prompt_rows, tokenizer, "train", root, **where, **short)
+    prompts, _, rows = inputs.encoded(stage, prompt_rows, tokenizer, "train", root, **where, **short)
     gold = gold_reward(function, args, key="probe.reward")
     if "proxy" in stage.parents:
         options = {"tokenizer": tokenizer, "template": template, "mesh": mesh, "key": "probe.reward_weights"}
@@ -114,9 +114,9 @@ def load_reward(
     the last token, which for a whole reply is that on the last step. Raises ConfigError for weights of a model that
     rates no attributes, of an attribute that it does not rate, and for a weight that is no finite number.
     """
-    options = {"tokenizer": tokenizer, "template": template, "compute": common.compute_of(stage.cfg), "mesh": mesh}
-    model, params, manifest = common.load_model(stage, role, ("reward",), **options)
-    known = common.rated_attributes(manifest)
+    options = {"tokenizer": tokenizer, "template": template, "compute": parents.compute_of(stage.cfg), "mesh": mesh}
+    model, params, manifest = parents.load_model(stage, role, ("reward",), **options)
+    known = parents.rated_attributes(manifest)
     for name, value in weights.items():
         if not known:
             raise ConfigError(f"config.{key} is set, but the reward model {stage.parents[role]} has a single score")
@@ -127,7 +127,7 @@ def load_reward(
     if not known:
         return model, params
     weights_A = jnp.array([float(weights.get(name, 1.0)) for name in known])
-    return model, params | {"scalar": common.place(weighted, params["scalar"], weights_A, mesh=mesh)}
+    return model, params | {"scalar": parents.place(weighted, params["scalar"], weights_A, mesh=mesh)}
 
 
 def summary(rows: list[dict]) -> dict[str, float]:

@@ -16,7 +16,7 @@ from alignax.data.encode import fingerprint, pair_rows
 from alignax.data.judged import attributes_of, ranking_rows, rating_rows, step_rows
 from alignax.data.loader import eval_batches
 from alignax.evals import reward_model
-from alignax.stages import common
+from alignax.stages import common, inputs, parents
 from alignax.train.state import new_state
 from alignax.train.step import make_step
 from alignax.types import Ranked, Rated, Scored, Stepwise
@@ -61,20 +61,20 @@ def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
     view, encode = RECORDS[record]
 
     # ---- data
-    tokenizer = common.get_tokenizer(stage)
+    tokenizer = parents.get_tokenizer(stage)
     attributes = ()
     if record is Rated:  # those that the training rows rate: held-out ones may lack some
-        attributes = attributes_of(common.load_rows(cfg.source, cfg.data, "train", form="ratings", root=root)[0])
+        attributes = attributes_of(inputs.load_rows(cfg.source, cfg.data, "train", form="ratings", root=root)[0])
         encode = partial(encode, attributes=attributes)
-    train, held, held_text, counts = common.preference_data(stage, tokenizer, root, encode)
+    train, held, held_text, counts = inputs.preference_data(stage, tokenizer, root, encode)
     if attributes and (unrated := [a for a, n in zip(attributes, train["given"].any(0)) if not n]):
         raise DataError(
             f"no row that was kept rates {', '.join(unrated)}: nothing would train that score; leave it out"
         )
 
     # ---- model: the parent's trunk and a fresh head, of one score or one per attribute
-    mesh = common.get_mesh(cfg)
-    model, trunk = common.new_or_loaded(stage, "", {}, tokenizer, mesh)
+    mesh = parents.get_mesh(cfg)
+    model, trunk = parents.new_or_loaded(stage, "", {}, tokenizer, mesh)
     head = model.init_scalar(jax.random.fold_in(jax.random.key(cfg.seed), 1), len(attributes) or None)
 
     # ---- update
@@ -89,7 +89,7 @@ def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
 
     # ---- train
     evaluate = common.evaluator(metrics, held, cfg.batch_size, mesh)
-    state = common.place(lambda p, h: new_state(p | {"scalar": h}, optimizer), trunk, head, mesh=mesh)
+    state = parents.place(lambda p, h: new_state(p | {"scalar": h}, optimizer), trunk, head, mesh=mesh)
     step = sharding.jit_step(make_step(objective, optimizer, microbatches=cfg.microbatches), state)
     step_fn = lambda state, batch: step(state, batch, ())  # noqa: E731
     state = common.train(stage, state, step_fn, train, mesh, evaluate, model=model, show=("loss", *SHOWN[record]))

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from alignax import forward, sharding
 from alignax.config import bind, resolve
 from alignax.data.encode import demo_rows, fingerprint
-from alignax.stages import common
+from alignax.stages import common, inputs, parents
 from alignax.train.state import new_state
 from alignax.train.step import make_step
 from alignax.types import Demo
@@ -36,15 +36,15 @@ def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
     cfg, workdir = stage.cfg, stage.workdir
 
     # ---- data
-    tokenizer = common.get_tokenizer(stage, cfg.tokenizer)
+    tokenizer = parents.get_tokenizer(stage, cfg.tokenizer)
     options = {"template": cfg.template, "max_length": cfg.max_length, "train_on": cfg.train_on}
-    train, counts, _ = common.encoded(stage, demo_rows, tokenizer, "train", root, **options)
-    held, held_counts, _ = common.encoded(stage, demo_rows, tokenizer, "heldout", root, **options)
+    train, counts, _ = inputs.encoded(stage, demo_rows, tokenizer, "train", root, **options)
+    held, held_counts, _ = inputs.encoded(stage, demo_rows, tokenizer, "heldout", root, **options)
     common.console.print(f"demonstrations: {counts}; held out: {held_counts}")
 
     # ---- model
-    mesh = common.get_mesh(cfg)
-    model, params = common.new_or_loaded(stage, cfg.model, cfg.model_args, tokenizer, mesh)
+    mesh = parents.get_mesh(cfg)
+    model, params = parents.new_or_loaded(stage, cfg.model, cfg.model_args, tokenizer, mesh)
 
     # ---- objective and optimizer
     loss = resolve(cfg.loss, "alignax.losses", key="loss")
@@ -60,7 +60,7 @@ def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
 
     # ---- train
     evaluate = common.once_per_step(common.evaluator(metrics, held, cfg.batch_size, mesh))
-    state = common.place(lambda p: new_state(p, optimizer), params, mesh=mesh)
+    state = parents.place(lambda p: new_state(p, optimizer), params, mesh=mesh)
     step = sharding.jit_step(make_step(objective, optimizer, microbatches=cfg.microbatches), state)
     step_fn = lambda state, batch: step(state, batch, ())  # noqa: E731
     state = common.train(

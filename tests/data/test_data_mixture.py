@@ -12,7 +12,7 @@ from alignax.data.counts import Counts, DataError
 from alignax.data.loader import Loader
 from alignax.data.mixture import epochs
 from alignax.data.sources.mixture import mixture
-from alignax.stages import collect, common, sft
+from alignax.stages import collect, common, inputs, sft
 from alignax.stages.precheck import precheck
 
 WEIGHTS = {"a": 0.6, "b": 0.3, "c": 0.1}
@@ -159,7 +159,7 @@ def test_parts_of_several_forms_are_loaded_as_one(tmp_path, monkeypatch):
         name: {"source": "jsonl", "weight": 1.0, "path": path, "heldout_percent": percent}
         for name, path, percent in zip(("demos", "pairs"), paths, (20.0, 50.0))
     }
-    load = lambda split: common.load_rows("mixture", {"parts": parts}, split, form="prompt_completion")  # noqa: E731
+    load = lambda split: inputs.load_rows("mixture", {"parts": parts}, split, form="prompt_completion")  # noqa: E731
     (train, counts), (held, _) = load("train"), load("heldout")
     assert len(train) + len(held) == 120 and counts["kept"] == len(train)
     assert {row["part"] for row in train} == {row["part"] for row in held} == {"demos", "pairs"}

@@ -14,7 +14,7 @@ from alignax.models.hf import config as hf_config
 from alignax.models.hf.families import FAMILIES
 from alignax.models.hf.weights import load_weights, plan
 from alignax.ops.output import logits
-from alignax.stages.common import sharded_shapes
+from alignax.stages.parents import sharded_shapes
 
 P = 5  # tokens of the prompt, in the test of decoding
 

@@ -13,7 +13,7 @@ from alignax.models import presets
 from alignax.models.attention import layout, positions_of, visible
 from alignax.models.config import ModelConfig
 from alignax.models.decoder import decoder, param_count
-from alignax.stages.common import init_params
+from alignax.stages.parents import init_params
 
 # V 50 padded to 64, D 16, L 2, N 4, K 2, H 8, F 32
 TREE = {

@@ -22,7 +22,7 @@ def nothing_is_compiled(monkeypatch):
     def build(*args, **kwargs):
         raise AssertionError("a model was built")
 
-    monkeypatch.setattr("alignax.stages.common.decoder", build)
+    monkeypatch.setattr("alignax.stages.parents.decoder", build)
 
 
 @pytest.mark.parametrize(

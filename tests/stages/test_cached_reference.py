@@ -12,7 +12,7 @@ from stage_runs import metrics, read, tiny
 from alignax.checkpoint import load_params
 from alignax.config import ConfigError
 from alignax.manifest import CheckpointError, start
-from alignax.stages import common, offline, probe, reference
+from alignax.stages import common, offline, parents, probe, reference
 
 
 def config(run, **values):
@@ -56,7 +56,7 @@ def cached(run, tmp_path_factory):
 
 
 def test_the_reference_is_freed_before_the_first_step(run, tmp_path, monkeypatch):
-    seen, load, train = [], common.new_or_loaded, common.train
+    seen, load, train = [], parents.new_or_loaded, common.train
 
     def loaded(*args):
         model, params = load(*args)
@@ -67,7 +67,7 @@ def test_the_reference_is_freed_before_the_first_step(run, tmp_path, monkeypatch
         assert seen and not [leaf for leaf in seen if leaf() is not None]
         return train(*args, **options)
 
-    monkeypatch.setattr(common, "new_or_loaded", loaded)
+    monkeypatch.setattr(parents, "new_or_loaded", loaded)
     monkeypatch.setattr(common, "train", trained)
     offline.run(config(run, reference="cached"), tmp_path / "dpo")
     assert seen

@@ -132,7 +132,7 @@ def test_a_killed_pipeline_equals_the_uninterrupted_one_and_a_student_of_itself_
     ],
 )
 def test_what_cannot_be_is_refused_first(run, tmp_path, monkeypatch, values, message):
-    monkeypatch.setattr("alignax.stages.common.load_rows", lambda *args, **kwargs: pytest.fail("rows were loaded"))
+    monkeypatch.setattr("alignax.stages.inputs.load_rows", lambda *args, **kwargs: pytest.fail("rows were loaded"))
     with pytest.raises(ConfigError) as error:
         distill.run(config(run, **values), tmp_path / "x")
     assert message in str(error.value)

@@ -177,7 +177,7 @@ def test_weights_that_fit_no_reward_model(run, reward_from, weights, message, tm
     ],
 )  # fmt: skip
 def test_a_loss_whose_rows_are_others_names_those_it_reads(run, judged, tmp_path, monkeypatch, loss, data, message):
-    monkeypatch.setattr("alignax.stages.common.decoder", None)  # no model is built
+    monkeypatch.setattr("alignax.stages.parents.decoder", None)  # no model is built
     path = run / "collect" if data == "pairs" else judged / data
     c = config(run, loss=loss, data={"path": str(path), "heldout_percent": 10.0})
     with pytest.raises(DataError) as error:

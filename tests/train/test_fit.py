@@ -13,7 +13,7 @@ from tiny import close, demo_batch, objectives, tiny
 from alignax import sharding
 from alignax.checkpoint import Steps
 from alignax.log import Log, read_metrics
-from alignax.stages.common import place
+from alignax.stages.parents import place
 from alignax.train.loop import NonFinite, due, fit, resume
 from alignax.train.optimizer import adamw, sgd
 from alignax.train.state import TrainState, new_state
