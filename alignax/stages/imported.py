@@ -1,5 +1,6 @@
 """A checkpoint of Hugging Face's format -> policy or reward model. `alignax import FOLDER_OR_NAME OUT`."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -52,6 +53,8 @@ def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
     family, theirs = hf_config.read_config(folder)
     model_config = hf_config.from_hf(family, theirs, tokens=len(tokenizer))
     labels = attributes_of(theirs)
+    if labels is not None:  # those classes have no output layer of their own
+        model_config = dataclasses.replace(model_config, tie_embeddings=True)
     mesh = parents.get_mesh(cfg)
     cfg.finish()
     model = decoder(model_config, sharding.rows(mesh))
