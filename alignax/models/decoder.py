@@ -1,7 +1,7 @@
 """The decoder as a bundle of pure functions: layers scanned over stacked parameters, one cache per layer in decoding.
 
 A parameter tree is `{"decoder": {"embed", "layers" (each leaf [L, ...]), "norm", "positions" (learned ones only),
-"unembed" (untied only)}}`, and `"scalar"` beside it for a reward or value model.
+"unembed" (untied only)}}`, with `"scalar"` beside it for a reward or value model and `"lora"` for an adapter.
 """
 
 from collections.abc import Callable
@@ -49,6 +49,9 @@ def decoder(config: ModelConfig, constrain: Callable[[Array], Array] = lambda x:
             tree["unembed"] = jax.random.normal(k_head, (config.dim, config.padded_vocab)) * config.dim**-0.5
         return {"decoder": tree}
 
+    def adapter_of(params: Params) -> Params:
+        return params.get("lora", {}).get("layers", {})
+
     def embed(params: Params, tokens: Array, positions: Array) -> Array:
         x = params["decoder"]["embed"][tokens].astype(dtype)
         x = x * jnp.asarray(config.dim**0.5, dtype) if config.scale_embedding else x
@@ -69,17 +72,17 @@ def decoder(config: ModelConfig, constrain: Callable[[Array], Array] = lambda x:
         pick = lambda made, i: made[0] if len(kinds) == 1 else jax.tree.map(lambda *x: jnp.stack(x)[i], *made)  # noqa: E731
 
         def layer(x, scanned):
-            p, kind = scanned
+            p, adapter, kind = scanned
             mask_BTS = pick(seen, kind)
             see = lambda q, k, v: (attention(q, k, v, mask_BTS, **scores), (k, v))  # noqa: E731
-            x, (k, v) = block.apply({"params": p}, x, pick(angle, kind), see)
+            x, (k, v) = block.apply({"params": p, "lora": adapter}, x, pick(angle, kind), see)
             return constrain(x), keep(x, k, v)
 
         if config.remat != "none":
             layer = jax.checkpoint(layer, policy=REMAT[config.remat])
         x = constrain(embed(params, tokens_BT, rows.position))
         of_layer = np.array([kinds.index(kind) for kind in config.kinds], np.int32)
-        return x, *jax.lax.scan(layer, x, (params["decoder"]["layers"], of_layer))
+        return x, *jax.lax.scan(layer, x, (params["decoder"]["layers"], adapter_of(params), of_layer))
 
     def apply(params: Params, tokens: Int[Array, "B T"], valid: Bool[Array, "B T"] | Layout) -> Float[Array, "B T D"]:
         """Hidden states after the final norm. Positions count the real tokens only, so padding may lie on any side."""
@@ -119,8 +122,8 @@ def decoder(config: ModelConfig, constrain: Callable[[Array], Array] = lambda x:
 
     def unstack(params: Params) -> Params:
         """Layers as a list: slicing the stack once before a decoding loop instead of once per token."""
-        layers = params["decoder"]["layers"]
-        split = [jax.tree.map(lambda leaf, i=i: leaf[i], layers) for i in range(config.layers)]
+        both = {"params": params["decoder"]["layers"], "lora": adapter_of(params)}
+        split = [jax.tree.map(lambda leaf, i=i: leaf[i], both) for i in range(config.layers)]
         return params | {"decoder": params["decoder"] | {"layers": split}}
 
     def decode(params: Params, token: Int[Array, " B"], cache: dict) -> tuple[Float[Array, "B D"], dict]:
@@ -139,7 +142,7 @@ def decoder(config: ModelConfig, constrain: Callable[[Array], Array] = lambda x:
                 v_BKSH = jax.lax.dynamic_update_slice_in_dim(v_BKSH, v.swapaxes(1, 2), index, axis=2)
                 return attend_one(q[:, 0], k_BKSH, v_BKSH, mask_BS, **scores)[:, None], (k_BKSH, v_BKSH)
 
-            x, (k_new, v_new) = block.apply({"params": p}, x, turned(positions_B1, kind), see)
+            x, (k_new, v_new) = block.apply(p, x, turned(positions_B1, kind), see)
             keys.append(k_new)
             values.append(v_new)
         cache = {"k": keys, "v": values, "valid": valid_BS, "position": cache["position"] + 1, "index": index + 1}

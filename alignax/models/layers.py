@@ -75,6 +75,36 @@ def norm(config: ModelConfig) -> Any:
     return kind(epsilon=config.norm_eps, dtype=jnp.dtype(config.dtype))
 
 
+class Dense(nn.Module):
+    """x W + bias, and what an adapter of this layer adds (`alignax.lora`), where the "lora" collection has one.
+
+    The adapter's products go past the kernel: x A, then B, so that no gradient of a kernel [D F] is made for one that
+    stands still. DoRA's norm of the adapted kernel counts as a constant (Liu et al. 2024, 2402.09353, section 4.3).
+    """
+
+    features: int
+    bias: bool
+    dtype: Any
+    init: Callable
+
+    @nn.compact
+    def __call__(self, x_ND: Float[Array, "N D"]) -> Float[Array, "N F"]:
+        kernel_DF = self.param("kernel", self.init, (x_ND.shape[-1], self.features))
+        y_NF = jnp.dot(x_ND, kernel_DF.astype(self.dtype))
+        if self.has_variable("lora", "a"):
+            a_DR, b_RF = (self.get_variable("lora", name) for name in ("a", "b"))
+            scale = jax.lax.stop_gradient(self.get_variable("lora", "scale"))
+            added_NF = jnp.dot(jnp.dot(x_ND, a_DR.astype(self.dtype)), b_RF.astype(self.dtype))
+            y_NF = y_NF + scale.astype(self.dtype) * added_NF
+            if self.has_variable("lora", "m"):
+                total_DF = jax.lax.stop_gradient(kernel_DF + scale * (a_DR @ b_RF))
+                length_F = self.get_variable("lora", "m") / jnp.linalg.norm(total_DF, axis=0)
+                y_NF = y_NF * length_F[None, :].astype(self.dtype)
+        if self.bias:
+            y_NF = y_NF + self.param("bias", nn.initializers.zeros, (self.features,))[None, :].astype(self.dtype)
+        return y_NF
+
+
 class Experts(nn.Module):
     """A choice of gated feed-forward layers for each token (Mixtral, Jiang et al. 2024, 2401.04088, equation 2).
 
@@ -117,7 +147,7 @@ class Block(nn.Module):
         outer = nn.initializers.variance_scaling(0.5 / c.layers, "fan_in", "normal")
 
         def dense(features: int, bias: bool, init=inner):
-            return nn.Dense(features, use_bias=bias, dtype=jnp.dtype(c.dtype), kernel_init=init)
+            return Dense(features, bias, jnp.dtype(c.dtype), init)
 
         if c.norm_at != "after":
             self.attn_norm, self.mlp_norm = norm(c), norm(c)
