@@ -18,7 +18,7 @@ TARGETS = "(q|k|v|o|gate|up|down)$"
 
 
 def init(
-    key: Array, params: Params, *, rank: int, alpha: float = 0.0, targets: str = TARGETS, rslora: bool = False,
+    key: Array, params: Params, *, rank: int = 16, alpha: float = 0.0, targets: str = TARGETS, rslora: bool = False,
     dora: bool = False,
 ) -> Params:  # fmt: skip
     """A fresh adapter {"layers": {name: {a [L D R], b [L R F], scale [L]}}} of a decoder's parameters.
@@ -49,7 +49,9 @@ def init(
 
 
 def merge(params: Params) -> Params:
-    """The tree with the adapter worked into its kernels, in float32, and without "lora"."""
+    """The tree with the adapter, if it has one, worked into its kernels, and without "lora"."""
+    if "lora" not in params:
+        return params
     layers = dict(params["decoder"]["layers"])
     for name, adapter in params["lora"]["layers"].items():
         layers[name] = layers[name] | {"kernel": merged(layers[name]["kernel"], adapter)}

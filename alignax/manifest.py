@@ -79,11 +79,13 @@ def write_manifest(
     calibration: Mapping[str, Any] | None = None,
     metrics: Mapping[str, Any] | None = None,
     files: Sequence[str] = (),
+    base: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Writes `<workdir>/manifest.json`, atomically, and returns it. Call it last: it declares the stage complete.
 
     `parents` maps a role to what `parent_record` gave when the parent was loaded. `files` names the files that
-    `content_hash` covers, for a stage without parameters.
+    `content_hash` covers, for a stage without parameters. `base` is the record of the checkpoint on which an adapter
+    stands, for a stage whose parameters are one.
     """
     manifest = {
         "format": FORMAT,
@@ -102,6 +104,7 @@ def write_manifest(
         "files": list(files),
         "content_hash": content_hash,
         "step": int(step),
+        "base": base,
     }
     manifest = _plain(manifest)
     replace_file(Path(workdir) / "manifest.json", json.dumps(manifest, indent=1, allow_nan=False) + "\n")
@@ -128,7 +131,7 @@ def read_manifest(workdir: str | Path) -> dict[str, Any]:
         )
     if manifest["stage"] not in WITHOUT_PARAMS and not any((workdir / "params").glob("*")):
         raise CheckpointError(f"{workdir}: the manifest is there, but params/ is missing; copy it too, or run again")
-    return {"files": [], "metrics": {}} | manifest
+    return {"files": [], "metrics": {}, "base": None} | manifest
 
 
 def _why_no_manifest(workdir: Path) -> str:

@@ -18,7 +18,7 @@ from alignax.config import ConfigError, Reader, bind, plain, resolve
 from alignax.data.loader import Loader, eval_batches
 from alignax.data.tokenizer import template_hash, tokenizer_hash
 from alignax.log import Log
-from alignax.manifest import parent_record, start, why_stale, write_manifest
+from alignax.manifest import parent_record, read_manifest, start, why_stale, write_manifest
 from alignax.models.config import ModelConfig
 from alignax.models.flops import ideal_seconds, train_flops
 from alignax.ops.masked import metric_ratios, metric_sums
@@ -66,6 +66,8 @@ def training_config(stage: str) -> ConfigDict:
     c.loss_args = ConfigDict()
     c.optimizer = "adamw"  # function of alignax.train.optimizer, or module:function
     c.optimizer_args = ConfigDict()
+    # an adapter on a frozen decoder, of alignax.lora.init: dict(rank=16); empty: all parameters are trained
+    c.lora_args = ConfigDict()
     c.batch_size = 32  # rows of the global batch
     c.microbatches = 1  # per step: same result, less memory
     c.total_steps = 1000  # updates
@@ -240,6 +242,12 @@ def loop(
             )  # fmt: skip
 
 
+def base_of(folder: Path) -> Path:
+    """The folder of the whole parameters on which a checkpoint stands: its own, unless it is an adapter."""
+    base = read_manifest(folder)["base"]
+    return folder if base is None else (folder / base["path"]).resolve()
+
+
 def finish(
     stage: Stage, *, params: Params | None, step: int, model: Model | None = None, tokenizer: Any = None,
     template: str | None = None, files: tuple[str, ...] = (), content: str = "", **fields: Any,
@@ -253,8 +261,10 @@ def finish(
     origin = stage.parents["policy"] / "hf" if "policy" in stage.parents else None
     if params is not None and origin and origin.is_dir():  # what an imported checkpoint brought, for the way out
         shutil.copytree(origin, stage.workdir / "hf", dirs_exist_ok=True)
+    adapted = params is not None and "lora" in params
     write_manifest(
         stage.workdir,
+        base=parent_record(stage.workdir, base_of(stage.parents["policy"])) if adapted else None,
         stage=stage.kind,
         name=stage.workdir.name,
         config=stage.config,

@@ -55,7 +55,8 @@ def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
 
     # ---- model: the parent policy is start and reference
     mesh = parents.get_mesh(cfg)
-    model, reference = parents.new_or_loaded(stage, "", {}, tokenizer, mesh)
+    model, reference = parents.new_or_loaded(stage, "", {}, tokenizer, mesh, adapted=True)
+    start, still = parents.learner(cfg, reference)
     identity = fingerprint(train)
     cached = cfg.reference == "cached"
     if cached:
@@ -67,12 +68,13 @@ def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
 
     follow = partial(moving.follow, **cfg.reference_args) if cfg.reference_args else None
 
-    def objective(params, reference, batch):
-        seen = view(model, params, reference, batch)
+    def objective(params, frozen, batch):
+        seen = view(model, frozen["still"] | params, frozen["reference"], batch)
         return {name: (coefficient, term(seen)) for name, (coefficient, term) in terms.items()}
 
-    def metrics(state, reference, batch):
-        return common.evaluate_terms(terms, view(model, state.learner.params, reference, batch))
+    def metrics(state, frozen, batch):
+        params = frozen["still"] | state.learner.params
+        return common.evaluate_terms(terms, view(model, params, frozen["reference"], batch))
 
     # ---- train
     pairs = common.evaluator(metrics, held, cfg.batch_size, mesh)
@@ -81,14 +83,16 @@ def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
     @common.once_per_step
     def evaluate(state):
         # the KL to the start: the distance to a reference that comes along says little
-        probed = probe.summary(watch.measure(state.learner.params, reference)) if watch else {}
-        return pairs(state, state.reference if follow else reference) | probed
+        probed = probe.summary(watch.measure(still | state.learner.params, reference)) if watch else {}
+        return pairs(state, frozen | {"reference": state.reference} if follow else frozen) | probed
 
-    state = parents.place(lambda p: new_state(p, optimizer, p if follow else None), reference, mesh=mesh)
+    state = parents.place(lambda p: new_state(p, optimizer, p if follow else None), start, mesh=mesh)
+    del start
     if cached:
         reference = None  # nothing reads it any more: every batch brings what it said
+    frozen = {"still": still, "reference": reference}
     step = sharding.jit_step(make_step(objective, optimizer, microbatches=cfg.microbatches, follow=follow), state)
-    step_fn = lambda state, batch: step(state, batch, reference)  # noqa: E731
+    step_fn = lambda state, batch: step(state, batch, frozen)  # noqa: E731
     show = ("loss", "rewards/margins", "rewards/accuracies")
     state = common.train(stage, state, step_fn, train, mesh, evaluate, model=model, show=show)
 

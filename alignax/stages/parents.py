@@ -2,16 +2,18 @@
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from alignax import sharding
+from alignax import lora, sharding
 from alignax.checkpoint import check_content, content_hash, load_params
 from alignax.config import ConfigError, Reader, bind, resolve
 from alignax.data.tokenizer import load_tokenizer, template_hash, tokenizer_hash
-from alignax.manifest import check_parent, read_manifest
+from alignax.manifest import CheckpointError, check_parent, read_manifest
 from alignax.models.config import ModelConfig
 from alignax.models.decoder import decoder
 from alignax.stages.common import Stage
@@ -41,14 +43,19 @@ def on_mesh(config: ModelConfig, mesh: Mesh) -> Model:
     return decoder(dataclasses.replace(config, vocab_shards=mesh.shape["fsdp"]), sharding.rows(mesh))
 
 
-def new_or_loaded(stage: Stage, preset: str, args: dict, tokenizer: Any, mesh: Mesh) -> tuple[Model, Params]:
-    """The parent policy, or fresh parameters of the preset where there is none; with both, they must agree."""
+def new_or_loaded(
+    stage: Stage, preset: str, args: dict, tokenizer: Any, mesh: Mesh, *, adapted: bool = False
+) -> tuple[Model, Params]:
+    """The parent policy, or fresh parameters of the preset where there is none; with both, they must agree.
+
+    `adapted`: see `load_model`.
+    """
     cfg, compute = stage.cfg, compute_of(stage.cfg)
     model = build_model(preset, args, compute, len(tokenizer), mesh) if preset else None
     if "policy" in stage.parents:
         expected = model.config if model else None
         options = {"tokenizer": tokenizer, "template": cfg.template, "compute": compute, "mesh": mesh}
-        return load_model(stage, "policy", POLICIES, expected=expected, **options)[:2]
+        return load_model(stage, "policy", POLICIES, expected=expected, adapted=adapted, **options)[:2]
     if model is None:
         raise ConfigError("config.model is empty, and there is no parent to take the architecture from")
     seed = jax.random.key(cfg.seed)
@@ -57,9 +64,12 @@ def new_or_loaded(stage: Stage, preset: str, args: dict, tokenizer: Any, mesh: M
 
 def load_model(
     stage: Stage, role: str, stages: tuple[str, ...], *, tokenizer: Any, template: str, compute: dict, mesh: Mesh,
-    expected: ModelConfig | None = None,
+    expected: ModelConfig | None = None, adapted: bool = False,
 ) -> tuple[Model, Params, dict]:  # fmt: skip
-    """Model, parameters (on the mesh) and manifest of a parent; refuses one that does not fit, saying what differs."""
+    """Model, parameters (on the mesh) and manifest of a parent; refuses one that does not fit, saying what differs.
+
+    An adapter is worked into its base, unless `adapted`: then the tree has both.
+    """
     folder = stage.parents[role]
     manifest = read_manifest(folder)
     config = ModelConfig(**(manifest["architecture"] or {"vocab_size": 1}), **compute)
@@ -73,11 +83,58 @@ def load_model(
         architecture=expected.architecture() if expected else None,
     )
     model = on_mesh(config, mesh)
+    params = load_tree(folder, manifest, model, mesh)
+    return model, params if adapted else lora.merge(params), manifest
+
+
+def load_tree(folder: Path, manifest: dict, model: Model, mesh: Mesh) -> Params:
+    """The parameters of a checkpoint, on the mesh; those of an adapter with the decoder on which it stands.
+
+    Raises CheckpointError if a content is not what its manifest says, or a base not the one that the adapter was
+    trained on.
+    """
     scalar, attributes = manifest["stage"] == "reward", len(rated_attributes(manifest)) or None
     shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0), scalar=scalar, attributes=attributes))
-    params = load_params(folder / "params", sharded_shapes(shapes, mesh))
+    base = manifest["base"]
+    if base is None:
+        return _checked(folder, manifest, load_params(folder / "params", sharded_shapes(shapes, mesh)))
+    beneath, rest = (folder / base["path"]).resolve(), {name: x for name, x in shapes.items() if name != "decoder"}
+    args = bind(lora.init, manifest["config"]["lora_args"], key="lora_args")
+    rest["lora"] = jax.eval_shape(lambda: lora.init(jax.random.key(0), shapes, **args))
+    own = _checked(folder, manifest, load_params(folder / "params", sharded_shapes(rest, mesh)))
+    told = read_manifest(beneath)
+    if told["content_hash"] != base["content_hash"]:
+        raise CheckpointError(
+            f"{folder} is an adapter on the content {base['content_hash'][:12]}, but {beneath} holds "
+            f"{told['content_hash'][:12]}: bring back the base that it was trained on"
+        )
+    return load_tree(beneath, told, model, mesh) | own
+
+
+def _checked(folder: Path, manifest: dict, params: Params) -> Params:
     check_content(folder, manifest, content_hash(params))
-    return model, params, manifest
+    return params
+
+
+def learner(cfg: Reader, params: Params) -> tuple[Params, Params]:
+    """(what learns, what stands still) of a model's parameters: all and nothing; or adapter and head, and the decoder.
+
+    An adapter that is there goes on learning. Raises ConfigError if `lora_args` ask for one of another shape.
+    """
+    if not cfg.lora_args:
+        return lora.merge(params), {}
+    args = bind(lora.init, cfg.lora_args, key="lora_args")
+    build = lambda: lora.init(jax.random.fold_in(jax.random.key(cfg.seed), 2), params, **args)  # noqa: E731
+    adapter = params.get("lora") or build()
+    here, asked = (jax.tree.map(jnp.shape, tree) for tree in (adapter, jax.eval_shape(build)))
+    if here != asked:
+        raise ConfigError(
+            f"config.lora_args = {dict(cfg.lora_args)}: the parent is an adapter of another shape; give its own "
+            "settings, to go on with it, or none, to train all parameters"
+        )
+    return {"lora": adapter} | {k: v for k, v in params.items() if k not in ("lora", "decoder")}, {
+        "decoder": params["decoder"]
+    }
 
 
 def rated_attributes(manifest: dict) -> list[str]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from alignax import lora
 from alignax.config import ConfigError, bind, check, plain, record_of, resolve, typed
 from alignax.ops.advantages import truncated_weights
 from alignax.stages import settings
@@ -33,6 +34,7 @@ FIXED = {
     "correction_args": (truncated_weights, ()),
     "update_args": (online.updates, ()),
     "annotator_args": (Annotator, ()),
+    "lora_args": (lora.init, ()),
     "reference_args": (follow, ("reference", "params", "step")),
 }
 
@@ -121,6 +123,11 @@ def weights_of(args: dict[str, Any]) -> dict[str, float]:
 
 def origin(config: dict[str, Any], prefix: str) -> None:
     """A stage starts from a finished one; some may also start from nothing, and must then say what to make."""
+    if config.get("lora_args") and not config.get("init_from"):
+        raise ConfigError(
+            f"config.{prefix}lora_args is set, but config.{prefix}init_from is empty: an adapter stands on a finished "
+            "checkpoint"
+        )
     if config.get("init_from"):
         return
     if config["stage"] not in FRESH:

@@ -74,29 +74,32 @@ def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
 
     # ---- model: the parent's trunk and a fresh head, of one score or one per attribute
     mesh = parents.get_mesh(cfg)
-    model, trunk = parents.new_or_loaded(stage, "", {}, tokenizer, mesh)
+    model, trunk = parents.new_or_loaded(stage, "", {}, tokenizer, mesh, adapted=True)
     head = model.init_scalar(jax.random.fold_in(jax.random.key(cfg.seed), 1), len(attributes) or None)
+    start, still = parents.learner(cfg, trunk | {"scalar": head})
 
     # ---- update
     optimizer = common.get_optimizer(cfg.optimizer, cfg.optimizer_args, cfg.total_steps)
 
-    def objective(params, frozen, batch):
-        return {"loss": (1.0, loss(view(model, params, batch)))}
+    def objective(params, still, batch):
+        return {"loss": (1.0, loss(view(model, still | params, batch)))}
 
-    def metrics(state, batch):
-        term = loss(view(model, state.learner.params, batch))
+    def metrics(state, still, batch):
+        term = loss(view(model, still | state.learner.params, batch))
         return term.metrics | {"loss": (term.value, term.weight)}
 
     # ---- train
-    evaluate = common.evaluator(metrics, held, cfg.batch_size, mesh)
-    state = parents.place(lambda p, h: new_state(p | {"scalar": h}, optimizer), trunk, head, mesh=mesh)
+    held_out = common.evaluator(metrics, held, cfg.batch_size, mesh)
+    evaluate = lambda state: held_out(state, still)  # noqa: E731
+    state = parents.place(lambda p: new_state(p, optimizer), start, mesh=mesh)
     step = sharding.jit_step(make_step(objective, optimizer, microbatches=cfg.microbatches), state)
-    step_fn = lambda state, batch: step(state, batch, ())  # noqa: E731
+    step_fn = lambda state, batch: step(state, batch, still)  # noqa: E731
     state = common.train(stage, state, step_fn, train, mesh, evaluate, model=model, show=("loss", *SHOWN[record]))
 
     # ---- how good it is on held-out data; mean and spread of the scores, for those who read them
     seen = jax.jit(lambda params, batch: view(model, params, batch))
-    parts = [seen(state.learner.params, sharding.put_batch(b, mesh)) for b in eval_batches(held, cfg.batch_size)]
+    whole = still | state.learner.params
+    parts = [seen(whole, sharding.put_batch(b, mesh)) for b in eval_batches(held, cfg.batch_size)]
     found = jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(held["row"])], *parts)
     scores, report = judged(found, [held_text[row] for row in held["row"]], loss, attributes)
     common.finish(

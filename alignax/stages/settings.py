@@ -205,6 +205,11 @@ def values(config: dict[str, Any], prefix: str, kind: Any) -> None:
 def offline(config: dict[str, Any], prefix: str, kind: Any) -> None:
     """A reference that moves or is cached is one that the loss reads; what is cached stands still."""
     how, args = config["reference"], config["reference_args"]
+    if args and config["lora_args"]:
+        raise ConfigError(
+            f"config.{prefix}reference_args with lora_args: a mixture of two adapters is no mixture of the models; set "
+            "one of them"
+        )
     if how not in ("online", "cached"):
         raise ConfigError(f"config.{prefix}reference = {how!r}: expected 'online' or 'cached'")
     if how == "cached" and args:

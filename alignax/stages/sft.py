@@ -44,25 +44,27 @@ def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
 
     # ---- model
     mesh = parents.get_mesh(cfg)
-    model, params = parents.new_or_loaded(stage, cfg.model, cfg.model_args, tokenizer, mesh)
+    model, params = parents.new_or_loaded(stage, cfg.model, cfg.model_args, tokenizer, mesh, adapted=True)
+    params, still = parents.learner(cfg, params)
 
     # ---- objective and optimizer
     loss = resolve(cfg.loss, "alignax.losses", key="loss")
     loss_args = bind(loss, cfg.loss_args, key="loss_args")
     optimizer = common.get_optimizer(cfg.optimizer, cfg.optimizer_args, cfg.total_steps)
 
-    def objective(params, frozen, batch):
-        return {"loss": (1.0, loss(forward.demo(model, params, batch), **loss_args))}
+    def objective(params, still, batch):
+        return {"loss": (1.0, loss(forward.demo(model, still | params, batch), **loss_args))}
 
-    def metrics(state, batch):
-        term = loss(forward.demo(model, state.learner.params, batch), **loss_args)
+    def metrics(state, still, batch):
+        term = loss(forward.demo(model, still | state.learner.params, batch), **loss_args)
         return term.metrics | {"loss": (term.value, term.weight)}
 
     # ---- train
-    evaluate = common.once_per_step(common.evaluator(metrics, held, cfg.batch_size, mesh))
+    held_out = common.evaluator(metrics, held, cfg.batch_size, mesh)
+    evaluate = common.once_per_step(lambda state: held_out(state, still))
     state = parents.place(lambda p: new_state(p, optimizer), params, mesh=mesh)
     step = sharding.jit_step(make_step(objective, optimizer, microbatches=cfg.microbatches), state)
-    step_fn = lambda state, batch: step(state, batch, ())  # noqa: E731
+    step_fn = lambda state, batch: step(state, batch, still)  # noqa: E731
     state = common.train(
         stage, state, step_fn, train, mesh, evaluate, model=model, show=("loss", "mean_token_accuracy")
     )

@@ -81,11 +81,12 @@ def make_step(
 
     `frozen` holds the parameters that are read and not trained, a reference policy for example (an argument, since
     what a compiled function closes over is baked into it). With `follow(reference, params, step) -> reference` the
-    objective reads the state's own reference instead, which moves after the update. Jit it with the state donated.
+    objective finds the state's own reference at frozen["reference"], which moves after the update. Jit it with the
+    state donated.
     """
 
     def step(state: TrainState, batch: Any, frozen: Params) -> tuple[TrainState, dict]:
-        read = state.reference if follow else frozen
+        read = frozen | {"reference": state.reference} if follow else frozen
         bound = lambda params, part: objective(params, read, part)  # noqa: E731
         grads, metrics = gradients(bound, state.learner.params, batch, microbatches=microbatches)
         metrics |= {"learning_rate": jnp.float32(optimizer.learning_rate(state.step))}
