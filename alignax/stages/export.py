@@ -9,7 +9,7 @@ import numpy as np
 
 from alignax.checkpoint import load_params
 from alignax.config import ConfigError
-from alignax.data.tokenizer import load_tokenizer
+from alignax.data.tokenizer import load_tokenizer, tokenizer_hash
 from alignax.manifest import read_manifest
 from alignax.models.config import ModelConfig
 from alignax.models.hf import config as hf_config
@@ -81,12 +81,18 @@ def _classes(family: Family, params: Any, manifest: dict[str, Any]) -> dict[str,
 
 def _write_configs(folder: Path, checkpoint: Path, family: Family, keys: dict[str, Any], *, own_ids: bool) -> None:
     """config.json, the generation config of the origin, and the tokenizer, whose ids go into a config of our own."""
-    from transformers import AutoConfig
+    from transformers import AutoConfig, AutoTokenizer
 
     tokenizer = load_tokenizer(str(checkpoint / "tokenizer"))
     names = ("bos_token_id", "eos_token_id", "pad_token_id") if own_ids else ()
     ids = {name: getattr(tokenizer, name) for name in names}
     AutoConfig.for_model(**keys | ids | {"model_type": family.name}).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    theirs = AutoTokenizer.from_pretrained(str(folder))
+    if tokenizer_hash(theirs) != tokenizer_hash(tokenizer):  # see load_tokenizer
+        common.console.print(
+            f"[yellow]AutoTokenizer makes another tokenizer ({type(theirs).__name__}) of this folder, as config.json "
+            f"says {family.name}: load it with PreTrainedTokenizerFast[/]"
+        )
     if (checkpoint / ORIGIN / "generation_config.json").is_file():
         shutil.copyfile(checkpoint / ORIGIN / "generation_config.json", folder / "generation_config.json")

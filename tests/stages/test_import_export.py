@@ -17,6 +17,7 @@ import hf_runs
 
 from alignax.checkpoint import load_params, verify
 from alignax.config import ConfigError
+from alignax.data.tokenizer import load_tokenizer
 from alignax.main import main
 from alignax.manifest import read_manifest
 from alignax.stages import imported, reward, sft
@@ -55,6 +56,15 @@ def test_an_import_is_a_checkpoint_of_the_tokenizers_vocabulary(ours, theirs):
     want = load_file(theirs / "model.safetensors")["model.embed_tokens.weight"]
     np.testing.assert_array_equal(embed[: V + 3], want)
     assert not embed[V + 3 :].any()
+
+
+def test_the_tokenizer_is_that_of_the_file_whatever_the_config_says(ours, theirs, tmp_path, capsys):
+    """transformers' own loading makes a Qwen tokenizer of the folder, since its config says qwen2."""
+    text = "mara asks : the harbor cafe has tea ."
+    for folder in (theirs, ours / "tokenizer"):
+        assert load_tokenizer(str(folder))(text)["input_ids"] == build_tokenizer()(text)["input_ids"]
+    export(ours, tmp_path / "out")
+    assert "AutoTokenizer makes another tokenizer (Qwen2Tokenizer)" in capsys.readouterr().err.replace("\n", " ")
 
 
 def test_importing_again_does_nothing(ours, theirs, capsys):
@@ -110,6 +120,8 @@ def test_a_reward_model_goes_out_and_comes_back_as_one(run, tmp_path):
     back = imported.run(c, tmp_path / "back")
     assert read_manifest(back)["stage"] == reward.get_config().stage
     one, other = (load_params(x / "params") for x in (run / "reward", back))
+    for tree in (one, other):  # what pads the table does not travel
+        tree["decoder"]["embed"] = tree["decoder"]["embed"][:V]
     jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
