@@ -147,7 +147,8 @@ def check(config: Mapping[str, Any], defaults: Mapping[str, Any], *, prefix: str
 
 def is_args(name: str) -> bool:
     """Whether the names under a key are free: arguments of a function that another key names, or folders."""
-    return name.split(".")[-1] in ("data", "policies", "terms", "reward_weights") or name.endswith("_args")
+    free = ("data", "policies", "terms", "reward_weights")
+    return any(part in free or part.endswith("_args") for part in name.split("."))
 
 
 class Reader:

@@ -11,17 +11,22 @@ Tokenizer = Any  # a transformers fast tokenizer
 
 
 def load_tokenizer(path_or_name: str) -> Tokenizer:
-    """The `transformers` tokenizer of a folder (what `save_pretrained` wrote) or of a hub name.
+    """The `transformers` tokenizer of a folder (what `save_pretrained` wrote) or of a hub name: that of tokenizer.json.
 
-    Raises DataError if it is not there or cannot be read.
+    Beside a config.json, transformers 5 may build another one, of the class that it has for this kind of model, out of
+    the same vocabulary: then the file is read as it is. Raises DataError if it is not there or cannot be read.
     """
-    from transformers import AutoTokenizer  # here, because importing it takes seconds
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast  # here, because importing it takes seconds
 
     folder = Path(path_or_name).expanduser()
     if not folder.exists() and (folder.is_absolute() or path_or_name.startswith((".", "~"))):
         raise DataError(f"no tokenizer folder {path_or_name!r}: {_EXPECTED}")
     try:
-        return AutoTokenizer.from_pretrained(str(folder) if folder.exists() else path_or_name)
+        found = AutoTokenizer.from_pretrained(str(folder) if folder.exists() else path_or_name)
+        if not (folder / "tokenizer.json").is_file():
+            return found
+        exact = PreTrainedTokenizerFast.from_pretrained(str(folder))
+        return found if tokenizer_hash(found) == tokenizer_hash(exact) else exact
     except (OSError, ValueError) as error:
         raise DataError(
             f"no tokenizer could be loaded from {path_or_name!r} ({_first_line(error)}): {_EXPECTED}"

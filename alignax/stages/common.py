@@ -100,11 +100,12 @@ def open_stage(
     precheck(config)
     cfg, workdir = Reader(config), Path(workdir)
     _ = cfg.stage
-    roles = dict(roles) | (part_roles(config) if "data" in roles else {})
+    roles = dict(roles) | data_roles(config) | data_roles(config.get("probe", {}), "probe.")
     named = {role: _get(cfg, key) for role, key in roles.items()}
     found = {role: locate(path, root, key=roles[role]) for role, path in named.items() if path}
     # data may come from a step that made it, which is then a parent, or from a file or the hub, which is none
-    parents = {role: path for role, path in found.items() if not role.startswith("data") or is_step(named[role])}
+    maybe = {role for role in roles if role.startswith(("data", "probe.data"))}
+    parents = {role: path for role, path in found.items() if role not in maybe or is_step(named[role])}
     records = {role: parent_record(workdir, path) for role, path in parents.items()}
     if why_stale(workdir, config, records) is None:
         console.print(f"[green]{workdir}[/]: finished before, with the same config and parents")
@@ -126,10 +127,13 @@ def is_step(path: str) -> bool:
     return path.startswith("@") or any((Path(path) / name).is_file() for name in ("manifest.json", "started.json"))
 
 
-def part_roles(config: dict) -> dict[str, str]:
-    """The parts of a mixture as parents: role -> config key, for those that may be steps."""
+def data_roles(config: dict, prefix: str = "") -> dict[str, str]:
+    """The data of a stage, or the parts of a mixture, as parents: role -> config key, for those that may be steps."""
+    if not config.get("source"):
+        return {}
     parts = config["data"].get("parts", {}) if config["source"] == "mixture" else {}
-    return {f"data.{name}": f"data.parts.{name}.path" for name in parts}
+    found = {f"{prefix}data.{name}": f"{prefix}data.parts.{name}.path" for name in parts}
+    return found or {f"{prefix}data": f"{prefix}data.path"}
 
 
 def get_optimizer(name: str, args: dict, total_steps: int, *, key: str = "optimizer") -> Optimizer:

@@ -47,7 +47,7 @@ def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
 
     Agarwal et al. 2023 (GKD, 2306.13649, Algorithm 1), where `on_policy` is lambda. Resumes what it finds there.
     """
-    roles = {"policy": "init_from", "teacher": "teacher_from", "data": "data.path", "proxy": "probe.reward_from"}
+    roles = {"policy": "init_from", "teacher": "teacher_from", "proxy": "probe.reward_from"}
     stage = common.open_stage("distill", config, workdir, root, roles)
     if stage is None:
         return Path(workdir)

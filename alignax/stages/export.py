@@ -1,5 +1,6 @@
 """A finished checkpoint -> a folder that transformers loads. `alignax export CHECKPOINT OUT`."""
 
+import json
 import shutil
 import tempfile
 from pathlib import Path
@@ -9,7 +10,9 @@ import numpy as np
 
 from alignax.checkpoint import load_params
 from alignax.config import ConfigError
-from alignax.data.tokenizer import load_tokenizer
+from alignax.data.templates import stop_ids
+from alignax.data.tokenizer import load_tokenizer, tokenizer_hash
+from alignax.log import replace_file
 from alignax.manifest import read_manifest
 from alignax.models.config import ModelConfig
 from alignax.models.hf import config as hf_config
@@ -51,7 +54,7 @@ def export(
         folder = Path(part) / "checkpoint"
         folder.mkdir()
         save_weights(folder, found, config, params, dtype=dtype, shard_bytes=shard_bytes)
-        _write_configs(folder, checkpoint, found, keys, own_ids=not origin)
+        _write_configs(folder, checkpoint, found, keys, manifest=manifest, own_ids=not origin)
         folder.rename(out)
     return out
 
@@ -79,14 +82,30 @@ def _classes(family: Family, params: Any, manifest: dict[str, Any]) -> dict[str,
     return {"architectures": [family.classifier], **names} | ({BIAS: bias.tolist()} if bias.any() else {})
 
 
-def _write_configs(folder: Path, checkpoint: Path, family: Family, keys: dict[str, Any], *, own_ids: bool) -> None:
+def _write_configs(
+    folder: Path, checkpoint: Path, family: Family, keys: dict[str, Any], *, manifest: dict, own_ids: bool
+) -> None:
     """config.json, the generation config of the origin, and the tokenizer, whose ids go into a config of our own."""
-    from transformers import AutoConfig
+    from transformers import AutoConfig, AutoTokenizer
 
     tokenizer = load_tokenizer(str(checkpoint / "tokenizer"))
     names = ("bos_token_id", "eos_token_id", "pad_token_id") if own_ids else ()
     ids = {name: getattr(tokenizer, name) for name in names}
     AutoConfig.for_model(**keys | ids | {"model_type": family.name}).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    if (checkpoint / ORIGIN / "generation_config.json").is_file():
-        shutil.copyfile(checkpoint / ORIGIN / "generation_config.json", folder / "generation_config.json")
+    theirs = AutoTokenizer.from_pretrained(str(folder))
+    if tokenizer_hash(theirs) != tokenizer_hash(tokenizer):  # see load_tokenizer
+        common.console.print(
+            f"[yellow]AutoTokenizer makes another tokenizer ({type(theirs).__name__}) of this folder, as config.json "
+            f"says {family.name}: load it with PreTrainedTokenizerFast[/]"
+        )
+    file = checkpoint / ORIGIN / "generation_config.json"
+    told = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    known = told.get("eos_token_id", tokenizer.eos_token_id)
+    known = known if isinstance(known, list) else [known]
+    stops = sorted(stop_ids(tokenizer, parents.template_of(manifest, tokenizer)))
+    if not set(stops) <= set(known):  # what ends a reply in training has to end one in `generate`
+        told["eos_token_id"] = sorted({*known, *stops} - {None})
+        replace_file(folder / "generation_config.json", json.dumps(told, indent=2) + "\n")
+    elif file.is_file():
+        shutil.copyfile(file, folder / "generation_config.json")

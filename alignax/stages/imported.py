@@ -1,6 +1,7 @@
 """A checkpoint of Hugging Face's format -> policy or reward model. `alignax import FOLDER_OR_NAME OUT`."""
 
 import dataclasses
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -14,9 +15,11 @@ from rich.progress import track
 from alignax import sharding
 from alignax.config import ConfigError
 from alignax.data.tokenizer import load_tokenizer
+from alignax.log import replace_file
+from alignax.manifest import CheckpointError, read_manifest
 from alignax.models.decoder import decoder, param_count
 from alignax.models.hf import config as hf_config
-from alignax.models.hf.weights import load_weights
+from alignax.models.hf.weights import load_weights, stored_dtype
 from alignax.stages import common, parents
 
 ORIGIN = "hf"  # folder of config.json and generation_config.json, which every later stage hands on
@@ -46,6 +49,7 @@ def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
     check_path(str(config["path"]))
     stage = common.open_stage("imported", config, workdir, root, {})
     if stage is None:
+        check_unchanged(Path(str(config["path"])).expanduser(), Path(workdir))
         return Path(workdir)
     cfg, workdir = stage.cfg, stage.workdir
     folder = fetch(cfg.path, cfg.revision)
@@ -70,9 +74,17 @@ def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
     for name in KEPT:
         if (folder / name).is_file():
             shutil.copyfile(folder / name, workdir / ORIGIN / name)
+    told = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if not (told.get("dtype") or told.get("torch_dtype")):  # for the way out
+        replace_file(
+            workdir / ORIGIN / "config.json", json.dumps(told | {"dtype": stored_dtype(folder)}, indent=2) + "\n"
+        )
     common.console.print(f"{workdir}: {family.name}, {param_count(shapes) / 1e6:.1f}M parameters")
     kind = stage if labels is None else stage._replace(kind="reward")
-    data = {"fingerprint": "", "counts": {}} | ({} if single or labels is None else {"attributes": labels})
+    # a folder of the hub's cache is named after its commit
+    data = {"fingerprint": identity(folder), "counts": {}, "source": folder.name} | (
+        {} if single or labels is None else {"attributes": labels}
+    )
     common.finish(kind, params=params, step=0, model=model, tokenizer=tokenizer, data=data)
     return workdir
 
@@ -99,6 +111,23 @@ def fetch(path: str, revision: str = "") -> Path:
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         first = next(iter(str(error).splitlines()), type(error).__name__)
         raise ConfigError(f"config.path = {path!r}: not a folder here, and the hub did not give it: {first}") from error
+
+
+def identity(folder: Path) -> str:
+    """sha256 over config.json and the names and sizes and times of the weight files: which folder was imported.
+
+    Not over the weights themselves, which may be large: theirs is the manifest's own content hash.
+    """
+    files = sorted(folder.glob("*.safetensors"))
+    stats = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+    config = (folder / "config.json").read_bytes() if (folder / "config.json").is_file() else b""
+    return hashlib.sha256(config + json.dumps(stats).encode()).hexdigest()
+
+
+def check_unchanged(folder: Path, workdir: Path) -> None:
+    """Raises CheckpointError if a folder is not the one any more that was imported into `workdir`."""
+    if folder.is_dir() and read_manifest(workdir)["data"]["fingerprint"] != identity(folder):
+        raise CheckpointError(f"{folder} has changed since {workdir} was made of it: delete {workdir}, or name another")
 
 
 def attributes_of(theirs: dict[str, Any]) -> list[str] | None:

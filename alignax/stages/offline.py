@@ -38,7 +38,7 @@ def get_config() -> ConfigDict:
 
 def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
     """Trains a policy on preferences, with its own start as the reference. Resumes what it finds there."""
-    roles = {"policy": "init_from", "data": "data.path", "proxy": "probe.reward_from"}
+    roles = {"policy": "init_from", "proxy": "probe.reward_from"}
     stage = common.open_stage("offline", config, workdir, root, roles)
     if stage is None:
         return Path(workdir)

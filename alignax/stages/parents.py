@@ -31,6 +31,11 @@ def get_tokenizer(stage: Stage, own: str = "", parent: str = "policy") -> Any:
     return resolve(own, "", key="tokenizer")() if ":" in own else load_tokenizer(own)
 
 
+def template_of(manifest: dict, tokenizer: Any) -> str:
+    """The template that a checkpoint was trained with; of an imported one, the chat template that its tokenizer has."""
+    return manifest["config"].get("template") or ("chat" if tokenizer.chat_template else "plain")
+
+
 def build_model(preset: str, args: dict, compute: dict, vocab_size: int, mesh: Mesh) -> Model:
     """The model that a config names by preset and arguments."""
     function = resolve(preset, "alignax.models.presets", key="model")

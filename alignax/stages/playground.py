@@ -17,7 +17,7 @@ from alignax.manifest import check_parent, read_manifest
 from alignax.models.config import ModelConfig
 from alignax.models.decoder import decoder
 from alignax.sampling.sample import finished, row_keys, sample
-from alignax.stages.parents import POLICIES
+from alignax.stages.parents import POLICIES, template_of
 
 
 def complete(
@@ -34,7 +34,7 @@ def complete(
     tokenizer = load_tokenizer(str(folder / "tokenizer"))
     model = decoder(ModelConfig(**manifest["architecture"]))
     params = load_params(folder / "params", jax.eval_shape(model.init, jax.random.key(0)))
-    template = manifest["config"].get("template") or ("chat" if tokenizer.chat_template else "plain")  # imported
+    template = template_of(manifest, tokenizer)
     encoded = [encode_prompt(tokenizer, prompt, template) for prompt in prompts]
     known = [[i for i in ids if i != tokenizer.unk_token_id] for ids in encoded]
     for prompt, ids, kept in zip(prompts, encoded, known, strict=True):

@@ -16,7 +16,6 @@ from alignax.data.encode import demo_rows, prompt_rows
 from alignax.data.judged import attributes_of, rating_rows
 from alignax.data.templates import stop_ids
 from alignax.data.tokenizer import Tokenizer, load_tokenizer
-from alignax.manifest import CheckpointError
 from alignax.stages import common, inputs, offline, pipeline, reward
 from alignax.stages.precheck import precheck
 
@@ -44,16 +43,14 @@ def preview(config: Any, *, rows: int = 5, tokenizer: str = "", workdir: str | P
 def section(name: str, config: dict, steps: dict[str, dict], rows: int, tokenizer: str, root: Path | None) -> dict:
     """What one stage will see."""
     head = {"name": name, "stage": config["stage"], "template": config.get("template", "")}
-    path = str(config["data"].get("path", ""))
+    for path in made_by_steps(config):
+        if root is None or not (root / path[1:] / "manifest.json").is_file():
+            return head | {"waiting": f"its data are made by the step {path[1:]!r}, which is not finished"}
     try:
         load = partial(
             inputs.load_rows, config["source"], config["data"], form=inputs.FORMS[encoder(config).func], root=root
         )
         splits = {split: load(split) for split in used(config)}
-    except (ConfigError, CheckpointError) as error:
-        if not path.startswith("@"):
-            raise
-        return head | {"waiting": f"its data are made by the step {path[1:]!r}, which is not finished ({error})"}
     except DataError as error:
         return head | {"error": str(error)}
     found = find_tokenizer(config, steps, tokenizer, root)
@@ -61,6 +58,15 @@ def section(name: str, config: dict, steps: dict[str, dict], rows: int, tokenize
         return head | seen(config, found, splits, rows)
     except DataError as error:
         return head | {"error": str(error)}
+
+
+def made_by_steps(config: dict) -> list[str]:
+    """The paths, of the data or of the parts of a mixture, that name a step of the pipeline."""
+    paths = [
+        config["data"].get("path", ""),
+        *(part.get("path", "") for part in config["data"].get("parts", {}).values()),
+    ]
+    return [path for path in map(str, paths) if path.startswith("@")]
 
 
 def used(config: dict) -> tuple[str, ...]:
@@ -72,7 +78,7 @@ def find_tokenizer(config: dict, steps: dict[str, dict], given: str, root: Path 
     """The one that the stage will use: the parent's, or that of the step that is to make the parent, or its own."""
     parent = next((config[key] for key in PARENTS if config.get(key)), "")
     key = next((key for key in PARENTS if config.get(key)), "init_from")
-    own = config.get("tokenizer", "")
+    own = config.get("tokenizer", "") or (config["path"] if config["stage"] == "imported" else "")
     if parent and not given:
         folder = None if parent.startswith("@") and root is None else common.locate(parent, root, key=key)
         if folder and (folder / "tokenizer").is_dir():

@@ -48,7 +48,7 @@ def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
     `alignax.data.judged`. A loss on ratings gets a head with one score per attribute; their names go into the manifest,
     in the order of the head.
     """
-    roles = {"policy": "init_from", "data": "data.path"}
+    roles = {"policy": "init_from"}
     stage = common.open_stage("reward", config, workdir, root, roles)
     if stage is None:
         return Path(workdir)

@@ -1,8 +1,8 @@
 """SFT on a mixture: seven rows of HH-RLHF's chosen replies for each three worked sums of GSM8K.
 
 Command: alignax run --config=configs/hh/mixture.py --workdir=runs/hh/mixture
-From files: --config.data.parts.hh.path=hh_harmless.jsonl.gz --config.data.parts.gsm8k.path=gsm8k.jsonl.gz
---config.tokenizer=FOLDER
+From files, which have no test split: --config.data.parts.hh.path=hh_harmless.jsonl.gz --config.tokenizer=FOLDER
+--config.data.parts.gsm8k.path=gsm8k.jsonl.gz --config.data.parts.gsm8k.heldout_percent=5.0
 The model is that of configs/hh/sft.py, as small: this shows how parts are named and weighted, and held out each.
 """
 

@@ -83,7 +83,7 @@ def outside_loss() -> str:
 @pytest.mark.parametrize("command", OTHERS)
 def test_other_commands_of_the_readme_parse(command):
     args, rest = parser().parse_known_args(shlex.split(command)[1:])
-    assert not rest and args.command in ("lineage", "report", "sample", "losses")
+    assert not rest and args.command in ("lineage", "report", "sample", "losses", "import", "export")
 
 
 def test_objective_outside_the_package_is_found_checked_and_differentiated(own_path, tmp_path):

@@ -78,3 +78,10 @@ def test_a_second_run_needs_no_tokenizer_for_its_data_and_is_the_same(run, tmp_p
     again = read(sft.run(config(run, "sft", data), tmp_path / "again") / "manifest.json")
     assert again["content_hash"] == first["content_hash"] and again["data"] == first["data"]
     assert set(first["data"]["counts"]["train"]["epochs"]) == {"world", "pairs"}
+
+
+def test_demonstrations_that_a_step_made_are_a_parent(run, tmp_path):
+    c = config(run, "sft", {"path": str(run / "collect"), "heldout_percent": 25.0})
+    c |= dict(source="jsonl", template="chat")
+    found = read(sft.run(c, tmp_path / "sft") / "manifest.json")["parents"]["data"]
+    assert found["content_hash"] == read(run / "collect/manifest.json")["content_hash"]

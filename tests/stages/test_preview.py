@@ -5,8 +5,9 @@ import re
 import pytest
 from stage_runs import ROOT, TINY, fails, tiny, write_rows
 
-from alignax.config import ConfigError
+from alignax.config import ConfigError, plain
 from alignax.main import main
+from alignax.stages import imported
 from alignax.stages.preview import preview
 from alignax.worlds.tokenizer import build_tokenizer
 
@@ -32,6 +33,23 @@ def test_what_another_step_has_yet_to_make_waits(tmp_path):
     assert {name for name, one in sections.items() if "waiting" in one} == {"reward", "dpo"}
     assert "made by the step 'collect', which is not finished" in sections["dpo"]["waiting"]
     assert sections["ppo"]["lengths"]["prompt"]["quantiles"][-1][1] <= 24  # the tokenizer is that of the step sft
+
+
+def test_a_part_of_a_mixture_that_a_step_has_yet_to_make_waits_too(tmp_path):
+    c = plain(tiny())
+    part = {"source": "jsonl", "weight": 1.0, "path": "@collect"}
+    c["dpo"] |= {"source": "mixture", "data": {"parts": {"ours": part}}}
+    sections = {one["name"]: one for one in preview(c, rows=1, workdir=tmp_path)}
+    assert "made by the step 'collect'" in sections["dpo"]["waiting"]
+
+
+def test_the_tokenizer_of_an_imported_step_is_the_one_in_its_folder(tmp_path):
+    build_tokenizer().save_pretrained(str(tmp_path / "theirs"))
+    c = {"steps": ["base", "sft"], "base": plain(imported.get_config()), "sft": plain(tiny()["sft"])}
+    c["base"]["path"] = str(tmp_path / "theirs")
+    c["sft"] |= {"init_from": "@base", "model": "", "model_args": {}, "tokenizer": ""}
+    (section,) = preview(c, rows=1)
+    assert section["ends"] == ["<eos> (id 2)"]
 
 
 def test_the_command_shows_and_writes(tmp_path, capsys, monkeypatch):

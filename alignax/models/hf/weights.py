@@ -118,6 +118,17 @@ def _headers(folder: Path) -> tuple[dict[str, str], dict[str, tuple[int, ...]]]:
     return where, shapes
 
 
+def stored_dtype(folder: Path) -> str:
+    """The dtype of the first tensor of a folder, as config.json would say it."""
+    from safetensors import safe_open
+
+    where, _ = _headers(folder)
+    name, file = next(iter(where.items()))
+    with safe_open(str(folder / file), framework="numpy") as opened:
+        kind = opened.get_slice(name).get_dtype()
+    return {"BF16": "bfloat16", "F16": "float16"}.get(kind, "float32")
+
+
 def _names(wanted: dict[str, Tensor], found: Mapping[str, Any]) -> dict[str, Tensor]:
     """The plan under the names of this checkpoint: one of a bare decoder lacks the prefix of the language model."""
     prefix = next(iter(wanted)).split(".")[0] + "."
