@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from alignax.checkpoint import load_params
 from alignax.config import ConfigError
 from alignax.data.templates import stop_ids
 from alignax.data.tokenizer import load_tokenizer, tokenizer_hash
@@ -45,7 +44,7 @@ def export(
     dtype = dtype or origin.get("dtype") or origin.get("torch_dtype") or "float32"
     if dtype not in DTYPES:
         raise ConfigError(f"dtype = {dtype!r}: expected one of {', '.join(DTYPES)}")
-    params = load_params(checkpoint / "params")
+    _, params = parents.whole(checkpoint, manifest)
     # a family that was asked for and a model without an origin are told by the table; else the origin's words stay
     base = origin if origin and found.name == origin["model_type"] else hf_config.to_hf(config, found)
     keys = base | {"dtype": dtype, **_classes(found, params, manifest)}

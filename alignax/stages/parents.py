@@ -116,6 +116,13 @@ def load_tree(folder: Path, manifest: dict, model: Model, mesh: Mesh) -> Params:
     return load_tree(beneath, told, model, mesh) | own
 
 
+def whole(folder: Path, manifest: dict) -> tuple[Model, Params]:
+    """Model and parameters of a finished checkpoint over all devices; an adapter is worked into its base."""
+    mesh = sharding.make_mesh({"data": 1, "fsdp": -1})
+    model = on_mesh(ModelConfig(**manifest["architecture"]), mesh)
+    return model, lora.merge(load_tree(folder, manifest, model, mesh))
+
+
 def _checked(folder: Path, manifest: dict, params: Params) -> Params:
     check_content(folder, manifest, content_hash(params))
     return params

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from alignax.checkpoint import load_params
 from alignax.config import ConfigError
 from alignax.data.counts import DataError
 from alignax.data.encode import encode_prompt, pad
@@ -14,10 +13,8 @@ from alignax.data.templates import stop_ids
 from alignax.data.tokenizer import load_tokenizer, pad_id
 from alignax.evals.policy import texts
 from alignax.manifest import check_parent, read_manifest
-from alignax.models.config import ModelConfig
-from alignax.models.decoder import decoder
 from alignax.sampling.sample import finished, row_keys, sample
-from alignax.stages.parents import POLICIES, template_of
+from alignax.stages.parents import POLICIES, template_of, whole
 
 
 def complete(
@@ -32,8 +29,7 @@ def complete(
     manifest = read_manifest(folder)
     check_parent(manifest, role="policy", stage=POLICIES)
     tokenizer = load_tokenizer(str(folder / "tokenizer"))
-    model = decoder(ModelConfig(**manifest["architecture"]))
-    params = load_params(folder / "params", jax.eval_shape(model.init, jax.random.key(0)))
+    model, params = whole(folder, manifest)
     template = template_of(manifest, tokenizer)
     encoded = [encode_prompt(tokenizer, prompt, template) for prompt in prompts]
     known = [[i for i in ids if i != tokenizer.unk_token_id] for ids in encoded]
