@@ -44,8 +44,9 @@ def test_a_command_that_is_not_one_is_a_usage_error(arguments, capsys):
     assert "usage: alignax" in capsys.readouterr().err
 
 
-def test_an_argument_of_a_part_of_a_mixture_may_be_given(monkeypatch):
-    c = cli.load_config(str(Path(__file__).parents[1] / "configs/hh/mixture.py"), ["--config.data.parts.gsm8k.heldout_percent=5.0"])
+def test_an_argument_of_a_part_of_a_mixture_may_be_given():
+    file = Path(__file__).parents[1] / "configs/hh/mixture.py"
+    c = cli.load_config(str(file), ["--config.data.parts.gsm8k.heldout_percent=5.0"])
     assert c.data.parts.gsm8k.heldout_percent == 5.0
 
 
