@@ -17,6 +17,7 @@ ALLOWED = {
     "losses": {"types", "ops"},  # a loss gets a record of arrays and never runs a model
     "catalogue": {"config", "losses"},  # reads signatures and docstrings
     "models": {"types"},
+    "lora": {"types"},  # trees of parameters
     "forward": {"types", "ops"},  # a model comes as an argument
     "sampling": {"types", "ops"},
     "sharding": {"types"},  # path rules and names: no room's insides
@@ -29,7 +30,7 @@ ALLOWED = {
     "worlds": {"data.counts"},  # text and its gold reward; rows are counted like those of any source
     "report": {"log"},  # reads the files of a run folder, whoever wrote them
     "stages": {
-        *FREE, "types", "ops", "losses", "models", "forward", "sampling", "sharding", "manifest", "checkpoint", "data",
+        *FREE, "types", "ops", "losses", "models", "lora", "forward", "sampling", "sharding", "manifest", "checkpoint", "data",
         "evals", "train", "worlds",
     },  # the only meeting place
     "main": {*FREE, "stages", "report", "lineage", "catalogue", "manifest", "data", "train"},  # their errors

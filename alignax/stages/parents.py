@@ -105,7 +105,7 @@ def load_tree(folder: Path, manifest: dict, model: Model, mesh: Mesh) -> Params:
         return _checked(folder, manifest, load_params(folder / "params", sharded_shapes(shapes, mesh)))
     beneath, rest = (folder / base["path"]).resolve(), {name: x for name, x in shapes.items() if name != "decoder"}
     args = bind(lora.init, manifest["config"]["lora_args"], key="lora_args")
-    rest["lora"] = jax.eval_shape(lambda: lora.init(jax.random.key(0), shapes, **args))
+    rest["lora"] = jax.eval_shape(lambda params: lora.init(jax.random.key(0), params, **args), shapes)
     own = _checked(folder, manifest, load_params(folder / "params", sharded_shapes(rest, mesh)))
     told = read_manifest(beneath)
     if told["content_hash"] != base["content_hash"]:
@@ -136,9 +136,9 @@ def learner(cfg: Reader, params: Params) -> tuple[Params, Params]:
     if not cfg.lora_args:
         return lora.merge(params), {}
     args = bind(lora.init, cfg.lora_args, key="lora_args")
-    build = lambda: lora.init(jax.random.fold_in(jax.random.key(cfg.seed), 2), params, **args)  # noqa: E731
-    adapter = params.get("lora") or build()
-    here, asked = (jax.tree.map(jnp.shape, tree) for tree in (adapter, jax.eval_shape(build)))
+    build = lambda params: lora.init(jax.random.fold_in(jax.random.key(cfg.seed), 2), params, **args)  # noqa: E731
+    adapter = params.get("lora") or build(params)
+    here, asked = (jax.tree.map(jnp.shape, tree) for tree in (adapter, jax.eval_shape(build, params)))
     if here != asked:
         raise ConfigError(
             f"config.lora_args = {dict(cfg.lora_args)}: the parent is an adapter of another shape; give its own "

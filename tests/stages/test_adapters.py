@@ -3,6 +3,7 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from stage_runs import metrics, read, tiny
@@ -73,7 +74,7 @@ def test_an_export_has_the_adapter_worked_in(run, tuned, tmp_path):
 
     tensors = load_file(export(tuned, tmp_path / "out") / "model.safetensors")
     base = load_params(run / "sft/params") | load_params(tuned / "params")
-    want = jax.device_get(merge(base))["decoder"]["layers"]["q"]["kernel"]
+    want = jax.device_get(merge(jax.tree.map(jnp.asarray, base)))["decoder"]["layers"]["q"]["kernel"]
     np.testing.assert_allclose(tensors["model.layers.0.self_attn.q_proj.weight"].T, want[0], atol=1e-6)
 
 
