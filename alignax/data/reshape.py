@@ -3,12 +3,15 @@
 import itertools
 import json
 import math
+import os.path
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 Row = dict[str, Any]
 Made = Row | list[Row] | str  # what a row becomes: one row, several, or the reason (a key of REASONS) why none
 JUDGED = ("completion", "ratings", "score")  # what a rated reply has beside its prompt
+ASSISTANT = "\n\nAssistant:"  # what begins a reply in a dialogue that is one text, as HH's are
 SHAREGPT = {"human": "user", "gpt": "assistant", "chatgpt": "assistant"}  # its names for our roles; others are the same
 
 
@@ -192,17 +195,24 @@ def key_of(prompt: Any) -> str:
 
 
 def opening(row: Row) -> str:
-    """What the rows of one conversation share: the prompt, or how the dialogue or text begins, whatever comes later.
+    """What the rows of one conversation share: how its prompt, dialogue or text begins, whatever comes later.
 
-    By this a row is held out, so that no conversation is on both sides.
+    By this a row is held out, so that no conversation is on both sides. Messages, of a prompt too, count up to the
+    reply to the first user turn; a text up to its first "\\n\\nAssistant:". Other texts count whole, but for a pair
+    without a prompt: of what both begin with, the whole lines, or without a line break the first sentence, since the
+    words that replies happen to share differ from pair to pair. A whole line of both replies counts as asked.
     """
-    if row.get("prompt") is not None:
-        return key_of(row["prompt"])
-    said = next((row[name] for name in ("messages", "conversations", "chosen", "text") if row.get(name)), row)
+    names = ("messages", "conversations", "chosen", "text")
+    asked = row.get("prompt")
+    said = asked if asked is not None else next((row[name] for name in names if row.get(name)), row)
     if isinstance(said, list):
-        return key_of(said[: next((i for i in range(len(said)) if role(said[i:]) == "assistant"), None)])
-    whole = split_shared(row) if "chosen" in row else said
-    return key_of(whole["prompt"] if isinstance(whole, dict) and "prompt" in whole else said)
+        return key_of(said[: _first_reply(said)])
+    if not isinstance(said, str):
+        return key_of(said)
+    begun, marker, _ = said.partition(ASSISTANT)
+    rejected = row.get("rejected")
+    implicit = asked is None and said is row.get("chosen") and isinstance(rejected, str)
+    return _shared_opening(said, rejected) if implicit and not marker else begun
 
 
 def role(messages: list) -> Any:
@@ -210,6 +220,19 @@ def role(messages: list) -> Any:
     first = messages[0] if messages else None
     told = first.get("role", first.get("from")) if isinstance(first, dict) else None
     return SHAREGPT.get(told, told) if isinstance(told, str) else None
+
+
+def _first_reply(messages: list) -> int | None:
+    """Where the assistant first answers a user; None if it never does."""
+    spoken = [role(messages[i:]) for i in range(len(messages))]
+    asked = spoken.index("user") if "user" in spoken else len(spoken)
+    return spoken.index("assistant", asked) if "assistant" in spoken[asked:] else None
+
+
+def _shared_opening(chosen: str, rejected: str) -> str:
+    shared = os.path.commonprefix([chosen, rejected]).lstrip()
+    whole = re.match(r"(?s).*\n|.*?[.?!](?=\s|$)", shared)
+    return whole.group().strip() if whole else chosen[: _shared_text(chosen, rejected)] or chosen
 
 
 def _shared_messages(chosen: list, rejected: list) -> int:

@@ -220,4 +220,29 @@ def test_conversations_share_their_opening():
     )
     assert opening({"conversations": shorter}) == opening({"conversations": longer})
     assert opening({"chosen": "q? a", "rejected": "q? b"}) == "q?"
+    talk = [SYSTEM, said("assistant", "hello"), ASK]
+    assert opening({"prompt": [ASK, GOOD, MORE[0]]}) == opening({"messages": [ASK, BAD]}) == opening({"prompt": [ASK]})
+    assert opening({"prompt": [*talk, GOOD, MORE[0]]}) == opening({"messages": [*talk, BAD]}) == reshape.key_of(talk)
+    hh = "\n\nHuman: q\n\nAssistant:"
+    assert opening({"prompt": hh}) == opening({"prompt": f"{hh} a\n\nHuman: r\n\nAssistant:"}) == "\n\nHuman: q"
+
+
+def test_words_that_replies_share_are_no_part_of_the_opening():
+    """Or the pairs of one question would be held out one by one, and the question trained on as well."""
+    for question in (
+        "Why is\nit so?\n\n",
+        "\nWhy is it so? ",
+        "Why is it so. Do tell! ",
+        "\n\nHuman: q\n\nAssistant: ",
+    ):
+        pairs = [
+            {"chosen": f"{question}The sky {w} on", "rejected": f"{question}The sky {w} off"} for w in ("is", "was")
+        ]
+        keys = {reshape.opening(pair) for pair in [*pairs, {"chosen": question + "Yes", "rejected": question + "No"}]}
+        assert len(keys) == 1 and keys.pop().strip()
+    unmarked = {"chosen": "the sky is blue", "rejected": "the sky is black"}  # nothing tells where the reply begins
+    assert (
+        reshape.opening(unmarked) == "the sky is"
+        and reshape.opening(unmarked | {"rejected": "no"}) == unmarked["chosen"]
+    )
     assert opening({"text": "t"}) == "t" and opening({"other": 1}) == '{"other": 1}'

@@ -25,7 +25,7 @@ def jsonl(
 
     `fields` maps the names to the file's, where they differ: {"prompt": "question", "completion": "answer"}.
     `attributes` names columns that hold a rating each, which are collected into "ratings". Held-out rows are chosen by
-    the prompt, so that no prompt is on both sides. Raises DataError as `read` does, for a name in `fields` that is
+    how the conversation opens (`reshape.opening`), so that none is on both sides. Raises DataError as `read` does, for a name in `fields` that is
     unknown or that no row has, likewise in `attributes`, and if the columns make no form.
     """
     fields, attributes = fields or {}, attributes or []
