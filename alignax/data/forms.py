@@ -7,7 +7,7 @@ being a text or a list of messages {"role", "content", ...}. Other columns stay 
     prompt_only         {"prompt"}
     prompt_completion   {"prompt", "completion"}
     preference          {"prompt", "chosen", "rejected"}; whole texts or dialogues are split where they part
-    unpaired            {"prompt", "completion", "label": true or false}
+    unpaired            {"prompt", "completion", "label": true or false}, or all labels 1 or 0; another one is a class
     ranked              {"prompt", "replies"}, best first; {"prompt", "completions", "scores" or "ranks"} are sorted
     ratings             {"prompt", "completion", "ratings": {attribute: number}}, with or without a "score"
     stepwise            {"prompt", "steps", "verdicts"}; TRL's {"prompt", "completions", "labels"} are renamed
@@ -60,7 +60,8 @@ def form_of(rows: Iterable[Row]) -> str:
     """
     rows = list(rows)
     found = {name for row in rows for name, value in row.items() if value is not None}
-    thumbs = any(isinstance(row.get("label"), bool) for row in rows)  # another label is a class
+    labels = [row["label"] for row in rows if row.get("label") is not None]
+    thumbs = any(isinstance(label, bool) for label in labels) or all(label in (0, 1) for label in labels)
     for form, columns in SHAPES:
         if found.issuperset(columns) and (thumbs or form != "unpaired"):
             return form
@@ -101,6 +102,8 @@ def normal(row: Row, form: str, whole: bool = False) -> Made:
     """The row in the layout that the encoders take, or the reason why it has none. `whole`: no row has a prompt."""
     if form == "preference":
         return reshape.split_shared(row) if whole or _holds_prompt(row) else row
+    if form == "unpaired" and not isinstance(row.get("label"), bool) and row.get("label") in (0, 1):
+        return row | {"label": row["label"] == 1}
     if form == "ranked" and "completions" in row and "replies" not in row:
         return reshape.ranked(row)
     if form == "stepwise" and "completions" in row and "steps" not in row:

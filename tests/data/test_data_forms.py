@@ -27,7 +27,7 @@ FORMS = {
         {"conversations": [{"from": "human", "value": "h"}]},
     ],
     "prompt_only": [{"prompt": "p"}, {"prompt": [ASK], "tools": [{}]}],
-    "prompt_completion": [{"prompt": "p", "completion": "c"}, {"prompt": "p", "completion": "c", "label": 1}],
+    "prompt_completion": [{"prompt": "p", "completion": "c"}, {"prompt": "p", "completion": "c", "label": 2}],
     "preference": [PAIR, {"chosen": "a b", "rejected": "a c"}, {"prompt": [ASK], "chosen": [GOOD], "rejected": [BAD]}],
     "unpaired": [{"prompt": "p", "completion": "c", "label": False}],
     "ranked": [{"prompt": "p", "replies": ["a", "b"]}, {"prompt": "p", "completions": ["a", "b"], "ranks": [2, 1]}],
@@ -193,10 +193,13 @@ def test_ratings_become_pairs_with_a_margin_rankings_and_demonstrations():
 
 
 def test_a_thumb_down_is_no_demonstration():
-    rows = [{"prompt": "p", "completion": c, "label": label} for c, label in (("a", True), ("b", False), ("c", 1))]
+    rows = [{"prompt": "p", "completion": c, "label": label} for c, label in (("a", True), ("b", False), ("c", 2))]
     got, counts = convert(rows, "prompt_completion")
     assert got == [{"prompt": "p", "completion": "a"}]
     assert counts == {"rows": 3, "kept": 1, "dropped_undesirable": 1, "dropped_missing_field": 1}
+    numbers = [{"prompt": "p", "completion": c, "label": label} for c, label in (("a", 1), ("b", 0))]
+    assert converted(numbers, "unpaired") == rows[:2] and converted(numbers, "prompt_completion") == got
+    assert form_of([*numbers, rows[2]]) == "prompt_completion"  # of three classes
 
 
 def test_dialogues_become_prompts_up_to_the_last_reply():
@@ -224,6 +227,7 @@ def test_conversations_share_their_opening():
     assert opening({"prompt": [ASK, GOOD, MORE[0]]}) == opening({"messages": [ASK, BAD]}) == opening({"prompt": [ASK]})
     assert opening({"prompt": [*talk, GOOD, MORE[0]]}) == opening({"messages": [*talk, BAD]}) == reshape.key_of(talk)
     hh = "\n\nHuman: q\n\nAssistant:"
+    assert opening({"text": "t"}) == "t" and opening({"other": 1}) == '{"other": 1}'
     assert opening({"prompt": hh}) == opening({"prompt": f"{hh} a\n\nHuman: r\n\nAssistant:"}) == "\n\nHuman: q"
 
 
@@ -245,4 +249,3 @@ def test_words_that_replies_share_are_no_part_of_the_opening():
         reshape.opening(unmarked) == "the sky is"
         and reshape.opening(unmarked | {"rejected": "no"}) == unmarked["chosen"]
     )
-    assert opening({"text": "t"}) == "t" and opening({"other": 1}) == '{"other": 1}'
