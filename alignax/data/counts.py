@@ -37,7 +37,13 @@ REASONS = {
     "identical_replies": ("two replies have the same tokens", "a pair needs two different replies"),
     "too_few_replies": ("a ranking has fewer than two replies", "rank two or more replies to a prompt"),
     "no_rating": ("no attribute of the reply is rated", "rate one, or remove the row"),
-    "equal_scores": ("the judged replies of a prompt score the same", "none is better: judge again, or remove the row"),
+    "equal_scores": ("judged replies to a prompt score the same", "none is better: judge again, or remove the row"),
+    "level_reply": ("another reply of the ranking is as good, and came first", "a ranking has no ties: judge again"),
+    "worse_reply": (
+        "a better reply to the prompt is the demonstration",
+        "nothing, if one per prompt is what is wanted",
+    ),
+    "repeated_prompt": ("another row has the prompt", "nothing, if each prompt once is what is wanted"),
     "undesirable": ("a thumb down is no demonstration", "nothing, if the replies with a thumb up are what is wanted"),
     "step_not_prefix": (
         "the tokens up to the end of a step are no prefix of the whole row's",
@@ -54,6 +60,8 @@ REASONS = {
 class Counts(dict):
     """Row counts of one data set: `rows`, `kept` and `dropped_<reason>`, with rows = kept + all dropped.
 
+    Where rows are made into others (replies into pairs), `kept` counts what was made, and a reason what it speaks of:
+    "no_rating" replies, "equal_scores" pairs that are level.
     A plain dict of ints, so that it goes into a manifest as it is; `str()` is one line for people. Those of a mixture
     have `epochs` as well, {part: how often a run reads each of its rows}.
     """

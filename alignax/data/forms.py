@@ -38,9 +38,12 @@ SHAPES = (
     ("prompt_only", ("prompt",)),
 )
 BY_PROMPT = {
-    "ranked": reshape.rated_ranking,
-    "preference": reshape.rated_pairs,
-    "prompt_completion": reshape.best_rated,
+    ("ratings", "ranked"): reshape.rated_ranking,
+    ("ratings", "preference"): reshape.rated_pairs,
+    ("ratings", "prompt_completion"): reshape.best_rated,
+    ("ratings", "prompt_only"): reshape.one_prompt,
+    ("stepwise", "prompt_only"): reshape.one_prompt,
+    ("unpaired", "prompt_only"): reshape.one_prompt,
 }
 BY_ROW = {
     ("language_modelling", "prompt_only"): reshape.prompt_of,
@@ -82,8 +85,8 @@ def convert(rows: list[Row], form: str, counts: Counts | None = None) -> tuple[l
     plain, plain_counts = each(rows, lambda row: normal(row, own, whole), counts)
     if len(plain) < len(rows) or any(new is not old for new, old in zip(plain, rows)):
         rows, counts = plain, plain_counts
-    if own == "ratings" and form in BY_PROMPT:
-        rows, counts = each(reshape.by_prompt(rows), BY_PROMPT[form], counts)
+    if (own, form) in BY_PROMPT:
+        rows, counts = each(reshape.by_prompt(rows), BY_PROMPT[own, form], counts)
     elif (own, form) in BY_ROW:
         rows, counts = each(rows, BY_ROW[own, form], counts)
     counts.require_rows(f"row of the form {form!r}")
@@ -92,9 +95,10 @@ def convert(rows: list[Row], form: str, counts: Counts | None = None) -> tuple[l
 
 def each(rows: Iterable[Any], change: Callable[[Any], Made], counts: Counts | None = None) -> tuple[list[Row], Counts]:
     """What `change` makes of each row, and the counts: of the rows that were made, and of those dropped before."""
-    made = [change(row) for row in rows]
+    changed = map(change, rows)
+    made = [one for some in changed for one in (some if isinstance(some, list) else [some])]
     lost = Counter(one for one in made if isinstance(one, str))
-    out = [row for one in made if not isinstance(one, str) for row in (one if isinstance(one, list) else [one])]
+    out = [one for one in made if not isinstance(one, str)]
     return out, Counts.of(len(out), Counter(counts.dropped if counts else {}) + lost)
 
 

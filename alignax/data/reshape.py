@@ -9,8 +9,10 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 Row = dict[str, Any]
-Made = Row | list[Row] | str  # what a row becomes: one row, several, or the reason (a key of REASONS) why none
+# what a row, or the rows of a prompt, become: one row, or the reason (a key of REASONS) why none; or several of these
+Made = Row | str | list[Row | str] | list[str]
 JUDGED = ("completion", "ratings", "score")  # what a rated reply has beside its prompt
+ANSWERED = (*JUDGED, "label", "steps", "verdicts")  # what any judged reply has
 ASSISTANT = "\n\nAssistant:"  # what begins a reply in a dialogue that is one text, as HH's are
 SHAREGPT = {"human": "user", "gpt": "assistant", "chatgpt": "assistant"}  # its names for our roles; others are the same
 
@@ -40,7 +42,7 @@ def split_shared(row: Row) -> Made:
 def ranked(row: Row) -> Made:
     """`completions` with `scores` (most is best) or `ranks` (1 is best) as `replies`, best first.
 
-    A ranking has no ties: of completions that are level the first is kept.
+    A ranking has no ties: of completions that are level the first is kept, and each other one counted.
     """
     judged = row.get("scores", row.get("ranks"))
     said = row.get("completions")
@@ -53,9 +55,9 @@ def ranked(row: Row) -> Made:
         level.setdefault(value, reply)
     if len(level) < 2:
         return "equal_scores" if len(said) > 1 else "too_few_replies"
-    return _without(row, "completions", "scores", "ranks") | {
-        "replies": [level[value] for value in sorted(level, reverse="scores" in row)]
-    }
+    replies = [level[value] for value in sorted(level, reverse="scores" in row)]
+    one = _without(row, "completions", "scores", "ranks") | {"replies": replies}
+    return [one, *["level_reply"] * (len(said) - len(level))]
 
 
 def stepwise(row: Row) -> Made:
@@ -136,7 +138,7 @@ def ranking_of_two(row: Row) -> Made:
     return _without(row, "chosen", "rejected") | {"replies": [row.get("chosen"), row.get("rejected")]}
 
 
-# ---- ratings: the replies to one prompt together
+# ---- the judged replies to one prompt together: what each gives, and the reason for each that gives nothing
 
 
 def by_prompt(rows: Iterable[Row]) -> Iterator[list[Row]]:
@@ -155,38 +157,49 @@ def score_of(row: Row) -> float | None:
     return math.fsum(given) / len(given) if given else None
 
 
-def scored(group: list[Row]) -> list[tuple[float, Row]]:
-    """(score, row) of the replies to one prompt that are rated, the best first."""
+def scored(group: list[Row]) -> tuple[list[tuple[float, Row]], list[str]]:
+    """(score, row) of the replies to one prompt that are rated, the best first, and a reason for each that is not."""
     told = [(score, row) for row in group if (score := score_of(row)) is not None]
-    return sorted(told, key=lambda one: -one[0])
+    return sorted(told, key=lambda one: -one[0]), ["no_rating"] * (len(group) - len(told))
 
 
 def rated_ranking(group: list[Row]) -> Made:
     """The rated replies to one prompt as a ranking."""
-    told = scored(group)
+    told, lost = scored(group)
     if len(told) < 2:
-        return "too_few_replies"
+        return [*["too_few_replies"] * len(told), *lost]
     replies, scores = [row.get("completion") for _, row in told], [score for score, _ in told]
-    return ranked(_without(told[0][1], *JUDGED) | {"completions": replies, "scores": scores})
+    made = ranked(_without(told[0][1], *JUDGED) | {"completions": replies, "scores": scores})
+    return [*(made if isinstance(made, list) else [made]), *lost]
 
 
 def rated_pairs(group: list[Row]) -> Made:
-    """Every pair of the rated replies to one prompt of which one is better, with the `margin` of their scores."""
-    told = scored(group)
+    """Every pair of the rated replies to one prompt of which one is better, with the `margin` of their scores; a pair
+    that is level is counted."""
+    told, lost = scored(group)
     if len(told) < 2:
-        return "too_few_replies"
-    return [
+        return [*["too_few_replies"] * len(told), *lost]
+    made = [
         _without(best, *JUDGED)
         | {"chosen": best.get("completion"), "rejected": worse.get("completion"), "margin": high - low}
-        for (high, best), (low, worse) in itertools.combinations(told, 2)
         if high > low
-    ] or "equal_scores"
+        else "equal_scores"
+        for (high, best), (low, worse) in itertools.combinations(told, 2)
+    ]
+    return [*made, *lost]
 
 
 def best_rated(group: list[Row]) -> Made:
     """The best of the rated replies to one prompt as a demonstration."""
-    told = scored(group)
-    return _without(told[0][1], "ratings", "score") if told else "no_rating"
+    told, lost = scored(group)
+    return [*(_without(row, "ratings", "score") for _, row in told[:1]), *["worse_reply"] * (len(told) - 1), *lost]
+
+
+def one_prompt(group: list[Row]) -> Made:
+    """The prompt of several judged replies, once."""
+    if group[0].get("prompt") is None:
+        return ["missing_field"] * len(group)
+    return [_without(group[0], *ANSWERED), *["repeated_prompt"] * (len(group) - 1)]
 
 
 def key_of(prompt: Any) -> str:
@@ -211,8 +224,9 @@ def opening(row: Row) -> str:
         return key_of(said)
     begun, marker, _ = said.partition(ASSISTANT)
     rejected = row.get("rejected")
-    implicit = asked is None and said is row.get("chosen") and isinstance(rejected, str)
-    return _shared_opening(said, rejected) if implicit and not marker else begun
+    if marker or asked is not None or said is not row.get("chosen") or not isinstance(rejected, str):
+        return begun
+    return _shared_opening(said, rejected)
 
 
 def role(messages: list) -> Any:

@@ -129,6 +129,7 @@ def test_scored_and_ranked_completions_become_replies_best_first():
     ):
         assert convert([row | judged], "ranked")[0] == [{"prompt": "p", "replies": best_first}]
     faults = [{"scores": [1, 1, 1]}, {"scores": [1, 2]}, {"scores": [1, "x", 2]}, {"scores": [1, float("nan"), 2]}]
+    assert convert([row | {"scores": [1, 0, 1]}], "ranked")[1] == {"rows": 2, "kept": 1, "dropped_level_reply": 1}
     _, counts = convert([row | {"scores": [1, 2, 3]}, *(row | fault for fault in faults)], "ranked")
     assert counts.dropped == {"no_rating": 2, "equal_scores": 1, "missing_field": 1}
 
@@ -176,11 +177,16 @@ def test_ratings_become_pairs_with_a_margin_rankings_and_demonstrations():
     # means: x 2, y 4, z 2 (the null is no rating); alone has no rival
     got, counts = convert(RATED, "preference")
     assert [(one["chosen"], one["rejected"], one["margin"]) for one in got] == [("y", "x", 2.0), ("y", "z", 2.0)]
-    assert counts == {"rows": 3, "kept": 2, "dropped_too_few_replies": 1}
-    assert converted(RATED, "ranked") == [{"prompt": "p", "replies": ["y", "x"]}]
-    assert converted(RATED, "prompt_completion") == [
-        {"prompt": "p", "completion": "y"}, {"prompt": "q", "completion": "alone"},
-    ]  # fmt: skip
+    assert counts == {"rows": 4, "kept": 2, "dropped_too_few_replies": 1, "dropped_equal_scores": 1}
+    got, counts = convert(RATED, "ranked")
+    assert got == [{"prompt": "p", "replies": ["y", "x"]}]
+    assert counts == {"rows": 3, "kept": 1, "dropped_too_few_replies": 1, "dropped_level_reply": 1}
+    got, counts = convert(RATED, "prompt_completion")
+    assert got == [{"prompt": "p", "completion": "y"}, {"prompt": "q", "completion": "alone"}]
+    assert counts == {"rows": 4, "kept": 2, "dropped_worse_reply": 2}
+    unrated = [*RATED, *({"prompt": prompt, "completion": "u", "ratings": {}} for prompt in "pqr")]
+    for form in ("preference", "ranked", "prompt_completion"):
+        assert convert(unrated, form)[1].dropped == convert(RATED, form)[1].dropped | {"no_rating": 3}
     by_score = [row | {"score": score} for row, score in zip(RATED, (9, 1, 3, 3))]
     assert [(one["chosen"], one["rejected"], one["margin"]) for one in converted(by_score, "preference")] == [
         ("x", "y", 6.0),
@@ -190,6 +196,15 @@ def test_ratings_become_pairs_with_a_margin_rankings_and_demonstrations():
     assert convert([*level, *RATED], "preference")[1]["kept"] == 8  # 4 over 2, 2, 1, 1; each 2 over 1, 1
     with pytest.raises(DataError, match="1 equal_scores"):
         convert(level, "preference")
+
+
+@pytest.mark.parametrize("form", ["ratings", "unpaired", "stepwise"])
+def test_judged_replies_become_each_prompt_once(form):
+    row = next(row for row in FORMS[form] if "completions" not in row) | {"id": 1}
+    rows = [row, row | {"prompt": [ASK]}, row | {"id": 2}, row | {"prompt": [ASK]}, row | {"prompt": None}]
+    got, counts = convert(rows, "prompt_only")
+    assert got == [{"prompt": "p", "id": 1}, {"prompt": [ASK], "id": 1}]
+    assert counts == {"rows": 5, "kept": 2, "dropped_repeated_prompt": 2, "dropped_missing_field": 1}
 
 
 def test_a_thumb_down_is_no_demonstration():
