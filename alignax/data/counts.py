@@ -13,7 +13,10 @@ REASONS = {
     "no_reply_turn": ("the dialogue has no '\\n\\nAssistant:' turn", "check that config.source fits the file"),
     "human_last": ("the dialogue ends with a human turn", "check that config.source fits the file"),
     "prompt_mismatch": ("chosen and rejected do not share the prompt", "compare replies to the same prompt"),
-    "needs_chat": ("a prompt or reply is a list of messages", "use template 'chat', or write them as one text"),
+    "needs_chat": (
+        "a prompt or reply is a list of messages, or the row has tools or chat_template_kwargs",
+        "use template 'chat', or write them as one text",
+    ),
     "bad_message": (
         "a message lacks its role or text, or has an unknown role",
         'write {"role": ..., "content": text}; roles are system, developer, user, assistant, tool and function',

@@ -34,23 +34,28 @@ class Prompt(NamedTuple):
 def prompt_of(row: dict[str, Any]) -> Prompt:
     """The prompt of a row with its `tools` (schemas, or JSON text of them) and `chat_template_kwargs`.
 
-    Raises DataError if one of these is of the wrong type.
+    Raises DataError, with the row, if one of these is of the wrong type.
     """
     tools, options = row.get("tools"), row.get("chat_template_kwargs") or {}
     if isinstance(tools, str):
         try:
             tools = json.loads(tools or "[]")
         except json.JSONDecodeError as error:
-            raise DataError(f"field 'tools' = {row['tools'][:80]!r}: no JSON ({error}); expected a list") from error
+            raise DataError(f"{where('tools', row)}: no JSON ({error}); expected a list") from error
     if not isinstance(tools or [], list):
-        raise DataError(f"field 'tools' = {str(tools)[:80]}: expected a list of JSON schemas")
+        raise DataError(f"{where('tools', row)}: expected a list of JSON schemas")
     if not isinstance(options, dict) or set(options) & set(RESERVED):
         raise DataError(
-            f"field 'chat_template_kwargs' = {str(options)[:80]}: expected a dict of the template's own arguments, "
-            f"without {', '.join(RESERVED)}"
+            f"{where('chat_template_kwargs', row)}: expected a dict of the template's own arguments, without "
+            f"{', '.join(RESERVED)}"
         )
     known = {name: value for name, value in options.items() if value is not None}
     return Prompt(row.get("prompt"), known | ({"tools": tools} if tools else {}))
+
+
+def where(field: str, row: dict[str, Any]) -> str:
+    """A field of a row with its value, as an error names it."""
+    return f"field {field!r} = {str(row.get(field))[:80]!r} of the row {str(row.get('prompt'))[:80]!r}"
 
 
 def messages_of(said: Said, role: str) -> list[dict]:
@@ -68,7 +73,7 @@ def fault(prompt: Prompt, replies: Sequence[Any], template: str, forbidden: tupl
     if prompt.said == [] and not prompt.whole:
         return "empty_prompt"
     lists = [one for one in said if isinstance(one, list)]
-    if lists and template == "plain":
+    if (lists or prompt.options) and template == "plain":  # it has no place for tools or arguments either
         return "needs_chat"
     if not all(_is_message(message) for one in lists for message in one):
         return "bad_message"
