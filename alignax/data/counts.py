@@ -34,6 +34,10 @@ REASONS = {
         "the chat template writes an earlier turn in another way once others follow",
         "mark the assistant's words by {% generation %} in the template, or train on the last turn only",
     ),
+    "unmarked_turns": (
+        "the template's {% generation %} marks do not hold one stretch for each assistant turn",
+        "mark each assistant turn once, whatever it holds",
+    ),
     "special_token": ("the text spells a control token of the tokenizer", "clean the text, or use template 'plain'"),
     "empty_prompt": ("the prompt has no tokens", "give every row a prompt, or use template 'chat'"),
     "empty_reply": ("a reply is empty or white space", "remove the row, or write the reply"),

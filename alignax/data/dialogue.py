@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import jinja2
 
-from alignax.data.counts import DataError
+from alignax.data.counts import REASONS, DataError
 from alignax.data.tokenizer import Tokenizer, control_tokens
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
@@ -132,7 +132,10 @@ def has_marker(tokenizer: Tokenizer) -> bool:
 
 def check_turns(tokenizer: Tokenizer, ends: tuple[str, ...]) -> None:
     """Raises DataError if the assistant's turns cannot be told from the others in a dialogue of two."""
-    if isinstance(found := turns(tokenizer, Prompt("", whole=True), PING + PONG + PING + PONG, ends), str):
+    found = turns(tokenizer, Prompt("", whole=True), PING + PONG + PING + PONG, ends)
+    if found == "unmarked_turns":
+        raise DataError(f"train_on = 'assistant': {': '.join(REASONS[found])}")
+    if isinstance(found, str):
         raise DataError(
             f"train_on = 'assistant' and a chat template without an assistant marker ({found}): the text up to an "
             "assistant turn is not how the whole dialogue begins, because the template writes earlier turns in another "
@@ -166,7 +169,7 @@ def _prefixed(
 def _marked(
     tokenizer: Tokenizer, before: list[dict], after: list[dict], options: dict, ends: tuple[str, ...]
 ) -> tuple[str, list[Span]] | str:
-    """The spans that the template marks behind the prompt."""
+    """The spans that the template marks behind the prompt, one for each assistant turn."""
     from transformers.utils.chat_template_utils import render_jinja_template
 
     given = tokenizer.special_tokens_map | {name: value for name, value in options.items() if name != "tools"}
@@ -178,7 +181,8 @@ def _marked(
     (text,), (marks,) = rendered
     asked = len(render(tokenizer, before, options, ask=True)) if before else 0
     spans = [_closed(text, span, ends) for span in marks if span[1] > max(asked, span[0])]
-    return (text, spans) if spans else "template_refused"
+    spoken = sum(message["role"] == "assistant" for message in after)
+    return (text, spans) if len(spans) == spoken else "unmarked_turns"  # which span is whose cannot be told
 
 
 def _closed(text: str, span: Span, ends: tuple[str, ...]) -> Span:

@@ -95,6 +95,24 @@ def test_a_marker_in_the_template_gives_the_same_mask(content):
     assert row_of(batch) == spelled(CHATML.golden, CHATML)
 
 
+def test_a_marker_that_leaves_turns_out():
+    """The stretch that is marked would begin where the prompt ends, and hold the tool turn."""
+    told = "{{ m.content or 'call' }}{{ '<|im_end|>' }}"
+    some = f"{{% if m.tool_calls %}}{told}{{% else %}}{{% generation %}}{told}{{% endgeneration %}}{{% endif %}}"
+    tokenizer = tokenizer_of(CHATML._replace(template=marked(some + "{{ '\n' }}")))
+    tool = {"role": "tool", "content": "2"}
+    rows = [{"prompt": "hi", "completion": reply} for reply in ([CALL, tool, TURN], [TURN, tool, TURN], "yes")]
+    batch, counts = demo_rows(rows, tokenizer, **CHAT)
+    assert counts == {"rows": 3, "kept": 2, "dropped_unmarked_turns": 1} and batch["row"].tolist() == [1, 2]
+    start = "<|im_start|>assistant\n"
+    asked, answered = "<|im_start|>user\nhi<|im_end|>\n", "<|im_start|>tool\n2<|im_end|>\n"
+    golden = f"{asked}{start}[[yes<|im_end|>]]\n{answered}{start}[[yes<|im_end|>]]"
+    assert row_of(batch) == spelled(golden, CHATML)
+    last = "{% if loop.last %}{% generation %}TOLD{% endgeneration %}{% else %}TOLD{% endif %}".replace("TOLD", told)
+    with pytest.raises(DataError, match="train_on = 'assistant': .*one stretch for each assistant turn: mark each"):
+        demo_rows(rows, tokenizer_of(CHATML._replace(template=marked(last))), train_on="assistant", **CHAT)
+
+
 def test_null_keys_are_no_keys():
     """What a file of mixed rows has in every message: a template that asks whether a key is there must not find it."""
     for content in (
