@@ -41,21 +41,21 @@ def prompt_of(row: dict[str, Any]) -> Prompt:
         try:
             tools = json.loads(tools or "[]")
         except json.JSONDecodeError as error:
-            raise DataError(f"{where('tools', row)}: no JSON ({error}); expected a list") from error
+            raise DataError(f"{where('tools', row['tools'], row)}: no JSON ({error}); expected a list") from error
     if not isinstance(tools or [], list):
-        raise DataError(f"{where('tools', row)}: expected a list of JSON schemas")
+        raise DataError(f"{where('tools', row['tools'], row)}: expected a list of JSON schemas")
     if not isinstance(options, dict) or set(options) & set(RESERVED):
         raise DataError(
-            f"{where('chat_template_kwargs', row)}: expected a dict of the template's own arguments, without "
+            f"{where('chat_template_kwargs', options, row)}: expected a dict of the template's own arguments, without "
             f"{', '.join(RESERVED)}"
         )
     known = {name: value for name, value in options.items() if value is not None}
     return Prompt(row.get("prompt"), known | ({"tools": tools} if tools else {}))
 
 
-def where(field: str, row: dict[str, Any]) -> str:
-    """A field of a row with its value, as an error names it."""
-    return f"field {field!r} = {str(row.get(field))[:80]!r} of the row {str(row.get('prompt'))[:80]!r}"
+def where(field: str, value: Any, row: dict[str, Any]) -> str:
+    """A field, its value and its row, as an error names them."""
+    return f"field {field!r} = {repr(value)[:80]} of the row {str(row.get('prompt'))[:80]!r}"
 
 
 def messages_of(said: Said, role: str) -> list[dict]:
@@ -134,7 +134,7 @@ def check_turns(tokenizer: Tokenizer, ends: tuple[str, ...]) -> None:
     """Raises DataError if the assistant's turns cannot be told from the others in a dialogue of two."""
     found = turns(tokenizer, Prompt("", whole=True), PING + PONG + PING + PONG, ends)
     if found == "unmarked_turns":
-        raise DataError(f"train_on = 'assistant': {': '.join(REASONS[found])}")
+        raise DataError(f"train_on = 'assistant': {': '.join(REASONS['unmarked_turns'])}")
     if isinstance(found, str):
         raise DataError(
             f"train_on = 'assistant' and a chat template without an assistant marker ({found}): the text up to an "

@@ -17,10 +17,10 @@ from jaxtyping import Bool, Int
 
 from alignax.data.counts import REASONS, Counts, DataError
 from alignax.data.dialogue import Prompt, Said, fault, prompt_of
+from alignax.data.reshape import Row
 from alignax.data.templates import Ids, Reply, check_train_on, completion_ids, forbidden_tokens, prompt_ids
 from alignax.data.tokenizer import Tokenizer, pad_id
 
-Row = dict[str, Any]
 Kept = tuple[int, Ids, list[Reply]]  # row index, prompt ids, replies
 
 

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from alignax.data.counts import DataError
+from alignax.data.reshape import Row
 from alignax.data.scan import SUFFIXES, format_of, scan, unpacked
 
 SPLITS = ("train", "heldout")
 JUDGEMENTS = ("label", "tie", "margin", "score")  # columns of a CSV file, which knows no types, that hold no text
-Row = dict[str, Any]
 
 
 class Reading(TypedDict, total=False):

@@ -48,7 +48,7 @@ def ranked(row: Row) -> Made:
     said = row.get("completions")
     if not isinstance(said, list) or not isinstance(judged, list) or len(said) != len(judged):
         return "missing_field"
-    if not all(map(_is_number, judged)):
+    if not all(map(is_number, judged)):
         return "no_rating"
     level: dict[float, Any] = {}
     for reply, value in zip(said, judged):
@@ -116,7 +116,7 @@ def liked_only(row: Row) -> Made:
     return _without(row, "label") if row["label"] else "undesirable"
 
 
-def both_thumbs(row: Row) -> Made:
+def both_thumbs(row: Row) -> list[Row]:
     """A preference as two replies with a thumb: up for the chosen one, down for the rejected one."""
     rest = _without(row, "chosen", "rejected")
     return [rest | {"completion": row.get(name), "label": name == "chosen"} for name in ("chosen", "rejected")]
@@ -151,9 +151,9 @@ def by_prompt(rows: Iterable[Row]) -> Iterator[list[Row]]:
 
 def score_of(row: Row) -> float | None:
     """How good a rated reply is: its `score`, or the mean of its ratings; None without any."""
-    if _is_number(row.get("score")):
+    if is_number(row.get("score")):
         return float(row["score"])
-    given = [value for value in (row.get("ratings") or {}).values() if _is_number(value)]
+    given = [value for value in (row.get("ratings") or {}).values() if is_number(value)]
     return math.fsum(given) / len(given) if given else None
 
 
@@ -236,6 +236,11 @@ def role(messages: list) -> Any:
     return SHAREGPT.get(told, told) if isinstance(told, str) else None
 
 
+def is_number(value: Any) -> bool:
+    """Whether a judgement is a finite number; true and false are none."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def _first_reply(messages: list) -> int | None:
     """Where the assistant first answers a user; None if it never does."""
     spoken = [role(messages[i:]) for i in range(len(messages))]
@@ -267,7 +272,3 @@ def _shared_text(chosen: str, rejected: str) -> int:
 
 def _without(row: Row, *names: str) -> Row:
     return {name: value for name, value in row.items() if name not in names}
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
