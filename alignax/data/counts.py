@@ -13,7 +13,10 @@ REASONS = {
     "no_reply_turn": ("the dialogue has no '\\n\\nAssistant:' turn", "check that config.source fits the file"),
     "human_last": ("the dialogue ends with a human turn", "check that config.source fits the file"),
     "prompt_mismatch": ("chosen and rejected do not share the prompt", "compare replies to the same prompt"),
-    "needs_chat": ("a prompt or reply is a list of messages", "use template 'chat', or write them as one text"),
+    "needs_chat": (
+        "a prompt or reply is a list of messages, or the row has tools or chat_template_kwargs",
+        "use template 'chat', or write them as one text",
+    ),
     "bad_message": (
         "a message lacks its role or text, or has an unknown role",
         'write {"role": ..., "content": text}; roles are system, developer, user, assistant, tool and function',
@@ -31,13 +34,23 @@ REASONS = {
         "the chat template writes an earlier turn in another way once others follow",
         "mark the assistant's words by {% generation %} in the template, or train on the last turn only",
     ),
+    "unmarked_turns": (
+        "the template's {% generation %} marks do not hold one stretch for each assistant turn",
+        "mark each assistant turn once, whatever it holds",
+    ),
     "special_token": ("the text spells a control token of the tokenizer", "clean the text, or use template 'plain'"),
     "empty_prompt": ("the prompt has no tokens", "give every row a prompt, or use template 'chat'"),
     "empty_reply": ("a reply is empty or white space", "remove the row, or write the reply"),
     "identical_replies": ("two replies have the same tokens", "a pair needs two different replies"),
     "too_few_replies": ("a ranking has fewer than two replies", "rank two or more replies to a prompt"),
     "no_rating": ("no attribute of the reply is rated", "rate one, or remove the row"),
-    "equal_scores": ("the judged replies of a prompt score the same", "none is better: judge again, or remove the row"),
+    "equal_scores": ("judged replies to a prompt score the same", "none is better: judge again, or remove the row"),
+    "level_reply": ("another reply of the ranking is as good, and came first", "a ranking has no ties: judge again"),
+    "worse_reply": (
+        "a better reply to the prompt is the demonstration",
+        "nothing, if one per prompt is what is wanted",
+    ),
+    "repeated_prompt": ("another row has the prompt", "nothing, if each prompt once is what is wanted"),
     "undesirable": ("a thumb down is no demonstration", "nothing, if the replies with a thumb up are what is wanted"),
     "step_not_prefix": (
         "the tokens up to the end of a step are no prefix of the whole row's",
@@ -54,6 +67,8 @@ REASONS = {
 class Counts(dict):
     """Row counts of one data set: `rows`, `kept` and `dropped_<reason>`, with rows = kept + all dropped.
 
+    Where rows are made into others (replies into pairs), `kept` counts what was made, and a reason what it speaks of:
+    "no_rating" replies, "equal_scores" pairs that are level.
     A plain dict of ints, so that it goes into a manifest as it is; `str()` is one line for people. Those of a mixture
     have `epochs` as well, {part: how often a run reads each of its rows}.
     """

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import jinja2
 
-from alignax.data.counts import DataError
+from alignax.data.counts import REASONS, DataError
 from alignax.data.tokenizer import Tokenizer, control_tokens
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
@@ -34,23 +34,28 @@ class Prompt(NamedTuple):
 def prompt_of(row: dict[str, Any]) -> Prompt:
     """The prompt of a row with its `tools` (schemas, or JSON text of them) and `chat_template_kwargs`.
 
-    Raises DataError if one of these is of the wrong type.
+    Raises DataError, with the row, if one of these is of the wrong type.
     """
     tools, options = row.get("tools"), row.get("chat_template_kwargs") or {}
     if isinstance(tools, str):
         try:
             tools = json.loads(tools or "[]")
         except json.JSONDecodeError as error:
-            raise DataError(f"field 'tools' = {row['tools'][:80]!r}: no JSON ({error}); expected a list") from error
+            raise DataError(f"{where('tools', row['tools'], row)}: no JSON ({error}); expected a list") from error
     if not isinstance(tools or [], list):
-        raise DataError(f"field 'tools' = {str(tools)[:80]}: expected a list of JSON schemas")
+        raise DataError(f"{where('tools', row['tools'], row)}: expected a list of JSON schemas")
     if not isinstance(options, dict) or set(options) & set(RESERVED):
         raise DataError(
-            f"field 'chat_template_kwargs' = {str(options)[:80]}: expected a dict of the template's own arguments, "
-            f"without {', '.join(RESERVED)}"
+            f"{where('chat_template_kwargs', options, row)}: expected a dict of the template's own arguments, without "
+            f"{', '.join(RESERVED)}"
         )
     known = {name: value for name, value in options.items() if value is not None}
     return Prompt(row.get("prompt"), known | ({"tools": tools} if tools else {}))
+
+
+def where(field: str, value: Any, row: dict[str, Any]) -> str:
+    """A field, its value and its row, as an error names them."""
+    return f"field {field!r} = {repr(value)[:80]} of the row {str(row.get('prompt'))[:80]!r}"
 
 
 def messages_of(said: Said, role: str) -> list[dict]:
@@ -68,7 +73,7 @@ def fault(prompt: Prompt, replies: Sequence[Any], template: str, forbidden: tupl
     if prompt.said == [] and not prompt.whole:
         return "empty_prompt"
     lists = [one for one in said if isinstance(one, list)]
-    if lists and template == "plain":
+    if (lists or prompt.options) and template == "plain":  # it has no place for tools or arguments either
         return "needs_chat"
     if not all(_is_message(message) for one in lists for message in one):
         return "bad_message"
@@ -127,7 +132,10 @@ def has_marker(tokenizer: Tokenizer) -> bool:
 
 def check_turns(tokenizer: Tokenizer, ends: tuple[str, ...]) -> None:
     """Raises DataError if the assistant's turns cannot be told from the others in a dialogue of two."""
-    if isinstance(found := turns(tokenizer, Prompt("", whole=True), PING + PONG + PING + PONG, ends), str):
+    found = turns(tokenizer, Prompt("", whole=True), PING + PONG + PING + PONG, ends)
+    if found == "unmarked_turns":
+        raise DataError(f"train_on = 'assistant': {': '.join(REASONS['unmarked_turns'])}")
+    if isinstance(found, str):
         raise DataError(
             f"train_on = 'assistant' and a chat template without an assistant marker ({found}): the text up to an "
             "assistant turn is not how the whole dialogue begins, because the template writes earlier turns in another "
@@ -161,7 +169,7 @@ def _prefixed(
 def _marked(
     tokenizer: Tokenizer, before: list[dict], after: list[dict], options: dict, ends: tuple[str, ...]
 ) -> tuple[str, list[Span]] | str:
-    """The spans that the template marks behind the prompt."""
+    """The spans that the template marks behind the prompt, one for each assistant turn."""
     from transformers.utils.chat_template_utils import render_jinja_template
 
     given = tokenizer.special_tokens_map | {name: value for name, value in options.items() if name != "tools"}
@@ -173,7 +181,8 @@ def _marked(
     (text,), (marks,) = rendered
     asked = len(render(tokenizer, before, options, ask=True)) if before else 0
     spans = [_closed(text, span, ends) for span in marks if span[1] > max(asked, span[0])]
-    return (text, spans) if spans else "template_refused"
+    spoken = sum(message["role"] == "assistant" for message in after)
+    return (text, spans) if len(spans) == spoken else "unmarked_turns"  # which span is whose cannot be told
 
 
 def _closed(text: str, span: Span, ends: tuple[str, ...]) -> Span:

@@ -17,10 +17,10 @@ from jaxtyping import Bool, Int
 
 from alignax.data.counts import REASONS, Counts, DataError
 from alignax.data.dialogue import Prompt, Said, fault, prompt_of
+from alignax.data.reshape import Row
 from alignax.data.templates import Ids, Reply, check_train_on, completion_ids, forbidden_tokens, prompt_ids
 from alignax.data.tokenizer import Tokenizer, pad_id
 
-Row = dict[str, Any]
 Kept = tuple[int, Ids, list[Reply]]  # row index, prompt ids, replies
 
 
@@ -62,7 +62,8 @@ def demo_rows(
     """Demonstrations as arrays: tokens, valid, mask [N T], padded on the right, and row [N], the index into `rows`.
 
     Rows are {"prompt", "completion"}; of preference pairs, demonstrations of the chosen reply; {"messages"}, a dialogue
-    that the assistant ends; or {"text"}. `mask` is what `train_on` names:
+    that the assistant ends; or {"text"}: the first of these that is there, as in `forms`. `mask` is what `train_on`
+    names:
 
     - "completion": the completion with its end; of messages the last turn. Tool turns within a completion are left out;
     - "assistant": every assistant turn of the dialogue, each with its end, those of the prompt included;
@@ -85,19 +86,24 @@ def demo_rows(
 
 def _demos(rows: list[Row], template: str, train_on: str) -> list[tuple]:
     """(prompt, reply) of each row, in the form that `train_on` asks for."""
-    if _has(rows, "text") and not _has(rows, "prompt"):
+    rows = [row if row.get("messages") is None or _is_answered([row]) else _last_turn(row) for row in rows]
+    if _has(rows, "text") and not _is_answered(rows):
         if train_on != "all" or template != "plain":
             raise DataError(
                 f"rows of text, with train_on = {train_on!r} and template {template!r}: no turn of them is a reply; "
                 "use train_on = 'all' and template = 'plain', or rows {\"prompt\": ..., \"completion\": ...}"
             )
         return [(Prompt("", whole=True), row.get("text")) for row in rows]
-    rows = [_last_turn(row) if "messages" in row and "prompt" not in row else row for row in rows]
     reply = "completion" if any("completion" in row for row in rows) or not _has(rows, "chosen") else "chosen"
     check_fields(rows, {"prompt": "text or messages", reply: "text or messages"})
     if train_on != "assistant":
         return [(prompt_of(row), row.get(reply)) for row in rows]
     return [_dialogue(prompt_of(row), row.get(reply)) for row in rows]
+
+
+def _is_answered(rows: list[Row]) -> bool:
+    """Whether the rows hold prompts and replies; else a column of whole dialogues or texts is what they are."""
+    return _has(rows, "prompt") and (_has(rows, "completion") or _has(rows, "chosen"))
 
 
 def _last_turn(row: Row) -> Row:
@@ -126,9 +132,10 @@ def pair_rows(
 ) -> tuple[dict[str, Any], Counts]:
     """Preference pairs as arrays: chosen and rejected, each {tokens, valid, mask} [N T] of one T, and row [N].
 
-    A pair is refused as a whole, if either side is. Where every row says them: margin [N], by how much the chosen reply
-    is better, and tie [N], whether the annotator could not decide. Otherwise as `demo_rows`; raises DataError as well
-    for a margin that is no finite number or a tie that is neither true nor false.
+    A pair is refused as a whole, if either side is. Where the rows say them: margin [N], by how much the chosen reply
+    is better, and tie [N], whether the annotator could not decide; not where a whole part of a mixture lacks them.
+    Otherwise as `demo_rows`; raises DataError as well for a margin that is no finite number, for a tie that is neither
+    true nor false, and where some rows of a data set have one of them and others do not.
     """
     rows = list(rows)
     kept, counts = encode_fields(rows, ("prompt", "chosen", "rejected"), tokenizer, template, max_length, counts)
@@ -142,10 +149,10 @@ def pair_rows(
 
 
 def _verdicts(rows: list[Row]) -> dict[str, np.ndarray]:
-    """The margins and ties of pairs, where every row has them."""
+    """The margins and ties of pairs, where every row has them; those of some rows alone are refused."""
     out = {}
     for name, dtype, known in (("margin", np.float32, (int, float)), ("tie", np.bool_, bool)):
-        if all(row.get(name) is not None for row in rows):
+        if _all_have(rows, name):
             for row in rows:
                 value = row[name]
                 if not isinstance(value, known) or (dtype is np.float32 and not np.isfinite(value)):
@@ -155,6 +162,21 @@ def _verdicts(rows: list[Row]) -> dict[str, np.ndarray]:
                     )
             out[name] = np.array([row[name] for row in rows], dtype)
     return out
+
+
+def _all_have(rows: list[Row], name: str) -> bool:
+    """Whether all pairs have the field; raises DataError where some of a data set, or of a mixture's part, do."""
+    having: dict[str, list[bool]] = {}
+    for row in rows:
+        having.setdefault(str(row.get("part", "")), []).append(row.get(name) is not None)
+    for part, have in having.items():
+        if any(have) and not all(have):
+            whose = f" of the part {part!r}" if part else ""
+            raise DataError(
+                f"field {name!r}: {sum(have)} of {len(have)} pairs{whose} have it and {len(have) - sum(have)} do not; "
+                "expected it in all of them or in none: fill it in, or remove it"
+            )
+    return all(all(have) for have in having.values())
 
 
 def prompt_rows(

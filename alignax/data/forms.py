@@ -7,7 +7,7 @@ being a text or a list of messages {"role", "content", ...}. Other columns stay 
     prompt_only         {"prompt"}
     prompt_completion   {"prompt", "completion"}
     preference          {"prompt", "chosen", "rejected"}; whole texts or dialogues are split where they part
-    unpaired            {"prompt", "completion", "label": true or false}
+    unpaired            {"prompt", "completion", "label": true or false}, or all labels 1 or 0; another one is a class
     ranked              {"prompt", "replies"}, best first; {"prompt", "completions", "scores" or "ranks"} are sorted
     ratings             {"prompt", "completion", "ratings": {attribute: number}}, with or without a "score"
     stepwise            {"prompt", "steps", "verdicts"}; TRL's {"prompt", "completions", "labels"} are renamed
@@ -38,9 +38,12 @@ SHAPES = (
     ("prompt_only", ("prompt",)),
 )
 BY_PROMPT = {
-    "ranked": reshape.rated_ranking,
-    "preference": reshape.rated_pairs,
-    "prompt_completion": reshape.best_rated,
+    ("ratings", "ranked"): reshape.rated_ranking,
+    ("ratings", "preference"): reshape.rated_pairs,
+    ("ratings", "prompt_completion"): reshape.best_rated,
+    ("ratings", "prompt_only"): reshape.one_prompt,
+    ("stepwise", "prompt_only"): reshape.one_prompt,
+    ("unpaired", "prompt_only"): reshape.one_prompt,
 }
 BY_ROW = {
     ("language_modelling", "prompt_only"): reshape.prompt_of,
@@ -60,7 +63,8 @@ def form_of(rows: Iterable[Row]) -> str:
     """
     rows = list(rows)
     found = {name for row in rows for name, value in row.items() if value is not None}
-    thumbs = any(isinstance(row.get("label"), bool) for row in rows)  # another label is a class
+    labels = [row["label"] for row in rows if row.get("label") is not None]
+    thumbs = any(isinstance(label, bool) for label in labels) or all(label in (0, 1) for label in labels)
     for form, columns in SHAPES:
         if found.issuperset(columns) and (thumbs or form != "unpaired"):
             return form
@@ -81,8 +85,8 @@ def convert(rows: list[Row], form: str, counts: Counts | None = None) -> tuple[l
     plain, plain_counts = each(rows, lambda row: normal(row, own, whole), counts)
     if len(plain) < len(rows) or any(new is not old for new, old in zip(plain, rows)):
         rows, counts = plain, plain_counts
-    if own == "ratings" and form in BY_PROMPT:
-        rows, counts = each(reshape.by_prompt(rows), BY_PROMPT[form], counts)
+    if (own, form) in BY_PROMPT:
+        rows, counts = each(reshape.by_prompt(rows), BY_PROMPT[own, form], counts)
     elif (own, form) in BY_ROW:
         rows, counts = each(rows, BY_ROW[own, form], counts)
     counts.require_rows(f"row of the form {form!r}")
@@ -91,9 +95,10 @@ def convert(rows: list[Row], form: str, counts: Counts | None = None) -> tuple[l
 
 def each(rows: Iterable[Any], change: Callable[[Any], Made], counts: Counts | None = None) -> tuple[list[Row], Counts]:
     """What `change` makes of each row, and the counts: of the rows that were made, and of those dropped before."""
-    made = [change(row) for row in rows]
+    changed = map(change, rows)
+    made = [one for some in changed for one in (some if isinstance(some, list) else [some])]
     lost = Counter(one for one in made if isinstance(one, str))
-    out = [row for one in made if not isinstance(one, str) for row in (one if isinstance(one, list) else [one])]
+    out = [one for one in made if not isinstance(one, str)]
     return out, Counts.of(len(out), Counter(counts.dropped if counts else {}) + lost)
 
 
@@ -101,6 +106,8 @@ def normal(row: Row, form: str, whole: bool = False) -> Made:
     """The row in the layout that the encoders take, or the reason why it has none. `whole`: no row has a prompt."""
     if form == "preference":
         return reshape.split_shared(row) if whole or _holds_prompt(row) else row
+    if form == "unpaired" and not isinstance(row.get("label"), bool) and row.get("label") in (0, 1):
+        return row | {"label": row["label"] == 1}
     if form == "ranked" and "completions" in row and "replies" not in row:
         return reshape.ranked(row)
     if form == "stepwise" and "completions" in row and "steps" not in row:

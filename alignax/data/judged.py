@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from alignax.data.counts import Counts, DataError
-from alignax.data.dialogue import Prompt, prompt_of
-from alignax.data.encode import Kept, Row, check_fields, encode_texts, padded_length, row_ids, side_arrays
+from alignax.data.dialogue import Prompt, prompt_of, where
+from alignax.data.encode import Kept, check_fields, encode_texts, padded_length, row_ids, side_arrays
+from alignax.data.reshape import Row, is_number
 from alignax.data.templates import Ids, Reply, completion_ids
 from alignax.data.tokenizer import Tokenizer, pad_id
 
@@ -190,7 +191,7 @@ def _joined(steps: tuple) -> str | None:
 def _given(row: Row) -> dict | None:
     ratings = row.get("ratings")
     if ratings is not None and not isinstance(ratings, dict):
-        raise DataError(f"{_where('ratings', ratings, row)}: expected {RATING['ratings']}")
+        raise DataError(f"{where('ratings', ratings, row)}: expected {RATING['ratings']}")
     return ratings
 
 
@@ -198,10 +199,10 @@ def _rating(row: Row, names: tuple[str, ...]) -> dict[str, float]:
     """The ratings of a row that were given, each checked."""
     given = {name: value for name, value in (_given(row) or {}).items() if value is not None}
     for name, value in given.items():
-        if not _is_number(value):
-            raise DataError(f"{_where(f'ratings.{name}', value, row)}: expected a finite number, or null for none")
+        if not is_number(value):
+            raise DataError(f"{where(f'ratings.{name}', value, row)}: expected a finite number, or null for none")
         if name not in names:
-            raise DataError(f"{_where(f'ratings.{name}', value, row)}: expected attributes among {', '.join(names)}")
+            raise DataError(f"{where(f'ratings.{name}', value, row)}: expected attributes among {', '.join(names)}")
     return {name: float(value) for name, value in given.items()}
 
 
@@ -212,18 +213,8 @@ def _verdicts(row: Row) -> list[float] | None:
         return None
     if not isinstance(verdicts, (list, tuple)) or not isinstance(steps, (list, tuple)) or len(verdicts) != len(steps):
         count = len(steps) if isinstance(steps, (list, tuple)) else "no list of"
-        raise DataError(
-            f"{_where('verdicts', verdicts, row)}: {count} steps; expected a list with one verdict per step"
-        )
+        raise DataError(f"{where('verdicts', verdicts, row)}: {count} steps; expected a list with one verdict per step")
     for verdict in verdicts:
-        if not (isinstance(verdict, bool) or (_is_number(verdict) and 0 <= verdict <= 1)):
-            raise DataError(f"{_where('verdicts', verdict, row)}: expected true, false or a rate in [0, 1]")
+        if not (isinstance(verdict, bool) or (is_number(verdict) and 0 <= verdict <= 1)):
+            raise DataError(f"{where('verdicts', verdict, row)}: expected true, false or a rate in [0, 1]")
     return [float(verdict) for verdict in verdicts]
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and bool(np.isfinite(value))
-
-
-def _where(field: str, value: Any, row: Row) -> str:
-    return f"field {field!r} = {value!r} of the row {str(row.get('prompt'))[:80]!r}"

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from alignax.data.counts import DataError
+from alignax.data.reshape import Row
 from alignax.data.scan import SUFFIXES, format_of, scan, unpacked
 
 SPLITS = ("train", "heldout")
 JUDGEMENTS = ("label", "tie", "margin", "score")  # columns of a CSV file, which knows no types, that hold no text
-Row = dict[str, Any]
 
 
 class Reading(TypedDict, total=False):
@@ -35,7 +35,7 @@ class Reading(TypedDict, total=False):
 def read(
     path: str, *, split: str = "train", key: Callable[[Row], str], heldout_percent: float = 0.0, name: str = "",
     data_dir: str = "", train_split: str = "train", heldout_split: str = "", streaming: bool = False, max_rows: int = 0,
-    judged: Iterable[str] = (),
+    judged: Iterable[str] = JUDGEMENTS,
 ) -> list[Row]:  # fmt: skip
     """The rows of one split of a local file, a local folder, or a data set on the hub; null fields left out.
 
@@ -45,7 +45,7 @@ def read(
     it: the same rows in every run and whatever their order, and rows of one key are never on both sides. With 0 they
     are a split of their own, which a single file does not have. `max_rows` > 0 takes the first rows of the split,
     before any are held out; with `streaming` no others are fetched. The cells of a CSV file are text, but for the
-    columns of JUDGEMENTS and `judged`, which hold numbers, true or false.
+    columns named in `judged`, which hold numbers, true or false.
 
     Raises DataError for a missing file, invalid UTF-8 or JSON (with the line), an empty split, a name the hub lacks.
     """
@@ -58,7 +58,7 @@ def read(
     own = (heldout_split,) if heldout_split else ("test", "validation")
     names = (train_split,) if split == "train" or heldout_percent else own
     options = {"name": name, "data_dir": data_dir, "streaming": streaming}
-    rows = _load(path, names, train_split, {k: v for k, v in options.items() if v}, max_rows, {*JUDGEMENTS, *judged})
+    rows = _load(path, names, train_split, {k: v for k, v in options.items() if v}, max_rows, {*judged})
     if heldout_percent:
         rows = [row for row in rows if is_heldout(key(row), heldout_percent) == (split == "heldout")]
     if not rows:

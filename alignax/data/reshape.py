@@ -3,12 +3,17 @@
 import itertools
 import json
 import math
+import os.path
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 Row = dict[str, Any]
-Made = Row | list[Row] | str  # what a row becomes: one row, several, or the reason (a key of REASONS) why none
+# what a row, or the rows of a prompt, become: one row, or the reason (a key of REASONS) why none; or several of these
+Made = Row | str | list[Row | str] | list[str]
 JUDGED = ("completion", "ratings", "score")  # what a rated reply has beside its prompt
+ANSWERED = (*JUDGED, "label", "steps", "verdicts")  # what any judged reply has
+ASSISTANT = "\n\nAssistant:"  # what begins a reply in a dialogue that is one text, as HH's are
 SHAREGPT = {"human": "user", "gpt": "assistant", "chatgpt": "assistant"}  # its names for our roles; others are the same
 
 
@@ -37,22 +42,22 @@ def split_shared(row: Row) -> Made:
 def ranked(row: Row) -> Made:
     """`completions` with `scores` (most is best) or `ranks` (1 is best) as `replies`, best first.
 
-    A ranking has no ties: of completions that are level the first is kept.
+    A ranking has no ties: of completions that are level the first is kept, and each other one counted.
     """
     judged = row.get("scores", row.get("ranks"))
     said = row.get("completions")
     if not isinstance(said, list) or not isinstance(judged, list) or len(said) != len(judged):
         return "missing_field"
-    if not all(map(_is_number, judged)):
+    if not all(map(is_number, judged)):
         return "no_rating"
     level: dict[float, Any] = {}
     for reply, value in zip(said, judged):
         level.setdefault(value, reply)
     if len(level) < 2:
         return "equal_scores" if len(said) > 1 else "too_few_replies"
-    return _without(row, "completions", "scores", "ranks") | {
-        "replies": [level[value] for value in sorted(level, reverse="scores" in row)]
-    }
+    replies = [level[value] for value in sorted(level, reverse="scores" in row)]
+    one = _without(row, "completions", "scores", "ranks") | {"replies": replies}
+    return [one, *["level_reply"] * (len(said) - len(level))]
 
 
 def stepwise(row: Row) -> Made:
@@ -111,7 +116,7 @@ def liked_only(row: Row) -> Made:
     return _without(row, "label") if row["label"] else "undesirable"
 
 
-def both_thumbs(row: Row) -> Made:
+def both_thumbs(row: Row) -> list[Row]:
     """A preference as two replies with a thumb: up for the chosen one, down for the rejected one."""
     rest = _without(row, "chosen", "rejected")
     return [rest | {"completion": row.get(name), "label": name == "chosen"} for name in ("chosen", "rejected")]
@@ -133,7 +138,7 @@ def ranking_of_two(row: Row) -> Made:
     return _without(row, "chosen", "rejected") | {"replies": [row.get("chosen"), row.get("rejected")]}
 
 
-# ---- ratings: the replies to one prompt together
+# ---- the judged replies to one prompt together: what each gives, and the reason for each that gives nothing
 
 
 def by_prompt(rows: Iterable[Row]) -> Iterator[list[Row]]:
@@ -146,44 +151,55 @@ def by_prompt(rows: Iterable[Row]) -> Iterator[list[Row]]:
 
 def score_of(row: Row) -> float | None:
     """How good a rated reply is: its `score`, or the mean of its ratings; None without any."""
-    if _is_number(row.get("score")):
+    if is_number(row.get("score")):
         return float(row["score"])
-    given = [value for value in (row.get("ratings") or {}).values() if _is_number(value)]
+    given = [value for value in (row.get("ratings") or {}).values() if is_number(value)]
     return math.fsum(given) / len(given) if given else None
 
 
-def scored(group: list[Row]) -> list[tuple[float, Row]]:
-    """(score, row) of the replies to one prompt that are rated, the best first."""
+def scored(group: list[Row]) -> tuple[list[tuple[float, Row]], list[str]]:
+    """(score, row) of the replies to one prompt that are rated, the best first, and a reason for each that is not."""
     told = [(score, row) for row in group if (score := score_of(row)) is not None]
-    return sorted(told, key=lambda one: -one[0])
+    return sorted(told, key=lambda one: -one[0]), ["no_rating"] * (len(group) - len(told))
 
 
 def rated_ranking(group: list[Row]) -> Made:
     """The rated replies to one prompt as a ranking."""
-    told = scored(group)
+    told, lost = scored(group)
     if len(told) < 2:
-        return "too_few_replies"
+        return [*["too_few_replies"] * len(told), *lost]
     replies, scores = [row.get("completion") for _, row in told], [score for score, _ in told]
-    return ranked(_without(told[0][1], *JUDGED) | {"completions": replies, "scores": scores})
+    made = ranked(_without(told[0][1], *JUDGED) | {"completions": replies, "scores": scores})
+    return [*(made if isinstance(made, list) else [made]), *lost]
 
 
 def rated_pairs(group: list[Row]) -> Made:
-    """Every pair of the rated replies to one prompt of which one is better, with the `margin` of their scores."""
-    told = scored(group)
+    """Every pair of the rated replies to one prompt of which one is better, with the `margin` of their scores; a pair
+    that is level is counted."""
+    told, lost = scored(group)
     if len(told) < 2:
-        return "too_few_replies"
-    return [
+        return [*["too_few_replies"] * len(told), *lost]
+    made = [
         _without(best, *JUDGED)
         | {"chosen": best.get("completion"), "rejected": worse.get("completion"), "margin": high - low}
-        for (high, best), (low, worse) in itertools.combinations(told, 2)
         if high > low
-    ] or "equal_scores"
+        else "equal_scores"
+        for (high, best), (low, worse) in itertools.combinations(told, 2)
+    ]
+    return [*made, *lost]
 
 
 def best_rated(group: list[Row]) -> Made:
     """The best of the rated replies to one prompt as a demonstration."""
-    told = scored(group)
-    return _without(told[0][1], "ratings", "score") if told else "no_rating"
+    told, lost = scored(group)
+    return [*(_without(row, "ratings", "score") for _, row in told[:1]), *["worse_reply"] * (len(told) - 1), *lost]
+
+
+def one_prompt(group: list[Row]) -> Made:
+    """The prompt of several judged replies, once."""
+    if group[0].get("prompt") is None:
+        return ["missing_field"] * len(group)
+    return [_without(group[0], *ANSWERED), *["repeated_prompt"] * (len(group) - 1)]
 
 
 def key_of(prompt: Any) -> str:
@@ -192,17 +208,25 @@ def key_of(prompt: Any) -> str:
 
 
 def opening(row: Row) -> str:
-    """What the rows of one conversation share: the prompt, or how the dialogue or text begins, whatever comes later.
+    """What the rows of one conversation share: how its prompt, dialogue or text begins, whatever comes later.
 
-    By this a row is held out, so that no conversation is on both sides.
+    By this a row is held out, so that no conversation is on both sides. Messages, of a prompt too, count up to the
+    reply to the first user turn; a text up to its first "\\n\\nAssistant:". Other texts count whole, but for a pair
+    without a prompt: of what both begin with, the whole lines, or without a line break the first sentence, since the
+    words that replies happen to share differ from pair to pair. A whole line of both replies counts as asked.
     """
-    if row.get("prompt") is not None:
-        return key_of(row["prompt"])
-    said = next((row[name] for name in ("messages", "conversations", "chosen", "text") if row.get(name)), row)
+    names = ("messages", "conversations", "chosen", "text")
+    asked = row.get("prompt")
+    said = asked if asked is not None else next((row[name] for name in names if row.get(name)), row)
     if isinstance(said, list):
-        return key_of(said[: next((i for i in range(len(said)) if role(said[i:]) == "assistant"), None)])
-    whole = split_shared(row) if "chosen" in row else said
-    return key_of(whole["prompt"] if isinstance(whole, dict) and "prompt" in whole else said)
+        return key_of(said[: _first_reply(said)])
+    if not isinstance(said, str):
+        return key_of(said)
+    begun, marker, _ = said.partition(ASSISTANT)
+    rejected = row.get("rejected")
+    if marker or asked is not None or said is not row.get("chosen") or not isinstance(rejected, str):
+        return begun
+    return _shared_opening(said, rejected)
 
 
 def role(messages: list) -> Any:
@@ -210,6 +234,24 @@ def role(messages: list) -> Any:
     first = messages[0] if messages else None
     told = first.get("role", first.get("from")) if isinstance(first, dict) else None
     return SHAREGPT.get(told, told) if isinstance(told, str) else None
+
+
+def is_number(value: Any) -> bool:
+    """Whether a judgement is a finite number; true and false are none."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _first_reply(messages: list) -> int | None:
+    """Where the assistant first answers a user; None if it never does."""
+    spoken = [role(messages[i:]) for i in range(len(messages))]
+    asked = spoken.index("user") if "user" in spoken else len(spoken)
+    return spoken.index("assistant", asked) if "assistant" in spoken[asked:] else None
+
+
+def _shared_opening(chosen: str, rejected: str) -> str:
+    shared = os.path.commonprefix([chosen, rejected]).lstrip()
+    whole = re.match(r"(?s).*\n|.*?[.?!](?=\s|$)", shared)
+    return whole.group().strip() if whole else chosen[: _shared_text(chosen, rejected)] or chosen
 
 
 def _shared_messages(chosen: list, rejected: list) -> int:
@@ -230,7 +272,3 @@ def _shared_text(chosen: str, rejected: str) -> int:
 
 def _without(row: Row, *names: str) -> Row:
     return {name: value for name, value in row.items() if name not in names}
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

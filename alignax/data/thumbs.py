@@ -7,7 +7,8 @@ import numpy as np
 
 from alignax.data.counts import Counts, DataError
 from alignax.data.dialogue import prompt_of
-from alignax.data.encode import Row, encode_fields, padded_length, row_ids, side_arrays
+from alignax.data.encode import encode_fields, padded_length, row_ids, side_arrays
+from alignax.data.reshape import Row, both_thumbs
 from alignax.data.templates import Ids, Reply, completion_ids
 from alignax.data.tokenizer import Tokenizer, pad_id
 
@@ -53,7 +54,7 @@ def thumbs(rows: Iterable[Row], counts: Counts | None = None) -> tuple[list[Row]
     out: list[Row] = []
     for row in rows:
         if "chosen" in row or "rejected" in row:
-            out += [row | {"completion": row.get(name), "label": name == "chosen"} for name in ("chosen", "rejected")]
+            out += both_thumbs(row)
         else:
             out.append(row if isinstance(row.get("label"), bool) else row | {"completion": None})
     if rows and not any(isinstance(row.get("label"), bool) for row in out):
@@ -62,12 +63,7 @@ def thumbs(rows: Iterable[Row], counts: Counts | None = None) -> tuple[list[Row]
             f"no row has a thumb: found {', '.join(found)}; expected preference pairs, or rows "
             '{"prompt": text, "completion": text, "label": true or false}'
         )
-    dropped = counts.dropped if counts else {}
-    widened = Counts(len(out) + sum(dropped.values()))
-    for reason, number in dropped.items():
-        for _ in range(number):
-            widened.drop(reason)
-    return out, widened
+    return out, Counts.of(len(out), counts.dropped if counts else {})
 
 
 def _mismatched(

@@ -245,7 +245,12 @@ def test_pairs_carry_margins_and_ties_where_all_have_them(words):
     assert batch["margin"].tolist() == [0.5, 2.0] and batch["margin"].dtype == np.float32
     assert batch["tie"].tolist() == [False, True]
     del rows[0]["margin"]
-    assert "margin" not in encode.pair_rows(rows, words, template="plain", max_length=16)[0]
+    with pytest.raises(DataError, match="field 'margin': 1 of 2 pairs have it and 1 do not; expected it in all"):
+        encode.pair_rows(rows, words, template="plain", max_length=16)
+    with pytest.raises(DataError, match="field 'margin': 1 of 2 pairs of the part 'a' have it and 1 do not"):
+        encode.pair_rows([row | {"part": "a"} for row in rows], words, template="plain", max_length=16)
+    parts = [row | {"part": part} for row, part in zip(rows, "ab")]  # one part judges how much, the other does not
+    assert "margin" not in encode.pair_rows(parts, words, template="plain", max_length=16)[0]
 
 
 @pytest.mark.parametrize("name, value, expected", [("margin", "big", "a finite number"), ("tie", 1, "true or false")])

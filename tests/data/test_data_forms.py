@@ -27,7 +27,7 @@ FORMS = {
         {"conversations": [{"from": "human", "value": "h"}]},
     ],
     "prompt_only": [{"prompt": "p"}, {"prompt": [ASK], "tools": [{}]}],
-    "prompt_completion": [{"prompt": "p", "completion": "c"}, {"prompt": "p", "completion": "c", "label": 1}],
+    "prompt_completion": [{"prompt": "p", "completion": "c"}, {"prompt": "p", "completion": "c", "label": 2}],
     "preference": [PAIR, {"chosen": "a b", "rejected": "a c"}, {"prompt": [ASK], "chosen": [GOOD], "rejected": [BAD]}],
     "unpaired": [{"prompt": "p", "completion": "c", "label": False}],
     "ranked": [{"prompt": "p", "replies": ["a", "b"]}, {"prompt": "p", "completions": ["a", "b"], "ranks": [2, 1]}],
@@ -129,6 +129,7 @@ def test_scored_and_ranked_completions_become_replies_best_first():
     ):
         assert convert([row | judged], "ranked")[0] == [{"prompt": "p", "replies": best_first}]
     faults = [{"scores": [1, 1, 1]}, {"scores": [1, 2]}, {"scores": [1, "x", 2]}, {"scores": [1, float("nan"), 2]}]
+    assert convert([row | {"scores": [1, 0, 1]}], "ranked")[1] == {"rows": 2, "kept": 1, "dropped_level_reply": 1}
     _, counts = convert([row | {"scores": [1, 2, 3]}, *(row | fault for fault in faults)], "ranked")
     assert counts.dropped == {"no_rating": 2, "equal_scores": 1, "missing_field": 1}
 
@@ -176,11 +177,16 @@ def test_ratings_become_pairs_with_a_margin_rankings_and_demonstrations():
     # means: x 2, y 4, z 2 (the null is no rating); alone has no rival
     got, counts = convert(RATED, "preference")
     assert [(one["chosen"], one["rejected"], one["margin"]) for one in got] == [("y", "x", 2.0), ("y", "z", 2.0)]
-    assert counts == {"rows": 3, "kept": 2, "dropped_too_few_replies": 1}
-    assert converted(RATED, "ranked") == [{"prompt": "p", "replies": ["y", "x"]}]
-    assert converted(RATED, "prompt_completion") == [
-        {"prompt": "p", "completion": "y"}, {"prompt": "q", "completion": "alone"},
-    ]  # fmt: skip
+    assert counts == {"rows": 4, "kept": 2, "dropped_too_few_replies": 1, "dropped_equal_scores": 1}
+    got, counts = convert(RATED, "ranked")
+    assert got == [{"prompt": "p", "replies": ["y", "x"]}]
+    assert counts == {"rows": 3, "kept": 1, "dropped_too_few_replies": 1, "dropped_level_reply": 1}
+    got, counts = convert(RATED, "prompt_completion")
+    assert got == [{"prompt": "p", "completion": "y"}, {"prompt": "q", "completion": "alone"}]
+    assert counts == {"rows": 4, "kept": 2, "dropped_worse_reply": 2}
+    unrated = [*RATED, *({"prompt": prompt, "completion": "u", "ratings": {}} for prompt in "pqr")]
+    for form in ("preference", "ranked", "prompt_completion"):
+        assert convert(unrated, form)[1].dropped == convert(RATED, form)[1].dropped | {"no_rating": 3}
     by_score = [row | {"score": score} for row, score in zip(RATED, (9, 1, 3, 3))]
     assert [(one["chosen"], one["rejected"], one["margin"]) for one in converted(by_score, "preference")] == [
         ("x", "y", 6.0),
@@ -192,11 +198,23 @@ def test_ratings_become_pairs_with_a_margin_rankings_and_demonstrations():
         convert(level, "preference")
 
 
+@pytest.mark.parametrize("form", ["ratings", "unpaired", "stepwise"])
+def test_judged_replies_become_each_prompt_once(form):
+    row = next(row for row in FORMS[form] if "completions" not in row) | {"id": 1}
+    rows = [row, row | {"prompt": [ASK]}, row | {"id": 2}, row | {"prompt": [ASK]}, row | {"prompt": None}]
+    got, counts = convert(rows, "prompt_only")
+    assert got == [{"prompt": "p", "id": 1}, {"prompt": [ASK], "id": 1}]
+    assert counts == {"rows": 5, "kept": 2, "dropped_repeated_prompt": 2, "dropped_missing_field": 1}
+
+
 def test_a_thumb_down_is_no_demonstration():
-    rows = [{"prompt": "p", "completion": c, "label": label} for c, label in (("a", True), ("b", False), ("c", 1))]
+    rows = [{"prompt": "p", "completion": c, "label": label} for c, label in (("a", True), ("b", False), ("c", 2))]
     got, counts = convert(rows, "prompt_completion")
     assert got == [{"prompt": "p", "completion": "a"}]
     assert counts == {"rows": 3, "kept": 1, "dropped_undesirable": 1, "dropped_missing_field": 1}
+    numbers = [{"prompt": "p", "completion": c, "label": label} for c, label in (("a", 1), ("b", 0))]
+    assert converted(numbers, "unpaired") == rows[:2] and converted(numbers, "prompt_completion") == got
+    assert form_of([*numbers, rows[2]]) == "prompt_completion"  # of three classes
 
 
 def test_dialogues_become_prompts_up_to_the_last_reply():
@@ -220,4 +238,29 @@ def test_conversations_share_their_opening():
     )
     assert opening({"conversations": shorter}) == opening({"conversations": longer})
     assert opening({"chosen": "q? a", "rejected": "q? b"}) == "q?"
+    talk = [SYSTEM, said("assistant", "hello"), ASK]
+    assert opening({"prompt": [ASK, GOOD, MORE[0]]}) == opening({"messages": [ASK, BAD]}) == opening({"prompt": [ASK]})
+    assert opening({"prompt": [*talk, GOOD, MORE[0]]}) == opening({"messages": [*talk, BAD]}) == reshape.key_of(talk)
+    hh = "\n\nHuman: q\n\nAssistant:"
     assert opening({"text": "t"}) == "t" and opening({"other": 1}) == '{"other": 1}'
+    assert opening({"prompt": hh}) == opening({"prompt": f"{hh} a\n\nHuman: r\n\nAssistant:"}) == "\n\nHuman: q"
+
+
+def test_words_that_replies_share_are_no_part_of_the_opening():
+    """Or the pairs of one question would be held out one by one, and the question trained on as well."""
+    for question in (
+        "Why is\nit so?\n\n",
+        "\nWhy is it so? ",
+        "Why is it so. Do tell! ",
+        "\n\nHuman: q\n\nAssistant: ",
+    ):
+        pairs = [
+            {"chosen": f"{question}The sky {w} on", "rejected": f"{question}The sky {w} off"} for w in ("is", "was")
+        ]
+        keys = {reshape.opening(pair) for pair in [*pairs, {"chosen": question + "Yes", "rejected": question + "No"}]}
+        assert len(keys) == 1 and keys.pop().strip()
+    unmarked = {"chosen": "the sky is blue", "rejected": "the sky is black"}  # nothing tells where the reply begins
+    assert (
+        reshape.opening(unmarked) == "the sky is"
+        and reshape.opening(unmarked | {"rejected": "no"}) == unmarked["chosen"]
+    )

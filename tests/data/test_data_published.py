@@ -108,6 +108,7 @@ SETS = {
             },
             {"instruction": "i", "completions": []},
             {"instruction": None, "completions": [completion("a")]},
+            {"instruction": "j", "completions": [completion(None, "5"), completion(None, "4")]},
         ],
         [
             {"prompt": "i", "completion": "a",
@@ -116,7 +117,7 @@ SETS = {
              "ratings": {"helpfulness": 2, "honesty": 2, "instruction_following": 2, "truthfulness": 2}},
         ],
         "ratings",
-        {"too_few_replies": 1, "missing_field": 1},
+        {"missing_field": 3, "too_few_replies": 1},
     ),
     "ultrafeedback_binarized": (
         [

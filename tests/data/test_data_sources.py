@@ -102,7 +102,7 @@ def test_is_heldout_is_fixed_for_ever():
 
 
 def test_jsonl_forms(tmp_path):
-    demo = {"prompt": "p", "completion": "c", "label": 1}
+    demo = {"prompt": "p", "completion": "c", "label": 2}
     assert jsonl(path=write(tmp_path / "a.jsonl", [demo])) == ([demo], {"rows": 1, "kept": 1})
     (tmp_path / "b.json").write_text(json.dumps([{"prompt": "p"}, {"prompt": "q"}], indent=1))
     assert jsonl(path=str(tmp_path / "b.json"))[0] == [{"prompt": "p"}, {"prompt": "q"}]
@@ -323,6 +323,12 @@ def test_cells_of_csv_are_text_but_for_judgements(tmp_path):
     assert rows == [
         {"prompt": "007", "completion": 'a, "b"\nc', "label": True, "ratings": {"help": 3}},
         {"prompt": "NA", "completion": "null", "label": False, "note": "x", "ratings": {"help": 2.5}},
+    ]
+    (tmp_path / "c.csv").write_text("prompt,label,liked\np,c,true\nq,7,FALSE\n")
+    rows, _ = jsonl(path=str(tmp_path / "c.csv"), fields={"completion": "label", "label": "liked"})
+    assert rows == [
+        {"prompt": "p", "completion": "c", "label": True},
+        {"prompt": "q", "completion": "7", "label": False},
     ]
     (tmp_path / "b.csv").write_text("prompt,completion,label\np,c,good\n")
     with pytest.raises(DataError, match="b.csv: column 'label' holds 'good': expected a number, true or false"):

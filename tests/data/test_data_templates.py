@@ -7,6 +7,7 @@ from families import ASK, DIALOGUE, FAMILIES, SYSTEM, TURN, spelled, tokenizer_o
 from alignax.data.counts import REASONS, DataError
 from alignax.data.dialogue import end_of_turn
 from alignax.data.encode import demo_rows, encode_completion, encode_prompt, pair_rows, prompt_rows
+from alignax.data.forms import form_of
 from alignax.data.judged import ranking_rows, rating_rows, step_rows
 from alignax.data.templates import stop_ids
 from alignax.data.thumbs import unpaired_rows
@@ -92,6 +93,24 @@ def test_a_marker_in_the_template_gives_the_same_mask(content):
     family = CHATML._replace(template=marked(content))
     batch, _ = demo_rows([{"messages": [SYSTEM, *DIALOGUE]}], tokenizer_of(family), train_on="assistant", **CHAT)
     assert row_of(batch) == spelled(CHATML.golden, CHATML)
+
+
+def test_a_marker_that_leaves_turns_out():
+    """The stretch that is marked would begin where the prompt ends, and hold the tool turn."""
+    told = "{{ m.content or 'call' }}{{ '<|im_end|>' }}"
+    some = f"{{% if m.tool_calls %}}{told}{{% else %}}{{% generation %}}{told}{{% endgeneration %}}{{% endif %}}"
+    tokenizer = tokenizer_of(CHATML._replace(template=marked(some + "{{ '\n' }}")))
+    tool = {"role": "tool", "content": "2"}
+    rows = [{"prompt": "hi", "completion": reply} for reply in ([CALL, tool, TURN], [TURN, tool, TURN], "yes")]
+    batch, counts = demo_rows(rows, tokenizer, **CHAT)
+    assert counts == {"rows": 3, "kept": 2, "dropped_unmarked_turns": 1} and batch["row"].tolist() == [1, 2]
+    start = "<|im_start|>assistant\n"
+    asked, answered = "<|im_start|>user\nhi<|im_end|>\n", "<|im_start|>tool\n2<|im_end|>\n"
+    golden = f"{asked}{start}[[yes<|im_end|>]]\n{answered}{start}[[yes<|im_end|>]]"
+    assert row_of(batch) == spelled(golden, CHATML)
+    last = "{% if loop.last %}{% generation %}TOLD{% endgeneration %}{% else %}TOLD{% endif %}".replace("TOLD", told)
+    with pytest.raises(DataError, match="train_on = 'assistant': .*one stretch for each assistant turn: mark each"):
+        demo_rows(rows, tokenizer_of(CHATML._replace(template=marked(last))), train_on="assistant", **CHAT)
 
 
 def test_null_keys_are_no_keys():
@@ -194,7 +213,7 @@ def test_arguments_of_the_template():
     rows = [batch["tokens"][i][batch["valid"][i]].tolist() for i in (0, 1)]
     assert rows == [spelled(text, CHATML)[0] for text in (asked + "o", asked)]
     for name, value in (("tools", "{"), ("tools", 3), ("chat_template_kwargs", {"tokenize": True})):
-        with pytest.raises(DataError, match=f"field '{name}' = .*expected a "):
+        with pytest.raises(DataError, match=f"field '{name}' = .* of the row 'hi': .*expected a "):
             prompt_rows([{"prompt": "hi", name: value}], tokenizer, template="chat", max_prompt_length=64)
 
 
@@ -282,9 +301,27 @@ def test_turns_that_the_template_refuses():
 
 
 def test_messages_need_a_chat_template():
-    _, counts = demo_rows([{"prompt": [ASK], "completion": "yes"}, {"prompt": "hi", "completion": "yes"}],
-                          tokenizer_of(CHATML), template="plain", max_length=64)  # fmt: skip
-    assert counts == {"rows": 2, "kept": 1, "dropped_needs_chat": 1}
+    demo = {"prompt": "hi", "completion": "yes"}
+    more = [{"prompt": [ASK]}, {"tools": [{"name": "add"}]}, {"chat_template_kwargs": {"opening": "o"}}, {"tools": []}]
+    _, counts = demo_rows([demo | one for one in more], tokenizer_of(CHATML), template="plain", max_length=64)
+    assert counts == {"rows": 4, "kept": 1, "dropped_needs_chat": 3}
+
+
+def test_other_columns_beside_a_dialogue():
+    """What `form_of` takes for a dialogue, the encoder does."""
+    tokenizer, talk = tokenizer_of(CHATML), {"messages": DIALOGUE}
+    whole, _ = demo_rows([talk], tokenizer, **CHAT)
+    for other in ({"prompt": "hi", "prompt_id": "1"}, {"text": "hi yes"}, {"prompt": "hi", "text": "hi yes"}):
+        assert form_of([talk | other]) == "language_modelling"
+        assert row_of(demo_rows([talk | other], tokenizer, **CHAT)[0]) == row_of(whole)
+    demo = {"prompt": DIALOGUE[:-1], "completion": "so"}
+    rows = [demo | {"messages": [ASK, TURN], "text": "x"}, talk | {"prompt": "hi"}]  # each by its own columns
+    batch, _ = demo_rows(rows, tokenizer, **CHAT)
+    assert row_of(batch, 0) == row_of(batch, 1) == row_of(whole)
+    text = {"prompt": "hi", "text": "hi yes"}
+    assert form_of([text]) == "language_modelling"
+    batch, _ = demo_rows([text], tokenizer, template="plain", max_length=64, train_on="all")
+    assert row_of(batch)[0] == spelled("hi yes<|endoftext|>", CHATML)[0]
 
 
 def test_rows_of_text(words):

@@ -5,9 +5,9 @@ from typing import Any, Unpack
 from alignax.data.counts import Counts
 from alignax.data.forms import each
 from alignax.data.read import Reading, check_columns, read
-from alignax.data.reshape import Row
+from alignax.data.reshape import ASSISTANT, Row, opening
 
-HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
+HUMAN = "\n\nHuman:"
 FIELDS = ("chosen", "rejected")
 
 
@@ -42,8 +42,3 @@ def split_pair(row: dict[str, Any]) -> dict[str, str] | str:
     if prompt != rival:
         return "prompt_mismatch"
     return {"prompt": prompt + ASSISTANT, "chosen": chosen, "rejected": rejected}
-
-
-def opening(row: dict[str, Any]) -> str:
-    """The first human turn of the chosen dialogue."""
-    return str(row.get("chosen")).partition(ASSISTANT)[0]

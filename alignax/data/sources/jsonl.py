@@ -4,7 +4,7 @@ from typing import Unpack
 
 from alignax.data.counts import Counts, DataError
 from alignax.data.forms import form_of
-from alignax.data.read import Reading, check_columns, read
+from alignax.data.read import JUDGEMENTS, Reading, check_columns, read
 from alignax.data.reshape import Row, opening
 
 NAMES = (
@@ -25,8 +25,8 @@ def jsonl(
 
     `fields` maps the names to the file's, where they differ: {"prompt": "question", "completion": "answer"}.
     `attributes` names columns that hold a rating each, which are collected into "ratings". Held-out rows are chosen by
-    the prompt, so that no prompt is on both sides. Raises DataError as `read` does, for a name in `fields` that is
-    unknown or that no row has, likewise in `attributes`, and if the columns make no form.
+    how the conversation opens (`reshape.opening`), so that none is on both sides. Raises DataError as `read` does, for
+    a name in `fields` that is unknown or that no row has, likewise in `attributes`, and if the columns make no form.
     """
     fields, attributes = fields or {}, attributes or []
     for name in fields:
@@ -39,7 +39,9 @@ def jsonl(
         named = {name: row[theirs] for name, theirs in fields.items() if theirs in row}
         return named | kept | ({"ratings": {name: row.get(name) for name in attributes}} if attributes else {})
 
-    rows = read(path, split=split, key=lambda row: opening(renamed(row)), judged=attributes, **reading)
+    texts = {theirs for name, theirs in fields.items() if name not in JUDGEMENTS}
+    judged = {*attributes, *(fields.get(name, name) for name in JUDGEMENTS)} - texts
+    rows = read(path, split=split, key=lambda row: opening(renamed(row)), judged=judged, **reading)
     for whose, columns in (("fields", fields.values()), ("attributes", attributes)):
         check_columns(path, rows, columns, "jsonl", "the names of columns there", f" (of data.{whose})")
     rows = [renamed(row) for row in rows]

@@ -17,9 +17,9 @@ def ultrafeedback(
 
     Columns: instruction; completions, a list of {"response", "annotations": {attribute: {"Rating": "1" to "5" or "N/A",
     ...}}, ...}; and others, which are not read. A loss on rankings or pairs gets the replies to a prompt in the order
-    of their mean rating, since "overall_score" was wrong in the first release. A reply without text is left out. There
-    is one split: hold out by percent. The same replies as ready pairs: `ultrafeedback_binarized`. The layout is from
-    public code that reads the set; the files themselves were not at hand.
+    of their mean rating, since "overall_score" was wrong in the first release. A reply without text is counted as a
+    missing field. There is one split: hold out by percent. The same replies as ready pairs: `ultrafeedback_binarized`.
+    The layout is from public code that reads the set; the files themselves were not at hand.
     """
     columns = ("instruction", "completions")
     return published(
@@ -40,8 +40,9 @@ def rated(row: Row) -> Made:
         return "missing_field"
     return [
         {"prompt": row["instruction"], "completion": reply["response"], "ratings": ratings(reply)}
-        for reply in replies
         if texts(reply, "response")
+        else "missing_field"
+        for reply in replies
     ] or "too_few_replies"
 
 
