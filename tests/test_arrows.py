@@ -30,8 +30,8 @@ ALLOWED = {
     "worlds": {"data.counts"},  # text and its gold reward; rows are counted like those of any source
     "report": {"log"},  # reads the files of a run folder, whoever wrote them
     "stages": {
-        *FREE, "types", "ops", "losses", "models", "lora", "forward", "sampling", "sharding", "manifest", "checkpoint", "data",
-        "evals", "train", "worlds",
+        *FREE, "types", "ops", "losses", "models", "lora", "forward", "sampling", "sharding", "manifest", "checkpoint",
+        "data", "evals", "train", "worlds",
     },  # the only meeting place
     "main": {*FREE, "stages", "report", "lineage", "catalogue", "manifest", "data", "train"},  # their errors
 }  # fmt: skip

@@ -5,7 +5,7 @@ import pytest
 from families import ASK, DIALOGUE, FAMILIES, SYSTEM, TURN, spelled, tokenizer_of
 
 from alignax.data.counts import REASONS, DataError
-from alignax.data.dialogue import end_of_turn
+from alignax.data.dialogue import end_of_turn, render
 from alignax.data.encode import demo_rows, encode_completion, encode_prompt, pair_rows, prompt_rows
 from alignax.data.forms import form_of
 from alignax.data.judged import ranking_rows, rating_rows, step_rows
@@ -365,3 +365,9 @@ def test_judgements_and_thumbs_on_messages(words):
         "you [EOS]", "fine [EOS]",
     ]  # fmt: skip
     assert np.array_equal(batch["desirable"], [True, False])
+
+
+def test_a_template_that_prints_the_date_prints_the_same_on_every_day():
+    tokenizer = tokenizer_of(CHATML)
+    tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }}" + tokenizer.chat_template
+    assert render(tokenizer, ASK if isinstance(ASK, list) else [ASK], {}).startswith("26 Jul 2024")
