@@ -17,11 +17,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import numpy as np
 import tokenizers
 import transformers
 
 from alignax.data.counts import Counts
+from alignax.data.dialogue import PING, PONG, render
 from alignax.data.encode import fingerprint
 from alignax.data.tokenizer import Tokenizer, template_hash, tokenizer_hash
 
@@ -57,10 +59,20 @@ def key(encode: Encoder, rows: list[dict], tokenizer: Tokenizer, counts: Counts,
     digest = hashlib.sha256()
     whose = [f"{encode.__module__}.{encode.__qualname__}", tokenizer_hash(tokenizer)]
     whose += [template_hash(tokenizer, str(options.get("template"))), transformers.__version__, tokenizers.__version__]
+    if options.get("template") == "chat":
+        whose.append(today(tokenizer))
     for told in (whose, options, counts, *rows):
         digest.update(json.dumps(told, default=str).encode())  # in their own order: a chat template may show it
         digest.update(b"\n")
     return hashlib.sha256(digest.digest() + _code(encode.__module__)).hexdigest()
+
+
+def today(tokenizer: Tokenizer) -> str:
+    """What the chat template writes around two words: of one that asks the clock, another text on another day."""
+    try:
+        return render(tokenizer, PING + PONG, {})
+    except jinja2.TemplateError:  # the encoder will say so
+        return ""
 
 
 @functools.cache

@@ -5,7 +5,6 @@ the user or of the assistant. Everything here is about text: which tokens a span
 the tokenizer for those up to each offset. Ids are never searched for, since pad, end and unknown may share one.
 """
 
-import datetime
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -19,7 +18,7 @@ from alignax.data.tokenizer import Tokenizer, control_tokens
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 RESERVED = ("tools", "tokenize", "add_generation_prompt", "continue_final_message", "return_dict", "chat_template")
 MARKER = re.compile(r"\{%-?\s*generation\s*-?%\}")  # what a template writes around the words of the assistant
-DAY = datetime.date(2024, 7, 26)  # what Llama 3.1's template falls back on where it cannot know the date
+DAY = "26 Jul 2024"  # what Llama 3.1's template falls back on where it cannot know the date
 PING, PONG = [{"role": "user", "content": "ping"}], [{"role": "assistant", "content": "pong"}]
 Said = str | list[dict]
 Span = tuple[int, int]  # of a text: begin, end
@@ -93,9 +92,10 @@ def fault(prompt: Prompt, replies: Sequence[Any], template: str, forbidden: tupl
 def render(tokenizer: Tokenizer, messages: list[dict], options: dict[str, Any], *, ask: bool = False) -> str:
     """The text of the messages; with `ask`, up to where the assistant's next words begin. Raises TemplateError.
 
-    A template that prints today's date (Llama 3.1's, say) prints DAY: the tokens of a run do not depend on when it is.
+    A template that prints today's date prints DAY where it asks for `date_string`, as those of Llama 3 do: the tokens
+    of a run then do not depend on when it is. One that asks the clock (SmolLM3's) cannot be told another day.
     """
-    options = {"strftime_now": DAY.strftime} | options
+    options = {"date_string": DAY} | options
     try:
         return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask, **options)
     except TypeError as error:  # a template that adds a list to a text, say
