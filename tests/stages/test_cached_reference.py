@@ -58,8 +58,8 @@ def cached(run, tmp_path_factory):
 def test_the_reference_is_freed_before_the_first_step(run, tmp_path, monkeypatch):
     seen, load, train = [], parents.new_or_loaded, common.train
 
-    def loaded(*args):
-        model, params = load(*args)
+    def loaded(*args, **options):
+        model, params = load(*args, **options)
         seen.extend(weakref.ref(leaf) for leaf in jax.tree.leaves(params))
         return model, params
 
