@@ -178,7 +178,8 @@ def check_parent(
     if stages and manifest["stage"] not in stages:
         wrong.append(f"stage: parent {manifest['stage']}, expected {' or '.join(stages)}")
     for name, own in (("tokenizer_hash", tokenizer_hash), ("template_hash", template_hash)):
-        if own is not None and manifest.get(name) not in (None, own):  # an imported checkpoint has no template yet
+        free = name == "template_hash" and manifest.get(name) is None  # an imported checkpoint has no template yet
+        if own is not None and manifest.get(name) != own and not free:
             wrong.append(f"{name}: parent {_short(manifest.get(name))}, config {_short(own)}")
     if architecture is not None:
         theirs, ours = manifest.get("architecture") or {}, _plain(architecture)

@@ -19,7 +19,7 @@ from alignax.models.decoder import decoder
 from alignax.stages.common import Stage
 from alignax.types import Model, Params
 
-POLICIES = ("imported", "sft", "online", "offline", "distill")  # stages whose parameters are a policy
+POLICIES = ("sft", "online", "offline", "distill", "imported")  # stages whose parameters are a policy
 
 
 def get_tokenizer(stage: Stage, own: str = "", parent: str = "policy") -> Any:

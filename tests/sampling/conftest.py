@@ -21,6 +21,7 @@ def markov_model(width: int, on_decode=None) -> Model:
         config=ModelConfig(vocab_size=width, vocab_multiple=1),
         init=lambda key: jax.random.normal(key, (width, width)),
         apply=lambda table, tokens, valid: one_hot(tokens),
+        hidden_states=lambda table, tokens, valid: one_hot(tokens)[None],
         init_cache=lambda batch, length: {},
         prefill=lambda table, tokens, valid, cache: (one_hot(tokens), cache),
         unstack=lambda table: table,
