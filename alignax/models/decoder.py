@@ -121,7 +121,7 @@ def decoder(config: ModelConfig, constrain: Callable[[Array], Array] = lambda x:
         }
 
     def unstack(params: Params) -> Params:
-        """Layers as a list: slicing the stack once before a decoding loop instead of once per token."""
+        """Layers, with their adapters, as a list: the stack is sliced once and not for every token of a decoding loop."""
         both = {"params": params["decoder"]["layers"], "lora": adapter_of(params)}
         split = [jax.tree.map(lambda leaf, i=i: leaf[i], both) for i in range(config.layers)]
         return params | {"decoder": params["decoder"] | {"layers": split}}

@@ -133,7 +133,9 @@ def test_unstack_lists_the_layers_and_leaves_the_rest():
     flat = model.unstack(params)
     for i in range(2):
         close(
-            flat["decoder"]["layers"][i], jax.tree.map(lambda leaf, i=i: leaf[i], params["decoder"]["layers"]), atol=0
+            flat["decoder"]["layers"][i]["params"],
+            jax.tree.map(lambda leaf, i=i: leaf[i], params["decoder"]["layers"]),
+            atol=0,
         )
     rest = lambda p: {"scalar": p["scalar"]} | {k: v for k, v in p["decoder"].items() if k != "layers"}  # noqa: E731
     close(rest(flat), rest(params), atol=0)
