@@ -121,7 +121,7 @@ def decoder(config: ModelConfig, constrain: Callable[[Array], Array] = lambda x:
         }
 
     def unstack(params: Params) -> Params:
-        """Layers, with their adapters, as a list: the stack is sliced once and not for every token of a decoding loop."""
+        """Layers with their adapters as a list: the stack is sliced once and not for every token of a loop."""
         both = {"params": params["decoder"]["layers"], "lora": adapter_of(params)}
         split = [jax.tree.map(lambda leaf, i=i: leaf[i], both) for i in range(config.layers)]
         return params | {"decoder": params["decoder"] | {"layers": split}}
