@@ -29,7 +29,9 @@ def _hidden(model, params):
 def test_a_fresh_adapter_changes_nothing(dora):
     model, base = tiny()
     fresh = lora.init(jax.random.key(1), base, rank=3, dora=dora)
-    np.testing.assert_allclose(_hidden(model, base | {"lora": fresh}), _hidden(model, base), atol=1e-6)
+    # DoRA's m / ||W|| is 1 up to rounding, 1.2e-7, in each of 14 kernels; the hidden states reach 3.4
+    atol = 14 * 1.2e-7 * 3.4 if dora else 0.0
+    np.testing.assert_allclose(_hidden(model, base | {"lora": fresh}), _hidden(model, base), rtol=0, atol=atol)
 
 
 @pytest.mark.parametrize("settings", [{}, {"dora": True}, {"rslora": True, "alpha": 5.0, "targets": "^(q|down)$"}])
