@@ -12,12 +12,11 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 from rich.progress import track
 
-from alignax import sharding
 from alignax.config import ConfigError
 from alignax.data.tokenizer import load_tokenizer
 from alignax.log import replace_file
 from alignax.manifest import CheckpointError, read_manifest
-from alignax.models.decoder import decoder, param_count
+from alignax.models.decoder import param_count
 from alignax.models.hf import config as hf_config
 from alignax.models.hf.weights import load_weights, stored_dtype
 from alignax.stages import common, parents
@@ -61,7 +60,7 @@ def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
         model_config = dataclasses.replace(model_config, tie_embeddings=True)
     mesh = parents.get_mesh(cfg)
     cfg.finish()
-    model = decoder(model_config, sharding.rows(mesh))
+    model = parents.on_mesh(model_config, mesh)
     single = labels is not None and len(labels) < 2
     attributes = len(labels) if labels and not single else None
     build = lambda: parents.init_params(model, jax.random.key(0), scalar=labels is not None, attributes=attributes)  # noqa: E731

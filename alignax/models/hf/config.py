@@ -1,6 +1,5 @@
 """A checkpoint's config.json as a ModelConfig, and back."""
 
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -96,11 +95,6 @@ def family_of(config: ModelConfig) -> Family:
         else:
             return family
     raise ValueError("no family of transformers has this architecture:\n  " + "\n  ".join(reasons))
-
-
-def unpadded(config: ModelConfig) -> ModelConfig:
-    """The config with the vocabulary of its own tokens."""
-    return dataclasses.replace(config, vocab_rows=0)
 
 
 def _unknown(family: Family, theirs: Mapping[str, Any]) -> list[str]:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -70,7 +71,7 @@ def load_weights(
     ValueError with every tensor that is missing, left over or of another shape, before anything is loaded.
     """
     where, found = _headers(Path(folder))
-    leaves = dict(_flat(targets["decoder"]))
+    leaves = flatten_dict(targets["decoder"], sep="/")
     wanted = plan(family, config, {path: leaf.shape for path, leaf in leaves.items()})
     named = _names(wanted, found)
     head = targets.get("scalar")
@@ -82,7 +83,7 @@ def load_weights(
         opened = {file: stack.enter_context(safe_open(str(Path(folder) / file), "numpy")) for file in where.values()}
         for name in progress(sorted(named, key=lambda name: (where[name], name))):
             _put(arrays, named[name], opened[where[name]].get_tensor(name))
-    out = {"decoder": _tree(arrays)}
+    out = {"decoder": unflatten_dict(arrays, sep="/")}
     if head is not None:
         with safe_open(str(Path(folder) / where[HEAD]), framework="numpy") as opened:
             kernel = opened.get_tensor(HEAD).astype(np.float32).T.reshape(head["kernel"].shape)
@@ -232,7 +233,7 @@ def save_weights(
 
 def _tensors(family: Family, config: ModelConfig, params: Any, dtype: np.dtype) -> Iterator[tuple[str, np.ndarray]]:
     """Every tensor of the checkpoint, in the order of the table, layer by layer."""
-    leaves = dict(_flat(params["decoder"]))
+    leaves = flatten_dict(params["decoder"], sep="/")
     scalar = params.get("scalar")
     wanted = plan(family, config, {path: leaf.shape for path, leaf in leaves.items()})
     for name, tensor in sorted(wanted.items(), key=lambda item: (item[1].slot[:1], item[0])):
@@ -263,25 +264,3 @@ def _host(leaf: Any, slot: tuple[int, ...]) -> np.ndarray:
     if isinstance(value, jax.Array) and not value.is_fully_addressable:
         value = multihost_utils.process_allgather(value, tiled=True)
     return np.asarray(value)
-
-
-# ---- trees as paths
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}/")
-        else:
-            yield prefix + name, value
-
-
-def _tree(leaves: Mapping[str, Any]) -> dict:
-    out: dict = {}
-    for path, leaf in leaves.items():
-        *parents, name = path.split("/")
-        node = out
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[name] = leaf
-    return out
