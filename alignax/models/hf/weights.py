@@ -71,7 +71,7 @@ def load_weights(
     ValueError with every tensor that is missing, left over or of another shape, before anything is loaded.
     """
     where, found = _headers(Path(folder))
-    leaves = flatten_dict(targets["decoder"], sep="/")
+    leaves: Any = flatten_dict(targets["decoder"], sep="/")
     wanted = plan(family, config, {path: leaf.shape for path, leaf in leaves.items()})
     named = _names(wanted, found)
     head = targets.get("scalar")
@@ -233,7 +233,7 @@ def save_weights(
 
 def _tensors(family: Family, config: ModelConfig, params: Any, dtype: np.dtype) -> Iterator[tuple[str, np.ndarray]]:
     """Every tensor of the checkpoint, in the order of the table, layer by layer."""
-    leaves = flatten_dict(params["decoder"], sep="/")
+    leaves: Any = flatten_dict(params["decoder"], sep="/")
     scalar = params.get("scalar")
     wanted = plan(family, config, {path: leaf.shape for path, leaf in leaves.items()})
     for name, tensor in sorted(wanted.items(), key=lambda item: (item[1].slot[:1], item[0])):
