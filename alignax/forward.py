@@ -3,15 +3,22 @@
 The only place that shifts: hidden state t-1 predicts token t and carries the value of the state before token t.
 """
 
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 
 from alignax.ops import output
 from alignax.ops.checks import needs, require
 from alignax.ops.logprobs import TokenStats, token_stats
-from alignax.types import Demo, Distill, Model, Pair, Params, Ranked, Rated, Rollout, Scored, Side, Stepwise, Unpaired
+from alignax.types import (
+    Demo, Distill, Layout, Model, Pair, Params, Ranked, Rated, Rollout, Scored, Side, Stepwise, Unpaired,
+)  # fmt: skip
+
+T = TypeVar("T")
 
 
 def token_statistics(
@@ -28,21 +35,59 @@ def token_statistics(
     `start` (static, at least 1) spares the output layer the positions that no loss looks at, a prompt for example.
     """
     hidden_BTD = model.apply(params, tokens, valid)
-    stats = token_stats(
-        hidden_BTD[:, start - 1 : -1],
-        model.unembed(params),
-        tokens[:, start:],
-        temperature=temperature,
-        vocab_size=model.config.vocab_size,
-        softcap=model.config.logit_softcap,
-        shards=model.config.vocab_shards,
-    )
+    hidden_BTD = hidden_BTD[:, start - 1 : -1]
+    stats = token_stats(hidden_BTD, model.unembed(params), tokens[:, start:], temperature=temperature, **output_of(model))
     return TokenStats(*(jnp.pad(x, ((0, 0), (start, 0))) for x in stats))
+
+
+def output_of(model: Model) -> dict[str, Any]:
+    """What `token_stats` has to know of a model's output layer."""
+    config = model.config
+    return {"vocab_size": config.vocab_size, "softcap": config.logit_softcap, "shards": config.vocab_shards}
+
+
+def statistics(
+    model: Model, params: Params, sides: Sequence[dict], packed: dict | None, **options: Any
+) -> list[TokenStats]:
+    """`token_statistics` of each side [B T], all in one pass, whether there is a row for each text or `packed` ones.
+
+    See `alignax.data.packing`: of a packed side there are statistics where its mask is, and zeros elsewhere.
+    """
+    if packed is None:
+        both = stack(sides)
+        return split(token_statistics(model, params, both["tokens"], both["valid"], **options), len(sides))
+    stats = token_stats(
+        packed_states(model, params, packed), model.unembed(params), packed["target"], **output_of(model), **options
+    )
+    return [jax.tree.map(lambda x, slot=side["slot"]: placed(x, slot), stats) for side in sides]
+
+
+def scores(model: Model, params: Params, sides: Sequence[dict], packed: dict | None) -> list[Array]:
+    """The scalar head at the last token of each side [B], in one pass; at each token of `slot` of packed sides."""
+    if packed is None:
+        both = stack(sides)
+        return split(score(model, params, both["tokens"], both["valid"]), len(sides))
+    scalar_GN = model.scalar(params, packed_states(model, params, packed))
+    return [placed(scalar_GN, side["slot"]) for side in sides]
+
+
+def packed_states(model: Model, params: Params, packed: dict) -> Float[Array, "G N D"]:
+    """The hidden states that are read of packed rows, each group from its own rows."""
+    rows = Layout(packed["document"], packed.get("branch"), packed["position"])
+    hidden_RLD = model.apply(params, packed["tokens"], rows)
+    hidden_GPD = hidden_RLD.reshape(len(packed["read"]), -1, hidden_RLD.shape[-1])
+    return jnp.take_along_axis(hidden_GPD, packed["read"][..., None], axis=1)
+
+
+def placed(read: Shaped[Array, "G N *A"], slot: Int[Array, "*B"]) -> Shaped[Array, "..."]:
+    """What was read of packed rows, where the slots say; 0 where they say -1."""
+    found = read.reshape(-1, *read.shape[2:])[jnp.maximum(slot, 0)]
+    return jnp.where((slot >= 0).reshape(slot.shape + (1,) * (read.ndim - 2)), found, jnp.zeros((), read.dtype))
 
 
 def demo(model: Model, params: Params, batch: dict) -> Demo:
     """A demonstration batch under the policy."""
-    stats = token_statistics(model, params, batch["tokens"], batch["valid"])
+    (stats,) = statistics(model, params, [batch], batch.get("packed"))
     return Demo(logp=stats.logp, mask=batch["mask"], entropy=stats.entropy, correct=stats.correct)
 
 
@@ -69,10 +114,10 @@ def logits(model: Model, params: Params, tokens: Int[Array, "B T"], valid: Bool[
 
 
 def pair(model: Model, params: Params, reference: Params, batch: dict) -> Pair:
-    """A preference batch under the policy and under the reference; both sides go through the model as one batch."""
-    both = side(model, params, reference, stack(batch["chosen"], batch["rejected"]))
-    B = batch["row"].shape[0]
-    return Pair(chosen=jax.tree.map(lambda x: x[:B], both), rejected=jax.tree.map(lambda x: x[B:], both))
+    """A preference batch under the policy and under the reference; both sides go through the model in one pass."""
+    packed = batch.get("packed")
+    chosen, rejected = judged(model, params, reference, [batch["chosen"], batch["rejected"]], packed)
+    return Pair(chosen=chosen, rejected=rejected)
 
 
 def unpaired(model: Model, params: Params, reference: Params, batch: dict) -> Unpaired:
@@ -89,33 +134,44 @@ def unpaired(model: Model, params: Params, reference: Params, batch: dict) -> Un
 
 
 def side(model: Model, params: Params, reference: Params, batch: dict) -> Side:
-    """Replies under the policy and under the reference; where the batch brings `ref_logp`, no reference is run."""
-    stats = token_statistics(model, params, batch["tokens"], batch["valid"])
-    ref_logp = batch.get("ref_logp")
-    if ref_logp is None:
-        ref_logp = token_statistics(model, reference, batch["tokens"], batch["valid"]).logp
-    return Side(logp=stats.logp, ref_logp=ref_logp, mask=batch["mask"], collision=stats.collision)
+    """Replies under the policy and under the reference."""
+    return judged(model, params, reference, [batch], batch.get("packed"))[0]
+
+
+def judged(
+    model: Model, params: Params, reference: Params, sides: Sequence[dict], packed: dict | None
+) -> list[Side]:
+    """Sides under the policy and under the reference; where they bring `ref_logp`, no reference is run."""
+    own = statistics(model, params, sides, packed)
+    if "ref_logp" in sides[0]:
+        ref_logp = [one["ref_logp"] for one in sides]
+    else:
+        ref_logp = [stats.logp for stats in statistics(model, reference, sides, packed)]
+    return [
+        Side(logp=stats.logp, ref_logp=ref, mask=one["mask"], collision=stats.collision)
+        for stats, ref, one in zip(own, ref_logp, sides, strict=True)
+    ]
 
 
 def reference_logp(model: Model, reference: Params, batch: dict) -> dict[str, Float[Array, "B T"]]:
-    """{side: its `ref_logp`} of a preference batch: what `side` would compute, for a batch to bring.
+    """{side: its `ref_logp`} of a preference batch: what `judged` would compute, for a batch to bring.
 
-    The sides of a pair are stacked as in `pair`: products of the same shapes give the same bits, where compilers allow.
+    The sides of a pair share a pass as in `pair`: products of the same shapes give the same bits, where compilers allow.
     """
-    if "chosen" in batch:
-        both = reference_logp(model, reference, {"both": stack(batch["chosen"], batch["rejected"])})["both"]
-        return {"chosen": both[: len(both) // 2], "rejected": both[len(both) // 2 :]}
-    sides = {name: one for name, one in batch.items() if isinstance(one, dict)}
-    return {name: token_statistics(model, reference, x["tokens"], x["valid"]).logp for name, x in sides.items()}
+    passes = [("chosen", "rejected")] if "chosen" in batch else [("side",), ("mismatched",)]
+    out = {}
+    for names in passes:
+        holder = batch if len(names) > 1 else batch[names[0]]
+        stats = statistics(model, reference, [batch[name] for name in names], holder.get("packed"))
+        out |= {name: one.logp for name, one in zip(names, stats, strict=True)}
+    return out
 
 
 def scored(model: Model, params: Params, batch: dict) -> Scored:
     """A preference batch with the reward model's score of each side, and what the annotator said of the pair."""
-    both = stack(batch["chosen"], batch["rejected"])
-    score_2B = score(model, params, both["tokens"], both["valid"])
-    B = batch["row"].shape[0]
+    chosen, rejected = scores(model, params, [batch["chosen"], batch["rejected"]], batch.get("packed"))
     said = {name: batch.get(name) for name in ("margin", "tie")}
-    return Scored(chosen=score_2B[:B], rejected=score_2B[B:], mask=batch["chosen"]["mask"].any(1), **said)
+    return Scored(chosen=chosen, rejected=rejected, mask=batch["chosen"]["mask"].any(1), **said)
 
 
 def ranked(model: Model, params: Params, batch: dict) -> Ranked:
@@ -123,25 +179,30 @@ def ranked(model: Model, params: Params, batch: dict) -> Ranked:
 
     A reply whose mask is empty fills up a shorter ranking: it is no reply.
     """
-    tokens_BKT, valid_BKT, mask_BKT = (batch["replies"][name] for name in ("tokens", "valid", "mask"))
-    B, K, T = tokens_BKT.shape
-    score_R = score(model, params, tokens_BKT.reshape(B * K, T), valid_BKT.reshape(B * K, T))
+    replies, mask_BKT = batch["replies"], batch["replies"]["mask"]
+    B, K, T = mask_BKT.shape
+    flat = {name: x.reshape(B * K, *x.shape[2:]) for name, x in replies.items() if name != "packed"}
+    (score_R,) = scores(model, params, [flat], replies.get("packed"))
     return Ranked(score=score_R.reshape(B, K), mask=mask_BKT.any(2))
 
 
 def rated(model: Model, params: Params, batch: dict) -> Rated:
     """A batch of rated replies with the score of each attribute; the head is one of A attributes."""
-    score_BA = score(model, params, batch["reply"]["tokens"], batch["reply"]["valid"])
+    (score_BA,) = scores(model, params, [batch["reply"]], batch["reply"].get("packed"))
     return Rated(score=score_BA, target=batch["target"], mask=batch["given"])
 
 
 def stepwise(model: Model, params: Params, batch: dict) -> Stepwise:
-    """A batch of judged steps with the scalar head at every token.
+    """A batch of judged steps with the scalar head at every token; if packed, at the ends of steps only.
 
     No shift: a verdict on a step needs the step's last token, so it is read from the hidden state at that token, as a
     score is, and not from the one before, as log-probabilities and values are.
     """
-    logit_BT = model.scalar(params, model.apply(params, batch["reply"]["tokens"], batch["reply"]["valid"]))
+    reply = batch["reply"]
+    if "packed" in reply:
+        (logit_BT,) = scores(model, params, [reply], reply["packed"])
+    else:
+        logit_BT = model.scalar(params, model.apply(params, reply["tokens"], reply["valid"]))
     return Stepwise(logit=logit_BT, target=batch["target"], mask=batch["step_end"])
 
 
@@ -185,6 +246,11 @@ def best_and_worst(view: Rollout, group: int) -> Pair:
     return Pair(chosen=picked(best_P), rejected=picked(worst_P), reference_is_chosen=by_reference_P)
 
 
-def stack(first: dict, second: dict) -> dict:
-    """The rows of one batch, then those of the other."""
-    return {name: jnp.concatenate([first[name], second[name]]) for name in first}
+def stack(sides: Sequence[dict]) -> dict:
+    """{tokens, valid} of all rows of the first side, then of the second."""
+    return {name: jnp.concatenate([side[name] for side in sides]) for name in ("tokens", "valid")}
+
+
+def split(rows: T, parts: int) -> list[T]:
+    """The tree's leaves cut into equal parts along their first axis: the sides of what was stacked."""
+    return [jax.tree.map(lambda x, i=i: jnp.split(x, parts)[i], rows) for i in range(parts)]

@@ -234,7 +234,7 @@ class Layout(NamedTuple):
     """
 
     document: Int[Array, "B T"]  # 0: padding; else the number of the text
-    branch: Int[Array, "B T"]  # 0: the beginning that the branches share; else the number of the branch
+    branch: Int[Array, "B T"] | None  # 0: the beginning that branches share; else the branch's number; None: no branch
     position: Int[Array, "B T"]  # of the token in its text, beginning and branch counted as one
 
 

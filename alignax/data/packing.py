@@ -1,0 +1,281 @@
+"""Batches without padding: several texts in a row, what texts have in common computed once, shapes from a short list.
+
+An arrangement works on one batch at a time, after the order has drawn it. So a step learns from the same rows as it
+would without it, the state of the order stays the step, and the records that losses see stay [B T], row for row: only
+the rows that the model reads are others, and `slot` says where in what was read of them a token's statistics are.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Bool, Int
+
+from alignax.data.counts import DataError
+
+MODES = ("off", "bucketed", "packed", "shared")
+# What is read of a text: its masked tokens, from the states before them; its last state; the states where steps end.
+READS = ("tokens", "ends", "steps")
+PASSES = (("chosen", "rejected"), ("side",), ("mismatched",), ("replies",), ("reply",))  # sides that one pass reads
+BUCKETS = 3  # shapes that usual batches are brought into
+DRAWS = 64  # batches that are tried to find these shapes
+Batch = dict[str, Any]
+Names = tuple[str, ...]  # one of PASSES; () where the batch itself is the side, a demonstration
+
+
+class Bundles(NamedTuple):
+    """U bundles of K texts each that stand in one row: the beginning that they share, then a branch for each."""
+
+    tokens: Int[np.ndarray, "U K T"]
+    length: Int[np.ndarray, "U K"]  # tokens of each text; 0 where nothing is read of it
+    common: Int[np.ndarray, " U"]  # tokens of the shared beginning
+    wanted: Bool[np.ndarray, "U K T"]  # tokens about which something is read
+    shift: int  # from a token to the state that is read about it
+    part: Int[np.ndarray, " U"]  # microbatch
+
+    @property
+    def size(self) -> Int[np.ndarray, " U"]:
+        """Tokens of each bundle."""
+        present = self.length > 0
+        return np.where(present.any(1), self.common + (self.length - self.common[:, None] * present).sum(1), 0)
+
+
+class Plan(NamedTuple):
+    """Where the bundles of a batch go."""
+
+    bundles: Bundles
+    group: Int[np.ndarray, " U"]  # shard * parts + part
+    row: Int[np.ndarray, " U"]  # within the group
+    start: Int[np.ndarray, " U"]  # first column
+    document: Int[np.ndarray, " U"]  # number in the row, from 1
+    need: tuple[int, int]  # rows and reads of the fullest group
+
+
+def arrangement(
+    arrays: Batch, mode: str, *, reads: str, batch_size: int, shards: int = 1, parts: int = 1
+) -> Callable[[Batch], Batch]:
+    """What makes of a batch of `arrays`, padded on the right by the encoders, one that is laid out as `mode` says.
+
+    - "off": as it is: every row as long as the longest of the data;
+    - "bucketed": cut to a length that the longest row of the batch fits into;
+    - "packed": as many texts in a row as fit, first-fit decreasing;
+    - "shared": the same, with the texts of one pair or ranking in one row, as branches from their common beginning,
+      which is there once.
+
+    Batches are brought into one of `BUCKETS` shapes, quantiles of what `DRAWS` random batches need; what needs more
+    gets the largest of them, times 1.25 until it fits. So a step is compiled `BUCKETS` times and a few.
+
+    A packed batch has in the place of each side's tokens and valid the array slot, [B T], or [B] where `reads` is
+    "ends": the place in the flattened [G N] list of what is read; -1: nowhere. The block "packed" of each pass holds
+    tokens, document, position and, if shared, branch [R L] (see `types.Layout`), and read [G N], the places within the
+    rows of a group whose states are read, with target [G N], the tokens that they predict. The G = shards * parts
+    groups have as many rows each: one for each device and microbatch, so that what is read does not cross devices.
+    Microbatch p has every parts-th row and group, as `train.step.cut` takes them, and its slots count within it.
+
+    Raises DataError for an unknown mode, and if `batch_size` does not divide into the parts.
+    """
+    if mode not in MODES or reads not in READS:
+        raise DataError(f"packing = {mode!r} of {reads!r}: expected one of {', '.join(map(repr, MODES))}")
+    if batch_size % parts:
+        raise DataError(f"batch_size = {batch_size}: expected a multiple of the {parts} microbatches")
+    if mode == "off":
+        return lambda batch: batch
+    draws = np.random.default_rng(0).integers(len(arrays["row"]), size=(DRAWS, batch_size))
+    tried = [jax.tree.map(lambda leaf, rows=rows: leaf[rows], arrays) for rows in draws]
+    if mode == "bucketed":
+        full = max(side["valid"].shape[-1] for side in _sides(arrays))
+        ladder = _ladder([(min(-(-_longest(batch) // 8) * 8, full),) for batch in tried])
+        return lambda batch: _cut(batch, min(full, _fitting(ladder, (_longest(batch),))[0]))
+    bundle = lambda batch, names: _bundles(batch, names, reads, mode == "shared", parts)  # noqa: E731
+    lengths = {names: _row_length(arrays, lambda batch, names=names: bundle(batch, names)) for names in _passes(arrays)}
+
+    def planned(batch: Batch) -> dict[Names, Plan]:
+        return {names: _plan(bundle(batch, names), length, shards, parts) for names, length in lengths.items()}
+
+    def need(plans: dict[Names, Plan]) -> tuple[int, ...]:
+        return tuple(size for plan in plans.values() for size in plan.need)
+
+    ladder = _ladder([need(planned(batch)) for batch in tried])
+
+    def arrange(batch: Batch) -> Batch:
+        plans = planned(batch)
+        sizes = iter(_fitting(ladder, need(plans)))
+        for names, plan in plans.items():
+            block, slot_UKT = _filled(plan, lengths[names], next(sizes), next(sizes), shards, parts)
+            if mode == "packed" or plan.bundles.tokens.shape[1] == 1:
+                del block["branch"]
+            batch = _placed(batch, names, block, slot_UKT, reads)
+        return batch
+
+    return arrange
+
+
+def filling(batch: Batch) -> tuple[int, int]:
+    """(real tokens, all tokens) that the model reads of a batch, arranged or not."""
+    blocks = [x for x in (batch, *batch.values()) if isinstance(x, dict) and "packed" in x]
+    seen = [block["packed"]["document"] > 0 for block in blocks] or [side["valid"] for side in _sides(batch)]
+    return sum(int(x.sum()) for x in seen), sum(x.size for x in seen)
+
+
+# ---- plans
+
+
+def _passes(batch: Batch) -> list[Names]:
+    return [names for names in PASSES if names[0] in batch] or [()]
+
+
+def _sides(batch: Batch) -> list[Batch]:
+    return [batch[name] for names in _passes(batch) for name in names] or [batch]
+
+
+def _bundles(batch: Batch, names: Names, reads: str, shared: bool, parts: int) -> Bundles:
+    """The texts of one pass over a batch; those of one row are a bundle if they are shared, else each is one."""
+    sides = [batch[name] for name in names] or [batch]
+    tokens, valid, mask = (np.stack([side[name] for side in sides], 1) for name in ("tokens", "valid", "mask"))
+    B, T = len(tokens), tokens.shape[-1]
+    K = (tokens.size // (B * T)) if shared else 1
+    tokens, valid, mask = (x.reshape(-1, K, T) for x in (tokens, valid, mask))
+    length = valid.sum(-1)
+    wanted = {
+        "tokens": lambda: mask,
+        "ends": lambda: mask.any(-1, keepdims=True) & (np.arange(T) == length[..., None] - 1),
+        "steps": lambda: batch["step_end"].reshape(-1, K, T),
+    }[reads]()
+    length = np.where(wanted.any(-1), length, 0)
+    part = np.repeat(np.arange(B) % parts, len(tokens) // B)
+    return Bundles(tokens, length, _common(tokens, length), wanted, int(reads == "tokens"), part)
+
+
+def _common(tokens: Int[np.ndarray, "U K T"], length: Int[np.ndarray, "U K"]) -> Int[np.ndarray, " U"]:
+    """How many first tokens the texts of each bundle have in common; texts of length 0 are not there."""
+    present = length > 0
+    first = np.take_along_axis(tokens, present.argmax(1)[:, None, None], 1)
+    shortest = np.where(present, length, tokens.shape[-1]).min(1)
+    same = ((tokens == first) | ~present[..., None]).all(1) & (np.arange(tokens.shape[-1]) < shortest[:, None])
+    return np.where(same.all(1), same.shape[1], same.argmin(1)) * present.any(1)
+
+
+def _row_length(arrays: Batch, bundle: Callable[[Batch], Bundles]) -> int:
+    """Columns of a packed row: for the longest bundle of the data, and for two of middling size at least."""
+    rows = len(arrays["row"])
+    some = [jax.tree.map(lambda leaf, i=i: leaf[i : i + 4096], arrays) for i in range(0, rows, 4096)]
+    sizes = np.concatenate([bundle(batch).size for batch in some])
+    return -(-max(int(sizes.max()), int(2 * sizes.mean())) // 64) * 64
+
+
+def _plan(bundles: Bundles, length: int, shards: int, parts: int) -> Plan:
+    """First-fit decreasing, for each microbatch by itself; its rows are then dealt out to the shards in turn."""
+    size, U = bundles.size, len(bundles.size)
+    row, start, document = (np.zeros(U, np.int64) for _ in range(3))
+    used = []
+    for part in range(parts):
+        mine = np.flatnonzero((bundles.part == part) & (size > 0))
+        row[mine], start[mine], document[mine] = first_fit_decreasing(size[mine], length)
+        used.append(int(row[mine].max(initial=-1)) + 1)
+    group = row % shards * parts + bundles.part
+    reads = np.bincount(group, bundles.wanted.sum((1, 2)) * (size > 0), minlength=shards * parts)
+    rows, most = -(-max(used) // shards), int(reads.max())
+    return Plan(bundles, group, row // shards, start, document, (max(rows, 1), max(-(-most // 16) * 16, 16)))
+
+
+def first_fit_decreasing(
+    size: Int[np.ndarray, " U"], length: int
+) -> tuple[Int[np.ndarray, " U"], Int[np.ndarray, " U"], Int[np.ndarray, " U"]]:
+    """(row, first column, number in the row from 1) of each: the longest first, each into the first row with room.
+
+    No more than 11/9 of the fewest possible rows, and 6/9 of a row (Johnson 1973; Dosa 2007).
+    """
+    row, start, number = (np.zeros(len(size), np.int64) for _ in range(3))
+    room, inside = np.full(len(size), length), np.zeros(len(size), np.int64)
+    for unit in np.argsort(-size, kind="stable"):
+        place = int(np.argmax(room >= size[unit]))
+        inside[place] += 1
+        row[unit], start[unit], number[unit] = place, length - room[place], inside[place]
+        room[place] -= size[unit]
+    return row, start, number
+
+
+# ---- shapes
+
+
+def _ladder(needs: list[tuple[int, ...]]) -> Int[np.ndarray, "S A"]:
+    """Shapes of the usual batches, the smallest first."""
+    return np.quantile(np.array(needs), np.arange(1, BUCKETS + 1) / BUCKETS, axis=0, method="higher")
+
+
+def _fitting(ladder: Int[np.ndarray, "S A"], need: tuple[int, ...]) -> tuple[int, ...]:
+    """The first shape that holds it."""
+    shape = next((one for one in ladder if (one >= need).all()), ladder[-1])
+    while (shape < need).any():
+        shape = -(-shape * 5 // 4)
+    return tuple(int(size) for size in shape)
+
+
+def _longest(batch: Batch) -> int:
+    return max(int(side["valid"].sum(-1).max()) for side in _sides(batch))
+
+
+def _cut(batch: Batch, length: int) -> Batch:
+    """A batch without the columns from `length` on."""
+    along = {"tokens", "valid", "mask", "ref_logp", "step_end"} | ({"target"} if "step_end" in batch else set())
+
+    def cut(path, leaf):
+        return leaf[..., :length] if path[-1].key in along else leaf
+
+    return jax.tree_util.tree_map_with_path(cut, batch)
+
+
+# ---- arrays
+
+
+def _filled(
+    plan: Plan, length: int, rows: int, reads: int, shards: int, parts: int
+) -> tuple[Batch, Int[np.ndarray, "U K T"]]:
+    """The block of a pass, and the slot of every token of its bundles."""
+    (tokens, sizes, common, wanted, shift, part), G = plan.bundles, shards * parts
+    U, K, T = tokens.shape
+    at = np.broadcast_to(np.arange(T), (U, K, T))
+    before = common[:, None, None]
+    tail = np.maximum(sizes - common[:, None], 0)
+    branch_start = (common[:, None] + np.cumsum(tail, 1) - tail)[..., None]
+    column = plan.start[:, None, None] + np.where(at < before, at, branch_start + at - before)
+    inside = plan.row[:, None, None] * length + column  # within the group
+    shard = plan.group // parts
+    flat = ((shard * rows + plan.row) * parts + part)[:, None, None] * length + column
+    real = at < sizes[..., None]
+    values = {
+        "tokens": tokens,
+        "document": np.broadcast_to(plan.document[:, None, None], tokens.shape),
+        "position": at,
+        "branch": np.where(at < before, 0, np.arange(1, K + 1)[:, None]),
+    }
+    block: Batch = {}
+    for name, value in values.items():
+        block[name] = np.zeros((G * rows, length), np.int32)
+        block[name].reshape(-1)[flat[real]] = value[real]
+    u, k, t = np.nonzero(wanted & real)
+    group = plan.group[u]
+    order = np.argsort(group, kind="stable")
+    u, k, t, group = u[order], k[order], t[order], group[order]
+    number = np.arange(len(group)) - np.searchsorted(group, group)  # within its group
+    block["read"], block["target"] = np.zeros((2, G, reads), np.int32)
+    block["read"][group, number], block["target"][group, number] = inside[u, k, t - shift], tokens[u, k, t]
+    slot = np.full((U, K, T), -1, np.int32)
+    slot[u, k, t] = shard[u] * reads + number
+    return block, slot
+
+
+def _placed(batch: Batch, names: Names, block: Batch, slot_UKT: Int[np.ndarray, "U K T"], reads: str) -> Batch:
+    """The batch with a pass's block in it, and with slots in the place of the tokens of its sides."""
+    mask = next(side for side in [*(batch[name] for name in names), batch])["mask"]
+    slot = slot_UKT.reshape(len(batch["row"]), -1, slot_UKT.shape[-1])
+    slot = slot.max(-1) if reads == "ends" else slot  # [B K] or [B K T]
+    own = [x.reshape(mask.shape[:-1] if reads == "ends" else mask.shape) for x in np.split(slot, max(len(names), 1), 1)]
+    kept = lambda side, slot: {n: x for n, x in side.items() if n not in ("tokens", "valid")} | {"slot": slot}  # noqa: E731
+    if not names:
+        return kept(batch, own[0]) | {"packed": block}
+    sides = {name: kept(batch[name], slot) for name, slot in zip(names, own, strict=True)}
+    if len(names) > 1:
+        return batch | sides | {"packed": block}
+    return batch | {name: side | {"packed": block} for name, side in sides.items()}
