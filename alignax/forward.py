@@ -15,7 +15,19 @@ from alignax.ops import output
 from alignax.ops.checks import needs, require
 from alignax.ops.logprobs import TokenStats, token_stats
 from alignax.types import (
-    Demo, Distill, Layout, Model, Pair, Params, Ranked, Rated, Rollout, Scored, Side, Stepwise, Unpaired,
+    Demo,
+    Distill,
+    Layout,
+    Model,
+    Pair,
+    Params,
+    Ranked,
+    Rated,
+    Rollout,
+    Scored,
+    Side,
+    Stepwise,
+    Unpaired,
 )  # fmt: skip
 
 T = TypeVar("T")
@@ -36,7 +48,9 @@ def token_statistics(
     """
     hidden_BTD = model.apply(params, tokens, valid)
     hidden_BTD = hidden_BTD[:, start - 1 : -1]
-    stats = token_stats(hidden_BTD, model.unembed(params), tokens[:, start:], temperature=temperature, **output_of(model))
+    stats = token_stats(
+        hidden_BTD, model.unembed(params), tokens[:, start:], temperature=temperature, **output_of(model)
+    )
     return TokenStats(*(jnp.pad(x, ((0, 0), (start, 0))) for x in stats))
 
 
@@ -138,9 +152,7 @@ def side(model: Model, params: Params, reference: Params, batch: dict) -> Side:
     return judged(model, params, reference, [batch], batch.get("packed"))[0]
 
 
-def judged(
-    model: Model, params: Params, reference: Params, sides: Sequence[dict], packed: dict | None
-) -> list[Side]:
+def judged(model: Model, params: Params, reference: Params, sides: Sequence[dict], packed: dict | None) -> list[Side]:
     """Sides under the policy and under the reference; where they bring `ref_logp`, no reference is run."""
     own = statistics(model, params, sides, packed)
     if "ref_logp" in sides[0]:
@@ -156,7 +168,7 @@ def judged(
 def reference_logp(model: Model, reference: Params, batch: dict) -> dict[str, Float[Array, "B T"]]:
     """{side: its `ref_logp`} of a preference batch: what `judged` would compute, for a batch to bring.
 
-    The sides of a pair share a pass as in `pair`: products of the same shapes give the same bits, where compilers allow.
+    The sides of a pair share a pass as in `pair`: products of one shape give the same bits, where compilers allow.
     """
     passes = [("chosen", "rejected")] if "chosen" in batch else [("side",), ("mismatched",)]
     out = {}

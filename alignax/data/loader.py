@@ -14,6 +14,7 @@ from alignax.data.counts import DataError
 from alignax.data.mixture import mixed
 
 Arrays = Any  # a tree of numpy arrays with a common leading axis
+Arrange = Callable[[Arrays], Arrays]  # of a global batch, into rows that divide over the processes: `packing`
 
 
 class Loader:
@@ -25,6 +26,9 @@ class Loader:
 
     With `weights`, {part: weight}, the arrays are a mixture: `arrays["part"]` says which of the sorted parts each row
     is of, and rows come by weight (`mixture.mixed`), those of one part once before any comes again.
+
+    `arrange` lays a batch out in another way (`alignax.data.packing`). It sees the global batch, and each process takes
+    its share of what comes out.
     """
 
     def __init__(
@@ -35,13 +39,15 @@ class Loader:
         *,
         shuffle: bool = True,
         weights: Mapping[str, float] | None = None,
+        arrange: Arrange | None = None,
         process_index: int = 0,
         process_count: int = 1,
     ):
         self.rows = _rows(arrays)
         self.batch_size = batch_size
         self._arrays = arrays
-        self._own = _own_rows(batch_size, process_index, process_count)
+        _own_rows(batch_size, process_index, process_count)
+        self._process = (arrange, process_index, process_count)
         if weights:
             order = mixed(arrays["part"], weights, seed, shuffle=shuffle)
         else:
@@ -62,21 +68,25 @@ class Loader:
 
     def batch(self, step: int) -> Arrays:
         """This process's rows of the global batch of `step`: the same for ever for the same (seed, step)."""
-        own = self.indices(step)[self._own]
-        return jax.tree.map(lambda leaf: leaf[own], self._arrays)
+        index = self.indices(step)
+        return _share(
+            lambda rows: jax.tree.map(lambda leaf: leaf[index[rows]], self._arrays), len(index), *self._process
+        )
 
 
 def eval_batches(
-    arrays: Arrays, batch_size: int, *, process_index: int = 0, process_count: int = 1
+    arrays: Arrays, batch_size: int, *, arrange: Arrange | None = None, process_index: int = 0, process_count: int = 1
 ) -> Iterator[Arrays]:
     """Every row once, in order, in batches of fixed shape; each process gets its own rows, as in `Loader`.
 
     The last batch is filled with rows that count for nothing: all False, all 0, and -1 under the key "row".
     """
-    rows, own = _rows(arrays), _own_rows(batch_size, process_index, process_count)
-    for start in range(0, rows, batch_size):
-        index = np.arange(start, start + batch_size)[own]
-        yield jax.tree_util.tree_map_with_path(lambda path, leaf, index=index: _take(path, leaf, index), arrays)
+    for start in range(0, _rows(arrays), batch_size):
+        index = np.arange(start, start + batch_size)
+        take = lambda rows, index=index: jax.tree_util.tree_map_with_path(  # noqa: E731
+            lambda path, leaf: _take(path, leaf, index[rows]), arrays
+        )
+        yield _share(take, batch_size, arrange, process_index, process_count)
 
 
 def prefetch(
@@ -109,6 +119,16 @@ def _rows(arrays: Arrays) -> int:
     if len(sizes) != 1 or sizes == {0}:
         raise DataError(f"arrays with leading axes {sorted(sizes)}: expected one common number of rows, at least 1")
     return sizes.pop()
+
+
+def _share(
+    take: Callable[[slice], Arrays], batch_size: int, arrange: Arrange | None, process_index: int, process_count: int
+) -> Arrays:
+    """This process's rows of a global batch, of which `take(rows)` takes some."""
+    if arrange is None:
+        return take(_own_rows(batch_size, process_index, process_count))
+    own = lambda leaf: leaf[_own_rows(len(leaf), process_index, process_count)]  # noqa: E731
+    return jax.tree.map(own, arrange(take(slice(None))))
 
 
 def _own_rows(batch_size: int, process_index: int, process_count: int) -> slice:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from rich.console import Console
@@ -15,7 +16,8 @@ from rich.console import Console
 from alignax import sharding
 from alignax.checkpoint import Steps, content_hash, save_params
 from alignax.config import ConfigError, Reader, bind, plain, resolve
-from alignax.data.loader import Loader, eval_batches
+from alignax.data import packing
+from alignax.data.loader import Arrange, Loader, eval_batches
 from alignax.data.tokenizer import template_hash, tokenizer_hash
 from alignax.log import Log
 from alignax.manifest import parent_record, read_manifest, start, why_stale, write_manifest
@@ -68,6 +70,9 @@ def training_config(stage: str) -> ConfigDict:
     c.optimizer_args = ConfigDict()
     # an adapter on a frozen decoder, of alignax.lora.init: dict(rank=16); empty: all parameters are trained
     c.lora_args = ConfigDict()
+    # how texts stand in the rows of a batch (alignax.data.packing): "off", padded to the longest; "bucketed", cut to a
+    # few lengths; "packed", several in a row; "shared", and what the replies to a prompt have in common once
+    c.packing = "off"
     c.batch_size = 32  # rows of the global batch
     c.microbatches = 1  # per step: same result, less memory
     c.total_steps = 1000  # updates
@@ -142,14 +147,24 @@ def get_optimizer(name: str, args: dict, total_steps: int, *, key: str = "optimi
     return function(total_steps=total_steps, **bind(function, args, key=f"{key}_args", given=("total_steps",)))
 
 
-def make_loader(cfg: Reader, arrays: Any, batch_size: int) -> Loader:
+def make_loader(cfg: Reader, arrays: Any, batch_size: int, arrange: Arrange | None = None) -> Loader:
     """This process's share of every batch, the parts of a mixture by their weights."""
     weights = weights_of(cfg.data) if cfg.source == "mixture" else None
     index, count = jax.process_index(), jax.process_count()
-    return Loader(arrays, batch_size, cfg.seed, weights=weights, process_index=index, process_count=count)
+    return Loader(
+        arrays, batch_size, cfg.seed, weights=weights, arrange=arrange, process_index=index, process_count=count
+    )
 
 
-def evaluator(metrics_fn: Callable, arrays: Any, batch_size: int, mesh: Mesh) -> Callable[..., dict[str, float]]:
+def arrangement(cfg: Reader, arrays: dict, mesh: Mesh, *, reads: str, microbatches: int = 1) -> Arrange:
+    """How the config lays out batches of these arrays: see `alignax.data.packing.arrangement`."""
+    options = {"batch_size": cfg.batch_size, "shards": mesh.size, "parts": microbatches}
+    return packing.arrangement(arrays, cfg.packing, reads=reads, **options)
+
+
+def evaluator(
+    metrics_fn: Callable, arrays: Any, batch_size: int, mesh: Mesh, arrange: Arrange | None = None
+) -> Callable[..., dict[str, float]]:
     """A function of `metrics_fn`'s leading arguments that reduces its metrics over a whole held-out set.
 
     `metrics_fn(*args, batch)` returns {name: (values, weights)}; sums over batches, not means of batch means.
@@ -158,7 +173,7 @@ def evaluator(metrics_fn: Callable, arrays: Any, batch_size: int, mesh: Mesh) ->
     processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
 
     def run(*args: Any) -> dict[str, float]:
-        batches = eval_batches(arrays, batch_size, **processes)
+        batches = eval_batches(arrays, batch_size, arrange=arrange, **processes)
         sums = [sums_of(*args, sharding.put_batch(batch, mesh)) for batch in batches]
         totals = metric_ratios(jax.tree.map(lambda *leaves: sum(leaves), *sums))
         return {f"eval/{name}": float(value) for name, value in jax.device_get(totals).items()}
@@ -201,27 +216,35 @@ def once_per_step(evaluate: Callable[[Any], dict]) -> Callable[[Any], dict]:
 
 def train(
     stage: Stage, state: Any, step_fn: Callable, arrays: dict, mesh: Mesh, evaluate: Callable, *, model: Model,
-    show: tuple[str, ...],
+    show: tuple[str, ...], reads: str = "tokens",
 ) -> Any:  # fmt: skip
-    """Runs a stage of `training_config` from its last checkpoint to its last step."""
+    """Runs a stage of `training_config` from its last checkpoint to its last step; `reads`: see `data.packing`."""
     cfg = stage.cfg
-    loader = make_loader(cfg, arrays, cfg.batch_size)
-    flops = cfg.batch_size * row_flops(model.config, arrays, output=stage.kind != "reward")
+    arrange = arrangement(cfg, arrays, mesh, reads=reads, microbatches=cfg.microbatches)
+    loader = make_loader(cfg, arrays, cfg.batch_size, arrange)
+    some = [loader.batch(step) for step in range(min(4, cfg.total_steps))]
+    real, places = np.sum([packing.filling(batch) for batch in some], axis=0)
+    console.print(f"packing {cfg.packing!r}: {real / places:.0%} of the tokens that the model reads are real")
+    flops = batch_flops(model.config, some[0], output=stage.kind != "reward") * jax.process_count()
     ideal = ideal_seconds(flops, mesh.devices.flat[0].device_kind, mesh.size)
     put = lambda batch: sharding.put_batch(batch, mesh)  # noqa: E731
     return loop(stage, state, step_fn, loader.batch, put, evaluate, show=show, ideal=ideal)
 
 
-def row_flops(config: ModelConfig, arrays: dict, *, output: bool) -> float:
-    """FLOPs of learning from one row: forward and backward of the trained model over its sequences, padding included.
+def batch_flops(config: ModelConfig, batch: dict, *, output: bool) -> float:
+    """FLOPs of learning from a batch: forward and backward of the trained model over its rows, padding included.
 
-    What a frozen model reads (a reference; the mismatched replies of KTO) is not learnt from, and not counted.
+    What a frozen model reads (a reference; the mismatched replies of KTO) is not learnt from, and not counted. Of
+    packed rows the output layer reads some states only.
     """
-    if "tokens" in arrays:
-        length = arrays["tokens"].shape[-1]
-        return arrays["tokens"][0].size * train_flops(config, length, output=output)
-    sides = [one for name, one in arrays.items() if isinstance(one, dict) and name != "mismatched"]
-    return sum(row_flops(config, one, output=output) for one in sides)
+    if "packed" in batch:
+        places, read = batch["packed"]["tokens"], batch["packed"]["read"]
+        last = train_flops(config, 1, output=output) - train_flops(config, 1, output=False)
+        return places.size * train_flops(config, places.shape[-1], output=False) + read.size * last
+    if "tokens" in batch:
+        return batch["tokens"].size * train_flops(config, batch["tokens"].shape[-1], output=output)
+    sides = [one for name, one in batch.items() if isinstance(one, dict) and name != "mismatched"]
+    return sum(batch_flops(config, one, output=output) for one in sides)
 
 
 def loop(

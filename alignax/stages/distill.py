@@ -27,7 +27,7 @@ RECORDS = (Distill,)  # what a loss may take
 def get_config() -> ConfigDict:
     """Every key of the stage, with its default and unit."""
     c = common.training_config("distill")
-    del c.lora_args  # a student learns whole
+    del c.lora_args, c.packing  # a student learns whole, from rows that its own samples fill
     c.loss = "gkd"  # function of alignax.losses, or module:function, of a Distill
     c.teacher_from = ""  # folder of the finished policy to learn from: any size, the student's tokenizer and template
     c.model = ""  # preset of alignax.models.presets, or module:function, of a fresh student; "" takes the parent's

@@ -58,10 +58,11 @@ def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
     model, reference = parents.new_or_loaded(stage, "", {}, tokenizer, mesh, adapted=True)
     start, still = parents.learner(cfg, reference)
     identity = fingerprint(train)
+    arrange = lambda arrays: common.arrangement(cfg, arrays, mesh, reads="tokens")  # noqa: E731
     cached = cfg.reference == "cached"
     if cached:
         data = {"train": train, "heldout": held}
-        train, held = with_logp(stage, data, model, reference, tokenizer, mesh).values()
+        train, held = with_logp(stage, data, arrange, model, reference, tokenizer, mesh).values()
 
     # ---- update
     optimizer = common.get_optimizer(cfg.optimizer, cfg.optimizer_args, cfg.total_steps)
@@ -77,7 +78,7 @@ def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
         return common.evaluate_terms(terms, view(model, params, frozen["reference"], batch))
 
     # ---- train
-    pairs = common.evaluator(metrics, held, cfg.batch_size, mesh)
+    pairs = common.evaluator(metrics, held, cfg.batch_size, mesh, arrange(held))
     watch = probe.build(stage, cfg.probe, model, tokenizer, cfg.template, mesh, root)
 
     @common.once_per_step

@@ -60,6 +60,8 @@ def precheck(config: dict[str, Any], prefix: str = "") -> None:
     sizes(config, prefix)
     optimizers(config, prefix)
     kind = losses(config, prefix)
+    if "packing" in config:
+        settings.packing(config, prefix)
     if name == "sft":
         settings.sft(config, prefix)
     if name == "online":

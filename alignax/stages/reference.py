@@ -8,6 +8,7 @@ everything that the numbers depend on, and is refused if any of it is different 
 import json
 import os
 import zipfile
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ import alignax
 from alignax import forward, sharding
 from alignax.checkpoint import content_hash, fetched
 from alignax.data.encode import fingerprint
-from alignax.data.loader import eval_batches
+from alignax.data.loader import Arrange, eval_batches
 from alignax.data.tokenizer import template_hash, tokenizer_hash
 from alignax.log import progress
 from alignax.manifest import CheckpointError
@@ -31,11 +32,13 @@ FILE = "reference.npz"
 
 
 def with_logp(
-    stage: Stage, data: dict[str, Any], model: Model, reference: Params, tokenizer: Any, mesh: Mesh
-) -> dict[str, Any]:
+    stage: Stage, data: dict[str, Any], arrange: Callable[[dict], Arrange], model: Model, reference: Params,
+    tokenizer: Any, mesh: Mesh,
+) -> dict[str, Any]:  # fmt: skip
     """`data`, {split: arrays}, with `ref_logp` beside the tokens of every side, from the folder or computed now.
 
-    Raises CheckpointError if the folder's file was made from anything else, or cannot be read.
+    `arrange(arrays)` says how batches of them are laid out. Raises CheckpointError if the folder's file was made from
+    anything else, or cannot be read.
     """
     cfg, path = stage.cfg, stage.workdir / FILE
     key = {
@@ -52,18 +55,19 @@ def with_logp(
     if logp is None:
         logp = {}
         for split, arrays in data.items():
-            logp |= computed(split, arrays, model, reference, cfg.batch_size, mesh)
+            logp |= computed(split, arrays, arrange(arrays), model, reference, cfg.batch_size, mesh)
         write(path, key, logp)
     return {split: _fill(arrays, split, logp) for split, arrays in data.items()}
 
 
 def computed(
-    split: str, arrays: dict, model: Model, reference: Params, batch_size: int, mesh: Mesh
+    split: str, arrays: dict, arrange: Arrange, model: Model, reference: Params, batch_size: int, mesh: Mesh
 ) -> dict[str, np.ndarray]:
     """{split/side: log-probabilities of the tokens in the side's mask, row after row}, in batches with a bar."""
     run = jax.jit(partial(forward.reference_logp, model))
     rows = len(arrays["row"])
-    batches = eval_batches(arrays, batch_size, process_index=jax.process_index(), process_count=jax.process_count())
+    processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    batches = eval_batches(arrays, batch_size, arrange=arrange, **processes)
     title, total = f"reference log-probabilities, {split}", -(-rows // batch_size)
     found = [
         jax.tree.map(fetched, run(reference, sharding.put_batch(batch, mesh)))

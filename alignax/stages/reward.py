@@ -89,17 +89,20 @@ def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
         return term.metrics | {"loss": (term.value, term.weight)}
 
     # ---- train
-    held_out = common.evaluator(metrics, held, cfg.batch_size, mesh)
+    reads = "steps" if record is Stepwise else "ends"
+    arrange = common.arrangement(cfg, held, mesh, reads=reads)
+    held_out = common.evaluator(metrics, held, cfg.batch_size, mesh, arrange)
     evaluate = lambda state: held_out(state, still)  # noqa: E731
     state = parents.place(lambda p: new_state(p, optimizer), start, mesh=mesh)
     step = sharding.jit_step(make_step(objective, optimizer, microbatches=cfg.microbatches), state)
     step_fn = lambda state, batch: step(state, batch, still)  # noqa: E731
-    state = common.train(stage, state, step_fn, train, mesh, evaluate, model=model, show=("loss", *SHOWN[record]))
+    show = ("loss", *SHOWN[record])
+    state = common.train(stage, state, step_fn, train, mesh, evaluate, model=model, show=show, reads=reads)
 
     # ---- how good it is on held-out data; mean and spread of the scores, for those who read them
     seen = jax.jit(lambda params, batch: view(model, params, batch))
     whole = still | state.learner.params
-    parts = [seen(whole, sharding.put_batch(b, mesh)) for b in eval_batches(held, cfg.batch_size)]
+    parts = [seen(whole, sharding.put_batch(b, mesh)) for b in eval_batches(held, cfg.batch_size, arrange=arrange)]
     found = jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(held["row"])], *parts)
     scores, report = judged(found, [held_text[row] for row in held["row"]], loss, attributes)
     common.finish(

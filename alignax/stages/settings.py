@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from alignax.config import ConfigError, bind, names_of, record_of, resolve
+from alignax.data.packing import MODES
 from alignax.data.templates import TRAIN_ON
 from alignax.ops.advantages import truncated_weights
 from alignax.ops.kl import check_placement
@@ -38,6 +39,14 @@ def sft(config: dict[str, Any], prefix: str) -> None:
         raise ConfigError(
             f"config.{prefix}train_on = 'assistant' with template = {config['template']!r}: only a chat template has "
             "turns; set template to 'chat', or train_on to 'completion' or 'all'"
+        )
+
+
+def packing(config: dict[str, Any], prefix: str) -> None:
+    """How texts may stand in rows."""
+    if config["packing"] not in MODES:
+        raise ConfigError(
+            f"config.{prefix}packing = {config['packing']!r}: expected one of {', '.join(map(repr, MODES))}"
         )
 
 

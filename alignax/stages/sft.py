@@ -60,7 +60,8 @@ def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
         return term.metrics | {"loss": (term.value, term.weight)}
 
     # ---- train
-    held_out = common.evaluator(metrics, held, cfg.batch_size, mesh)
+    arrange = common.arrangement(cfg, held, mesh, reads="tokens")
+    held_out = common.evaluator(metrics, held, cfg.batch_size, mesh, arrange)
     evaluate = common.once_per_step(lambda state: held_out(state, still))
     state = parents.place(lambda p: new_state(p, optimizer), params, mesh=mesh)
     step = sharding.jit_step(make_step(objective, optimizer, microbatches=cfg.microbatches), state)
