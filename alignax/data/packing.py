@@ -18,7 +18,7 @@ MODES = ("off", "bucketed", "packed", "shared")
 # What is read of a text: its masked tokens, from the states before them; its last state; the states where steps end.
 READS = ("tokens", "ends", "steps")
 PASSES = (("chosen", "rejected"), ("side",), ("mismatched",), ("replies",), ("reply",))  # sides that one pass reads
-BUCKETS = 3  # shapes that usual batches are brought into
+BUCKETS = 4  # shapes that usual batches are brought into
 DRAWS = 64  # batches that are tried to find these shapes
 Batch = dict[str, Any]
 Names = tuple[str, ...]  # one of PASSES; () where the batch itself is the side, a demonstration
@@ -116,6 +116,20 @@ def filling(batch: Batch) -> tuple[int, int]:
     blocks = [x for x in (batch, *batch.values()) if isinstance(x, dict) and "packed" in x]
     seen = [block["packed"]["document"] > 0 for block in blocks] or [side["valid"] for side in _sides(batch)]
     return sum(int(x.sum()) for x in seen), sum(x.size for x in seen)
+
+
+def compared(arrays: Batch, batch_size: int) -> list[tuple[str, int, float]]:
+    """(mode, tokens that the model reads in a step, share of them that are real) of each mode, over the first rows."""
+    batches = [
+        jax.tree.map(lambda leaf, i=i: leaf[i : i + batch_size], arrays)
+        for i in range(0, max(1, min(4 * batch_size, len(arrays["row"]) - batch_size + 1)), batch_size)
+    ]
+    out = []
+    for mode in MODES:
+        arrange = arrangement(arrays, mode, reads="tokens", batch_size=len(batches[0]["row"]))
+        real, places = np.sum([filling(arrange(batch)) for batch in batches], axis=0)
+        out.append((mode, int(places) // len(batches), float(real / places)))
+    return out
 
 
 # ---- plans

@@ -14,6 +14,7 @@ from alignax.data import look
 from alignax.data.counts import REASONS, DataError
 from alignax.data.encode import demo_rows, prompt_rows
 from alignax.data.judged import attributes_of, rating_rows
+from alignax.data.packing import compared
 from alignax.data.templates import stop_ids
 from alignax.data.tokenizer import Tokenizer, load_tokenizer
 from alignax.stages import common, inputs, offline, pipeline, reward
@@ -126,7 +127,12 @@ def seen(config: dict, tokenizer: Tokenizer, splits: dict[str, tuple], rows: int
         "counts": {split: str(found) for split, (_, found) in made.items()},
         "dropped": [[reason, n, *REASONS[reason]] for reason, n in counts.dropped.items()],
         "lengths": {name: look.lengths(side["valid"].sum(1), int(most)) for name, side in sides.items()},
-        "facts": look.facts(batch, sides, encode.keywords.get("attributes", ())) + look.leaks(sides, made),
+        "facts": look.facts(batch, sides, encode.keywords.get("attributes", ()))
+        + look.leaks(sides, made)
+        + [
+            [f"packing {mode!r}" + ", as set" * (mode == config["packing"]), f"{places} tokens a step, {real:.0%} real"]
+            for mode, places, real in (compared(batch, config["batch_size"]) if "packing" in config else [])
+        ],
         "ends": [f"{token} (id {i})" for i, token in zip(ends, tokenizer.convert_ids_to_tokens(ends))],
         "rows": [look.show(tokenizer, sides, int(batch["row"][i]), i) for i in shown],
     }

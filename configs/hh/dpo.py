@@ -16,6 +16,7 @@ def get_config():
     hh_data(c)
     c.loss = "dpo"
     c.loss_args = dict(beta=0.1)
+    c.packing = "shared"
     c.batch_size = 16
     c.total_steps = 60
     c.optimizer_args = dict(learning_rate=1e-4, warmup_percent=10.0)

@@ -14,6 +14,7 @@ def get_config():
     c.init_from = "runs/hh/sft"
     c.template = "plain"
     hh_data(c)
+    c.packing = "shared"
     c.batch_size = 16
     c.total_steps = 150
     c.optimizer_args = dict(learning_rate=3e-4, warmup_percent=5.0)

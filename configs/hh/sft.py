@@ -16,6 +16,7 @@ def get_config():
     c.tokenizer = "gpt2"
     c.template = "plain"
     hh_data(c)
+    c.packing = "packed"
     c.batch_size = 16
     c.total_steps = 300
     c.optimizer_args = dict(learning_rate=1e-3, warmup_percent=5.0)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from alignax.data.counts import DataError
-from alignax.data.packing import BUCKETS, arrangement, filling, first_fit_decreasing
+from alignax.data.packing import BUCKETS, MODES, arrangement, compared, filling, first_fit_decreasing
 
 T = 40
 
@@ -132,6 +132,16 @@ def test_rows_that_fill_up_the_last_batch_take_no_room():
     assert (made["chosen"]["slot"] >= 0).tolist() == [True] * 5 + [False] * 3
     real = {"chosen", "rejected"}
     assert filling(made)[0] <= sum(int(batch[name]["valid"].sum()) for name in real)
+
+
+@pytest.mark.parametrize("rows", [3, 200])
+def test_modes_are_compared(rows):
+    found = compared(take(pairs(), np.arange(rows)), 16)
+    assert [mode for mode, _, _ in found] == list(MODES)
+    places = {mode: size for mode, size, _ in found}
+    assert places["off"] == 2 * T * min(rows, 16) and all(0 < share <= 1 for _, _, share in found)
+    if rows == 200:
+        assert places["shared"] < places["packed"] < places["bucketed"] <= places["off"]
 
 
 def test_what_cannot_be_arranged_is_refused():
