@@ -41,17 +41,51 @@ def token_statistics(
     *,
     temperature: Float[Array, ""] | float = 1.0,
     start: int = 1,
+    group: int = 1,
 ) -> TokenStats:
     """Log-probability, entropy and correctness of tokens `start` to T-1, [B T]; positions before `start` hold zeros.
 
-    `start` (static, at least 1) spares the output layer the positions that no loss looks at, a prompt for example.
+    `start` (static, at least 1) spares the output layer the positions that no loss looks at, a prompt for example;
+    `group`: see `states`.
     """
-    hidden_BTD = model.apply(params, tokens, valid)
-    hidden_BTD = hidden_BTD[:, start - 1 : -1]
-    stats = token_stats(
-        hidden_BTD, model.unembed(params), tokens[:, start:], temperature=temperature, **output_of(model)
-    )
+    hidden_BCD = states(model, params, tokens, valid, start=start, group=group)[:, :-1]
+    kernel_DV = model.unembed(params)
+    stats = token_stats(hidden_BCD, kernel_DV, tokens[:, start:], temperature=temperature, **output_of(model))
     return TokenStats(*(jnp.pad(x, ((0, 0), (start, 0))) for x in stats))
+
+
+def states(
+    model: Model,
+    params: Params,
+    tokens: Int[Array, "B T"],
+    valid: Bool[Array, "B T"],
+    *,
+    start: int = 1,
+    group: int = 1,
+) -> Float[Array, "B C D"]:
+    """Hidden states at positions start-1 to T-1.
+
+    With `group` > 1 so many neighbours each are replies to one prompt: their first `start` positions, which are padded
+    on the left: it is read once, and replies are branches from it, in one row of start + group (T - start) tokens.
+    Worth it where prompts are long: attention computes a reply's scores with the other replies too, to mask them.
+    """
+    if group == 1:
+        return model.apply(params, tokens, valid)[:, start - 1 :]
+    (B, T), first = tokens.shape, slice(None, None, group)
+    C = T - start
+    row = lambda x: jnp.concatenate([x[first, :start], x[:, start:].reshape(B // group, -1)], axis=1)  # noqa: E731
+    prompt_GP = valid[first, :start]
+    place_GP = jnp.maximum(jnp.cumsum(prompt_GP, axis=1, dtype=jnp.int32) - 1, 0)
+    place_GC = place_GP[:, -1:] + 1 + jnp.tile(jnp.arange(C, dtype=jnp.int32), group)[None]
+    branch_R = jnp.concatenate([jnp.zeros(start, jnp.int32), 1 + jnp.arange(group * C, dtype=jnp.int32) // C])
+    rows = Layout(
+        document=row(valid).astype(jnp.int32),
+        branch=jnp.broadcast_to(branch_R, (B // group, len(branch_R))),
+        position=jnp.concatenate([place_GP, place_GC], axis=1),
+    )
+    hidden_GRD = model.apply(params, row(tokens), rows)
+    last_B1D = jnp.repeat(hidden_GRD[:, start - 1 : start], group, axis=0)
+    return jnp.concatenate([last_B1D, hidden_GRD[:, start:].reshape(B, C, -1)], axis=1)
 
 
 def output_of(model: Model) -> dict[str, Any]:
@@ -218,24 +252,44 @@ def stepwise(model: Model, params: Params, batch: dict) -> Stepwise:
     return Stepwise(logit=logit_BT, target=batch["target"], mask=batch["step_end"])
 
 
-def score(model: Model, params: Params, tokens: Int[Array, "B T"], valid: Bool[Array, "B T"]) -> Float[Array, "B *A"]:
-    """Scalar head at the last real token of each row, wherever the padding is; [B A] of a head of A attributes."""
-    hidden_BTD = model.apply(params, tokens, valid)
-    last_B = tokens.shape[1] - 1 - jnp.argmax(valid[:, ::-1], axis=1)
-    return model.scalar(params, jnp.take_along_axis(hidden_BTD, last_B[:, None, None], axis=1)[:, 0])
+def score(
+    model: Model,
+    params: Params,
+    tokens: Int[Array, "B T"],
+    valid: Bool[Array, "B T"],
+    *,
+    start: int = 1,
+    group: int = 1,
+) -> Float[Array, "B *A"]:
+    """Scalar head at the last real token of each row, wherever the padding is; [B A] of a head of A attributes.
+
+    With `group` see `states`: the last token is then one of the reply's.
+    """
+    hidden_BCD = states(model, params, tokens, valid, start=start, group=group)
+    last_B = hidden_BCD.shape[1] - 1 - jnp.argmax(valid[:, start - 1 :][:, ::-1], axis=1)
+    return model.scalar(params, jnp.take_along_axis(hidden_BCD, last_B[:, None, None], axis=1)[:, 0])
 
 
-def values(model: Model, params: Params, tokens: Int[Array, "B T"], valid: Bool[Array, "B T"]) -> Float[Array, "B T"]:
-    """Critic's value of the state before each token: the scalar head one position earlier; 0 at position 0."""
-    value_BT = model.scalar(params, model.apply(params, tokens, valid)[:, :-1])
-    return jnp.pad(value_BT, ((0, 0), (1, 0)))
+def values(
+    model: Model,
+    params: Params,
+    tokens: Int[Array, "B T"],
+    valid: Bool[Array, "B T"],
+    *,
+    start: int = 1,
+    group: int = 1,
+) -> Float[Array, "B T"]:
+    """Critic's value of the state before each token from `start` on: the scalar head one position earlier; else 0."""
+    value_BC = model.scalar(params, states(model, params, tokens, valid, start=start, group=group)[:, :-1])
+    return jnp.pad(value_BC, ((0, 0), (start, 0)))
 
 
 def policy_view(
-    model: Model, params: Params, rollout: Rollout, *, temperature: Float[Array, ""] | float, start: int
+    model: Model, params: Params, rollout: Rollout, *, temperature: Float[Array, ""] | float, start: int, group: int = 1
 ) -> Rollout:
     """The rollout with `logp` and `entropy` of the current policy, at the temperature it was sampled with."""
-    stats = token_statistics(model, params, rollout.tokens, rollout.valid, temperature=temperature, start=start)
+    options = {"temperature": temperature, "start": start, "group": group}
+    stats = token_statistics(model, params, rollout.tokens, rollout.valid, **options)
     return rollout.replace(logp=stats.logp, entropy=stats.entropy)
 
 
