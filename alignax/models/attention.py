@@ -12,7 +12,7 @@ def layout(valid: Bool[Array, "B T"] | Layout) -> Layout:
     """The layout of rows of one text each, padded on any side: positions count the real tokens only."""
     if isinstance(valid, Layout):
         return valid
-    return Layout(valid.astype(jnp.int32), jnp.zeros(valid.shape, jnp.int32), positions_of(valid))
+    return Layout(valid.astype(jnp.int32), None, positions_of(valid))
 
 
 def positions_of(valid_BT: Bool[Array, "B T"]) -> Int[Array, "B T"]:
@@ -29,7 +29,9 @@ def visible(rows: Layout, window: int = 0) -> Bool[Array, "B T T"]:
     T = rows.document.shape[1]
     query, key = (lambda x: x[:, :, None]), (lambda x: x[:, None, :])
     text = (query(rows.document) == key(rows.document)) & (key(rows.document) > 0)
-    branch = (key(rows.branch) == 0) | (key(rows.branch) == query(rows.branch))
+    branch = jnp.bool_(True)
+    if rows.branch is not None:
+        branch = (key(rows.branch) == 0) | (key(rows.branch) == query(rows.branch))
     near = query(rows.position) - key(rows.position) < window if window else jnp.bool_(True)
     return jnp.tril(jnp.ones((T, T), bool))[None] & text & branch & near
 

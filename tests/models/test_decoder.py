@@ -149,19 +149,33 @@ def _loss_of(model, batch):
     return loss
 
 
+REMAT = ("none", "dots", "attention", "offload", "full")
+
+
 def test_remat_policies_change_neither_value_nor_gradient():
     _, params = tiny()
-    batch, results, saved = demo_batch(B=2, T=8), {}, {}
-    for remat in ("none", "dots", "full"):
-        loss = jax.jit(_loss_of(tiny(remat=remat)[0], batch))
-        results[remat] = jax.jit(jax.value_and_grad(loss))(params)
-        saved[remat] = sum(
-            leaf.size for leaf in jax.tree.leaves(jax.eval_shape(lambda p, f=loss: jax.vjp(f, p)[1], params))
-        )
-    for remat in ("dots", "full"):
+    batch, results = demo_batch(B=2, T=8), {}
+    for remat in REMAT:
+        results[remat] = jax.jit(jax.value_and_grad(_loss_of(tiny(remat=remat)[0], batch)))(params)
+    for remat in REMAT[1:]:
         np.testing.assert_allclose(results[remat][0], results["none"][0], rtol=1e-6)
         close(results[remat][1], results["none"][1], rtol=1e-5, atol=1e-5)
-    assert saved["none"] > saved["dots"] > saved["full"]  # what the backward pass keeps: the policies are read
+
+
+def test_remat_policies_keep_what_the_config_says():
+    _, params = tiny()
+    batch, kept, program = demo_batch(B=2, T=8), {}, {}
+    for remat in REMAT:
+        loss = _loss_of(tiny(remat=remat)[0], batch)
+        residuals = jax.eval_shape(lambda p, f=loss: jax.vjp(f, p)[1], params)
+        kept[remat] = sum(leaf.size for leaf in jax.tree.leaves(residuals))
+        program[remat] = str(jax.make_jaxpr(jax.grad(loss))(params))
+    # of 2 layers: what attention gives [B T N H]; the products q, k, v, o, gate, up and down besides
+    heads, others = 2 * 8 * 32, 2 * 8 * (32 + 2 * 16 + 16 + 2 * 32 + 16)
+    assert kept["none"] > kept["dots"] == kept["attention"] + 2 * others
+    assert kept["attention"] == kept["full"] + 2 * heads
+    assert kept["offload"] == kept["full"]
+    assert [remat for remat in REMAT if "f32<host>[2,2,8,16]" in program[remat]] == ["offload"]  # the layers' inputs
 
 
 def test_bfloat16_keeps_float32_parameters_gradients_and_log_probs():
@@ -229,7 +243,7 @@ def test_positions_and_causal_mask_count_real_tokens_only():
     [
         ({"kv_heads": 3}, "heads = 4 is no multiple of kv_heads = 3"),
         ({"head_dim": 7}, "head_dim . rope_fraction must be even"),
-        ({"remat": "some"}, "remat = 'some': expected one of 'none', 'dots', 'full'"),
+        ({"remat": "some"}, "remat = 'some': expected one of 'none', 'dots', 'attention', 'offload', 'full'"),
         ({"layers": 0}, "layers = 0: expected at least 1"),
         ({"vocab_size": -1}, "vocab_size = -1"),
         ({"heads": 0, "kv_heads": 1}, "heads = 0: expected at least 1"),
