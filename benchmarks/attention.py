@@ -27,7 +27,6 @@ from rich.table import Table
 from alignax import forward, sharding
 from alignax.losses.sft import sft
 from alignax.models.config import ModelConfig
-from alignax.models.decoder import decoder
 from alignax.models.kernels import attender
 from alignax.models.presets import llama
 from alignax.stages.parents import on_mesh, sharded_shapes

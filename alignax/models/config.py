@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 
 KINDS = ("full", "sliding", "nope")  # of attention: all earlier tokens; the last `window` ones; all, without rotation
-COMPUTE = ("dtype", "remat", "attention", "vocab_shards")  # fields that change how results are computed and not what they are
+COMPUTE = ("dtype", "remat", "attention", "vocab_shards")  # how results are computed and not what they are
 _CHOICES = {
     "positions": ("rotary", "learned"),
     "rope_type": ("default", "linear", "llama3"),

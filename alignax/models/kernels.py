@@ -1,6 +1,6 @@
 """Which kernel attends, on which device, what each refuses, and how a layer calls it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -18,7 +18,7 @@ KEPT = "attention"  # name of what attention gives: a remat policy may keep it
 
 
 def kernel_of(config: ModelConfig, device: Any = None, rows: Array | Layout | None = None) -> str:
-    """"xla", "cudnn" or "splash": the one that the config names, or with "auto" the device's own where it can.
+    """ "xla", "cudnn" or "splash": the one that the config names, or with "auto" the device's own where it can.
 
     `device` is that of the mesh, or the first one. Raises ValueError if the named kernel cannot do what is asked.
     """
@@ -124,15 +124,15 @@ def splash(
     block = min(4 * lanes, -(-T // lanes) * lanes)
     length = -(-T // block) * block  # rows are padded to whole blocks: what is added is later than all, and cut off
     mask = pallas.LocalMask((length,) * 2, (window - 1, 0), 0) if window else pallas.CausalMask((length,) * 2)
-    sizes = ("q", "kv", "kv_compute", "q_dkv", "kv_dkv", "kv_dkv_compute", "q_dq", "kv_dq")
+    blocks = pallas.BlockSizes(block, block, block, block, block, block, block, block)  # forward and backward alike
     with jax.ensure_compile_time_eval():  # which blocks are skipped is known before any array is
         kernel = pallas.make_splash_mha(
-            pallas.MultiHeadMask([mask] * N), block_sizes=pallas.BlockSizes(**{f"block_{x}": block for x in sizes}),
-            head_shards=1, q_seq_shards=1, attn_logits_soft_cap=softcap or None, residual_checkpoint_name=KEPT,
-            interpret=interpret,
+            pallas.MultiHeadMask([mask] * N), block_sizes=blocks, head_shards=1, q_seq_shards=1, interpret=interpret,
+            attn_logits_soft_cap=softcap or None, residual_checkpoint_name=KEPT,
         )  # fmt: skip
     whole = lambda x: jnp.pad(x, ((0, 0), (0, length - T), *((0, 0),) * (x.ndim - 2)))  # noqa: E731
     q_BTNH = (q_BTNH.astype(jnp.float32) * scale).astype(q_BTNH.dtype)  # the kernel has no scale of its own
     heads = [whole(x).swapaxes(1, 2) for x in (q_BTNH, k_BTKH, v_BTKH)]
     texts = () if document_BT is None else (pallas.SegmentIds(whole(document_BT), whole(document_BT)),)
-    return jax.vmap(kernel)(*heads, *texts)[:, :, :T].swapaxes(1, 2)
+    out_BNTH: Any = jax.vmap(kernel)(*heads, *texts)
+    return out_BNTH[:, :, :T].swapaxes(1, 2)
