@@ -88,10 +88,10 @@ def decoder(
     def scan(params: Params, tokens_BT: Array, valid_BT: Array | Layout, keep):
         """The residual after the last layer, and what `keep(x, k, v)` keeps of each layer, stacked."""
         kernel, back = kernel_of(config, device, valid_BT), lambda x: x
-        if kernel != "xla" and not isinstance(valid_BT, Layout):
+        packed = isinstance(valid_BT, Layout)
+        if kernel != "xla" and not packed:
             tokens_BT, valid_BT, back = flush(tokens_BT, valid_BT)
         rows = layout(valid_BT)
-        packed = isinstance(valid_BT, Layout)
         # what differs by kind of layer, for each kind; one body serves all layers and picks its own
         attend = attender(config, kernel, rows, packed=packed, by_device=by_device, device=device)
         angle = [turned(rows.position, kind) for kind in kinds]

@@ -51,7 +51,7 @@ def refusal(kernel: str, config: ModelConfig, device: Any, rows: Array | Layout 
     return next((why for holds, why in reasons if holds), "")
 
 
-def flush(tokens_BT: Int[Array, "B T"], valid_BT: Bool[Array, "B T"]) -> tuple[Array, Array, Callable[[Array], Array]]:
+def flush(tokens_BT: Int[Array, "B T"], valid_BT: Bool[Array, "B T"]) -> tuple[Array, Array, Callable[[Any], Array]]:
     """(tokens, valid) with the real tokens of each row first, and the function that puts [B, T, ...] back in place.
 
     What comes last is seen by no real token: such rows need no mask but the causal one.
@@ -123,7 +123,8 @@ def splash(
     (T, N), lanes = q_BTNH.shape[1:3], 128
     block = min(4 * lanes, -(-T // lanes) * lanes)
     length = -(-T // block) * block  # rows are padded to whole blocks: what is added is later than all, and cut off
-    mask = pallas.LocalMask((length,) * 2, (window - 1, 0), 0) if window else pallas.CausalMask((length,) * 2)
+    square = (length, length)
+    mask = pallas.LocalMask(square, (window - 1, 0), 0) if window else pallas.CausalMask(square)
     blocks = pallas.BlockSizes(block, block, block, block, block, block, block, block)  # forward and backward alike
     with jax.ensure_compile_time_eval():  # which blocks are skipped is known before any array is
         kernel = pallas.make_splash_mha(

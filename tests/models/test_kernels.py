@@ -18,6 +18,7 @@ from alignax.models.attention import attention, layout, positions_of, visible
 from alignax.models.config import ModelConfig
 from alignax.models.decoder import decoder
 from alignax.models.kernels import flush, kernel_of, splash
+from alignax.stages.parents import on_mesh
 from alignax.types import Layout
 
 CPU = jax.devices()[0]
@@ -86,8 +87,8 @@ ROWS = {"plain": PADDED, "packed": _layout((5, 3), (2, 2, 2), (8,), (1, 6), T=8)
 @functools.lru_cache
 def _loss(attention, rows, mesh=None, **changes):
     """(loss by parameters, parameters): a weighted sum of the hidden states of the real tokens."""
-    how = {} if mesh is None else {"constrain": sharding.rows(mesh), "by_device": sharding.by_device(mesh)}
-    model = decoder(ModelConfig(**SHAPE | changes | {"attention": attention}), **how)
+    config = ModelConfig(**SHAPE | changes | {"attention": attention})
+    model = decoder(config) if mesh is None else on_mesh(config, mesh)
     rng, given = np.random.default_rng(1), ROWS[rows]
     tokens = jnp.asarray(rng.integers(2, VOCAB, (4, 8)), jnp.int32)
     weight = jnp.asarray(rng.normal(size=(4, 8, 16)), jnp.float32) * (layout(given).document > 0)[..., None]
