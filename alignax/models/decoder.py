@@ -17,15 +17,14 @@ from jaxtyping import Bool, Float, Int
 from alignax.models.attention import attend_one, attention, layout
 from alignax.models.config import ModelConfig
 from alignax.models.heads import init_scalar, scalar
-from alignax.models.kernels import KEPT, attender, flush, kernel_of
+from alignax.models.kernels import attended, attender, flush, kernel_of
 from alignax.models.layers import Block, angles, frequencies, norm
 from alignax.types import Layout, Model, Params
 
 _policies = jax.checkpoint_policies
-_attended = _policies.save_only_these_names(KEPT)
 REMAT = {
-    "dots": _policies.save_from_both_policies(_policies.dots_with_no_batch_dims_saveable, _attended),
-    "attention": _attended,
+    "dots": _policies.save_from_both_policies(_policies.dots_with_no_batch_dims_saveable, attended),
+    "attention": attended,
     "offload": _policies.save_and_offload_only_these_names(
         names_which_can_be_saved=[], names_which_can_be_offloaded=["input"],
         offload_src="device", offload_dst="pinned_host",

@@ -17,8 +17,14 @@ from alignax.types import Layout
 KEPT = "attention"  # name of what attention gives: a remat policy may keep it
 
 
+def attended(primitive: Any, *arrays: Any, **params: Any) -> bool:
+    """The remat policy that keeps what attention gives, so that the backward pass does not run a kernel again."""
+    named = jax.checkpoint_policies.save_only_these_names(KEPT)(primitive, *arrays, **params)
+    return named or primitive.name.startswith("dot_product_attention_fwd")  # cuDNN's, which names nothing
+
+
 def kernel_of(config: ModelConfig, device: Any = None, rows: Array | Layout | None = None) -> str:
-    """ "xla", "cudnn" or "splash": the one that the config names, or with "auto" the device's own where it can.
+    """The kernel for these rows: the one that the config names, or with "auto" the device's own where it can.
 
     `device` is that of the mesh, or the first one. Raises ValueError if the named kernel cannot do what is asked.
     """

@@ -128,9 +128,15 @@ def test_devices_with_splash_each_take_their_own_rows():
 
 
 @pytest.mark.parametrize("remat, runs", [("none", 1), ("dots", 1), ("attention", 1), ("full", 2)])
-def test_a_kept_kernel_is_not_run_again_in_the_backward_pass(remat, runs):
+def test_a_kept_kernel_is_not_run_again_in_the_backward_pass(remat, runs, monkeypatch):
     loss, params = _loss("splash", "plain", remat=remat)
     assert _used(jax.make_jaxpr(jax.grad(loss))(params)).count("name=splash_mha_fwd") == runs
+    monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91000)  # there is none here
+    model = decoder(ModelConfig(**SHAPE, dtype="bfloat16", attention="cudnn", remat=remat), device=HOPPER)
+    tokens, valid = jnp.zeros((2, 8), jnp.int32), jnp.ones((2, 8), bool)
+    loss = lambda params: jnp.sum(model.apply(params, tokens, valid).astype(jnp.float32))  # noqa: E731
+    used = _used(jax.make_jaxpr(jax.grad(loss))(params))
+    assert used.count("dot_product_attention_fwd_wrapper[") == runs
 
 
 def test_prefill_with_splash_fills_the_cache_that_xla_fills():
