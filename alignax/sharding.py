@@ -82,6 +82,22 @@ def rows(mesh: Mesh) -> Callable[[Any], Any]:
     return lambda x: x if x.shape[0] % mesh.size else jax.lax.with_sharding_constraint(x, split)
 
 
+def by_device(mesh: Mesh) -> Callable[[Callable], Callable]:
+    """For `decoder`: a function of arrays becomes one that every device runs on its own rows, where they divide.
+
+    The compiler does not cut a Pallas kernel into parts by itself.
+    """
+
+    def cut(f: Callable) -> Callable:
+        def run(*arrays):
+            spec = P() if len(arrays[0]) % mesh.size else P(mesh.axis_names)
+            return jax.shard_map(f, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)(*arrays)
+
+        return run
+
+    return cut
+
+
 def jit_step(step: Callable, state: Any) -> Callable:
     """`step(state, ...) -> (state, metrics)` jitted, with the state donated and put back where it was.
 

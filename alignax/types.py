@@ -230,11 +230,12 @@ class Layout(NamedTuple):
     """Which tokens of a row see which, where a row holds more than one text.
 
     A query sees a key at or before it that is of the same document and either of its shared beginning or of the query's
-    own branch. A plain row is one document without branches: `models.attention.layout`.
+    own branch. The tokens of a document follow one another. A plain row is one document without branches:
+    `models.attention.layout`.
     """
 
     document: Int[Array, "B T"]  # 0: padding; else the number of the text
-    branch: Int[Array, "B T"] | None  # 0: the beginning that branches share; else the branch's number; None: no branch
+    branch: Int[Array, "B T"] | None  # 0: the beginning that the branches share; else its number; None: no branches
     position: Int[Array, "B T"]  # of the token in its text, beginning and branch counted as one
 
 

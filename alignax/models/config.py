@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 
 KINDS = ("full", "sliding", "nope")  # of attention: all earlier tokens; the last `window` ones; all, without rotation
-COMPUTE = ("dtype", "remat", "vocab_shards")  # fields that change how results are computed and not what they are
+COMPUTE = ("dtype", "remat", "attention", "vocab_shards")  # how results are computed and not what they are
 _CHOICES = {
     "positions": ("rotary", "learned"),
     "rope_type": ("default", "linear", "llama3"),
@@ -12,7 +12,8 @@ _CHOICES = {
     "norm_at": ("before", "after", "both"),
     "qk_norm": ("none", "head", "all"),
     "activation": ("silu", "gelu", "gelu_tanh"),
-    "remat": ("none", "dots", "full"),
+    "remat": ("none", "dots", "attention", "offload", "full"),
+    "attention": ("auto", "xla", "cudnn", "splash"),
     "dtype": ("float32", "bfloat16", "float16"),
 }
 
@@ -71,8 +72,14 @@ class ModelConfig:
 
     # ---- how it is computed
     dtype: str = "float32"  # of activations; parameters, norms, softmax and log-probs are float32 always
-    remat: str = "none"  # what a layer keeps for its backward pass: "none" (all), "dots" (products), "full" (nothing)
-
+    # What is kept of each layer for its backward pass, the most memory first: "none": all that it reads; "dots": the
+    # products with parameters and what attention gives; "attention": what attention gives; "full": the layer's input
+    # alone, which "offload" moves to the host's memory meanwhile. What is not kept is computed again.
+    remat: str = "none"
+    # "auto": the device's own kernel where it can do what is asked, else "xla". "xla" can do all, with T x T logits;
+    # "cudnn" (NVIDIA GPUs, Ampere or later): no float32, soft cap, packed rows, nor heads that are no multiple of 8 or
+    # larger than 128 (Hopper: 256); "splash" (TPUs; elsewhere interpreted, for tests): no shared beginnings (branches)
+    attention: str = "auto"
     vocab_shards: int = 1  # devices that the vocabulary is cut over: a chunk of logits takes its columns from all
 
     def __post_init__(self):
@@ -125,6 +132,11 @@ class ModelConfig:
     def rotated(self) -> int:
         """Leading numbers of each head that rotary positions turn."""
         return int(self.head_dim * self.rope_fraction)
+
+    @property
+    def query_scale(self) -> float:
+        """What q k is multiplied with."""
+        return (self.query_scale_dim or self.head_dim) ** -0.5
 
     @property
     def kinds(self) -> tuple[str, ...]:

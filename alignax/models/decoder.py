@@ -5,32 +5,53 @@ A parameter tree is `{"decoder": {"embed", "layers" (each leaf [L, ...]), "norm"
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Bool, Float, Int
 
-from alignax.models.attention import attend_one, attention, layout, visible
+from alignax.models.attention import attend_one, attention, layout
 from alignax.models.config import ModelConfig
 from alignax.models.heads import init_scalar, scalar
+from alignax.models.kernels import attended, attender, flush, kernel_of
 from alignax.models.layers import Block, angles, frequencies, norm
 from alignax.types import Layout, Model, Params
 
-REMAT = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}
+_policies = jax.checkpoint_policies
+REMAT = {
+    "dots": _policies.save_from_both_policies(_policies.dots_with_no_batch_dims_saveable, attended),
+    "attention": attended,
+    "offload": _policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[], names_which_can_be_offloaded=["input"],
+        offload_src="device", offload_dst="pinned_host",
+    ),
+    "full": None,
+}  # fmt: skip
 
 
-def decoder(config: ModelConfig, constrain: Callable[[Array], Array] = lambda x: x) -> Model:
+def decoder(
+    config: ModelConfig,
+    constrain: Callable[[Array], Array] = lambda x: x,
+    *,
+    by_device: Callable[[Callable], Callable] = lambda f: f,
+    device: Any = None,
+) -> Model:
     """The model of a config. `apply`, `prefill` and `decode` agree: tests hold them to it.
 
     `constrain` is put on the residual [B, T, D] before and after every layer: `sharding.rows(mesh)` keeps its rows
     split over all devices, where the compiler would otherwise be free to gather rows instead of kernels.
+    `sharding.by_device(mesh)` hands a kernel the rows of each device. `device`, any of the mesh, says which kernel
+    there is; it is the first one unless given. Raises ValueError for a kernel that is not for this config or device.
     """
+    kernel_of(config, device)
     block, final = Block(config), norm(config)
     dtype, learned = jnp.dtype(config.dtype), config.positions == "learned"
     kinds = tuple(dict.fromkeys(config.kinds))  # the kinds of attention that occur
-    scores = {"scale": (config.query_scale_dim or config.head_dim) ** -0.5, "softcap": config.attention_softcap}
+    scores = {"scale": config.query_scale, "softcap": config.attention_softcap}
 
     def init(key: Array) -> Params:
         x = jnp.zeros((1, 1, config.dim), dtype)
@@ -65,24 +86,29 @@ def decoder(config: ModelConfig, constrain: Callable[[Array], Array] = lambda x:
 
     def scan(params: Params, tokens_BT: Array, valid_BT: Array | Layout, keep):
         """The residual after the last layer, and what `keep(x, k, v)` keeps of each layer, stacked."""
+        kernel, back = kernel_of(config, device, valid_BT), lambda x: x
+        packed = isinstance(valid_BT, Layout)
+        if kernel != "xla" and not packed:
+            tokens_BT, valid_BT, back = flush(tokens_BT, valid_BT)
         rows = layout(valid_BT)
         # what differs by kind of layer, for each kind; one body serves all layers and picks its own
-        seen = [visible(rows, config.window if kind == "sliding" else 0) for kind in kinds]
+        attend = attender(config, kernel, rows, packed=packed, by_device=by_device, device=device)
         angle = [turned(rows.position, kind) for kind in kinds]
         pick = lambda made, i: made[0] if len(kinds) == 1 else jax.tree.map(lambda *x: jnp.stack(x)[i], *made)  # noqa: E731
 
         def layer(x, scanned):
             p, adapter, kind = scanned
-            mask_BTS = pick(seen, kind)
-            see = lambda q, k, v: (attention(q, k, v, mask_BTS, **scores), (k, v))  # noqa: E731
+            see = lambda q, k, v: (attend(q, k, v, kind), (k, v))  # noqa: E731
+            x = checkpoint_name(x, "input")
             x, (k, v) = block.apply({"params": p, "lora": adapter}, x, pick(angle, kind), see)
-            return constrain(x), keep(x, k, v)
+            return constrain(x), keep(back(x), back(k), back(v))
 
         if config.remat != "none":
             layer = jax.checkpoint(layer, policy=REMAT[config.remat])
         x = constrain(embed(params, tokens_BT, rows.position))
         of_layer = np.array([kinds.index(kind) for kind in config.kinds], np.int32)
-        return x, *jax.lax.scan(layer, x, (params["decoder"]["layers"], adapter_of(params), of_layer))
+        last, kept = jax.lax.scan(layer, x, (params["decoder"]["layers"], adapter_of(params), of_layer))
+        return back(x), back(last), kept
 
     def apply(params: Params, tokens: Int[Array, "B T"], valid: Bool[Array, "B T"] | Layout) -> Float[Array, "B T D"]:
         """Hidden states after the final norm. Positions count the real tokens only, so padding may lie on any side."""

@@ -52,8 +52,9 @@ def shared_config(stage: str) -> ConfigDict:
     c.init_from = ""  # folder of the finished stage to start from, "@name" for a step of the pipeline
     # mesh axes: rows are split over both, parameters over fsdp; -1 is the devices that the other leaves
     c.mesh = ConfigDict({"data": -1, "fsdp": 1})
-    # dtype of activations (parameters stay float32); what layers keep for the backward pass: none, dots, full
-    c.compute = ConfigDict({"dtype": "float32", "remat": "none"})
+    # dtype of activations (parameters stay float32); what layers keep for the backward pass: none (means all), dots,
+    # attention, offload, full; the kernel of attention: auto, xla, cudnn, splash (alignax.models.config says more)
+    c.compute = ConfigDict({"dtype": "float32", "remat": "none", "attention": "auto"})
     return c
 
 

@@ -45,7 +45,8 @@ def build_model(preset: str, args: dict, compute: dict, vocab_size: int, mesh: M
 
 def on_mesh(config: ModelConfig, mesh: Mesh) -> Model:
     """The model, told how activations and the vocabulary are cut: along the axis that the rules of `sharding` name."""
-    return decoder(dataclasses.replace(config, vocab_shards=mesh.shape["fsdp"]), sharding.rows(mesh))
+    config = dataclasses.replace(config, vocab_shards=mesh.shape["fsdp"])
+    return decoder(config, sharding.rows(mesh), by_device=sharding.by_device(mesh), device=mesh.devices.flat[0])
 
 
 def new_or_loaded(
@@ -179,4 +180,4 @@ def get_mesh(cfg: Reader) -> Mesh:
 
 def compute_of(cfg: Reader) -> dict:
     """How activations are computed and kept: fields of ModelConfig that do not change the parameters."""
-    return {"dtype": cfg.compute.dtype, "remat": cfg.compute.remat}
+    return {"dtype": cfg.compute.dtype, "remat": cfg.compute.remat, "attention": cfg.compute.attention}

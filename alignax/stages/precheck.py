@@ -9,6 +9,8 @@ import jax
 
 from alignax import lora
 from alignax.config import ConfigError, bind, check, plain, record_of, resolve, typed
+from alignax.models.config import ModelConfig
+from alignax.models.kernels import kernel_of
 from alignax.ops.advantages import truncated_weights
 from alignax.stages import settings
 from alignax.stages.trial import shapes_of, tried
@@ -56,6 +58,7 @@ def precheck(config: dict[str, Any], prefix: str = "") -> None:
         )
     check(config, plain(defaults), prefix=prefix)
     arguments(config, prefix)
+    compute(config, prefix)
     origin(config, prefix)
     sizes(config, prefix)
     optimizers(config, prefix)
@@ -90,6 +93,15 @@ def arguments(config: dict[str, Any], prefix: str) -> None:
             bind(function, config[key], key=prefix + key, given=given)
     if "probe" in config:
         arguments(config["probe"], f"{prefix}probe.")
+
+
+def compute(config: dict[str, Any], prefix: str) -> None:
+    """How a model is computed must be a choice that there is, and a kernel one for this device and dtype."""
+    if "compute" in config:
+        try:
+            kernel_of(ModelConfig(vocab_size=1, **config["compute"]))
+        except ValueError as error:
+            raise ConfigError(f"config.{prefix}compute.{error}") from None
 
 
 def mixture(config: dict[str, Any], prefix: str) -> None:

@@ -149,19 +149,33 @@ def _loss_of(model, batch):
     return loss
 
 
+REMAT = ("none", "dots", "attention", "offload", "full")
+
+
 def test_remat_policies_change_neither_value_nor_gradient():
     _, params = tiny()
-    batch, results, saved = demo_batch(B=2, T=8), {}, {}
-    for remat in ("none", "dots", "full"):
-        loss = jax.jit(_loss_of(tiny(remat=remat)[0], batch))
-        results[remat] = jax.jit(jax.value_and_grad(loss))(params)
-        saved[remat] = sum(
-            leaf.size for leaf in jax.tree.leaves(jax.eval_shape(lambda p, f=loss: jax.vjp(f, p)[1], params))
-        )
-    for remat in ("dots", "full"):
+    batch, results = demo_batch(B=2, T=8), {}
+    for remat in REMAT:
+        results[remat] = jax.jit(jax.value_and_grad(_loss_of(tiny(remat=remat)[0], batch)))(params)
+    for remat in REMAT[1:]:
         np.testing.assert_allclose(results[remat][0], results["none"][0], rtol=1e-6)
         close(results[remat][1], results["none"][1], rtol=1e-5, atol=1e-5)
-    assert saved["none"] > saved["dots"] > saved["full"]  # what the backward pass keeps: the policies are read
+
+
+def test_remat_policies_keep_what_the_config_says():
+    _, params = tiny()
+    batch, kept, program = demo_batch(B=2, T=8), {}, {}
+    for remat in REMAT:
+        loss = _loss_of(tiny(remat=remat)[0], batch)
+        residuals = jax.eval_shape(lambda p, f=loss: jax.vjp(f, p)[1], params)
+        kept[remat] = sum(leaf.size for leaf in jax.tree.leaves(residuals))
+        program[remat] = str(jax.make_jaxpr(jax.grad(loss))(params))
+    # of 2 layers: what attention gives [B T N H]; besides, the products q, k, v, o, gate, up (no gradient reads down)
+    heads, others = 2 * 8 * 32, 2 * 8 * (32 + 2 * 16 + 16 + 2 * 32)
+    assert kept["none"] > kept["dots"] == kept["attention"] + 2 * others
+    assert kept["attention"] == kept["full"] + 2 * heads
+    assert kept["offload"] == kept["full"]
+    assert [remat for remat in REMAT if "f32<host>[2,2,8,16]" in program[remat]] == ["offload"]  # the layers' inputs
 
 
 def test_bfloat16_keeps_float32_parameters_gradients_and_log_probs():
@@ -197,13 +211,44 @@ def test_padded_vocabulary_gets_no_probability():
     assert stats.correct[:, 1].sum() == 1
 
 
-def _equations(jaxpr) -> int:
-    inner = [sub for eqn in jaxpr.eqns for sub in jax.tree.leaves(list(eqn.params.values()), is_leaf=_is_jaxpr)]
-    return len(jaxpr.eqns) + sum(_equations(getattr(sub, "jaxpr", sub)) for sub in inner if _is_jaxpr(sub))
+def _equations(jaxpr):
+    """Every equation, those of programs within the program included."""
+    for eqn in jaxpr.eqns:
+        yield eqn
+        for sub in jax.tree.leaves(list(eqn.params.values()), is_leaf=_is_jaxpr):
+            if _is_jaxpr(sub):
+                yield from _equations(getattr(sub, "jaxpr", sub))
 
 
 def _is_jaxpr(x) -> bool:
     return hasattr(x, "eqns") or hasattr(x, "jaxpr")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"attention_softcap": 30.0, "logit_softcap": 30.0, "qk_norm": "head"},
+        {"norm": "rms_plus_one", "norm_at": "both", "experts": 2, "experts_per_token": 1},
+        {"norm": "layer", "positions": "learned", "max_positions": 16},
+        {"attention": "splash", "attention_softcap": 30.0},
+    ],
+)
+def test_bfloat16_takes_exponentials_roots_sums_and_soft_caps_in_float32(changes):
+    (model, params), batch = tiny(dtype="bfloat16", **changes), demo_batch(B=2, T=8)
+    whole = jax.make_jaxpr(lambda p: forward.token_statistics(model, p, batch["tokens"], batch["valid"]))(params)
+    one = jax.make_jaxpr(lambda p: model.decode(model.unstack(p), batch["tokens"][:, 0], model.init_cache(2, 8)))(
+        params
+    )
+    exact = {"exp", "exp2", "log", "log1p", "rsqrt", "sqrt", "tanh", "reduce_sum", "reduce_max", "cumsum", "sin", "cos"}
+    taken = [
+        (eqn.primitive.name, str(eqn.invars[0].aval.dtype))
+        for program in (whole, one)
+        for eqn in _equations(program.jaxpr)
+        if eqn.primitive.name in exact
+    ]
+    assert {"exp", "log", "rsqrt"} <= {name for name, _ in taken}  # softmax, log-probabilities, norms
+    assert not [use for use in taken if use[1] in ("bfloat16", "float16")]
+    assert "bfloat16" in str(whole)
 
 
 def test_program_size_does_not_grow_with_depth():
@@ -212,7 +257,7 @@ def test_program_size_does_not_grow_with_depth():
     def size(layers):
         model = decoder(ModelConfig(vocab_size=VOCAB, dim=16, layers=layers, heads=2, kv_heads=2, head_dim=8, ffn=32))
         shapes = jax.eval_shape(model.init, jax.random.key(0))
-        return _equations(jax.make_jaxpr(jax.grad(_loss_of(model, batch)))(shapes).jaxpr)
+        return sum(1 for _ in _equations(jax.make_jaxpr(jax.grad(_loss_of(model, batch)))(shapes).jaxpr))
 
     assert size(2) == size(7) > 100  # of the forward and the backward pass
 
@@ -229,7 +274,7 @@ def test_positions_and_causal_mask_count_real_tokens_only():
     [
         ({"kv_heads": 3}, "heads = 4 is no multiple of kv_heads = 3"),
         ({"head_dim": 7}, "head_dim . rope_fraction must be even"),
-        ({"remat": "some"}, "remat = 'some': expected one of 'none', 'dots', 'full'"),
+        ({"remat": "some"}, "remat = 'some': expected one of 'none', 'dots', 'attention', 'offload', 'full'"),
         ({"layers": 0}, "layers = 0: expected at least 1"),
         ({"vocab_size": -1}, "vocab_size = -1"),
         ({"heads": 0, "kv_heads": 1}, "heads = 0: expected at least 1"),

@@ -64,6 +64,8 @@ def nothing_is_compiled(monkeypatch):
         (PPO, ["--config.kl_controller=adaptive_kl"], "config.kl_controller_args.target is missing: adaptive_kl needs"),
         (SFT, ["--config.source=jsnl"], "config.source = 'jsnl': there is no module 'alignax.data.sources.jsnl'; did"),
         (SFT, ["--config.model_args={'width': 3}"], "config.model_args.width: harbor takes no such argument"),
+        (SFT, ["--config.compute.remat=some"], "config.compute.remat = 'some': expected one of 'none', 'dots', "),
+        (SFT, ["--config.compute.attention=cudnn"], "config.compute.attention = 'cudnn': it needs an NVIDIA GPU of"),
         (SFT, ["--config.model="], "config.model is empty, and so is config.init_from"),
         (SFT, ["--config.tokenizer="], "config.tokenizer is empty, and so is config.init_from"),
         (DPO, ["--config.init_from=", "--config.data.path=x"], "config.init_from is empty: this stage starts from"),
