@@ -10,6 +10,7 @@ from tiny import close, prompt_batch
 from tiny_online import build_parts, model_reward, models
 
 from alignax import lora
+from alignax.stages.programs import two_programs
 from alignax.stages.roles import megabytes, shared
 from alignax.train import online
 from alignax.train.state import new_online_state
@@ -127,6 +128,15 @@ def test_an_iteration_beside_any_opponent_keeps_the_shape_of_its_state(names):
     parts, state, frozen = rivalry(*names)
     after, metrics = jax.eval_shape(partial(online.iteration, parts, model_reward), state, frozen, prompt_batch())
     assert jax.tree.structure(after) == jax.tree.structure(state) and "sampling/importance_ratio" in metrics
+
+
+def test_two_programs_around_a_reward_on_the_host_take_adapters_too():
+    parts = build_parts(**ONCE, **PLAIN)
+    state, frozen = setting(parts, 0.1)
+    score = lambda rollout, finished_B, prompts: finished_B * 1.0  # noqa: E731
+    step = two_programs(parts, score, frozen, state)
+    after, metrics = jax.eval_shape(step, state, prompt_batch())
+    assert jax.tree.structure(after) == jax.tree.structure(state) and "critic/loss" in metrics
 
 
 def test_a_mixture_of_adapted_policies_is_the_one_of_merged_policies():
