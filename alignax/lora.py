@@ -41,7 +41,7 @@ def init(
     def one(key: Array, kernel: Array) -> dict[str, Array]:
         L, D, F = kernel.shape
         a = jax.random.uniform(key, (L, D, rank), minval=-(D**-0.5), maxval=D**-0.5)
-        out = {"a": a, "b": jnp.zeros((L, rank, F)), "scale": jnp.full((L,), scale)}
+        out = {"a": a, "b": jnp.zeros((L, rank, F)), "scale": jnp.full((L,), scale, jnp.float32)}
         return out | ({"m": jnp.linalg.norm(kernel, axis=1)} if dora else {})
 
     keys = jax.random.split(key, len(names))

@@ -86,3 +86,9 @@ def test_gradient_is_that_of_the_merged_kernel_through_a_and_b_and_none_of_the_s
 def test_an_adapter_of_nothing_is_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         lora.init(jax.random.key(0), tiny()[1], **settings)
+
+
+def test_a_fresh_adapter_has_the_types_of_one_that_was_trained():
+    # a weak type would be gone after the first update, and the second would compile again
+    fresh = lora.init(jax.random.key(0), tiny()[1], rank=2, dora=True)
+    assert not [x for x in jax.tree.leaves(fresh) if x.weak_type or x.dtype != jnp.float32]

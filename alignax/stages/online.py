@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from ml_collections import ConfigDict
 
 from alignax import forward, sharding
@@ -15,14 +14,13 @@ from alignax.config import ConfigError, bind, record_of, resolve
 from alignax.data.encode import fingerprint, prompt_rows
 from alignax.data.templates import stop_ids
 from alignax.data.tokenizer import pad_id
-from alignax.evals.policy import texts, total_reward
 from alignax.losses.kl import kl as kl_loss
 from alignax.ops.advantages import truncated_weights
 from alignax.ops.kl import check_placement
 from alignax.ops.masked import masked_mean
 from alignax.sampling.opponent import beside, mixture
 from alignax.sampling.sample import finished, row_keys, sample
-from alignax.stages import common, inputs, parents, probe
+from alignax.stages import common, inputs, parents, probe, programs, roles
 from alignax.stages.precheck import bind_term
 from alignax.train import online
 from alignax.train.state import new_online_state
@@ -51,6 +49,9 @@ def get_config() -> ConfigDict:
     c.opponent = "none"
     c.opponent_share = 0.5  # the reference's share in the mixture
     c.oversample = 1  # sample that many times batch_size prompts and learn from those whose scores differ, first
+    # policy and critic learn an adapter each, of alignax.lora.init: dict(rank=16); the decoder beneath, which reference
+    # and reward model share where they stand on the same content, is frozen. Empty: all parameters are trained
+    c.lora_args = ConfigDict()
     c.critic_init = "reward"  # trunk and head of the reward model; "policy": its trunk and a new head; "none"
     c.advantage = "gae"  # function of alignax.train.advantages, or module:function; only gae needs a critic
     c.advantage_args = ConfigDict()
@@ -83,8 +84,8 @@ def get_config() -> ConfigDict:
 
 def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
     """Aligns a policy to a reward; returns the folder of the finished stage. Resumes what it finds there."""
-    roles = {"policy": "init_from", "reward": "reward_from", "proxy": "probe.reward_from"}
-    stage = common.open_stage("online", config, workdir, root, roles)
+    named = {"policy": "init_from", "reward": "reward_from", "proxy": "probe.reward_from"}
+    stage = common.open_stage("online", config, workdir, root, named)
     if stage is None:
         return Path(workdir)
     cfg, workdir = stage.cfg, stage.workdir
@@ -101,31 +102,29 @@ def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
 
     # ---- models: policy and reference from the parent, critic from the reward model or the policy
     mesh = parents.get_mesh(cfg)
-    model, reference = parents.new_or_loaded(stage, "", {}, tokenizer, mesh)
-    proxy = load_reward(stage, tokenizer, mesh)
-    critic_model, critic = make_critic(cfg, model, reference, proxy)
-    scorer = (lambda params, r: forward.score(proxy[0], params, r.tokens, r.valid)) if proxy else None
+    loaded = roles.load(stage, tokenizer, mesh)
+    model, proxy, frozen = loaded.model, loaded.reward, loaded.frozen()
 
     # ---- the pure parts of an iteration
-    parts = make_parts(cfg, model, critic_model, ends, pad_id(tokenizer), start)
+    parts = make_parts(cfg, model, loaded.critic_model, ends, pad_id(tokenizer), start)
     optimizers = parts.policy_optimizer, parts.critic_optimizer
     state = parents.place(
         lambda p, c: new_online_state(p, c, *optimizers, cfg.kl_coef, cfg.seed, parts.kl_memory),
-        reference, critic, mesh=mesh,
+        loaded.policy, loaded.critic, mesh=mesh,
     )  # fmt: skip
-    frozen = {"reference": reference, "reward": proxy[1] if proxy else None}
-    if scorer:  # the reward is on the device: one program
-        whole = sharding.jit_step(partial(online.iteration, parts, scorer), state)
-        step_fn = lambda state, batch: whole(state, frozen, batch)  # noqa: E731
+    if proxy:  # the reward is on the device: one program
+        scorer = lambda params, r: forward.score(proxy[0], params, r.tokens, r.valid)  # noqa: E731
+        step_fn = programs.one_program(parts, scorer, frozen, state)
     else:  # the reward reads text: two programs and one transfer between them
         gold = probe.gold_reward(text_reward, reward_args, key="reward")
-        step_fn = two_programs(
-            parts, text_scorer(gold, rows, tokenizer, cfg.template, cfg.samples_per_prompt), frozen, state
-        )
+        scorer = programs.text_scorer(gold, rows, tokenizer, cfg.template, cfg.samples_per_prompt)
+        step_fn = programs.two_programs(parts, scorer, frozen, state)
 
     # ---- train
-    watch = probe.build(stage, cfg.probe, model, tokenizer, cfg.template, mesh, root, reward=proxy)
-    measured = (lambda state: probe.summary(watch.measure(state.policy.params, reference))) if watch else None
+    seen = {"reward": proxy, "bases": loaded.bases}
+    watch = probe.build(stage, cfg.probe, model, tokenizer, cfg.template, mesh, root, **seen)
+    still = loaded.still["policy"] if loaded.still else {}
+    measured = (lambda s: probe.summary(watch.measure(still | s.policy.params, loaded.reference))) if watch else None
     evaluate = common.once_per_step(measured) if measured else None
     loader = common.make_loader(cfg, prompts, cfg.batch_size * cfg.oversample)
     put = lambda batch: sharding.put_batch(batch, mesh)  # noqa: E731
@@ -144,24 +143,6 @@ def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
         metrics=evaluate(state) if evaluate else {},
     )
     return workdir
-
-
-def load_reward(stage: common.Stage, tokenizer: Any, mesh: Any) -> tuple | None:
-    """(model, parameters) of the reward model, or None where the reward is a function of text."""
-    weights, template = stage.cfg.reward_weights, stage.cfg.template
-    if "reward" not in stage.parents:
-        return None
-    options = {"tokenizer": tokenizer, "template": template, "mesh": mesh, "key": "reward_weights"}
-    return probe.load_reward(stage, "reward", weights, **options)
-
-
-def make_critic(cfg: Any, model: Any, policy: Any, proxy: tuple | None) -> tuple:
-    """(model, parameters) of the critic at the start (from the reward model: Stiennon et al. 2020), Nones if none."""
-    if cfg.critic_init == "none":
-        return None, None
-    if cfg.critic_init == "reward" and proxy is not None:
-        return proxy
-    return model, policy | {"scalar": model.init_scalar(jax.random.fold_in(jax.random.key(cfg.seed), 1))}
 
 
 def make_parts(cfg: Any, model: Any, critic_model: Any, ends: jax.Array, pad: int, start: int) -> online.Parts:
@@ -273,30 +254,3 @@ def with_memory(control: Any) -> tuple[Any, Any]:
     if memory.default is memory.empty:
         raise ConfigError("config.kl_controller: its parameter 'memory' has no default: give it what it starts with")
     return control, memory.default
-
-
-def two_programs(parts: online.Parts, score: Any, frozen: dict, state: Any) -> Any:
-    """An iteration around a reward on the host: `score(rollout, finished, prompts) -> [B]` between two programs."""
-    roll = jax.jit(partial(online.roll, parts))
-    reference = frozen["reference"]
-    learn = sharding.jit_step(partial(online.learn, parts), state)
-
-    def step(state, prompts):
-        rollout, finished_B = roll(state, reference, prompts)
-        return learn(state, reference, rollout, finished_B, jnp.asarray(score(rollout, finished_B, prompts)))
-
-    return step
-
-
-def text_scorer(reward: Any, rows: list[dict], tokenizer: Any, template: str, group: int = 1) -> Any:
-    """A reward over text as a function of arrays; a reply finds its row by the id that travels with its prompt."""
-    ends = sorted(stop_ids(tokenizer, template))
-
-    def score(rollout, finished_B, prompts):
-        completions = texts(tokenizer, rollout, ends)
-        ids, done = jax.device_get((prompts["row"], finished_B))
-        replies = zip(np.repeat(ids, group), completions, done, strict=True)
-        totals = [total_reward(reward, rows[row], text, bool(end))["total"] for row, text, end in replies]
-        return jnp.asarray(totals, jnp.float32)
-
-    return score

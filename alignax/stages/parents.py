@@ -50,18 +50,20 @@ def on_mesh(config: ModelConfig, mesh: Mesh) -> Model:
 
 
 def new_or_loaded(
-    stage: Stage, preset: str, args: dict, tokenizer: Any, mesh: Mesh, *, adapted: bool = False
-) -> tuple[Model, Params]:
+    stage: Stage, preset: str, args: dict, tokenizer: Any, mesh: Mesh, *, adapted: bool = False,
+    bases: dict[str, Params] | None = None,
+) -> tuple[Model, Params]:  # fmt: skip
     """The parent policy, or fresh parameters of the preset where there is none; with both, they must agree.
 
-    `adapted`: see `load_model`.
+    `adapted`, `bases`: see `load_model`.
     """
     cfg, compute = stage.cfg, compute_of(stage.cfg)
     model = build_model(preset, args, compute, len(tokenizer), mesh) if preset else None
     if "policy" in stage.parents:
         expected = model.config if model else None
         options = {"tokenizer": tokenizer, "template": cfg.template, "compute": compute, "mesh": mesh}
-        return load_model(stage, "policy", POLICIES, expected=expected, adapted=adapted, **options)[:2]
+        options |= {"adapted": adapted, "bases": bases}
+        return load_model(stage, "policy", POLICIES, expected=expected, **options)[:2]
     if model is None:
         raise ConfigError("config.model is empty, and there is no parent to take the architecture from")
     seed = jax.random.key(cfg.seed)
@@ -70,11 +72,13 @@ def new_or_loaded(
 
 def load_model(
     stage: Stage, role: str, stages: tuple[str, ...], *, tokenizer: Any, template: str, compute: dict, mesh: Mesh,
-    expected: ModelConfig | None = None, adapted: bool = False,
+    expected: ModelConfig | None = None, adapted: bool = False, bases: dict[str, Params] | None = None,
 ) -> tuple[Model, Params, dict]:  # fmt: skip
     """Model, parameters (on the mesh) and manifest of a parent; refuses one that does not fit, saying what differs.
 
-    An adapter is worked into its base, unless `adapted`: then the tree has both.
+    An adapter is worked into its base, unless `adapted`: then the tree has both. It has both with `bases` too, {content
+    hash: whole parameters}: what is there is not loaded again and what is loaded is put there, so that roles on one
+    content have one decoder.
     """
     folder = stage.parents[role]
     manifest = read_manifest(folder)
@@ -89,12 +93,14 @@ def load_model(
         architecture=expected.architecture() if expected else None,
     )
     model = on_mesh(config, mesh)
-    params = load_tree(folder, manifest, model, mesh)
-    return model, params if adapted else lora.merge(params), manifest
+    params = load_tree(folder, manifest, model, mesh, bases)
+    return model, params if adapted or bases is not None else lora.merge(params), manifest
 
 
-def load_tree(folder: Path, manifest: dict, model: Model, mesh: Mesh) -> Params:
+def load_tree(folder: Path, manifest: dict, model: Model, mesh: Mesh, bases: dict[str, Params] | None = None) -> Params:
     """The parameters of a checkpoint, on the mesh; those of an adapter with the decoder on which it stands.
+
+    `bases`: see `load_model`.
 
     Raises CheckpointError if a content is not what its manifest says, or a base not the one that the adapter was
     trained on.
@@ -103,7 +109,10 @@ def load_tree(folder: Path, manifest: dict, model: Model, mesh: Mesh) -> Params:
     shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0), scalar=scalar, attributes=attributes))
     base = manifest["base"]
     if base is None:
-        return _checked(folder, manifest, load_params(folder / "params", sharded_shapes(shapes, mesh)))
+        known, content = {} if bases is None else bases, manifest["content_hash"]
+        if content not in known:
+            known[content] = _checked(folder, manifest, load_params(folder / "params", sharded_shapes(shapes, mesh)))
+        return known[content]
     beneath, rest = (folder / base["path"]).resolve(), {name: x for name, x in shapes.items() if name != "decoder"}
     args = bind(lora.init, manifest["config"]["lora_args"], key="lora_args")
     rest["lora"] = jax.eval_shape(lambda params: lora.init(jax.random.key(0), params, **args), shapes)
@@ -114,7 +123,7 @@ def load_tree(folder: Path, manifest: dict, model: Model, mesh: Mesh) -> Params:
             f"{folder} is an adapter on the content {base['content_hash'][:12]}, but {beneath} holds "
             f"{told['content_hash'][:12]}: bring back the base that it was trained on"
         )
-    return load_tree(beneath, told, model, mesh) | own
+    return load_tree(beneath, told, model, mesh, bases) | own
 
 
 def whole(folder: Path, manifest: dict) -> tuple[Model, Params]:
@@ -129,20 +138,21 @@ def _checked(folder: Path, manifest: dict, params: Params) -> Params:
     return params
 
 
-def learner(cfg: Reader, params: Params) -> tuple[Params, Params]:
+def learner(cfg: Reader, params: Params, *, of: str = "the parent", fold: int = 2) -> tuple[Params, Params]:
     """(what learns, what stands still) of a model's parameters: all and nothing; or adapter and head, and the decoder.
 
-    An adapter that is there goes on learning. Raises ConfigError if `lora_args` ask for one of another shape.
+    An adapter that is there goes on learning; a fresh one is drawn from the config's seed and `fold`. Raises
+    ConfigError, naming `of`, if `lora_args` ask for one of another shape.
     """
     if not cfg.lora_args:
         return lora.merge(params), {}
     args = bind(lora.init, cfg.lora_args, key="lora_args")
-    build = lambda params: lora.init(jax.random.fold_in(jax.random.key(cfg.seed), 2), params, **args)  # noqa: E731
+    build = lambda params: lora.init(jax.random.fold_in(jax.random.key(cfg.seed), fold), params, **args)  # noqa: E731
     adapter = params.get("lora") or build(params)
     here, asked = (jax.tree.map(jnp.shape, tree) for tree in (adapter, jax.eval_shape(build, params)))
     if here != asked:
         raise ConfigError(
-            f"config.lora_args = {dict(cfg.lora_args)}: the parent is an adapter of another shape; give its own "
+            f"config.lora_args = {dict(cfg.lora_args)}: {of} is an adapter of another shape; give its own "
             "settings, to go on with it, or none, to train all parameters"
         )
     return {"lora": adapter} | {k: v for k, v in params.items() if k not in ("lora", "decoder")}, {

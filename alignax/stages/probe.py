@@ -48,9 +48,10 @@ class Probe(NamedTuple):
 
 def build(
     stage: common.Stage, cfg: Reader, model: Model, tokenizer: Any, template: str, mesh: Mesh, root: Path | None,
-    reward: tuple[Model, Params] | None = None,
+    reward: tuple[Model, Params] | None = None, bases: dict[str, Params] | None = None,
 ) -> Probe | None:  # fmt: skip
-    """The probe of a config, or None where it has no source. `reward` is a proxy that the stage has loaded already."""
+    """The probe of a config, or None where it has no source. `reward` is a proxy that the stage has loaded already;
+    `bases`: see `parents.load_model`."""
     source, _, limit, batch_size = cfg.source, cfg.data, cfg.max_prompt_length, cfg.batch_size
     function, args, capacity, temperature = cfg.reward, cfg.reward_args, cfg.max_new_tokens, cfg.temperature
     _, weights = cfg.reward_from, cfg.reward_weights  # open_stage has found the folder
@@ -63,7 +64,7 @@ def build(
     gold = gold_reward(function, args, key="probe.reward")
     if "proxy" in stage.parents:
         options = {"tokenizer": tokenizer, "template": template, "mesh": mesh, "key": "probe.reward_weights"}
-        reward = load_reward(stage, "proxy", weights, **options)
+        reward = load_reward(stage, "proxy", weights, bases=bases, **options)
     reward_model, reward_params = reward or (None, None)
     ends = stop_ids(tokenizer, template)
     run = make_measure(
@@ -105,17 +106,19 @@ def gold_reward(path: str, args: dict, *, key: str) -> Callable | None:
 
 
 def load_reward(
-    stage: common.Stage, role: str, weights: dict, *, tokenizer: Any, template: str, mesh: Mesh, key: str
-) -> tuple[Model, Params]:
+    stage: common.Stage, role: str, weights: dict, *, tokenizer: Any, template: str, mesh: Mesh, key: str,
+    bases: dict[str, Params] | None = None,
+) -> tuple[Model, Params]:  # fmt: skip
     """Model and parameters of a reward model with one score.
 
     The head of one that rates attributes is folded into the scalar head of sum_a weights_a score_a; an attribute that
     `weights`, the config's `key`, does not name has weight 1. A process reward model scores a reply by its verdict at
-    the last token, which for a whole reply is that on the last step. Raises ConfigError for weights of a model that
-    rates no attributes, of an attribute that it does not rate, and for a weight that is no finite number.
+    the last token, which for a whole reply is that on the last step. `bases`: see `parents.load_model`. Raises
+    ConfigError for weights of a model that rates no attributes, of an attribute that it does not rate, and for a weight
+    that is no finite number.
     """
     options = {"tokenizer": tokenizer, "template": template, "compute": parents.compute_of(stage.cfg), "mesh": mesh}
-    model, params, manifest = parents.load_model(stage, role, ("reward",), **options)
+    model, params, manifest = parents.load_model(stage, role, ("reward",), bases=bases, **options)
     known = parents.rated_attributes(manifest)
     for name, value in weights.items():
         if not known:

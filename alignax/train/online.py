@@ -56,6 +56,31 @@ def updates(*, epochs: int = 4, minibatches: int = 1, microbatches: int = 1, kl_
     return Updates(epochs, minibatches, microbatches, kl_limit)
 
 
+def on_base(parts: Parts, still: dict[str, Params] | None) -> Parts:
+    """`parts` for learners that hold an adapter and a head alone: `still`'s "policy" and "critic" complete their trees.
+
+    None where the learners hold everything. To be called inside the compiled program, whose argument `still` is: a
+    decoder that stands still is then no constant of the program, has no gradient, and is no part of the state.
+
+    The sampler, too, applies the adapter beside its kernel. Worked in once per rollout it would take a copy of the
+    layers more and save next to no time (benchmarks/roles.py measures both), and round: in bfloat16 a small adapter
+    is lost in the kernel's last digits, and the policy that samples is no longer quite the one that learns.
+    """
+    if still is None:
+        return parts
+    policy, critic, values = still["policy"], still["critic"], parts.critic_objective
+
+    def annotate(params: Params, reference: Params, value: Params | None, rollout: Rollout) -> Rollout:
+        return parts.annotate(policy | params, reference, critic | value if value else None, rollout)
+
+    return parts._replace(
+        sample=lambda params, *rest: parts.sample(policy | params, *rest),
+        annotate=annotate,
+        policy_objective=lambda params, *rest: parts.policy_objective(policy | params, *rest),
+        critic_objective=values and (lambda params, rollout: values(critic | params, rollout)),
+    )
+
+
 def roll(parts: Parts, state: OnlineState, reference: Params, prompts: dict) -> tuple[Rollout, Bool[Array, " B"]]:
     """Samples the completions of each prompt with the live policy, and an opponent's; old_logp is the sampler's own."""
     return parts.sample(state.policy.params, reference, prompts, jax.random.fold_in(step_key(state), 0))
@@ -200,7 +225,11 @@ def update_once(
 def iteration(
     parts: Parts, reward: Callable[[Params, Rollout], Array], state: OnlineState, frozen: dict, prompts: dict
 ) -> tuple[OnlineState, dict]:
-    """One whole iteration with the reward on the device: `reward(frozen["reward"], rollout) -> [B]`. Jit it as one."""
+    """One whole iteration with the reward on the device: `reward(frozen["reward"], rollout) -> [B]`. Jit it as one.
+
+    `frozen` holds what is read and does not learn: "reference", "reward", and "still" of `on_base`, if it is there.
+    """
+    parts = on_base(parts, frozen.get("still"))
     rollout, finished_B = roll(parts, state, frozen["reference"], prompts)
     score_B = reward(frozen["reward"], rollout)
     return learn(parts, state, frozen["reference"], rollout, finished_B, score_B)

@@ -13,7 +13,7 @@ from alignax import forward
 from alignax.checkpoint import Steps
 from alignax.ops.kl import START, adaptive_kl, pid_kl
 from alignax.sampling.sample import finished
-from alignax.stages.online import two_programs
+from alignax.stages.programs import two_programs
 from alignax.train import online
 
 STEPS = 3
