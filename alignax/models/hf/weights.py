@@ -79,8 +79,9 @@ def load_weights(
     arrays = {path: _zeros(leaf) for path, leaf in leaves.items()}
     from safetensors import safe_open
 
+    files = set(where.values())  # each is opened once
     with contextlib.ExitStack() as stack:
-        opened = {file: stack.enter_context(safe_open(str(Path(folder) / file), "numpy")) for file in where.values()}
+        opened = {file: stack.enter_context(safe_open(str(Path(folder) / file), "numpy")) for file in files}
         for name in progress(sorted(named, key=lambda name: (where[name], name))):
             _put(arrays, named[name], opened[where[name]].get_tensor(name))
     out = {"decoder": unflatten_dict(arrays, sep="/")}
@@ -189,7 +190,8 @@ def _put(arrays: dict[str, jax.Array], tensor: Tensor, value: np.ndarray) -> Non
         piece = jax.make_array_from_callback(
             part.shape, own, lambda index, part=part: np.ascontiguousarray(part[index])
         )
-        arrays[path] = _writer(leaf.sharding)(leaf, piece, np.array(tensor.slot, np.int32))
+        # waited for: files are read faster than devices write, and what waits for them would pile up on the host
+        arrays[path] = jax.block_until_ready(_writer(leaf.sharding)(leaf, piece, np.array(tensor.slot, np.int32)))
 
 
 @functools.cache
