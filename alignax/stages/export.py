@@ -16,7 +16,7 @@ import numpy as np
 from alignax import sharding
 from alignax.config import ConfigError
 from alignax.data.templates import stop_ids
-from alignax.data.tokenizer import load_tokenizer, tokenizer_hash
+from alignax.data.tokenizer import STOPS, load_tokenizer, tokenizer_hash
 from alignax.log import replace_file
 from alignax.manifest import read_manifest
 from alignax.models.config import ModelConfig
@@ -25,7 +25,7 @@ from alignax.models.hf.families import Family
 from alignax.models.hf.peft_out import save_adapter
 from alignax.models.hf.weights import save_weights
 from alignax.stages import common, parents
-from alignax.stages.imported import BIAS
+from alignax.stages.imported import BIAS, generation_ends
 from alignax.stages.origin import ORIGIN, family_of, origin_of
 from alignax.stages.parents import rated_attributes
 
@@ -134,6 +134,8 @@ def _write_configs(
     from transformers import AutoConfig, AutoTokenizer
 
     tokenizer = load_tokenizer(str(checkpoint / "tokenizer"))
+    stops = sorted(stop_ids(tokenizer, parents.template_of(manifest, tokenizer)))
+    tokenizer.init_kwargs.pop(STOPS, None)  # in generation_config.json again
     names = ("bos_token_id", "eos_token_id", "pad_token_id") if own_ids else ()
     ids = {name: getattr(tokenizer, name) for name in names}
     AutoConfig.for_model(**keys | ids | {"model_type": family.name}).save_pretrained(folder)
@@ -146,9 +148,7 @@ def _write_configs(
         )
     file = checkpoint / ORIGIN / "generation_config.json"
     told = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    known = told.get("eos_token_id", tokenizer.eos_token_id)
-    known = known if isinstance(known, list) else [known]
-    stops = sorted(stop_ids(tokenizer, parents.template_of(manifest, tokenizer)))
+    known = generation_ends(file.parent) or [tokenizer.eos_token_id]
     if not set(stops) <= set(known):  # what ends a reply in training has to end one in `generate`
         told["eos_token_id"] = sorted({*known, *stops} - {None})
         replace_file(folder / "generation_config.json", json.dumps(told, indent=2) + "\n")

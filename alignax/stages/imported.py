@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from rich.progress import track
 
 from alignax.config import ConfigError
-from alignax.data.tokenizer import load_tokenizer
+from alignax.data.tokenizer import STOPS, load_tokenizer
 from alignax.log import replace_file
 from alignax.manifest import CheckpointError, read_manifest
 from alignax.models.decoder import param_count
@@ -64,6 +64,9 @@ def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
     if (folder / CONFIG).is_file() and not (folder / "config.json").is_file():
         raise ConfigError(f"{folder} is an adapter: name the checkpoint that it stands on (--base=CHECKPOINT)")
     tokenizer = load_tokenizer(cfg.tokenizer or str(folder))
+    stops = [i for i in generation_ends(folder) if i < len(tokenizer) and i != tokenizer.eos_token_id]
+    if stops:  # the tokenizer's folder is what every later stage reads
+        tokenizer.init_kwargs[STOPS] = stops
     family, theirs = hf_config.read_config(folder)
     model_config = hf_config.from_hf(family, theirs, tokens=len(tokenizer))
     labels = attributes_of(theirs)
@@ -127,6 +130,13 @@ def check_unchanged(folder: Path, workdir: Path) -> None:
     """Raises CheckpointError if a folder is not the one any more that was imported into `workdir`."""
     if folder.is_dir() and read_manifest(workdir)["data"]["fingerprint"] != identity(folder):
         raise CheckpointError(f"{folder} has changed since {workdir} was made of it: delete {workdir}, or name another")
+
+
+def generation_ends(folder: Path) -> list[int]:
+    """The end-of-sequence ids of generation_config.json: one, several, or none."""
+    file = folder / "generation_config.json"
+    told = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id") if file.is_file() else None
+    return [] if told is None else told if isinstance(told, list) else [told]
 
 
 def attributes_of(theirs: dict[str, Any]) -> list[str] | None:
