@@ -42,7 +42,7 @@ setup(
         "tpu": ["jax[tpu]"],
         "plan": ["libtpu"],  # the TPU compiler without a TPU; slows ordinary starts, hence not a default
         "test": ["beartype", "ipykernel", "nbclient", "nbformat", "pyright", "pytest", "pytest-xdist", "ruff"],
-        "parity": ["torch"],  # PyTorch references for parity tests only
+        "parity": ["torch", "peft"],  # PyTorch references for parity tests only
         "docs": ["jupyterlab"],
     },
     entry_points={"console_scripts": ["alignax = alignax.main:main"]},

@@ -22,8 +22,12 @@ EXAMPLES = """examples:
       completions of a checkpoint
   alignax import Qwen/Qwen2.5-0.5B runs/qwen
       a checkpoint of Hugging Face's format, as the policy (or reward model) that other stages start from
+  alignax import OWNER/ADAPTER runs/adapted --base=runs/qwen
+      an adapter of peft's format, on a checkpoint that is there
   alignax export runs/quickstart/ppo exported
       a folder that transformers loads
+  alignax export runs/adapted adapter --adapter
+      an adapter alone, as a folder that peft loads
   alignax losses
       every objective with its record, paper and settings; `alignax losses dpo` says all about one
 """
@@ -66,11 +70,15 @@ def parser() -> argparse.ArgumentParser:
     bring.add_argument("out", help="folder of the new checkpoint")
     bring.add_argument("--revision", default="", help="branch, tag or commit on the hub")
     bring.add_argument("--tokenizer", default="", help="folder or hub name (default: the one beside the weights)")
+    bring.add_argument("--base", default="", help="for an adapter of peft's: the finished checkpoint it stands on")
+    bring.add_argument("--trust-base", action="store_true", help="the adapter's name for its base is not compared")
     give = commands.add_parser("export", help="write a checkpoint in Hugging Face's format", **raw)
     give.add_argument("checkpoint", help="folder of a finished policy or reward model")
     give.add_argument("out", help="new folder")
     give.add_argument("--dtype", default="", help="float32, bfloat16 or float16 (default: as imported, else float32)")
     give.add_argument("--family", default="", help="model_type (default: as imported, else the first that fits)")
+    give.add_argument("--adapter", action="store_true", help="the adapter alone, in peft's format (default: merged)")
+    give.add_argument("--base-name", default="", help="with --adapter: what to call its base (default: as imported)")
     losses = commands.add_parser("losses", help="list the objectives, or explain one", **raw)
     losses.add_argument("name", nargs="?", default="", help="print the whole description of this one")
     return top
@@ -198,14 +206,22 @@ def command_import(args: argparse.Namespace) -> None:
 
     config = imported.get_config()
     config.path, config.revision, config.tokenizer = args.source, args.revision, args.tokenizer
+    config.base, config.trust_base = args.base, args.trust_base
     imported.run(config, args.out)
 
 
 def command_export(args: argparse.Namespace) -> None:
-    """Exports a checkpoint."""
-    from alignax.stages.export import export
+    """Exports a checkpoint, or an adapter alone."""
+    from alignax.config import ConfigError
+    from alignax.stages.export import export, export_adapter
 
-    print(export(args.checkpoint, args.out, dtype=args.dtype, family=args.family))
+    if args.adapter:
+        options = {"dtype": args.dtype or "float32", "family": args.family, "base_name": args.base_name}
+        print(export_adapter(args.checkpoint, args.out, **options))
+    elif args.base_name:
+        raise ConfigError(f"--base-name={args.base_name}: a merged export has no base; add --adapter")
+    else:
+        print(export(args.checkpoint, args.out, dtype=args.dtype, family=args.family))
 
 
 def command_losses(name: str) -> None:

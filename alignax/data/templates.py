@@ -26,7 +26,7 @@ import jinja2
 
 from alignax.data.counts import DataError
 from alignax.data.dialogue import Prompt, Said, Span, check_turns, end_of_turn, messages_of, render, turns
-from alignax.data.tokenizer import Tokenizer, control_tokens, eos_id, eos_ids
+from alignax.data.tokenizer import Tokenizer, control_tokens, eos_id, eos_ids, told_stops
 
 TEMPLATES = ("plain", "chat")
 TRAIN_ON = ("completion", "assistant", "all")
@@ -102,11 +102,13 @@ def end_texts(tokenizer: Tokenizer) -> tuple[str, ...]:
 def stop_ids(tokenizer: Tokenizer, template: str) -> frozenset[int]:
     """The ids that end a reply in training and stop the sampler: `eos_ids`, and in a chat the template's end of turn.
 
-    The two may differ: Gemma's turns end with <end_of_turn>, its texts with <eos>.
+    The two may differ: Gemma's turns end with <end_of_turn>, its texts with <eos>. An imported checkpoint may have
+    named more (`told_stops`).
     """
+    told = told_stops(tokenizer)
     if template != "chat":
-        return eos_ids(tokenizer)
-    return eos_ids(tokenizer, tuple(tokenizer.convert_tokens_to_ids(end) for end in end_texts(tokenizer)))
+        return eos_ids(tokenizer, told)
+    return eos_ids(tokenizer, (*told, *(tokenizer.convert_tokens_to_ids(end) for end in end_texts(tokenizer))))
 
 
 def _asked(tokenizer: Tokenizer, prompt: Prompt) -> str | None:

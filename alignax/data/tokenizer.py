@@ -8,6 +8,7 @@ from typing import Any
 from alignax.data.counts import DataError
 
 Tokenizer = Any  # a transformers fast tokenizer
+STOPS = "stop_ids"  # key of tokenizer_config.json: see `told_stops`
 
 
 def load_tokenizer(path_or_name: str) -> Tokenizer:
@@ -63,6 +64,11 @@ def eos_ids(tokenizer: Tokenizer, extra: tuple[int, ...] = ()) -> frozenset[int]
         if not 0 <= token < len(tokenizer):
             raise DataError(f"extra end-of-sequence id {token} is not in the vocabulary of {len(tokenizer)} tokens")
     return frozenset({eos_id(tokenizer), *extra})
+
+
+def told_stops(tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Further ids that end a reply, as an imported checkpoint's generation_config.json named them; () of any other."""
+    return tuple(tokenizer.init_kwargs.get(STOPS, ()))
 
 
 def control_tokens(tokenizer: Tokenizer) -> tuple[str, ...]:

@@ -1,24 +1,33 @@
-"""A finished checkpoint -> a folder that transformers loads. `alignax export CHECKPOINT OUT`."""
+"""A finished checkpoint -> a folder that transformers loads. `alignax export CHECKPOINT OUT`.
 
+With `--adapter`, an adapter alone -> a folder that peft loads.
+"""
+
+import contextlib
 import json
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from alignax import sharding
 from alignax.config import ConfigError
 from alignax.data.templates import stop_ids
-from alignax.data.tokenizer import load_tokenizer, tokenizer_hash
+from alignax.data.tokenizer import STOPS, load_tokenizer, tokenizer_hash
 from alignax.log import replace_file
 from alignax.manifest import read_manifest
 from alignax.models.config import ModelConfig
 from alignax.models.hf import config as hf_config
-from alignax.models.hf.families import FAMILIES, Family
+from alignax.models.hf.families import Family
+from alignax.models.hf.peft_out import save_adapter
 from alignax.models.hf.weights import save_weights
 from alignax.stages import common, parents
-from alignax.stages.imported import BIAS, ORIGIN, origin_of
+from alignax.stages.imported import BIAS, generation_ends
+from alignax.stages.origin import ORIGIN, family_of, origin_of
+from alignax.stages.parents import rated_attributes
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -34,44 +43,81 @@ def export(
     ValueError for an architecture that the family cannot express.
     """
     checkpoint, out = Path(checkpoint), Path(out)
+    manifest, origin = _checked(checkpoint, out), origin_of(checkpoint)
+    config = ModelConfig(**manifest["architecture"])
+    found = family_of(config, origin, family)
+    dtype = _dtype(dtype or origin.get("dtype") or origin.get("torch_dtype") or "float32")
+    _, params = parents.whole(checkpoint, manifest)
+    # a family that was asked for and a model without an origin are told by the table; else the origin's words stay
+    base = origin if origin and found.name == origin["model_type"] else hf_config.to_hf(config, found)
+    keys = base | {"dtype": dtype, **_classes(found, params, manifest)}
+    with _appearing(out) as folder:
+        save_weights(folder, found, config, params, dtype=dtype, shard_bytes=shard_bytes)
+        _write_configs(folder, checkpoint, found, keys, manifest=manifest, own_ids=not origin)
+    return out
+
+
+def export_adapter(
+    checkpoint: str | Path, out: str | Path, *, dtype: str = "float32", family: str = "", base_name: str = ""
+) -> Path:
+    """Writes adapter_config.json and adapter_model.safetensors of a checkpoint that is an adapter; returns `out`.
+
+    `base_name` is what the config calls the base, "" the name that the base was imported by. Raises ConfigError as
+    `export` does, and for a checkpoint that is no adapter.
+    """
+    checkpoint, out = Path(checkpoint), Path(out)
+    manifest = _checked(checkpoint, out)
+    if manifest["base"] is None:
+        raise ConfigError(f"{checkpoint} holds whole parameters and no adapter: export it without --adapter")
+    config, dtype = ModelConfig(**manifest["architecture"]), _dtype(dtype)
+    found = family_of(config, origin_of(checkpoint), family)
+    mesh = sharding.make_mesh({"data": 1, "fsdp": -1})
+    params = parents.load_tree(checkpoint, manifest, parents.on_mesh(config, mesh), mesh)
+    hf_config.to_hf(config, found)  # the base can be one of this family
+    beneath = read_manifest((checkpoint / manifest["base"]["path"]).resolve())["config"]
+    name = base_name or beneath.get("path", "")
+    if not name:
+        common.console.print("adapter_config.json does not name its base: --base-name=NAME would")
+    args = manifest["config"].get("lora_args") or manifest["data"]["lora_args"]
+    note = {"base": manifest["base"]["content_hash"]} | ({"attributes": x} if (x := rated_attributes(manifest)) else {})
+    said = {"base_model_name_or_path": name or None, "revision": (not base_name and beneath.get("revision")) or None}
+    with _appearing(out) as folder:
+        save_adapter(folder, found, config, params, rslora=args.get("rslora", False), dtype=dtype, note=note, said=said)
+    return out
+
+
+def _checked(checkpoint: Path, out: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint with parameters, to be written to a new folder."""
     manifest = read_manifest(checkpoint)
     if manifest["architecture"] is None:
         raise ConfigError(f"{checkpoint} is of the stage {manifest['stage']!r}, which has no parameters to export")
     if out.exists():
         raise ConfigError(f"{out} is there already: name a new folder")
-    config, origin = ModelConfig(**manifest["architecture"]), origin_of(checkpoint)
-    found = _family(config, origin, family)
-    dtype = dtype or origin.get("dtype") or origin.get("torch_dtype") or "float32"
-    if dtype not in DTYPES:
-        raise ConfigError(f"dtype = {dtype!r}: expected one of {', '.join(DTYPES)}")
-    _, params = parents.whole(checkpoint, manifest)
-    # a family that was asked for and a model without an origin are told by the table; else the origin's words stay
-    base = origin if origin and found.name == origin["model_type"] else hf_config.to_hf(config, found)
-    keys = base | {"dtype": dtype, **_classes(found, params, manifest)}
+    return manifest
+
+
+def _dtype(name: str) -> str:
+    if name not in DTYPES:
+        raise ConfigError(f"dtype = {name!r}: expected one of {', '.join(DTYPES)}")
+    return name
+
+
+@contextlib.contextmanager
+def _appearing(out: Path) -> Iterator[Path]:
+    """A folder to write to, which becomes `out` when it is complete."""
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as part:
         folder = Path(part) / "checkpoint"
         folder.mkdir()
-        save_weights(folder, found, config, params, dtype=dtype, shard_bytes=shard_bytes)
-        _write_configs(folder, checkpoint, found, keys, manifest=manifest, own_ids=not origin)
+        yield folder
         folder.rename(out)
-    return out
-
-
-def _family(config: ModelConfig, origin: dict[str, Any], asked: str) -> Family:
-    name = asked or origin.get("model_type", "")
-    if not name:
-        return hf_config.family_of(config)
-    if name not in FAMILIES:
-        raise ConfigError(f"family = {name!r}: expected one of {', '.join(FAMILIES)}")
-    return FAMILIES[name]
 
 
 def _classes(family: Family, params: Any, manifest: dict[str, Any]) -> dict[str, Any]:
     """The class to load it with, and the labels of a scalar head."""
     if "scalar" not in params:
         return {"architectures": [family.causal]}
-    labels = parents.rated_attributes(manifest) or ["score"]
+    labels = rated_attributes(manifest) or ["score"]
     names = {"id2label": dict(enumerate(labels)), "label2id": {name: i for i, name in enumerate(labels)}}
     bias = np.asarray(params["scalar"]["bias"])
     if bias.any():
@@ -88,6 +134,8 @@ def _write_configs(
     from transformers import AutoConfig, AutoTokenizer
 
     tokenizer = load_tokenizer(str(checkpoint / "tokenizer"))
+    stops = sorted(stop_ids(tokenizer, parents.template_of(manifest, tokenizer)))
+    tokenizer.init_kwargs.pop(STOPS, None)  # in generation_config.json again
     names = ("bos_token_id", "eos_token_id", "pad_token_id") if own_ids else ()
     ids = {name: getattr(tokenizer, name) for name in names}
     AutoConfig.for_model(**keys | ids | {"model_type": family.name}).save_pretrained(folder)
@@ -100,9 +148,7 @@ def _write_configs(
         )
     file = checkpoint / ORIGIN / "generation_config.json"
     told = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    known = told.get("eos_token_id", tokenizer.eos_token_id)
-    known = known if isinstance(known, list) else [known]
-    stops = sorted(stop_ids(tokenizer, parents.template_of(manifest, tokenizer)))
+    known = generation_ends(file.parent) or [tokenizer.eos_token_id]
     if not set(stops) <= set(known):  # what ends a reply in training has to end one in `generate`
         told["eos_token_id"] = sorted({*known, *stops} - {None})
         replace_file(folder / "generation_config.json", json.dumps(told, indent=2) + "\n")

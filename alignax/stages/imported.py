@@ -1,7 +1,9 @@
-"""A checkpoint of Hugging Face's format -> policy or reward model. `alignax import FOLDER_OR_NAME OUT`."""
+"""A checkpoint of Hugging Face's format -> policy or reward model. `alignax import FOLDER_OR_NAME OUT`.
+
+An adapter of peft's format, with `--base CHECKPOINT`, -> an adapter on that checkpoint.
+"""
 
 import dataclasses
-import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -13,15 +15,16 @@ from ml_collections import ConfigDict
 from rich.progress import track
 
 from alignax.config import ConfigError
-from alignax.data.tokenizer import load_tokenizer
+from alignax.data.tokenizer import STOPS, load_tokenizer
 from alignax.log import replace_file
 from alignax.manifest import CheckpointError, read_manifest
 from alignax.models.decoder import param_count
 from alignax.models.hf import config as hf_config
+from alignax.models.hf.peft_in import CONFIG
 from alignax.models.hf.weights import load_weights, stored_dtype
-from alignax.stages import common, parents
+from alignax.stages import adapted, common, parents
+from alignax.stages.origin import ORIGIN, identity
 
-ORIGIN = "hf"  # folder of config.json and generation_config.json, which every later stage hands on
 BIAS = "score_bias"  # key of config.json with the bias of a scalar head, for which transformers has no room
 KEPT = ("config.json", "generation_config.json")
 FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")  # what is fetched from the hub
@@ -33,7 +36,9 @@ def get_config() -> ConfigDict:
     c.stage = "imported"
     c.path = ""  # folder of config.json and *.safetensors, or a name on the hub
     c.revision = ""  # branch, tag or commit on the hub
-    c.tokenizer = ""  # folder or hub name; "" takes the one beside the weights
+    c.tokenizer = ""  # folder or hub name; "" takes the one beside the weights, for an adapter its base's
+    c.base = ""  # of an adapter: folder of the finished stage that it stands on, of whole parameters
+    c.trust_base = False  # an adapter whose own name for its base is not that of `base`: shapes alone are compared
     c.mesh = ConfigDict({"data": 1, "fsdp": -1})  # see common.shared_config
     return c
 
@@ -43,16 +48,25 @@ def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
 
     A class with a scalar head (*ForSequenceClassification) becomes a reward model, of as many attributes as it has
     labels; any other a policy. The vocabulary is the tokenizer's: further rows of the embedding stay, without
-    probability. Raises ValueError with all that does not fit before any weight is loaded.
+    probability. With a `base`, `path` is an adapter. Raises ValueError with all that does not fit before any weight is
+    loaded.
     """
     check_path(str(config["path"]))
-    stage = common.open_stage("imported", config, workdir, root, {})
+    adapted.check_base(str(config["base"]), bool(config["trust_base"]))
+    stage = common.open_stage("imported", config, workdir, root, {"policy": "base"})
     if stage is None:
         check_unchanged(Path(str(config["path"])).expanduser(), Path(workdir))
         return Path(workdir)
     cfg, workdir = stage.cfg, stage.workdir
-    folder = fetch(cfg.path, cfg.revision)
+    folder, trusted = fetch(cfg.path, cfg.revision), cfg.trust_base
+    if stage.parents:
+        return adapted.import_adapter(stage, folder, trusted=trusted)
+    if (folder / CONFIG).is_file() and not (folder / "config.json").is_file():
+        raise ConfigError(f"{folder} is an adapter: name the checkpoint that it stands on (--base=CHECKPOINT)")
     tokenizer = load_tokenizer(cfg.tokenizer or str(folder))
+    stops = [i for i in generation_ends(folder) if i < len(tokenizer) and i != tokenizer.eos_token_id]
+    if stops:  # the tokenizer's folder is what every later stage reads
+        tokenizer.init_kwargs[STOPS] = stops
     family, theirs = hf_config.read_config(folder)
     model_config = hf_config.from_hf(family, theirs, tokens=len(tokenizer))
     labels = attributes_of(theirs)
@@ -112,21 +126,17 @@ def fetch(path: str, revision: str = "") -> Path:
         raise ConfigError(f"config.path = {path!r}: not a folder here, and the hub did not give it: {first}") from error
 
 
-def identity(folder: Path) -> str:
-    """sha256 over config.json and the names and sizes and times of the weight files: which folder was imported.
-
-    Not over the weights themselves, which may be large: theirs is the manifest's own content hash.
-    """
-    files = sorted(folder.glob("*.safetensors"))
-    stats = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
-    config = (folder / "config.json").read_bytes() if (folder / "config.json").is_file() else b""
-    return hashlib.sha256(config + json.dumps(stats).encode()).hexdigest()
-
-
 def check_unchanged(folder: Path, workdir: Path) -> None:
     """Raises CheckpointError if a folder is not the one any more that was imported into `workdir`."""
     if folder.is_dir() and read_manifest(workdir)["data"]["fingerprint"] != identity(folder):
         raise CheckpointError(f"{folder} has changed since {workdir} was made of it: delete {workdir}, or name another")
+
+
+def generation_ends(folder: Path) -> list[int]:
+    """The end-of-sequence ids of generation_config.json: one, several, or none."""
+    file = folder / "generation_config.json"
+    told = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id") if file.is_file() else None
+    return [] if told is None else told if isinstance(told, list) else [told]
 
 
 def attributes_of(theirs: dict[str, Any]) -> list[str] | None:
@@ -134,9 +144,3 @@ def attributes_of(theirs: dict[str, Any]) -> list[str] | None:
     if not any("SequenceClassification" in name for name in theirs.get("architectures") or ()):
         return None
     return [str(name) for _, name in sorted((theirs.get("id2label") or {0: "score"}).items())]
-
-
-def origin_of(workdir: Path) -> dict[str, Any]:
-    """The config.json that a checkpoint descends from; {} if it was trained from random parameters."""
-    file = workdir / ORIGIN / "config.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}

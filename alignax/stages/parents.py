@@ -105,18 +105,17 @@ def load_tree(folder: Path, manifest: dict, model: Model, mesh: Mesh, bases: dic
     Raises CheckpointError if a content is not what its manifest says, or a base not the one that the adapter was
     trained on.
     """
-    scalar, attributes = manifest["stage"] == "reward", len(rated_attributes(manifest)) or None
-    shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0), scalar=scalar, attributes=attributes))
     base = manifest["base"]
     if base is None:
+        scalar, attributes = manifest["stage"] == "reward", len(rated_attributes(manifest)) or None
+        shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0), scalar=scalar, attributes=attributes))
         known, content = {} if bases is None else bases, manifest["content_hash"]
         if content not in known:
             known[content] = _checked(folder, manifest, load_params(folder / "params", sharded_shapes(shapes, mesh)))
         return known[content]
-    beneath, rest = (folder / base["path"]).resolve(), {name: x for name, x in shapes.items() if name != "decoder"}
-    args = bind(lora.init, manifest["config"]["lora_args"], key="lora_args")
-    rest["lora"] = jax.eval_shape(lambda params: lora.init(jax.random.key(0), params, **args), shapes)
-    own = _checked(folder, manifest, load_params(folder / "params", sharded_shapes(rest, mesh)))
+    beneath = (folder / base["path"]).resolve()
+    own = _checked(folder, manifest, load_params(folder / "params"))  # small, and of the shapes that it has
+    own = jax.device_put(own, sharding.shardings(own, mesh))
     told = read_manifest(beneath)
     if told["content_hash"] != base["content_hash"]:
         raise CheckpointError(

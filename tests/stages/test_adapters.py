@@ -1,19 +1,27 @@
 """Stages that train an adapter on a frozen decoder, and what reads one."""
 
 import json
+import shutil
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 from stage_runs import metrics, read, tiny
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
 
 from alignax.checkpoint import load_params
 from alignax.config import ConfigError, plain
 from alignax.lora import merge
+from alignax.main import main
 from alignax.manifest import CheckpointError
-from alignax.stages import offline, parents, probe, reward, sft
-from alignax.stages.export import export
+from alignax.stages import imported, offline, parents, probe, reward, sft
+from alignax.stages.export import export, export_adapter
 from alignax.stages.precheck import precheck
 
 RANK = 2
@@ -61,17 +69,20 @@ def test_preferences_start_at_the_adapted_policy_as_the_reference(tuned, run, tm
     assert np.abs(one["a"] - other["a"]).max() < 0.1 * np.abs(one["a"]).max()
 
 
-def test_a_reward_model_is_an_adapter_and_a_head(run, tmp_path):
-    folder = reward.run(config(run, "reward"), tmp_path / "reward")
-    assert set(load_params(folder / "params")) == {"lora", "scalar"}
-    manifest = read(folder / "manifest.json")
-    _, params = parents.whole(folder, manifest)
+@pytest.fixture(scope="module")
+def rated(run, tmp_path_factory):
+    """A reward model by an adapter and a head on the finished SFT policy."""
+    return reward.run(config(run, "reward"), tmp_path_factory.mktemp("adapters") / "reward")
+
+
+def test_a_reward_model_is_an_adapter_and_a_head(rated):
+    assert set(load_params(rated / "params")) == {"lora", "scalar"}
+    manifest = read(rated / "manifest.json")
+    _, params = parents.whole(rated, manifest)
     assert set(params) == {"decoder", "scalar"} and np.isfinite(manifest["calibration"]["sd"])
 
 
 def test_an_export_has_the_adapter_worked_in(run, tuned, tmp_path):
-    from safetensors.numpy import load_file
-
     tensors = load_file(export(tuned, tmp_path / "out") / "model.safetensors")
     base = load_params(run / "sft/params") | load_params(tuned / "params")
     want = jax.device_get(merge(jax.tree.map(jnp.asarray, base)))["decoder"]["layers"]["q"]["kernel"]
@@ -107,3 +118,129 @@ def test_an_adapter_of_another_shape_is_refused(run, tuned, tmp_path):
 def test_settings_that_cannot_be(run, step, values, message):
     with pytest.raises(ConfigError, match=message):
         precheck(config(run, step) | values)
+
+
+@pytest.fixture(scope="module")
+def given(tuned, tmp_path_factory):
+    """The adapter as a folder of peft's format."""
+    out = tmp_path_factory.mktemp("peft") / "adapter"
+    assert main(["export", str(tuned), str(out), "--adapter"]) == 0
+    return out
+
+
+@pytest.fixture
+def foreign(given, tmp_path):
+    """The same as peft would save it: without a word about its base in the header."""
+    folder = shutil.copytree(given, tmp_path / "foreign")
+    save_file(load_file(folder / "adapter_model.safetensors"), folder / "adapter_model.safetensors", {"format": "pt"})
+    return folder
+
+
+def _brought(source, out, **values):
+    c = imported.get_config()
+    c.path = str(source)
+    return imported.run(plain(c) | values, out)
+
+
+def test_an_adapter_goes_out_and_comes_back_bit_for_bit_and_goes_on(run, tuned, given, tmp_path, capsys):
+    assert main(["import", str(given), str(tmp_path / "back"), f"--base={run / 'sft'}"]) == 0
+    back, settings = (
+        tmp_path / "back",
+        "{'rank': 2, 'alpha': 4.0, 'targets': '^(down|gate|k|o|q|up|v)$', 'rslora': False",
+    )
+    assert settings in capsys.readouterr().err
+    jax.tree.map(np.testing.assert_array_equal, *(load_params(x / "params") for x in (back, tuned)))
+    manifest = read(back / "manifest.json")
+    assert manifest["base"]["content_hash"] == read(run / "sft/manifest.json")["content_hash"]
+    again = export_adapter(back, tmp_path / "again")
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        one, other = (_contents(folder / name) for folder in (again, given))
+        assert one == other, name
+    folder = offline.run(config(run, "dpo", init_from=str(back)), tmp_path / "dpo")
+    assert metrics(folder)[0]["loss"] == pytest.approx(np.log(2), abs=1e-6)
+    assert read(folder / "manifest.json")["parents"]["policy"]["content_hash"] == manifest["content_hash"]
+
+
+def _contents(file):
+    if file.suffix == ".json":
+        return read(file)
+    with safe_open(file, "numpy") as opened:
+        return {name: opened.get_tensor(name).tobytes() for name in opened.keys()} | opened.metadata()  # noqa: SIM118
+
+
+def test_an_import_is_done_once_and_again_if_its_base_is_another(run, given, copy, tmp_path):
+    out = _brought(given, tmp_path / "back", base=str(run / "sft"))
+    before = (out / "manifest.json").stat().st_mtime_ns
+    _brought(given, tmp_path / "back", base=str(run / "sft"))
+    assert (out / "manifest.json").stat().st_mtime_ns == before
+    file = copy / "sft/manifest.json"
+    file.write_text(json.dumps(read(file) | {"content_hash": "0" * 64}))
+    with pytest.raises(
+        ConfigError, match=r"was trained on the content \w+, config.base = .* is the content 000000000000"
+    ):
+        _brought(given, tmp_path / "back", base=str(copy / "sft"))
+    _brought(given, tmp_path / "back", base=str(copy / "sft"), trust_base=True)
+    assert read(out / "manifest.json")["base"]["content_hash"] == "0" * 64
+
+
+def test_a_foreign_adapter_is_known_by_the_name_of_its_base(run, foreign, tmp_path):
+    file = foreign / "adapter_config.json"
+    for number, name in enumerate(("", None, "someone/SFT")):
+        file.write_text(json.dumps(read(file) | {"base_model_name_or_path": name}))
+        _brought(foreign, tmp_path / str(number), base=str(run / "sft"))
+    file.write_text(json.dumps(read(file) | {"base_model_name_or_path": "someone/else"}))
+    with pytest.raises(ConfigError, match="was trained on 'someone/else', .* is 'sft': name the base .* --trust-base"):
+        _brought(foreign, tmp_path / "out", base=str(run / "sft"))
+    _brought(foreign, tmp_path / "out", base=str(run / "sft"), trust_base=True)
+
+
+def test_a_reward_adapter_goes_out_and_comes_back_with_its_head(run, rated, tmp_path):
+    out = export_adapter(rated, tmp_path / "out", base_name="a/name")
+    told = read(out / "adapter_config.json")
+    assert (told["task_type"], told["modules_to_save"], told["base_model_name_or_path"]) == (
+        "SEQ_CLS",
+        ["score"],
+        "a/name",
+    )
+    assert load_file(out / "adapter_model.safetensors")["base_model.model.score.weight"].shape == (1, 32)
+    back = _brought(out, tmp_path / "back", base=str(run / "sft"))
+    assert read(back / "manifest.json")["stage"] == "reward"
+    jax.tree.map(np.testing.assert_array_equal, *(load_params(x / "params") for x in (back, rated)))
+    one, other = (parents.whole(x, read(x / "manifest.json"))[1] for x in (back, rated))
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        (["import", "{given}", "out"], "is an adapter: name the checkpoint that it stands on (--base=CHECKPOINT)"),
+        (["import", "{given}", "out", "--base={given}"], "not the folder of a stage (no manifest.json)"),
+        (
+            ["import", "{given}", "out", "--base={hf}"],
+            "a checkpoint of Hugging Face's format: import it first (alignax",
+        ),
+        (["import", "{given}", "out", "--base={tuned}"], "is an adapter itself: name the checkpoint that it stands on"),
+        (["import", "{given}", "out", "--base={run}/reward"], "stage: parent reward, expected sft or online"),
+        (["import", "{given}", "out", "--trust-base"], "config.trust_base is set, but config.base is empty"),
+        (
+            ["import", "{given}", "out", "--base={run}/sft", "--tokenizer={word}"],
+            "config.tokenizer has 1 tokens, the base",
+        ),
+        (
+            ["export", "{run}/sft", "out", "--adapter"],
+            "holds whole parameters and no adapter: export it without --adapter",
+        ),
+        (["export", "{tuned}", "out", "--adapter", "--family=gemma"], "no gemma model: norm = 'rms' would become"),
+        (["export", "{tuned}", "out", "--base-name=x"], "--base-name=x: a merged export has no base; add --adapter"),
+    ],
+)
+def test_what_cannot_be_done_with_an_adapter_is_told(argv, message, run, tuned, given, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    hf = tmp_path / "hf"
+    hf.mkdir()
+    (hf / "config.json").write_text("{}")
+    word = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"a": 0}, unk_token="a")))
+    word.save_pretrained(tmp_path / "word")
+    names = dict(run=run, tuned=tuned, given=given, hf=hf, word=tmp_path / "word")
+    assert main([x.format(**names) for x in argv]) == 1
+    assert message in capsys.readouterr().err and not Path("out/manifest.json").exists()

@@ -104,6 +104,16 @@ def test_what_ends_a_reply_in_training_ends_one_in_generate(theirs, tmp_path):
     assert told == {"temperature": 0.7, "eos_token_id": sorted({9, *stop_ids(build_tokenizer(), "chat")})}
 
 
+def test_the_sampler_stops_at_every_end_that_generation_config_names(ours, theirs, tmp_path):
+    tokenizer = load_tokenizer(str(ours / "tokenizer"))
+    assert stop_ids(tokenizer, "plain") == {1, 2} and 1 not in stop_ids(build_tokenizer(), "plain")
+    assert stop_ids(tokenizer, "chat") == {1} | stop_ids(build_tokenizer(), "chat")
+    export(ours, tmp_path / "out")
+    assert "stop_ids" not in (tmp_path / "out/tokenizer_config.json").read_text()
+    shutil.copyfile(theirs / "config.json", tmp_path / "config.json")
+    assert imported.generation_ends(tmp_path) == []  # none is named
+
+
 def test_an_export_of_an_import_changes_nothing(ours, theirs, tmp_path):
     assert main(["export", str(ours), str(tmp_path / "out")]) == 0
     for name in ("model.safetensors", "generation_config.json", "tokenizer.json"):

@@ -79,8 +79,9 @@ def load_weights(
     arrays = {path: _zeros(leaf) for path, leaf in leaves.items()}
     from safetensors import safe_open
 
+    files = set(where.values())  # each is opened once
     with contextlib.ExitStack() as stack:
-        opened = {file: stack.enter_context(safe_open(str(Path(folder) / file), "numpy")) for file in where.values()}
+        opened = {file: stack.enter_context(safe_open(str(Path(folder) / file), "numpy")) for file in files}
         for name in progress(sorted(named, key=lambda name: (where[name], name))):
             _put(arrays, named[name], opened[where[name]].get_tensor(name))
     out = {"decoder": unflatten_dict(arrays, sep="/")}
@@ -94,8 +95,6 @@ def load_weights(
 
 def _headers(folder: Path) -> tuple[dict[str, str], dict[str, tuple[int, ...]]]:
     """{tensor: file} and {tensor: shape} of a folder."""
-    from safetensors import SafetensorError, safe_open
-
     if (folder / INDEX).is_file():
         files = sorted(set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
     elif (folder / SINGLE).is_file():
@@ -110,13 +109,22 @@ def _headers(folder: Path) -> tuple[dict[str, str], dict[str, tuple[int, ...]]]:
         raise ValueError(f"{folder}: {INDEX} names files that are not there: {', '.join(lost)}: fetch them")
     where, shapes = {}, {}
     for file in files:
-        try:
-            with safe_open(str(folder / file), framework="numpy") as opened:
-                for name in opened.keys():  # noqa: SIM118  not a dict
-                    where[name], shapes[name] = file, tuple(opened.get_slice(name).get_shape())
-        except SafetensorError as error:
-            raise ValueError(f"{folder / file} is damaged ({error}): fetch it again") from error
+        found, _ = read_header(folder / file)
+        where |= dict.fromkeys(found, file)
+        shapes |= found
     return where, shapes
+
+
+def read_header(file: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
+    """{tensor: shape} of a safetensors file, and its metadata. Raises ValueError for a damaged one."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(file), framework="numpy") as opened:
+            shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+            return shapes, opened.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(f"{file} is damaged ({error}): fetch it again") from error
 
 
 def stored_dtype(folder: Path) -> str:
@@ -147,19 +155,26 @@ def check(
         kernel = head["kernel"].shape
         expected[HEAD] = (kernel[1] if len(kernel) == 2 else 1, kernel[0])
     spare = {"lm_head.weight"} if config.tie_embeddings or head is not None else set()
-    wrong = [f"{name}: missing, expected {shape}" for name, shape in expected.items() if name not in found]
-    wrong += [
-        f"{name} {found[name]}: expected {shape}" for name, shape in expected.items() if found.get(name, shape) != shape
-    ]
-    wrong += [
-        f"{name} {shape}: no such tensor in this architecture"
-        for name, shape in found.items()
-        if name not in expected and name not in spare and not name.endswith(LEFT_OUT)
-    ]
+    free = {name for name in found if name in spare or name.endswith(LEFT_OUT)} - set(expected)
+    left = {name: shape for name, shape in found.items() if name not in free}
+    wrong = differences(expected, left, unknown="no such tensor in this architecture")
+    raise_all(wrong, f"{folder}: {len(wrong)} tensors do not fit config.json:")
+
+
+def differences(
+    expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], *, unknown: str
+) -> list[str]:
+    """A line for every tensor that is missing, of another shape, or left over, which is `unknown`."""
+    lines = [f"{name}: missing, expected {shape}" for name, shape in expected.items() if name not in found]
+    lines += [f"{n} {found[n]}: expected {shape}" for n, shape in expected.items() if found.get(n, shape) != shape]
+    return lines + [f"{name} {shape}: {unknown}" for name, shape in found.items() if name not in expected]
+
+
+def raise_all(wrong: list[str], what: str) -> None:
+    """Raises ValueError with `what` and a line for each of `wrong`, if there are any."""
     if wrong:
         more = f"\n  and {len(wrong) - 20} more" if len(wrong) > 20 else ""
-        lines = "".join(f"\n  {line}" for line in wrong[:20])
-        raise ValueError(f"{folder}: {len(wrong)} tensors do not fit config.json:{lines}{more}")
+        raise ValueError(what + "".join(f"\n  {line}" for line in wrong[:20]) + more)
 
 
 def _put(arrays: dict[str, jax.Array], tensor: Tensor, value: np.ndarray) -> None:
@@ -175,7 +190,8 @@ def _put(arrays: dict[str, jax.Array], tensor: Tensor, value: np.ndarray) -> Non
         piece = jax.make_array_from_callback(
             part.shape, own, lambda index, part=part: np.ascontiguousarray(part[index])
         )
-        arrays[path] = _writer(leaf.sharding)(leaf, piece, np.array(tensor.slot, np.int32))
+        # waited for: files are read faster than devices write, and what waits for them would pile up on the host
+        arrays[path] = jax.block_until_ready(_writer(leaf.sharding)(leaf, piece, np.array(tensor.slot, np.int32)))
 
 
 @functools.cache

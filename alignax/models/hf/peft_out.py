@@ -1,0 +1,111 @@
+"""Our adapters -> peft's format: the table of the family that serves `peft_in.py`, in the other direction.
+
+Where a linear layer of theirs is several projections of ours, the parts' A are stacked and their B stand on a diagonal,
+which is the same product; a part without an adapter has zeros. What peft has no room for travels in the header of the
+safetensors file, which peft does not read.
+"""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from alignax.models.config import ModelConfig
+from alignax.models.hf.families import Family
+from alignax.models.hf.peft_in import CONFIG, PREFIX, TENSORS, Linear, linears
+from alignax.models.hf.weights import HEAD
+
+
+def save_adapter(
+    folder: str | Path, family: Family, config: ModelConfig, params: Any, *, rslora: bool, dtype: str, note: dict,
+    said: Mapping[str, Any],
+) -> None:  # fmt: skip
+    """Writes the adapter, and the scalar head, of a tree {"decoder", "lora"} as peft would.
+
+    `said` are keys of adapter_config.json that the tree does not know, such as the name of the base; `note` is kept in
+    the header. The scale s becomes lora_alpha = s * rank, or s * sqrt(rank) with `rslora`, of the joined rank.
+    """
+    from safetensors.numpy import save_file
+
+    adapters, decoder, every = params["lora"]["layers"], params["decoder"]["layers"], linears(family, config)
+    mine = [one for one in every if any(name in adapters for name in one.names)]
+    tensors: dict[str, np.ndarray] = {}
+    settings: dict[str, tuple[int, int | float]] = {}  # path -> (rank, alpha)
+    for one in mine:
+        own = {n: {k: np.asarray(x) for k, x in adapters[n].items()} for n in one.names if n in adapters}
+        kernels = {n: decoder[n]["kernel"] for n in one.names}
+        for i in range(config.layers):
+            path = one.path.format(i=i)
+            layer = _joined({n: {k: x[i] for k, x in leaves.items()} for n, leaves in own.items()}, kernels, i)
+            R, scale = len(layer["lora_A.weight"]), next(iter(own.values()))["scale"][i]
+            settings[path] = R, _alpha(scale, R**0.5 if rslora else R)
+            tensors |= {f"{PREFIX}{path}.{key}": np.ascontiguousarray(x.astype(dtype)) for key, x in layer.items()}
+        if len(one.names) > 1:
+            ranks = {n: leaves["a"].shape[-1] for n, leaves in own.items()}
+            note = note | {"blocks": note.get("blocks", {}) | {one.path: ranks}}
+    if "scalar" in params:
+        kernel = np.asarray(params["scalar"]["kernel"])
+        tensors[PREFIX + HEAD] = np.ascontiguousarray(kernel.reshape(len(kernel), -1).T.astype(dtype))
+        note = note | {"score_bias": np.asarray(params["scalar"]["bias"]).tolist()}
+    dora = any("m" in leaves for leaves in adapters.values())
+    keys = _settings(mine, every, settings) | {"use_rslora": rslora, "use_dora": dora} | dict(said)
+    keys |= {"task_type": "SEQ_CLS", "modules_to_save": ["score"]} if "scalar" in params else {"task_type": "CAUSAL_LM"}
+    keys |= {
+        "peft_type": "LORA",
+        "bias": "none",
+        "lora_dropout": 0.0,
+        "init_lora_weights": True,
+        "inference_mode": True,
+    }
+    save_file(tensors, Path(folder) / TENSORS, metadata={"format": "pt", "alignax": json.dumps(note)})
+    (Path(folder) / CONFIG).write_text(json.dumps(keys, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _joined(own: Mapping[str, Mapping[str, np.ndarray]], kernels: Mapping[str, Any], i: int) -> dict[str, np.ndarray]:
+    """A, B and with DoRA the lengths of one layer; `kernels` are those of all parts, adapted or not, in order."""
+    scale = next(iter(own.values()))["scale"]
+    a_RD = np.concatenate([part["a"].T for part in own.values()])
+    b_FR, column = [], 0
+    for name, kernel in kernels.items():
+        rows = np.zeros((kernel.shape[-1], len(a_RD)), np.float32)
+        if name in own:  # the ratio is 1 but for parts of different scales, since one scale is that of all
+            b = own[name]["b"].T * (own[name]["scale"] / scale)
+            rows[:, column : column + b.shape[1]] = b
+            column += b.shape[1]
+        b_FR.append(rows)
+    out = {"lora_A.weight": a_RD, "lora_B.weight": np.concatenate(b_FR)}
+    if not any("m" in part for part in own.values()):
+        return out
+    # a part without an adapter keeps its columns by their own lengths
+    lengths = [own[n]["m"] if n in own else np.asarray(jnp.linalg.norm(x[i], axis=0)) for n, x in kernels.items()]
+    return out | {"lora_magnitude_vector": np.concatenate(lengths)}
+
+
+def _alpha(scale: np.floating, unit: int | float) -> int | float:
+    """scale * unit, as the round number that gives this scale, if there is one."""
+    exact = float(scale) * unit
+    near = next((x for x in (round(exact, n) for n in range(6)) if np.float32(x / unit) == scale), exact)
+    return int(near) if near == int(near) else near
+
+
+def _settings(mine: list[Linear], every: list[Linear], found: Mapping[str, tuple[int, int | float]]) -> dict[str, Any]:
+    """r, lora_alpha and what differs from them; target_modules; fan_in_fan_out."""
+    rank, alpha = Counter(found.values()).most_common(1)[0][0]
+    patterns: dict[str, dict] = {"rank_pattern": {}, "alpha_pattern": {}}
+    for one in mine:
+        own = {path: pair for path, pair in found.items() if re.fullmatch(one.path.replace("{i}", r"\d+"), path)}
+        if len(set(own.values())) == 1:
+            own = {one.path.split("{i}.")[1]: next(iter(own.values()))}
+        patterns["rank_pattern"] |= {re.escape(path): R for path, (R, _) in own.items() if rank != R}
+        patterns["alpha_pattern"] |= {re.escape(path): a for path, (_, a) in own.items() if alpha != a}
+    ends = Counter(one.path.rpartition(".")[2] for one in mine)
+    whole = {end for end in ends if ends[end] == sum(one.path.endswith(f".{end}") for one in every)}
+    targets = {end if (end := one.path.rpartition(".")[2]) in whole else one.path.split("{i}.")[1] for one in mine}
+    return patterns | {
+        "r": rank, "lora_alpha": alpha, "target_modules": sorted(targets), "fan_in_fan_out": not mine[0].turned
+    }  # fmt: skip

@@ -1,0 +1,99 @@
+"""An adapter of peft's format -> one on a finished checkpoint: `alignax import ADAPTER OUT --base=CHECKPOINT`."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from alignax.config import ConfigError
+from alignax.data.tokenizer import load_tokenizer
+from alignax.manifest import check_parent, read_manifest
+from alignax.models.config import ModelConfig
+from alignax.models.hf.peft_in import Adapter, load_adapter, read_adapter
+from alignax.stages import common, parents
+from alignax.stages.origin import family_of, identity, origin_of
+from alignax.types import Params
+
+
+def import_adapter(stage: common.Stage, folder: Path, *, trusted: bool) -> Path:
+    """The second half of `imported.run`: reads an adapter for the stage's base; a SEQ_CLS one makes a reward model.
+
+    Raises ConfigError for a base that the adapter does not name, unless `trusted`, and a tokenizer of another size;
+    CheckpointError for a base that is no policy; ValueError with all that does not fit.
+    """
+    cfg, workdir, base = stage.cfg, stage.workdir, stage.parents["policy"]
+    found, manifest = read_adapter(folder), read_manifest(base)
+    scalar = found.config.get("task_type") == "SEQ_CLS"
+    check_parent(manifest, role="base", stage=(*parents.POLICIES, *(["reward"] if scalar else [])))
+    if manifest["base"] is not None:
+        raise ConfigError(f"config.base = {str(base)!r} is an adapter itself: name the checkpoint that it stands on")
+    if not trusted:
+        check_named(found, base, manifest)
+    tokenizer, mesh = load_tokenizer(cfg.tokenizer or str(base / "tokenizer")), parents.get_mesh(cfg)
+    cfg.finish()
+    model = parents.on_mesh(ModelConfig(**manifest["architecture"]), mesh)
+    if len(tokenizer) != model.config.vocab_size:
+        given = f"config.tokenizer has {len(tokenizer)} tokens, the base {model.config.vocab_size}"
+        raise ConfigError(f"{given}: an adapter does not change them; leave it empty")
+    layers = jax.eval_shape(model.init, jax.random.key(0))["decoder"]["layers"]
+    kernels = {name: x["kernel"].shape for name, x in layers.items() if "kernel" in x}
+    params = load_adapter(folder, found, family_of(model.config, origin_of(base)), model.config, kernels)
+    args = settings_of(found, params)
+    common.console.print(f"{workdir}: to go on with this adapter, --config.lora_args={args}", soft_wrap=True)
+    data = {"fingerprint": identity(folder), "counts": {}, "source": folder.name, "lora_args": args}
+    kind = stage._replace(kind="reward") if scalar else stage
+    data |= labels_of(found, params)
+    common.finish(kind, params=params, step=0, model=model, tokenizer=tokenizer, data=data)
+    return workdir
+
+
+def settings_of(found: Adapter, params: Params) -> dict[str, Any]:
+    """The `lora_args` with which a stage goes on with an adapter."""
+    layers = params["lora"]["layers"]
+    return {
+        "rank": next(iter(layers.values()))["a"].shape[-1],
+        "alpha": float(found.config.get("lora_alpha", 8)),
+        "targets": f"^({'|'.join(sorted(layers))})$",
+        "rslora": bool(found.config.get("use_rslora")),
+        "dora": bool(found.config.get("use_dora")),
+    }
+
+
+def labels_of(found: Adapter, params: Params) -> dict[str, list[str]]:
+    """The attributes of a head of several scores, called as transformers does where the file says nothing; else {}."""
+    if np.ndim(params.get("scalar", {}).get("kernel")) < 2:
+        return {}
+    return {
+        "attributes": found.note.get("attributes", [f"LABEL_{i}" for i in range(params["scalar"]["kernel"].shape[1])])
+    }
+
+
+def check_base(base: str, trusted: bool) -> None:
+    """Raises ConfigError for a base of Hugging Face's format, and for trust in none."""
+    folder = Path(base).expanduser()
+    if trusted and not base:
+        raise ConfigError("config.trust_base is set, but config.base is empty: nothing reads it")
+    if base and not common.is_step(base) and (folder / "config.json").is_file():
+        raise ConfigError(
+            f"config.base = {base!r} is a checkpoint of Hugging Face's format: import it first "
+            f"(alignax import {base} runs/base), and name that"
+        )
+
+
+def check_named(found: Adapter, base: Path, manifest: dict[str, Any]) -> None:
+    """Raises ConfigError if an adapter says that it was made on another base.
+
+    One of alignax knows its base by content. Any other has a name, of which the last part counts, since the folders
+    of two machines differ: that of `base`, or of what it was imported from. Without a name nothing can be said.
+    """
+    content, name = found.note.get("base"), found.config.get("base_model_name_or_path") or ""
+    known = sorted({Path(x).name for x in (str(base), manifest["config"].get("path", "")) if x})
+    if content == manifest["content_hash"] if content else not name or Path(name).name.lower() in map(str.lower, known):
+        return
+    theirs = f"the content {content[:12]}" if content else repr(name)
+    ours = f"the content {manifest['content_hash'][:12]}" if content else " or ".join(map(repr, known))
+    raise ConfigError(
+        f"the adapter was trained on {theirs}, config.base = {str(base)!r} is {ours}: name the base that it was "
+        "trained on; if this is the same model under another name, say so with --trust-base"
+    )

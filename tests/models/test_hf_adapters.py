@@ -1,0 +1,214 @@
+"""Adapters in peft's format, without PyTorch: names of the tensors, the way out and in again, what is refused."""
+
+import json
+
+import hf_adapters
+import hf_cases
+import jax
+import numpy as np
+import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+
+from alignax import lora
+from alignax.models.hf.peft_in import read_adapter
+
+Q = "base_model.model.model.layers.{}.self_attn.q_proj.lora_{}.weight"
+
+
+@pytest.fixture
+def plain(tmp_path):
+    """A folder as peft writes it for a Llama: q_proj in both layers, no note of alignax in the header."""
+    folder = tmp_path / "plain"
+    folder.mkdir()
+    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"]}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    tensors = {
+        Q.format(i, x): hf_cases.weights(f"{x}{i}", (2, 24) if x == "A" else (24, 2)) for i in "01" for x in "AB"
+    }
+    save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
+    return folder
+
+
+def _config(folder, **changes):
+    told = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(told | changes))
+
+
+@pytest.mark.parametrize(
+    "name, settings",
+    [
+        ("llama", {}),
+        ("gpt2", {"dora": True, "targets": "^(q|v|down)$"}),
+        ("phi3", {"rslora": True, "alpha": 5.0, "rank": 3}),
+        ("gemma2", {"dora": True, "rslora": True}),
+        ("qwen3_moe", {"targets": "^(q|k|v|o)$"}),
+    ],
+)
+def test_an_adapter_comes_back_bit_for_bit(name, settings, tmp_path):
+    model, params = hf_adapters.base(name)
+    adapter = hf_adapters.fresh(params, **settings)
+    tree = params | {"lora": adapter}
+    out = hf_adapters.save(tmp_path / "a", name, model, tree, rslora=settings.get("rslora", False))
+    jax.tree.map(np.testing.assert_array_equal, hf_adapters.load(out, name, model)["lora"], adapter)
+
+
+def test_the_files_are_those_of_peft(tmp_path):
+    model, params = hf_adapters.base("gpt2")
+    tree = params | {"lora": hf_adapters.fresh(params, dora=True, targets="^(q|v|down)$")}
+    out = hf_adapters.save(tmp_path / "a", "gpt2", model, tree)
+    told = json.loads((out / "adapter_config.json").read_text())
+    assert told == {
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": "gpt2", "bias": "none",
+        "fan_in_fan_out": True, "inference_mode": True, "init_lora_weights": True, "lora_alpha": 8, "lora_dropout": 0.0,
+        "r": 4, "rank_pattern": {r"mlp\.c_proj": 2}, "alpha_pattern": {r"mlp\.c_proj": 4},
+        "target_modules": ["c_attn", "mlp.c_proj"], "use_dora": True, "use_rslora": False,
+    }  # fmt: skip
+    shapes = {name: x.shape for name, x in load_file(out / "adapter_model.safetensors").items()}
+    first = {name: shape for name, shape in shapes.items() if ".h.0." in name}
+    assert len(shapes) == 2 * len(first) and first == {
+        "base_model.model.transformer.h.0.attn.c_attn.lora_A.weight": (4, 24),
+        "base_model.model.transformer.h.0.attn.c_attn.lora_B.weight": (72, 4),
+        "base_model.model.transformer.h.0.attn.c_attn.lora_magnitude_vector": (72,),
+        "base_model.model.transformer.h.0.mlp.c_proj.lora_A.weight": (2, 96),
+        "base_model.model.transformer.h.0.mlp.c_proj.lora_B.weight": (24, 2),
+        "base_model.model.transformer.h.0.mlp.c_proj.lora_magnitude_vector": (24,),
+    }
+
+
+def test_a_joined_layer_is_the_same_product_and_its_parts_share_a_without_a_note(tmp_path):
+    """A B of q, k and v side by side, from the stacked A and the diagonal of B; and again after peft has saved it."""
+    model, params = hf_adapters.base("phi3")
+    adapter = hf_adapters.fresh(params)
+    out = hf_adapters.save(tmp_path / "a", "phi3", model, params | {"lora": adapter})
+    tensors = load_file(out / "adapter_model.safetensors")
+    stem = "base_model.model.model.layers.1.self_attn.qkv_proj.lora_"
+    got = (tensors[f"{stem}B.weight"] @ tensors[f"{stem}A.weight"]).T
+    parts = [adapter["layers"][name] for name in "qkv"]
+    want = np.concatenate([part["a"][1] @ part["b"][1] for part in parts], axis=1)
+    np.testing.assert_allclose(got, want, atol=1e-6)
+
+    save_file(tensors, out / "adapter_model.safetensors", {"format": "pt"})  # as peft does: without the note
+    back = hf_adapters.load(out, "phi3", model)["lora"]["layers"]
+    assert back["q"]["a"].shape == (2, 32, 6)
+    np.testing.assert_array_equal(back["q"]["a"], back["v"]["a"])
+    one, other = (lora.merge(params | {"lora": {"layers": x}})["decoder"]["layers"] for x in (back, adapter["layers"]))
+    for name in one:
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), one[name], other[name])
+
+
+def test_a_note_that_the_tensors_do_not_bear_out_is_refused(tmp_path):
+    model, params = hf_adapters.base("phi3")
+    out = hf_adapters.save(tmp_path / "a", "phi3", model, params | {"lora": hf_adapters.fresh(params)})
+    file = out / "adapter_model.safetensors"
+    with safe_open(file, "numpy") as opened:
+        note = opened.metadata()
+    save_file({name: x + 1 for name, x in load_file(file).items()}, file, note)
+    with pytest.raises(ValueError, match=r"qkv_proj: the header says that lora_B is a diagonal of \{'q': 2, 'k': 2"):
+        hf_adapters.load(out, "phi3", model)
+
+
+def test_smaller_ranks_are_filled_up_and_scales_go_by_layer(plain):
+    model, _ = hf_adapters.base("llama")
+    _config(plain, rank_pattern={"layers.1.self_attn.q_proj": 1}, alpha_pattern={"layers.1.self_attn.q_proj": 3})
+    tensors = load_file(plain / "adapter_model.safetensors")
+    tensors |= {
+        Q.format(1, "A"): tensors[Q.format(1, "A")][:1],
+        Q.format(1, "B"): tensors[Q.format(1, "B")][:, :1].copy(),
+    }
+    save_file(tensors, plain / "adapter_model.safetensors")
+    got = hf_adapters.load(plain, "llama", model)["lora"]["layers"]["q"]
+    np.testing.assert_array_equal(got["scale"], [2.0, 3.0])
+    np.testing.assert_array_equal(got["a"][1].T, np.stack([tensors[Q.format(1, "A")][0], np.zeros(24)]))
+    assert got["b"][1, 0].any() and not got["b"][1, 1].any()
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"peft_type": "IA3"}, "peft_type = 'IA3': supported is 'LORA'"),
+        ({"task_type": "SEQ_2_SEQ_LM"}, "task_type = 'SEQ_2_SEQ_LM': supported is 'CAUSAL_LM' or 'SEQ_CLS' or None"),
+        ({"bias": "lora_only"}, "bias = 'lora_only': supported is 'none'"),
+        ({"lora_bias": True}, "lora_bias = True is not supported"),
+        ({"layers_to_transform": [0]}, r"layers_to_transform = \[0\] is not supported"),
+        ({"trainable_token_indices": [1, 2]}, r"trainable_token_indices = \[1, 2\] is not supported"),
+        ({"target_parameters": ["mlp.experts.down_proj"]}, r"target_parameters = \['mlp.experts.down_proj'\] is not"),
+        ({"alora_invocation_tokens": [3]}, r"alora_invocation_tokens = \[3\] is not supported"),
+        ({"of_a_later_release": {"on": 1}}, r"of_a_later_release = \{'on': 1\} is not supported"),
+        ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights = 'pissa_niter_4' changes the weights of the base"),
+        ({"init_lora_weights": "olora"}, "init_lora_weights = 'olora' changes the weights of the base"),
+        ({"modules_to_save": ["embed_tokens"]}, r"modules_to_save = \['embed_tokens'\]: only the scalar head"),
+        ({"r": 0}, "r = 0: expected at least 1"),
+        ({"rank_pattern": {"q_proj": "4"}}, "rank_pattern.q_proj = '4': expected at least 1"),
+    ],
+)
+def test_a_field_that_alignax_cannot_hold_is_named(changes, message, plain):
+    _config(plain, **changes)
+    with pytest.raises(ValueError, match=message):
+        read_adapter(plain)
+
+
+def test_fields_that_are_off_say_nothing_and_all_faults_are_told_at_once(plain):
+    _config(plain, of_a_later_release=None, lora_bias=False, layer_replication=[], loftq_config={}, lora_dropout=0.1)
+    assert read_adapter(plain).config["lora_dropout"] == 0.1
+    _config(plain, lora_bias=True, bias="all", r=-1)
+    with pytest.raises(ValueError, match=r"(?s)lora_bias = True.*bias = 'all'.*r = -1"):
+        read_adapter(plain)
+
+
+@pytest.mark.parametrize(
+    "targets, message",
+    [
+        (["q_proj", "v_proj"], r"layers.1.self_attn.v_proj.lora_B.weight: missing, expected \(12, 2\)"),
+        (["o_proj"], r"layers.0.self_attn.q_proj.lora_A.weight \(2, 24\): no projection that target_modules names"),
+        (r".*layers\.0.*q_proj", "layers.{i}.self_attn.q_proj is adapted in layers 0 alone: alignax adapts all layers"),
+        (["lm_head"], r"target_modules = \['lm_head'\]: finds none of the projections self_attn.q_proj, self_attn.k"),
+    ],
+)
+def test_targets_that_are_not_those_of_the_tensors_are_told(targets, message, plain):
+    model, _ = hf_adapters.base("llama")
+    _config(plain, target_modules=targets)
+    with pytest.raises(ValueError, match=message):
+        hf_adapters.load(plain, "llama", model)
+
+
+def test_all_faults_of_the_tensors_are_told_at_once(plain):
+    model, _ = hf_adapters.base("llama")
+    tensors = load_file(plain / "adapter_model.safetensors")
+    del tensors[Q.format(0, "A")]
+    tensors |= {
+        Q.format(1, "B"): np.zeros((24, 3), np.float32),
+        "base_model.model.lm_head.lora_A.weight": np.zeros((2, 24)),
+    }
+    save_file(tensors, plain / "adapter_model.safetensors")
+    with pytest.raises(ValueError) as error:
+        hf_adapters.load(plain, "llama", model)
+    assert "layers.0.self_attn.q_proj.lora_A.weight: missing, expected (2, 24)" in str(error.value)
+    assert "layers.1.self_attn.q_proj.lora_B.weight (24, 3): expected (24, 2)" in str(error.value)
+    assert "lm_head.lora_A.weight (2, 24): no projection that target_modules names; experts, embed" in str(error.value)
+
+
+def test_a_base_of_another_shape_and_an_adapter_of_experts_are_told(plain):
+    model, _ = hf_adapters.base("phi3")
+    with pytest.raises(ValueError, match="finds none of the projections self_attn.qkv_proj, mlp.gate_up_proj"):
+        hf_adapters.load(plain, "phi3", model)
+    model, _ = hf_adapters.base("qwen3_moe")
+    tensors = load_file(plain / "adapter_model.safetensors")
+    stem = "base_model.model.model.layers.0.mlp.experts.lora_"
+    save_file(tensors | {f"{stem}A.weight": np.zeros((8, 16), np.float32)}, plain / "adapter_model.safetensors")
+    with pytest.raises(
+        ValueError, match=r"(?s)q_proj.lora_B.weight \(24, 2\): expected \(32, 2\).*experts.lora_A.*exp"
+    ):
+        hf_adapters.load(plain, "qwen3_moe", model)
+
+
+def test_files_that_are_absent_or_damaged_are_named(plain):
+    (plain / "adapter_model.safetensors").write_bytes(b"\x08\x00\x00\x00\x00\x00\x00\x00garbage!")
+    with pytest.raises(ValueError, match="adapter_model.safetensors is damaged"):
+        read_adapter(plain)
+    (plain / "adapter_model.safetensors").unlink()
+    with pytest.raises(ValueError, match="no adapter_model.safetensors; a file of pickled tensors is not read"):
+        read_adapter(plain)
+    (plain / "adapter_config.json").unlink()
+    with pytest.raises(ValueError, match="adapter_config.json cannot be read"):
+        read_adapter(plain)
