@@ -1,0 +1,69 @@
+"""What every contender of benchmarks/peers.py does alike. Standard library alone: each has an environment of its own.
+
+A contender is called with two files: settings to read and a result to write, both JSON.
+"""
+
+import importlib.metadata
+import json
+import platform
+import resource
+import sys
+import time
+from pathlib import Path
+
+
+def load() -> tuple[dict, list[dict]]:
+    """The settings, and the pairs: each has "prompt", "chosen", "rejected" as text, and as ids under "..._ids"."""
+    settings = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    lines = Path(settings["data"], "train.jsonl").read_text(encoding="utf-8").splitlines()
+    return settings, [json.loads(line) for line in lines]
+
+
+def real_tokens(loss: str, pair: dict) -> int:
+    """Tokens that are no padding: prompt and chosen reply of SFT, prompt and reply of both sides of the other losses.
+
+    Counted alike for every contender, whatever it pads, packs, or shares between the sides of a pair.
+    """
+    prompt, chosen, rejected = (len(pair[f"{name}_ids"]) for name in ("prompt", "chosen", "rejected"))
+    return prompt + chosen if loss == "sft" else 2 * prompt + chosen + rejected
+
+
+def peak_mb() -> float:
+    """The most memory that this process has held so far (resident set, MB)."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+
+
+class Compiles:
+    """Counts what XLA compiles from now on, and when."""
+
+    def __init__(self):
+        import jax
+
+        self.events: list[tuple[float, float]] = []  # moment of the end, seconds
+        jax.monitoring.register_event_duration_secs_listener(self._note)
+
+    def _note(self, event: str, seconds: float, **_) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            self.events.append((time.perf_counter(), seconds))
+
+    def report(self, start: float, stop: float) -> dict:
+        """All compiles, their seconds, and how many of them ended between the two moments: none should."""
+        timed = sum(start < moment < stop for moment, _ in self.events)
+        seconds = sum(seconds for _, seconds in self.events)
+        return {"compiles": len(self.events), "compile_s": seconds, "compiles_while_timed": timed}
+
+
+def finish(
+    settings: dict, *, ends: list[float], tokens: list[int], losses: list[float], packages: tuple[str, ...], **fields
+) -> None:
+    """Writes the result: of the steps after the warm-up, which ended at `ends` (seconds) and read `tokens` each.
+
+    `losses` are the first and the last that were logged; `fields` go into the result as they are.
+    """
+    warm = settings["warmup_steps"]
+    seconds, read = ends[-1] - ends[warm - 1], sum(tokens[warm : len(ends)])
+    result = {"seconds": seconds, "steps": len(ends) - warm, "tokens": read, "tokens_per_s": read / seconds}
+    result |= {"first_loss": losses[0], "last_loss": losses[-1]} | fields
+    versions = {name: importlib.metadata.version(name) for name in packages}
+    result |= {"versions": versions | {"python": platform.python_version()}}
+    Path(sys.argv[2]).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
