@@ -11,11 +11,12 @@ in which it compiles, do not count; those that count are as many as an epoch has
 settings; after `@` stand the losses that have them.
 
 Columns: real tokens per second, the median of the repeats (prompt and chosen reply for SFT, both sides with their
-prompt for DPO and reward models: no padding, and counted alike for everybody); how many times faster alignax at its
-defaults is, the median of the ratios of neighbouring runs, with the least and the largest; peak resident memory of the
-process (MB); seconds of compiling, compiles, and those of them within the timed steps, which must be 0; the first and
-the last loss that were logged, which say that the work is the same (about ln V for SFT, ln 2 for DPO and somewhere near
-it for a reward model). Compare within one run only: machines differ.
+prompt for DPO and reward models: no padding, and counted alike for everybody), and per second of processor time (on a
+busy machine it says more; but what waits in a loop for its other threads counts that in); peak resident memory of the
+process (MB); how many times faster alignax at its defaults is, the median of the ratios of neighbouring runs, with the
+least and the largest; seconds of compiling, compiles, and those of them within the timed steps, which must be 0; the
+first and the last loss that were logged, which say that the work is the same (about ln V for SFT, ln 2 for DPO and
+somewhere near it for a reward model). Compare within one run only: machines differ.
 """
 
 import argparse
@@ -44,6 +45,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # 30M parameters with GPT-2's vocabulary, 19M of them the embedding, which is the output layer too
 SHAPE = {"dim": 384, "layers": 6, "heads": 6, "kv_heads": 2, "head_dim": 64, "ffn": 1152}
 RATES = {"sft": 2e-5, "dpo": 1e-6, "reward": 1e-5, "parent": 1e-9}
+MEDIANS = ("tokens_per_s", "tokens_per_cpu_s", "peak_mb")
 HELD_OUT = 8  # pairs: what alignax's stages measure before and after, outside the timed steps
 
 
@@ -161,7 +163,7 @@ def summary(results: list[dict]) -> list[dict]:
         )
         ratios = [base[k]["tokens_per_s"] / runs[k]["tokens_per_s"] for k in runs if k in base]
         row = {"loss": loss, "dtype": dtype, "contender": name}
-        row |= {key: statistics.median(run[key] for run in runs.values()) for key in ("tokens_per_s", "peak_mb")}
+        row |= {key: statistics.median(run[key] for run in runs.values()) for key in MEDIANS}
         over = (statistics.median(ratios), min(ratios), max(ratios)) if ratios else (None, None, None)
         row |= dict(zip(("alignax_is", "least", "most"), over, strict=True))
         last = runs[max(runs)]

@@ -33,6 +33,21 @@ def peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
+class Ends:
+    """When the steps of a run ended, and the memory that it had taken by then."""
+
+    def __init__(self):
+        self.wall: list[float] = []  # seconds
+        self.processor: list[float] = []  # seconds, of all threads of this process
+        self.peak_mb = 0.0
+
+    def note(self) -> None:
+        """One more step is over."""
+        self.wall.append(time.perf_counter())
+        self.processor.append(time.process_time())
+        self.peak_mb = peak_mb()
+
+
 class Compiles:
     """Counts what XLA compiles from now on, and when."""
 
@@ -54,16 +69,21 @@ class Compiles:
 
 
 def finish(
-    settings: dict, *, ends: list[float], tokens: list[int], losses: list[float], packages: tuple[str, ...], **fields
-) -> None:
-    """Writes the result: of the steps after the warm-up, which ended at `ends` (seconds) and read `tokens` each.
+    settings: dict, ends: Ends, tokens: list[int], losses: list[float], packages: tuple[str, ...],
+    compiles: Compiles | None = None, **fields,
+) -> None:  # fmt: skip
+    """Writes the result: of the steps after the warm-up, which read `tokens` each.
 
-    `losses` are the first and the last that were logged; `fields` go into the result as they are.
+    `losses` are what was logged; `fields` go into the result as they are.
     """
-    warm = settings["warmup_steps"]
-    seconds, read = ends[-1] - ends[warm - 1], sum(tokens[warm : len(ends)])
-    result = {"seconds": seconds, "steps": len(ends) - warm, "tokens": read, "tokens_per_s": read / seconds}
-    result |= {"first_loss": losses[0], "last_loss": losses[-1]} | fields
-    versions = {name: importlib.metadata.version(name) for name in packages}
-    result |= {"versions": versions | {"python": platform.python_version()}}
+    warm, last = settings["warmup_steps"] - 1, len(ends.wall) - 1
+    seconds, processor = (moments[last] - moments[warm] for moments in (ends.wall, ends.processor))
+    read = sum(tokens[warm + 1 : last + 1])
+    versions = {name: importlib.metadata.version(name) for name in packages} | {"python": platform.python_version()}
+    result = {
+        "seconds": seconds, "steps": last - warm, "tokens": read, "tokens_per_s": read / seconds,
+        "tokens_per_cpu_s": read / processor, "peak_mb": ends.peak_mb,
+        "first_loss": losses[0], "last_loss": losses[-1], "versions": versions,
+    }  # fmt: skip
+    result |= (compiles.report(ends.wall[warm], ends.wall[last]) if compiles else {}) | fields
     Path(sys.argv[2]).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

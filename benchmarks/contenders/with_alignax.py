@@ -1,11 +1,10 @@
-"""alignax, as a user runs it: the stage itself, on the prepared file, timed by its own log.
+"""alignax, as a user runs it: the stage itself, on the prepared file, from data to checkpoint.
 
-Options are keys of the stage's config. With "parent" among the settings' losses, it makes the random policy that the
-stages reward and offline start from.
+Options are keys of the stage's config. The loss "parent" makes the random policy that the stages reward and offline
+start from. No evaluation is timed, nor the checkpoint at the end.
 """
 
 import sys
-import time
 from pathlib import Path
 
 import measure
@@ -41,47 +40,45 @@ def config_of(settings: dict):
 
 
 class Watched:
-    """The stage's `fit`, told to note when each step is called, which rows it reads, and the memory before it saves."""
+    """The stage's `fit`, which notes the rows of each step, and its end: the moment when the log gets its metrics."""
 
     def __init__(self):
-        self.fit, self.calls, self.rows, self.peak_mb = common.fit, [], {}, 0.0
+        self.fit, self.ends, self.rows = common.fit, measure.Ends(), {}
 
-    def __call__(self, state, step_fn, make_batch, **options):
-        def step(state, batch):
-            self.calls.append(time.perf_counter())
-            return step_fn(state, batch)
-
+    def __call__(self, state, step_fn, make_batch, *, log, **options):
         def batch(step):
             made = make_batch(step)
             rows = np.ravel(made["row"])
-            self.rows[step], self.peak_mb = rows[rows >= 0], measure.peak_mb()
+            self.rows[step] = rows[rows >= 0]
             return made
 
-        return self.fit(state, step, batch, **options)
+        write = log.log
+
+        def noted(step, metrics, split="train", **times):
+            if split == "train":
+                self.ends.note()
+            write(step, metrics, split, **times)
+
+        log.log = noted
+        return self.fit(state, step_fn, batch, log=log, **options)
 
 
 def main() -> None:
     """One run of a stage, or the parent of others."""
     settings, pairs = measure.load()
-    workdir = Path(sys.argv[2]).with_suffix("")
-    config = config_of(settings)
+    workdir, config = Path(sys.argv[2]).with_suffix(""), plain(config_of(settings))
     if settings["loss"] == "parent":
-        STAGES["parent"].run(plain(config), workdir)
+        STAGES["parent"].run(config, workdir)
         return
     compiles, watched = measure.Compiles(), Watched()
     common.fit = watched
-    STAGES[settings["loss"]].run(plain(config), workdir)
-    logged = [row for row in read_metrics(workdir / "metrics.jsonl") if row["split"] == "train"]
+    STAGES[settings["loss"]].run(config, workdir)
     reads = np.array([measure.real_tokens(settings["loss"], pair) for pair in pairs])
     measure.finish(
-        settings,
-        ends=list(np.cumsum([row["time/step"] for row in logged])),
-        tokens=[int(reads[watched.rows[step]].sum()) for step in range(len(logged))],
-        losses=[row["loss"] for row in logged],
-        packages=("alignax", "jax", "jaxlib", "flax", "optax"),
-        peak_mb=watched.peak_mb,
-        **compiles.report(watched.calls[settings["warmup_steps"]], watched.calls[-1]),
-    )
+        settings, watched.ends, [int(reads[watched.rows[step]].sum()) for step in sorted(watched.rows)],
+        [row["loss"] for row in read_metrics(workdir / "metrics.jsonl") if row["split"] == "train"],
+        ("alignax", "jax", "jaxlib", "flax", "optax"), compiles,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

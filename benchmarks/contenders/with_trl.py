@@ -81,12 +81,12 @@ class Watch(TrainerCallback):
     """Notes the end of every step."""
 
     def __init__(self):
-        self.ends: list[float] = []
+        self.ends = measure.Ends()
 
     def on_step_end(self, args, state, control, **kwargs):
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        self.ends.append(time.perf_counter())
+        self.ends.note()
 
 
 def count_tokens(trainer, loss: str) -> list[int]:
@@ -119,9 +119,8 @@ def main() -> None:
     trainer.train()
     losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
     measure.finish(
-        settings, ends=watch.ends, tokens=tokens, losses=losses, packages=("trl", "transformers", "torch"),
-        peak_mb=measure.peak_mb(), setup_s=setup, threads=torch.get_num_threads(),
-        parameters=sum(math.prod(p.shape) for p in trainer.model.parameters()),
+        settings, watch.ends, tokens, losses, ("trl", "transformers", "torch"), setup_s=setup,
+        threads=torch.get_num_threads(), parameters=sum(math.prod(p.shape) for p in trainer.model.parameters()),
     )  # fmt: skip
 
 

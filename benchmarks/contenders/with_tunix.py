@@ -4,8 +4,6 @@ As its examples do, rows are padded to the longest of the data, prompts on the l
 shape, so that nothing is compiled twice.
 """
 
-import time
-
 import jax
 import measure
 import numpy as np
@@ -85,10 +83,10 @@ class Watch(hooks.TrainingHooks):
     """Notes when the loss of each step is there."""
 
     def __init__(self):
-        self.ends, self.losses = [], []
+        self.ends, self.losses = measure.Ends(), []
 
     def on_train_step_end(self, train_ctx, train_step, train_loss):
-        self.ends.append(time.perf_counter())
+        self.ends.note()
         self.losses.append(float(train_loss))
 
     def _nothing(self, *args, **kwargs):
@@ -119,11 +117,8 @@ def main() -> None:
     trainer.with_training_hooks(watch)
     trainer.train(batches(settings, pairs, tokens))
     parameters = sum(x.size for x in jax.tree.leaves(nnx.state(trainer.model, nnx.Param)))
-    measure.finish(
-        settings, ends=watch.ends, tokens=tokens, losses=watch.losses,
-        packages=("google-tunix", "jax", "jaxlib", "flax", "optax"), peak_mb=measure.peak_mb(), parameters=parameters,
-        **compiles.report(watch.ends[settings["warmup_steps"] - 1], watch.ends[-1]),
-    )  # fmt: skip
+    packages = ("google-tunix", "jax", "jaxlib", "flax", "optax")
+    measure.finish(settings, watch.ends, tokens, watch.losses, packages, compiles, parameters=parameters)
 
 
 if __name__ == "__main__":
