@@ -61,29 +61,40 @@ class Compiles:
         if event == "/jax/core/compile/backend_compile_duration":
             self.events.append((time.perf_counter(), seconds))
 
-    def report(self, start: float, stop: float) -> dict:
-        """All compiles, their seconds, and how many of them ended between the two moments: none should."""
-        timed = sum(start < moment < stop for moment, _ in self.events)
-        seconds = sum(seconds for _, seconds in self.events)
-        return {"compiles": len(self.events), "compile_s": seconds, "compiles_while_timed": timed}
+    def report(self) -> dict:
+        """How many there were, and their seconds."""
+        return {"compiles": len(self.events), "compile_s": sum(seconds for _, seconds in self.events)}
+
+
+def counted(settings: dict, ends: Ends, compiles: Compiles | None) -> list[int]:
+    """The steps that count: those after the warm-up in which nothing was compiled.
+
+    A program that meets a new shape after its warm-up compiles for it while it waits for the step before, which is
+    then left out, its tokens as well as its time.
+    """
+    moments = [moment for moment, _ in compiles.events] if compiles else []
+    steps = range(settings["warmup_steps"], len(ends.wall))
+    return [k for k in steps if not any(ends.wall[k - 1] < moment <= ends.wall[k] for moment in moments)]
 
 
 def finish(
     settings: dict, ends: Ends, tokens: list[int], losses: list[float], packages: tuple[str, ...],
     compiles: Compiles | None = None, **fields,
 ) -> None:  # fmt: skip
-    """Writes the result: of the steps after the warm-up, which read `tokens` each.
+    """Writes the result over the steps that count, which read `tokens` each, from 0.
 
-    `losses` are what was logged; `fields` go into the result as they are.
+    `losses` are what was logged; `fields` go into the result as they are. Raises RuntimeError if no step counts.
     """
-    warm, last = settings["warmup_steps"] - 1, len(ends.wall) - 1
-    seconds, processor = (moments[last] - moments[warm] for moments in (ends.wall, ends.processor))
-    read = sum(tokens[warm + 1 : last + 1])
+    steps = counted(settings, ends, compiles)
+    if not steps:
+        raise RuntimeError(f"{len(ends.wall)} steps, none without a compile after the warm-up: ask for more pairs")
+    seconds, processor = (sum(at[k] - at[k - 1] for k in steps) for at in (ends.wall, ends.processor))
+    read = sum(tokens[k] for k in steps)
     versions = {name: importlib.metadata.version(name) for name in packages} | {"python": platform.python_version()}
     result = {
-        "seconds": seconds, "steps": last - warm, "tokens": read, "tokens_per_s": read / seconds,
-        "tokens_per_cpu_s": read / processor, "peak_mb": ends.peak_mb,
+        "seconds": seconds, "steps": len(steps), "left_out": len(ends.wall) - settings["warmup_steps"] - len(steps),
+        "tokens": read, "tokens_per_s": read / seconds, "tokens_per_cpu_s": read / processor, "peak_mb": ends.peak_mb,
         "first_loss": losses[0], "last_loss": losses[-1], "versions": versions,
     }  # fmt: skip
-    result |= (compiles.report(ends.wall[warm], ends.wall[last]) if compiles else {}) | fields
+    result |= (compiles.report() if compiles else {}) | fields
     Path(sys.argv[2]).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

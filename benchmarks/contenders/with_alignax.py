@@ -1,7 +1,7 @@
-"""alignax, as a user runs it: the stage itself, on the prepared file, from data to checkpoint.
+"""alignax, as a user runs it: the stage itself, at the settings of configs/hh/, from data to checkpoint.
 
-Options are keys of the stage's config. The loss "parent" makes the random policy that the stages reward and offline
-start from. No evaluation is timed, nor the checkpoint at the end.
+Options are keys of the config. The loss "parent" makes the random policy that the stages reward and offline start from.
+No evaluation is timed, nor the checkpoint at the end.
 """
 
 import sys
@@ -13,16 +13,22 @@ import numpy as np
 from alignax.config import plain
 from alignax.log import read_metrics
 from alignax.stages import common, offline, reward, sft
+from configs.hh import dpo as dpo_config
+from configs.hh import reward as reward_config
+from configs.hh import sft as sft_config
 
-STAGES = {"sft": sft, "reward": reward, "dpo": offline, "parent": sft}
+STAGES = {
+    "sft": (sft, sft_config), "parent": (sft, sft_config), "reward": (reward, reward_config),
+    "dpo": (offline, dpo_config),
+}  # fmt: skip
 
 
 def config_of(settings: dict):
-    """The stage's config: its defaults, and what the settings say."""
-    loss = settings["loss"]
-    c = STAGES[loss].get_config()
-    c.template, c.source, c.data = "plain", "jsonl", {"path": settings["data"], "heldout_split": "test"}
-    if STAGES[loss] is sft:
+    """The config, with what the settings say."""
+    stage, config = STAGES[settings["loss"]]
+    c = config.get_config()
+    c.source, c.data = "jsonl", {"path": settings["data"], "heldout_split": "test"}
+    if stage is sft:
         c.tokenizer, c.model, c.model_args = settings["tokenizer"], "llama", settings["shape"]
     else:
         c.init_from = settings["parent"]
@@ -68,11 +74,11 @@ def main() -> None:
     settings, pairs = measure.load()
     workdir, config = Path(sys.argv[2]).with_suffix(""), plain(config_of(settings))
     if settings["loss"] == "parent":
-        STAGES["parent"].run(config, workdir)
+        sft.run(config, workdir)
         return
     compiles, watched = measure.Compiles(), Watched()
     common.fit = watched
-    STAGES[settings["loss"]].run(config, workdir)
+    STAGES[settings["loss"]][0].run(config, workdir)
     reads = np.array([measure.real_tokens(settings["loss"], pair) for pair in pairs])
     measure.finish(
         settings, watched.ends, [int(reads[watched.rows[step]].sum()) for step in sorted(watched.rows)],
