@@ -44,6 +44,8 @@ def get_config() -> ConfigDict:
     c.reward_args = ConfigDict()
     c.scoring_args = ConfigDict()  # of alignax.train.online.shape_scores
     c.samples_per_prompt = 1  # replies to each prompt of a batch; a group estimator needs 2 or more
+    # each prompt stands once before all its replies, as branches of one row: worth it where prompts are long
+    c.share_prompts = False
     # who gives all replies of a group but the first: "none", the policy itself; "greedy", the policy at temperature 0
     # (ReMax); "reference" (XPO, vBoN); "mixture", pi^(1 - share) ref^share (Nash-MD)
     c.opponent = "none"
@@ -113,7 +115,8 @@ def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
         loaded.policy, loaded.critic, mesh=mesh,
     )  # fmt: skip
     if proxy:  # the reward is on the device: one program
-        scorer = lambda params, r: forward.score(proxy[0], params, r.tokens, r.valid)  # noqa: E731
+        one_row = {"start": start, "group": cfg.samples_per_prompt} if cfg.share_prompts else {}
+        scorer = lambda params, r: forward.score(proxy[0], params, r.tokens, r.valid, **one_row)  # noqa: E731
         step_fn = programs.one_program(parts, scorer, frozen, state)
     else:  # the reward reads text: two programs and one transfer between them
         gold = probe.gold_reward(text_reward, reward_args, key="reward")
@@ -149,6 +152,7 @@ def make_parts(cfg: Any, model: Any, critic_model: Any, ends: jax.Array, pad: in
     """Binds models, losses and settings into the parts of an iteration."""
     temperature, capacity, group = cfg.temperature, cfg.max_new_tokens, cfg.samples_per_prompt
     rival, share = cfg.opponent, cfg.opponent_share
+    rows = {"start": start, "group": group if cfg.share_prompts else 1}  # how a model reads a rollout
     mixed = mixture(model, share) if rival == "mixture" else model
     check_placement(cfg.kl_estimator, cfg.kl_placement)
     in_reward = cfg.kl_placement == "reward"
@@ -193,7 +197,7 @@ def make_parts(cfg: Any, model: Any, critic_model: Any, ends: jax.Array, pad: in
 
         def logp(params):
             tokens, valid = rollout.tokens[::every], rollout.valid[::every]
-            stats = forward.token_statistics(model, params, tokens, valid, temperature=temperature, start=start)
+            stats = forward.token_statistics(model, params, tokens, valid, temperature=temperature, **rows)
             return jnp.zeros(rollout.mask.shape, jnp.float32).at[::every].set(stats.logp)
 
         rollout = rollout.replace(ref_logp=logp(reference))
@@ -201,17 +205,17 @@ def make_parts(cfg: Any, model: Any, critic_model: Any, ends: jax.Array, pad: in
             rollout = rollout.replace(old_logp=logp(policy), sampler_logp=rollout.old_logp)
         if critic is None:
             return rollout
-        return rollout.replace(old_value=forward.values(critic_model, critic, rollout.tokens, rollout.valid))
+        return rollout.replace(old_value=forward.values(critic_model, critic, rollout.tokens, rollout.valid, **rows))
 
     def policy_objective(params, rollout, kl_coef):
-        view = forward.policy_view(model, params, rollout, temperature=temperature, start=start)
+        view = forward.policy_view(model, params, rollout, temperature=temperature, **rows)
         record = forward.best_and_worst(view, group) if on_pairs else view
         terms = {"loss/policy_avg": (1.0, policy_loss(record, **loss_args))}
         terms |= {f"loss/{name}_avg": (coefficient, term(record)) for name, (coefficient, term) in further.items()}
         return terms if in_reward else terms | {"loss/kl_avg": (kl_coef, kl_loss(view, estimator=cfg.kl_estimator))}
 
     def critic_objective(params, rollout):
-        value_BT = forward.values(critic_model, params, rollout.tokens, rollout.valid)
+        value_BT = forward.values(critic_model, params, rollout.tokens, rollout.valid, **rows)
         return {"loss/value_avg": (1.0, value_loss(rollout.replace(value=value_BT), **value_args))}
 
     def advantages(rollout, score_B, kl_coef):

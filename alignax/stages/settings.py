@@ -156,6 +156,14 @@ def advantage(config: dict[str, Any], prefix: str, defaults: dict[str, Any], kin
             f"config.{prefix}samples_per_prompt = {group}: a reply is compared with others to its prompt; "
             "expected 2 or more"
         )
+    if config["share_prompts"]:
+        several = config["update_args"].get("microbatches", 1) > 1
+        if group < 2 or config["opponent"] != "none" or several:
+            raise ConfigError(
+                f"config.{prefix}share_prompts puts the policy's own replies to a prompt in one row: expected "
+                f"samples_per_prompt of 2 or more, not {group}, opponent 'none', not {config['opponent']!r}, and no "
+                "microbatches, which would part them (use more minibatches)"
+            )
     if config["oversample"] < 1:
         raise ConfigError(f"config.{prefix}oversample = {config['oversample']}: expected 1 (off) or more")
     if kind is Pair:
