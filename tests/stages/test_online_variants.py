@@ -45,3 +45,15 @@ def test_a_kl_penalty_in_the_loss_by_k2(ppo, run, tmp_path):
         assert row["loss/policy_total"] == pytest.approx(total, rel=1e-4, abs=1e-6)
     # the mean over the minibatches of the first iteration, of which the first is at the reference and gives 0
     assert 0 < first["loss/kl_avg"] < second["loss/kl_avg"]
+
+
+def test_replies_that_share_their_prompt_learn_the_same(ppo, run, tmp_path):
+    values = {"reward_from": str(run / "reward"), "samples_per_prompt": 2}
+    apart, shared = (ppo(tmp_path / name, "whole", **values, share_prompts=name == "shared")[0]
+                     for name in ("apart", "shared"))  # fmt: skip
+    # what counts tokens beyond a clip changes with the last digit of a ratio
+    counted = [name for name in apart if "clipfrac" in name]
+    left_out = lambda row: {k: x for k, x in row.items() if k not in ("split", *counted) and k[:5] != "time/"}  # noqa: E731
+    assert left_out(shared) == pytest.approx(left_out(apart), rel=2e-3, abs=1e-4)
+    assert [shared[name] for name in counted] == pytest.approx([apart[name] for name in counted], abs=5e-3)
+    assert apart["critic/grad_norm"] > 0 and apart["grad_norm"] > 0
