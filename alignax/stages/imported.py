@@ -21,7 +21,7 @@ from alignax.manifest import CheckpointError, read_manifest
 from alignax.models.decoder import param_count
 from alignax.models.hf import config as hf_config
 from alignax.models.hf.peft_in import CONFIG
-from alignax.models.hf.weights import load_weights, stored_dtype
+from alignax.models.hf.weights import INDEX, SINGLE, load_weights, stored_dtype
 from alignax.stages import adapted, common, parents
 from alignax.stages.origin import ORIGIN, identity
 
@@ -61,7 +61,7 @@ def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
     folder, trusted = fetch(cfg.path, cfg.revision), cfg.trust_base
     if stage.parents:
         return adapted.import_adapter(stage, folder, trusted=trusted)
-    if (folder / CONFIG).is_file() and not (folder / "config.json").is_file():
+    if (folder / CONFIG).is_file() and not any((folder / name).is_file() for name in (INDEX, SINGLE)):
         raise ConfigError(f"{folder} is an adapter: name the checkpoint that it stands on (--base=CHECKPOINT)")
     tokenizer = load_tokenizer(cfg.tokenizer or str(folder))
     stops = [i for i in generation_ends(folder) if i < len(tokenizer) and i != tokenizer.eos_token_id]

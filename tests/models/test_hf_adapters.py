@@ -92,6 +92,9 @@ def test_a_joined_layer_is_the_same_product_and_its_parts_share_a_without_a_note
     back = hf_adapters.load(out, "phi3", model)["lora"]["layers"]
     assert back["q"]["a"].shape == (2, 32, 6)
     np.testing.assert_array_equal(back["q"]["a"], back["v"]["a"])
+    again = hf_adapters.save(tmp_path / "b", "phi3", model, params | {"lora": {"layers": back}})
+    shared = load_file(again / "adapter_model.safetensors")  # q, k and v still have one A: what went in comes out
+    assert all(shared[f"{stem}{x}.weight"].tobytes() == tensors[f"{stem}{x}.weight"].tobytes() for x in "AB")
     one, other = (lora.merge(params | {"lora": {"layers": x}})["decoder"]["layers"] for x in (back, adapter["layers"]))
     for name in one:
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), one[name], other[name])

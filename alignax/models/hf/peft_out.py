@@ -1,8 +1,8 @@
 """Our adapters -> peft's format: the table of the family that serves `peft_in.py`, in the other direction.
 
 Where a linear layer of theirs is several projections of ours, the parts' A are stacked and their B stand on a diagonal,
-which is the same product; a part without an adapter has zeros. What peft has no room for travels in the header of the
-safetensors file, which peft does not read.
+which is the same product; a part without an adapter has zeros. Parts that share one A, out of such a layer, share it.
+What peft has no room for travels in the header of the safetensors file, which peft does not read.
 """
 
 import json
@@ -32,29 +32,29 @@ def save_adapter(
     """
     from safetensors.numpy import save_file
 
-    adapters, decoder, every = params["lora"]["layers"], params["decoder"]["layers"], linears(family, config)
+    adapters, every = params["lora"]["layers"], linears(family, config)
     mine = [one for one in every if any(name in adapters for name in one.names)]
     tensors: dict[str, np.ndarray] = {}
     settings: dict[str, tuple[int, int | float]] = {}  # path -> (rank, alpha)
     for one in mine:
         own = {n: {k: np.asarray(x) for k, x in adapters[n].items()} for n in one.names if n in adapters}
-        kernels = {n: decoder[n]["kernel"] for n in one.names}
+        alike = _alike(one, own)
         for i in range(config.layers):
-            path = one.path.format(i=i)
-            layer = _joined({n: {k: x[i] for k, x in leaves.items()} for n, leaves in own.items()}, kernels, i)
-            R, scale = len(layer["lora_A.weight"]), next(iter(own.values()))["scale"][i]
-            settings[path] = R, _alpha(scale, R**0.5 if rslora else R)
+            path, part = one.path.format(i=i), {n: {k: x[i] for k, x in leaves.items()} for n, leaves in own.items()}
+            kernels = {n: params["decoder"]["layers"][n]["kernel"][i] for n in one.names}
+            layer = _joined(part, kernels, alike)
+            R = len(layer["lora_A.weight"])
+            settings[path] = R, _alpha(next(iter(part.values()))["scale"], R**0.5 if rslora else R)
             tensors |= {f"{PREFIX}{path}.{key}": np.ascontiguousarray(x.astype(dtype)) for key, x in layer.items()}
-        if len(one.names) > 1:
+        if not alike:
             ranks = {n: leaves["a"].shape[-1] for n, leaves in own.items()}
             note = note | {"blocks": note.get("blocks", {}) | {one.path: ranks}}
+    keys = {"task_type": "CAUSAL_LM", "use_rslora": rslora, "use_dora": any("m" in x for x in adapters.values())}
     if "scalar" in params:
         kernel = np.asarray(params["scalar"]["kernel"])
         tensors[PREFIX + HEAD] = np.ascontiguousarray(kernel.reshape(len(kernel), -1).T.astype(dtype))
         note = note | {"score_bias": np.asarray(params["scalar"]["bias"]).tolist()}
-    dora = any("m" in leaves for leaves in adapters.values())
-    keys = _settings(mine, every, settings) | {"use_rslora": rslora, "use_dora": dora} | dict(said)
-    keys |= {"task_type": "SEQ_CLS", "modules_to_save": ["score"]} if "scalar" in params else {"task_type": "CAUSAL_LM"}
+        keys |= {"task_type": "SEQ_CLS", "modules_to_save": ["score"]}
     keys |= {
         "peft_type": "LORA",
         "bias": "none",
@@ -62,27 +62,35 @@ def save_adapter(
         "init_lora_weights": True,
         "inference_mode": True,
     }
+    keys |= _settings(mine, every, settings) | dict(said)
     save_file(tensors, Path(folder) / TENSORS, metadata={"format": "pt", "alignax": json.dumps(note)})
     (Path(folder) / CONFIG).write_text(json.dumps(keys, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _joined(own: Mapping[str, Mapping[str, np.ndarray]], kernels: Mapping[str, Any], i: int) -> dict[str, np.ndarray]:
-    """A, B and with DoRA the lengths of one layer; `kernels` are those of all parts, adapted or not, in order."""
+def _alike(one: Linear, own: Mapping[str, Mapping[str, np.ndarray]]) -> bool:
+    """Whether all parts of a linear layer have one A and scale, as those that came out of one have."""
+    first = next(iter(own.values()))
+    same = (np.array_equal(x[key], first[key]) for x in own.values() for key in ("a", "scale"))
+    return len(own) == len(one.names) and all(same)
+
+
+def _joined(own: Mapping[str, Mapping[str, Any]], kernels: Mapping[str, Any], alike: bool) -> dict[str, np.ndarray]:
+    """A, B and with DoRA the lengths of one layer; `kernels` [D F] are those of all parts, adapted or not, in order."""
     scale = next(iter(own.values()))["scale"]
-    a_RD = np.concatenate([part["a"].T for part in own.values()])
+    a_RD = np.concatenate([part["a"].T for part in own.values()][: 1 if alike else None])
     b_FR, column = [], 0
     for name, kernel in kernels.items():
         rows = np.zeros((kernel.shape[-1], len(a_RD)), np.float32)
         if name in own:  # the ratio is 1 but for parts of different scales, since one scale is that of all
             b = own[name]["b"].T * (own[name]["scale"] / scale)
             rows[:, column : column + b.shape[1]] = b
-            column += b.shape[1]
+            column += 0 if alike else b.shape[1]
         b_FR.append(rows)
     out = {"lora_A.weight": a_RD, "lora_B.weight": np.concatenate(b_FR)}
     if not any("m" in part for part in own.values()):
         return out
     # a part without an adapter keeps its columns by their own lengths
-    lengths = [own[n]["m"] if n in own else np.asarray(jnp.linalg.norm(x[i], axis=0)) for n, x in kernels.items()]
+    lengths = [own[n]["m"] if n in own else np.asarray(jnp.linalg.norm(x, axis=0)) for n, x in kernels.items()]
     return out | {"lora_magnitude_vector": np.concatenate(lengths)}
 
 
