@@ -1,8 +1,8 @@
 """Memory of a training step by attention kernel and remat policy on a TPU, without one; and times of attention here.
 
 Command: python benchmarks/attention.py --topology v5e:4x4 [--shape llama-1B] [--length 4096] [--kernels xla splash]
-Needs:   the TPU compiler (pip install -e '.[plan]'), whose log on stderr complains that there is no TPU; a compile takes
-         minutes. Without --topology nothing but JAX.
+Needs:   the TPU compiler (pip install -e '.[plan]'; its log on stderr complains of no TPU, a compile takes minutes);
+         without --topology nothing but JAX.
 
 With --topology, each row is one SFT step (AdamW, bf16 activations), rows and parameters cut over all chips (mesh: 2
 data, the rest fsdp), compiled for them and not run. Columns, per chip: temporary memory (GB) of the chip and of its
