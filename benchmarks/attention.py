@@ -1,7 +1,8 @@
 """Memory of a training step by attention kernel and remat policy on a TPU, without one; and times of attention here.
 
 Command: python benchmarks/attention.py --topology v5e:4x4 [--shape llama-1B] [--length 4096] [--kernels xla splash]
-Needs:   the TPU compiler (pip install -e '.[plan]'); without --topology nothing but JAX.
+Needs:   the TPU compiler (pip install -e '.[plan]'; its log on stderr complains of no TPU, a compile takes minutes);
+         without --topology nothing but JAX.
 
 With --topology, each row is one SFT step (AdamW, bf16 activations), rows and parameters cut over all chips (mesh: 2
 data, the rest fsdp), compiled for them and not run. Columns, per chip: temporary memory (GB) of the chip and of its
@@ -36,11 +37,9 @@ from alignax.train.step import make_step
 from alignax.types import Layout
 
 ONE_B = dict(dim=2048, layers=16, heads=32, kv_heads=8, head_dim=64, ffn=8192)
-EIGHT_B = dict(dim=4096, layers=32, heads=32, kv_heads=8, head_dim=128, ffn=14336, tie_embeddings=False)
 MIXED = dict(pattern=("sliding", "full"), window=1024, attention_softcap=50.0)  # as Gemma 2 asks
 SHAPES = {
     "llama-1B": llama(vocab_size=128256, **ONE_B),
-    "llama-8B": llama(vocab_size=128256, **EIGHT_B),
     "mixed-1B": dataclasses.replace(llama(vocab_size=128256, **ONE_B), **MIXED),
 }
 BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "f32": 4, "s32": 4, "u32": 4}
@@ -81,51 +80,58 @@ def on_topology(args: argparse.Namespace) -> list[dict]:
     """The rows of the table of a TPU topology."""
     if importlib.util.find_spec("libtpu") is None:
         raise SystemExit("--topology needs the TPU compiler, libtpu, which is not installed: pip install -e '.[plan]'")
+    config = SHAPES[args.shape]
+    if args.length in (config.dim, config.ffn):
+        raise SystemExit(f"--length {args.length}: a width of {args.shape}; no [T, T] could be told from [T, width]")
+    jax.config.update("jax_platforms", "cpu")  # programs are compiled for TPUs and not run
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # no TPU to be asked what it is
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     from jax.experimental import topologies
 
     devices = topologies.get_topology_desc(platform="tpu", topology_name=args.topology).devices
     mesh, found = sharding.make_mesh({"data": 2, "fsdp": -1}, devices), []
     for kernel in args.kernels:
         for remat in args.remat:
-            how = {"attention": kernel, "remat": remat, "dtype": "bfloat16"}
-            config = dataclasses.replace(SHAPES[args.shape], **how)
             row = {"shape": args.shape, "T": args.length, "kernel": kernel, "remat": remat}
-            found.append(row | step_on(config, mesh, args.length, args.rows))
+            how = dataclasses.replace(config, attention=kernel, remat=remat, dtype="bfloat16")
+            found.append(row | step_on(how, mesh, args.length, args.rows))
             print(found[-1], file=sys.stderr, flush=True)  # a compile takes minutes
     return found
 
 
 def here(args: argparse.Namespace) -> list[dict]:
     """The rows of the table of this machine: attention alone, of 8 query and 4 key heads of 64 numbers."""
-    B, T, base = args.rows, args.length, ModelConfig(vocab_size=64, heads=8, kv_heads=4, head_dim=64, attention="xla")
-    keys, place = jax.random.split(jax.random.key(0), 3), jnp.tile(jnp.arange(T, dtype=jnp.int32), (B, 1))
+    B, T, keys = args.rows, args.length, jax.random.split(jax.random.key(0), 3)
     heads = [jax.random.normal(key, (B, T, n, 64)) for key, n in zip(keys, (8, 4, 4), strict=True)]
+    place = jnp.tile(jnp.arange(T, dtype=jnp.int32), (B, 1))
     one, two = Layout(place * 0 + 1, None, place), Layout(1 + place // (T // 2), None, place % (T // 2))
-    variants = {
+    asked = {
         "causal": ({}, one),
         "window T/8": ({"pattern": ("sliding",), "window": T // 8}, one),
         "soft cap": ({"attention_softcap": 50.0}, one),
         "two documents": ({}, two),
         "branches": ({}, two._replace(branch=place % 3)),
     }
-    programs = {}
-    for name, (changes, rows) in variants.items():
-        config = dataclasses.replace(base, **changes)
-
-        def score(q, k, v, rows, config=config):
-            attend = attender(config, "xla", rows, packed=True, by_device=lambda f: f)
-            return jnp.sum(jnp.square(attend(q, k, v, jnp.int32(0))))
-
-        programs[name] = jax.jit(jax.grad(score, (0, 1, 2))).lower(*heads, rows).compile()
-    times = {name: [] for name in programs}
+    programs = {name: plain(changes).lower(*heads, rows).compile() for name, (changes, rows) in asked.items()}
+    times: dict[str, list[float]] = {name: [] for name in programs}
     for _ in range(args.repeats + 1):
         for name, program in programs.items():
             begun = time.perf_counter()
-            jax.block_until_ready(program(*heads, variants[name][1]))
+            jax.block_until_ready(program(*heads, asked[name][1]))
             times[name].append(time.perf_counter() - begun)
     temporary = {name: program.memory_analysis().temp_size_in_bytes / 1e9 for name, program in programs.items()}
-    return [{"form": name, "T": T, "ms": 1e3 * min(times[name][1:]), "chip_gb": temporary[name]} for name in programs]
+    return [{"form": name, "T": T, "ms": 1e3 * min(times[name][1:]), "gb": temporary[name]} for name in programs]
+
+
+def plain(changes: dict):
+    """The jitted gradient of the XLA form by queries, keys and values."""
+    config = ModelConfig(vocab_size=64, heads=8, kv_heads=4, head_dim=64, attention="xla", **changes)
+
+    def score(q, k, v, rows):
+        attend = attender(config, "xla", rows, packed=True, by_device=lambda f: f)
+        return jnp.sum(jnp.square(attend(q, k, v, jnp.int32(0))))
+
+    return jax.jit(jax.grad(score, (0, 1, 2)))
 
 
 def main() -> None:
