@@ -112,8 +112,8 @@ def live_bytes() -> int:
     return sum({x.unsafe_buffer_pointer(): x.nbytes for x in jax.live_arrays()}.values())
 
 
-def rollout(dtype: str, how: str, rank: int, repeats: int = 5) -> dict:
-    """A rollout of the first shape with no adapter, with one apart, or with one merged first."""
+def rollouts(dtype: str, rank: int, repeats: int = 7) -> list[dict]:
+    """Rollouts of the first shape with no adapter, with one apart, and with one merged first, timed in turn."""
     config, rows, prompt, new, _ = SHAPES["llama-30M"]
     model = decoder(dataclasses.replace(config, dtype=dtype))
     params = parents.init_params(model, jax.random.key(0), scalar=False)
@@ -122,18 +122,23 @@ def rollout(dtype: str, how: str, rank: int, repeats: int = 5) -> dict:
     tokens = jax.random.randint(jax.random.key(2), (rows, prompt), 6, config.vocab_size)
     keys, valid = row_keys(jax.random.key(3), jnp.arange(rows)), jnp.ones(tokens.shape, bool)
     options = {"capacity": new, "eos_ids": jnp.asarray([config.padded_vocab]), "pad_id": 0}
-    before = {"none": lambda p: {"decoder": p["decoder"]}, "apart": lambda p: p, "merged": lora.merge}[how]
-    run = jax.jit(lambda p: sample(model, before(p), tokens, valid, keys, **options)).lower(params).compile()
-    times, got = [], jax.block_until_ready(run(params))
-    for _ in range(repeats):
+    plain_of = lambda p: {"decoder": p["decoder"]}  # noqa: E731
+    ways = {"none": plain_of, "apart": lambda p: p, "merged": lora.merge}
+    learn = jax.jit(lambda p, r: forward.token_statistics(model, p, r.tokens, r.valid, start=prompt).logp)
+    runs, out = {}, []
+    for how, way in ways.items():
+        run = jax.jit(lambda p, way=way: sample(model, way(p), tokens, valid, keys, **options))
+        runs[how] = run.lower(params).compile()
+        got = runs[how](params)
+        gap = learn(plain_of(params) if how == "none" else params, got) - got.old_logp
+        row = {"dtype": dtype, "adapter": how, "temp": runs[how].memory_analysis().temp_size_in_bytes / 1e6}
+        out.append(row | {"sampler - learner": float(jnp.sqrt(jnp.mean(jnp.square(gap), where=got.mask)))})
+    seconds = {how: [] for how in ways}
+    for how in repeats * [*ways]:
         begun = time.perf_counter()
-        jax.block_until_ready(run(params))
-        times.append(time.perf_counter() - begun)
-    learner = {"decoder": params["decoder"]} if how == "none" else params
-    stats = jax.jit(lambda p: forward.token_statistics(model, p, got.tokens, got.valid, start=prompt))(learner)
-    gap = jnp.sqrt(jnp.mean(jnp.square(stats.logp - got.old_logp), where=got.mask))
-    row = {"dtype": dtype, "adapter": how, "seconds": statistics.median(times), "fastest": min(times)}
-    return row | {"temp": run.memory_analysis().temp_size_in_bytes / 1e6, "sampler - learner": float(gap)}
+        jax.block_until_ready(runs[how](params))
+        seconds[how].append(time.perf_counter() - begun)
+    return [row | {"median_s": statistics.median(s), "fastest_s": min(s)} for row, s in zip(out, seconds.values())]
 
 
 def show(rows: list[dict], title: str) -> None:
@@ -161,7 +166,7 @@ def main() -> None:
         print(f"{base['shape']}: one base holds {base['models']:.2f} models, {share:.1%} of four full copies")
     samples = []
     if args.rollout:
-        samples = [rollout(d, how, args.rank) for d in ("float32", "bfloat16") for how in ("none", "apart", "merged")]
+        samples = [row for dtype in ("float32", "bfloat16") for row in rollouts(dtype, args.rank)]
         show(samples, f"a rollout: {title}")
     if args.write:
         machine = {

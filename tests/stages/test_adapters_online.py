@@ -126,8 +126,9 @@ def test_evaluation_export_and_further_stages_take_it(run, aligned, tmp_path):
     c["probe"] = c["probe"] | {"reward_from": ""}
     folder = evaluate.run(c, tmp_path / "evaluate")
     found = read(folder / "eval.json")["policies"]["ppo"]
-    # the same prompts and noise as the probe's at the end of the run, here with the adapter worked in
-    assert found["kl"] == pytest.approx(read(aligned.folder / "manifest.json")["metrics"]["eval/kl"], rel=1e-2)
+    # the same prompts and noise as the probe's at the end of the run, here with the adapter worked in: to rounding
+    kl = read(aligned.folder / "manifest.json")["metrics"]["eval/kl"]
+    assert kl > 1e-4 and found["kl"] == pytest.approx(kl, abs=1e-5)
     assert (export(aligned.folder, tmp_path / "out") / "model.safetensors").is_file()
     further = config(run, "dpo", init_from=str(aligned.folder), probe=plain(probe.get_config()))
     folder = offline.run(further, tmp_path / "dpo")
