@@ -1,7 +1,7 @@
 """Stages whose texts are packed: the same steps on the same rows, over eight devices, as those of padded ones."""
 
 import pytest
-from stage_runs import fails, metrics, read, tiny
+from stage_runs import metrics, read, tiny
 
 from alignax.stages import offline, probe, reward, sft
 
@@ -43,7 +43,3 @@ def test_a_packed_run_is_the_padded_one(run, tmp_path, step):
         {k: told[0]["metrics"][k] for k in same}, rel=1e-3
     )
 
-
-def test_an_unknown_packing_is_refused_before_anything_is_read(tmp_path, capsys):
-    message = fails(capsys, "run", "--config=configs/world/sft.py", f"--workdir={tmp_path}", "--config.packing=dense")
-    assert "config.packing = 'dense': expected one of 'off', 'bucketed', 'packed', 'shared'" in message
