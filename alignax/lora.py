@@ -36,7 +36,7 @@ def init(
     if not names:
         known = ", ".join(n for n in sorted(layers) if "kernel" in layers[n])
         raise ValueError(f"targets = {targets!r}: finds none of the projections {known}")
-    scale = (alpha or 2.0 * rank) / (rank**0.5 if rslora else rank)
+    scale = scaling(rank=rank, alpha=alpha, rslora=rslora)
 
     def one(key: Array, kernel: Array) -> dict[str, Array]:
         L, D, F = kernel.shape
@@ -46,6 +46,11 @@ def init(
 
     keys = jax.random.split(key, len(names))
     return {"layers": {n: one(k, layers[n]["kernel"]) for n, k in zip(names, keys, strict=True)}}
+
+
+def scaling(*, rank: int = 16, alpha: float = 0.0, rslora: bool = False, **_: object) -> float:
+    """The scale s of an adapter with these arguments of `init`."""
+    return (alpha or 2.0 * rank) / (rank**0.5 if rslora else rank)
 
 
 def merge(params: Params) -> Params:

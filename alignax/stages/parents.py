@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from alignax import lora, sharding
@@ -141,7 +142,7 @@ def learner(cfg: Reader, params: Params, *, of: str = "the parent", fold: int = 
     """(what learns, what stands still) of a model's parameters: all and nothing; or adapter and head, and the decoder.
 
     An adapter that is there goes on learning; a fresh one is drawn from the config's seed and `fold`. Raises
-    ConfigError, naming `of`, if `lora_args` ask for one of another shape.
+    ConfigError, naming `of`, if `lora_args` ask for one of another shape or scale.
     """
     if not cfg.lora_args:
         return lora.merge(params), {}
@@ -153,6 +154,12 @@ def learner(cfg: Reader, params: Params, *, of: str = "the parent", fold: int = 
         raise ConfigError(
             f"config.lora_args = {dict(cfg.lora_args)}: {of} is an adapter of another shape; give its own "
             "settings, to go on with it, or none, to train all parameters"
+        )
+    scales, scale = [np.asarray(one["scale"]) for one in adapter["layers"].values()], lora.scaling(**args)
+    if not any(np.isclose(found, scale).any() for found in scales):
+        raise ConfigError(
+            f"config.lora_args = {dict(cfg.lora_args)}: their scale is {scale:g}, but {of} is an adapter of scale "
+            f"{float(scales[0].flat[0]):g}, which it keeps; give its own alpha and rslora"
         )
     return {"lora": adapter} | {k: v for k, v in params.items() if k not in ("lora", "decoder")}, {
         "decoder": params["decoder"]

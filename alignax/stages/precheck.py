@@ -158,6 +158,8 @@ def sizes(config: dict[str, Any], prefix: str) -> None:
     for key in ("epochs", "minibatches", "microbatches"):
         if update[key] < 1:
             raise ConfigError(f"config.{prefix}update_args.{key} = {update[key]}: expected 1 or more")
+    if (rank := config.get("lora_args", {}).get("rank", 1)) < 1:
+        raise ConfigError(f"config.{prefix}lora_args.rank = {rank}: expected 1 or more, such as 16")
     minibatches, microbatches = update["minibatches"], config.get("microbatches", update["microbatches"])
     probe = config.get("probe", {})
     wanted = [("batch_size", batch, devices, "devices"), ("batch_size", batch, minibatches, "minibatches")]

@@ -105,6 +105,10 @@ def test_an_adapter_for_another_base_is_refused(copy, tmp_path):
 def test_an_adapter_of_another_shape_is_refused(run, tuned, tmp_path):
     with pytest.raises(ConfigError, match="the parent is an adapter of another shape"):
         sft.run(config(run, "sft", init_from=str(tuned), lora_args={"rank": RANK + 1}), tmp_path / "sft")
+    with pytest.raises(
+        ConfigError, match="their scale is 5, but the parent is an adapter of scale .*give its own alpha"
+    ):
+        sft.run(config(run, "sft", init_from=str(tuned), lora_args={"rank": RANK, "alpha": 5.0 * RANK}), tmp_path / "a")
 
 
 @pytest.mark.parametrize(

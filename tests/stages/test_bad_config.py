@@ -49,7 +49,12 @@ def nothing_is_compiled(monkeypatch):
             ["--config.batch_size=64", "--config.microbatches=5"],
             "config.batch_size: 64 rows do not divide over 5 microbatches",
         ),
-        (DPO, ["--config.packing=dense"], "config.packing = 'dense': expected one of 'off', 'bucketed', 'packed', 'sha"),
+        (DPO, ["--config.lora_args={'rank': 0}"], "config.lora_args.rank = 0: expected 1 or more"),
+        (
+            DPO,
+            ["--config.packing=dense"],
+            "config.packing = 'dense': expected one of 'off', 'bucketed', 'packed', 'sha",
+        ),
         (PPO, ["--config.share_prompts=true"], "samples_per_prompt of 2 or more, not 1"),
         (DPO, ["--config.probe.batch_size=9"], "config.probe.batch_size: 9 rows do not divide over 8 devices"),
         (

@@ -42,4 +42,3 @@ def test_a_packed_run_is_the_padded_one(run, tmp_path, step):
     assert same and {k: told[1]["metrics"][k] for k in same} == pytest.approx(
         {k: told[0]["metrics"][k] for k in same}, rel=1e-3
     )
-
