@@ -15,6 +15,7 @@ from alignax.ops import output
 from alignax.ops.checks import needs, require
 from alignax.ops.logprobs import TokenStats, token_stats
 from alignax.types import (
+    PASSES,
     Demo,
     Distill,
     Layout,
@@ -94,18 +95,16 @@ def output_of(model: Model) -> dict[str, Any]:
     return {"vocab_size": config.vocab_size, "softcap": config.logit_softcap, "shards": config.vocab_shards}
 
 
-def statistics(
-    model: Model, params: Params, sides: Sequence[dict], packed: dict | None, **options: Any
-) -> list[TokenStats]:
+def statistics(model: Model, params: Params, sides: Sequence[dict], packed: dict | None) -> list[TokenStats]:
     """`token_statistics` of each side [B T], all in one pass, whether there is a row for each text or `packed` ones.
 
     See `alignax.data.packing`: of a packed side there are statistics where its mask is, and zeros elsewhere.
     """
     if packed is None:
         both = stack(sides)
-        return split(token_statistics(model, params, both["tokens"], both["valid"], **options), len(sides))
+        return split(token_statistics(model, params, both["tokens"], both["valid"]), len(sides))
     stats = token_stats(
-        packed_states(model, params, packed), model.unembed(params), packed["target"], **output_of(model), **options
+        packed_states(model, params, packed), model.unembed(params), packed["target"], **output_of(model)
     )
     return [jax.tree.map(lambda x, slot=side["slot"]: placed(x, slot), stats) for side in sides]
 
@@ -204,9 +203,8 @@ def reference_logp(model: Model, reference: Params, batch: dict) -> dict[str, Fl
 
     The sides of a pair share a pass as in `pair`: products of one shape give the same bits, where compilers allow.
     """
-    passes = [("chosen", "rejected")] if "chosen" in batch else [("side",), ("mismatched",)]
     out = {}
-    for names in passes:
+    for names in (names for names in PASSES if names[0] in batch):
         holder = batch if len(names) > 1 else batch[names[0]]
         stats = statistics(model, reference, [batch[name] for name in names], holder.get("packed"))
         out |= {name: one.logp for name, one in zip(names, stats, strict=True)}

@@ -1,7 +1,8 @@
 """The records that rooms pass to each other, field by field with shapes.
 
 Axis letters: `B` sequences, `T` positions, `S` cache positions, `V` vocabulary, `D` model, `N` query heads, `K` kv
-heads, `H` head, `F` feed-forward, `L` layers; in `Ranked`, `K` replies to one prompt; in `Rated`, `A` attributes.
+heads, `H` head, `F` feed-forward, `L` layers; in `Ranked`, `K` replies to one prompt; in `Rated`, `A` attributes; of
+packed batches, `U` bundles of `K` texts, `R` rows of `L` tokens, `G` groups of rows, `N` states that are read of each.
 
 Every per-token array is aligned to the token that it is *about*: `logp[b, t]` is log p(token t | tokens before t), and
 `value[b, t]`, `advantage[b, t]`, `mask[b, t]` speak of that same token. So nothing is ever shifted outside
@@ -22,6 +23,9 @@ from jaxtyping import Bool, Float, Int
 Params = Any  # a parameter tree
 Metric = tuple[Array, Array]  # (values, weights): reduced as sum(values * weights) / sum(weights)
 
+
+# Sides of a batch that go through the model in one pass; a demonstration is its own side.
+PASSES = (("chosen", "rejected"), ("side",), ("mismatched",), ("replies",), ("reply",))
 
 T = TypeVar("T")
 

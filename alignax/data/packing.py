@@ -5,7 +5,7 @@ would without it, the state of the order stays the step, and the records that lo
 the rows that the model reads are others, and `slot` says where in what was read of them a token's statistics are.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -13,11 +13,11 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from alignax.data.counts import DataError
+from alignax.types import PASSES
 
 MODES = ("off", "bucketed", "packed", "shared")
 # What is read of a text: its masked tokens, from the states before them; its last state; the states where steps end.
 READS = ("tokens", "ends", "steps")
-PASSES = (("chosen", "rejected"), ("side",), ("mismatched",), ("replies",), ("reply",))  # sides that one pass reads
 BUCKETS = 4  # shapes that usual batches are brought into
 DRAWS = 64  # batches that are tried to find these shapes
 Batch = dict[str, Any]
@@ -53,8 +53,9 @@ class Plan(NamedTuple):
 
 
 def arrangement(
-    arrays: Batch, mode: str, *, reads: str, batch_size: int, shards: int = 1, parts: int = 1
-) -> Callable[[Batch], Batch]:
+    arrays: Batch, mode: str, *, reads: str, batch_size: int, shards: int = 1, parts: int = 1,
+    draws: Iterable[Int[np.ndarray, " B"]] | None = None,
+) -> Callable[[Batch], Batch]:  # fmt: skip
     """What makes of a batch of `arrays`, padded on the right by the encoders, one that is laid out as `mode` says.
 
     - "off": as it is: every row as long as the longest of the data;
@@ -63,8 +64,9 @@ def arrangement(
     - "shared": the same, with the texts of one pair or ranking in one row, as branches from their common beginning,
       which is there once.
 
-    Batches are brought into one of `BUCKETS` shapes, quantiles of what `DRAWS` random batches need; what needs more
-    gets the largest of them, times 1.25 until it fits. So a step is compiled `BUCKETS` times and a few.
+    Batches are brought into one of `BUCKETS` shapes, quantiles of what the batches of the rows `draws` need (by default
+    `DRAWS` random ones); where one needs more, the largest shape grows by 1.25 until it fits. So a step is compiled
+    `BUCKETS` times and a few.
 
     A packed batch has in the place of each side's tokens and valid the array slot, [B T], or [B] where `reads` is
     "ends": the place in the flattened [G N] list of what is read; -1: nowhere. The block "packed" of each pass holds
@@ -73,20 +75,24 @@ def arrangement(
     groups have as many rows each: one for each device and microbatch, so that what is read does not cross devices.
     Microbatch p has every parts-th row and group, as `train.step.cut` takes them, and its slots count within it.
 
-    Raises DataError for an unknown mode, and if `batch_size` does not divide into the parts.
+    Raises DataError for an unknown mode or `reads`, and if `batch_size` does not divide into the parts; what it returns
+    raises it for a batch with a text, or bundle, that is longer than any of `arrays`.
     """
-    if mode not in MODES or reads not in READS:
-        raise DataError(f"packing = {mode!r} of {reads!r}: expected one of {', '.join(map(repr, MODES))}")
+    if mode not in MODES:
+        raise DataError(f"packing = {mode!r}: expected one of {', '.join(map(repr, MODES))}")
+    if reads not in READS:
+        raise DataError(f"reads = {reads!r}: expected one of {', '.join(map(repr, READS))}")
     if batch_size % parts:
         raise DataError(f"batch_size = {batch_size}: expected a multiple of the {parts} microbatches")
     if mode == "off":
         return lambda batch: batch
-    draws = np.random.default_rng(0).integers(len(arrays["row"]), size=(DRAWS, batch_size))
-    tried = [jax.tree.map(lambda leaf, rows=rows: leaf[rows], arrays) for rows in draws]
+    if draws is None:
+        draws = np.random.default_rng(0).integers(len(arrays["row"]), size=(DRAWS, batch_size))
+    tried = (jax.tree.map(lambda leaf, rows=rows: leaf[rows], arrays) for rows in draws)
     if mode == "bucketed":
         full = max(side["valid"].shape[-1] for side in _sides(arrays))
         ladder = _ladder([(min(-(-_longest(batch) // 8) * 8, full),) for batch in tried])
-        return lambda batch: _cut(batch, min(full, _fitting(ladder, (_longest(batch),))[0]))
+        return lambda batch: _cut(batch, min(full, _fitting(ladder, (_no_longer(_longest(batch), full),))[0]))
     bundle = lambda batch, names: _bundles(batch, names, reads, mode == "shared", parts)  # noqa: E731
     lengths = {names: _row_length(arrays, lambda batch, names=names: bundle(batch, names)) for names in _passes(arrays)}
 
@@ -113,13 +119,21 @@ def arrangement(
 
 def filling(batch: Batch) -> tuple[int, int]:
     """(real tokens, all tokens) that the model reads of a batch, arranged or not."""
-    blocks = [x for x in (batch, *batch.values()) if isinstance(x, dict) and "packed" in x]
-    seen = [block["packed"]["document"] > 0 for block in blocks] or [side["valid"] for side in _sides(batch)]
+    seen = _read(batch)
     return sum(int(x.sum()) for x in seen), sum(x.size for x in seen)
 
 
-def compared(arrays: Batch, batch_size: int) -> list[tuple[str, int, float]]:
-    """(mode, tokens that the model reads in a step, share of them that are real) of each mode, over the first rows."""
+def _read(batch: Batch) -> list[Bool[np.ndarray, "..."]]:
+    """Where the rows that the model reads hold real tokens."""
+    blocks = [x for x in (batch, *batch.values()) if isinstance(x, dict) and "packed" in x]
+    return [block["packed"]["document"] > 0 for block in blocks] or [side["valid"] for side in _sides(batch)]
+
+
+def compared(arrays: Batch, batch_size: int) -> list[tuple[str, int, int, float]]:
+    """(mode, tokens that the model reads in a step, longest row, share of real tokens) of each, over the first rows.
+
+    On one device and in one microbatch: more of them part the rows, which are then less full.
+    """
     batches = [
         jax.tree.map(lambda leaf, i=i: leaf[i : i + batch_size], arrays)
         for i in range(0, max(1, min(4 * batch_size, len(arrays["row"]) - batch_size + 1)), batch_size)
@@ -127,8 +141,10 @@ def compared(arrays: Batch, batch_size: int) -> list[tuple[str, int, float]]:
     out = []
     for mode in MODES:
         arrange = arrangement(arrays, mode, reads="tokens", batch_size=len(batches[0]["row"]))
-        real, places = np.sum([filling(arrange(batch)) for batch in batches], axis=0)
-        out.append((mode, int(places) // len(batches), float(real / places)))
+        made = [arrange(batch) for batch in batches]
+        real, places = np.sum([filling(batch) for batch in made], axis=0)
+        length = max(row.shape[-1] for batch in made for row in _read(batch))
+        out.append((mode, int(places) // len(batches), length, float(real / places)))
     return out
 
 
@@ -181,6 +197,7 @@ def _row_length(arrays: Batch, bundle: Callable[[Batch], Bundles]) -> int:
 def _plan(bundles: Bundles, length: int, shards: int, parts: int) -> Plan:
     """First-fit decreasing, for each microbatch by itself; its rows are then dealt out to the shards in turn."""
     size, U = bundles.size, len(bundles.size)
+    _no_longer(int(size.max()), length)
     row, start, document = (np.zeros(U, np.int64) for _ in range(3))
     used = []
     for part in range(parts):
@@ -222,8 +239,17 @@ def _fitting(ladder: Int[np.ndarray, "S A"], need: tuple[int, ...]) -> tuple[int
     """The first shape that holds it."""
     shape = next((one for one in ladder if (one >= need).all()), ladder[-1])
     while (shape < need).any():
-        shape = -(-shape * 5 // 4)
+        shape = np.where(shape < need, -(-shape * 5 // 4), shape)
     return tuple(int(size) for size in shape)
+
+
+def _no_longer(length: int, limit: int) -> int:
+    if length > limit:
+        raise DataError(
+            f"a text, or the texts of one row together, of {length} tokens, in rows made for {limit}: make the "
+            "arrangement of the arrays that the batches are from"
+        )
+    return length
 
 
 def _longest(batch: Batch) -> int:

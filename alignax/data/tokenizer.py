@@ -83,7 +83,8 @@ def tokenizer_hash(tokenizer: Tokenizer) -> str:
     for name in ("truncation", "padding"):  # state of the last call, not of the vocabulary
         backend.pop(name, None)
     special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
-    return _sha256({"backend": backend, "special": special})
+    stops = {"stops": list(told_stops(tokenizer))} if told_stops(tokenizer) else {}  # no text may hold them
+    return _sha256({"backend": backend, "special": special} | stops)
 
 
 def template_hash(tokenizer: Tokenizer, template: str) -> str:

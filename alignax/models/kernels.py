@@ -87,7 +87,7 @@ def attender(
         seen = lambda kind: masks_WBTS[0 if len(windows) == 1 else of_kind[kind]]  # noqa: E731
         return lambda q, k, v, kind: checkpoint_name(attention(q, k, v, seen(kind), **scores), KEPT)
     if kernel == "cudnn":
-        forms = [partial(cudnn, window=window, scale=config.query_scale) for window in windows]
+        forms = [by_device(partial(cudnn, window=window, scale=config.query_scale)) for window in windows]
     else:
         interpret = (device or jax.devices()[0]).platform != "tpu"
         forms = [by_device(partial(splash, window=window, interpret=interpret, **scores)) for window in windows]

@@ -49,13 +49,15 @@ def import_adapter(stage: common.Stage, folder: Path, *, trusted: bool) -> Path:
 
 
 def settings_of(found: Adapter, params: Params) -> dict[str, Any]:
-    """The `lora_args` with which a stage goes on with an adapter."""
+    """The `lora_args` with which a stage goes on with an adapter: alpha from its scale, which joined layers share."""
     layers = params["lora"]["layers"]
+    one = next(iter(layers.values()))
+    rank, rslora = one["a"].shape[-1], bool(found.config.get("use_rslora"))
     return {
-        "rank": next(iter(layers.values()))["a"].shape[-1],
-        "alpha": float(found.config.get("lora_alpha", 8)),
+        "rank": rank,
+        "alpha": round(float(np.asarray(one["scale"])[0]) * (rank**0.5 if rslora else rank), 6),
         "targets": f"^({'|'.join(sorted(layers))})$",
-        "rslora": bool(found.config.get("use_rslora")),
+        "rslora": rslora,
         "dora": bool(found.config.get("use_dora")),
     }
 

@@ -2,7 +2,7 @@
 
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -72,7 +72,8 @@ def training_config(stage: str) -> ConfigDict:
     # an adapter on a frozen decoder, of alignax.lora.init: dict(rank=16); empty: all parameters are trained
     c.lora_args = ConfigDict()
     # how texts stand in the rows of a batch (alignax.data.packing): "off", padded to the longest; "bucketed", cut to a
-    # few lengths; "packed", several in a row; "shared", and what the replies to a prompt have in common once
+    # few lengths; "packed", several in a row; "shared", the same, and what the texts of one pair or ranking have in
+    # common once, in rows as long as all of them: for XLA's attention, which has T x T logits (compute.attention)
     c.packing = "off"
     c.batch_size = 32  # rows of the global batch
     c.microbatches = 1  # per step: same result, less memory
@@ -157,9 +158,11 @@ def make_loader(cfg: Reader, arrays: Any, batch_size: int, arrange: Arrange | No
     )
 
 
-def arrangement(cfg: Reader, arrays: dict, mesh: Mesh, *, reads: str, microbatches: int = 1) -> Arrange:
+def arrangement(
+    cfg: Reader, arrays: dict, mesh: Mesh, *, reads: str, microbatches: int = 1, draws: Iterable | None = None
+) -> Arrange:
     """How the config lays out batches of these arrays: see `alignax.data.packing.arrangement`."""
-    options = {"batch_size": cfg.batch_size, "shards": mesh.size, "parts": microbatches}
+    options = {"batch_size": cfg.batch_size, "shards": mesh.size, "parts": microbatches, "draws": draws}
     return packing.arrangement(arrays, cfg.packing, reads=reads, **options)
 
 
@@ -221,12 +224,15 @@ def train(
 ) -> Any:  # fmt: skip
     """Runs a stage of `training_config` from its last checkpoint to its last step; `reads`: see `data.packing`."""
     cfg = stage.cfg
-    arrange = arrangement(cfg, arrays, mesh, reads=reads, microbatches=cfg.microbatches)
+    order = make_loader(cfg, arrays, cfg.batch_size)  # a mixture's own: its batches are not like random rows
+    draws = map(order.indices, range(packing.DRAWS))
+    arrange = arrangement(cfg, arrays, mesh, reads=reads, microbatches=cfg.microbatches, draws=draws)
     loader = make_loader(cfg, arrays, cfg.batch_size, arrange)
-    some = [loader.batch(step) for step in range(min(4, cfg.total_steps))]
+    some = [loader.batch(step) for step in range(4)]
     real, places = np.sum([packing.filling(batch) for batch in some], axis=0)
     console.print(f"packing {cfg.packing!r}: {real / places:.0%} of the tokens that the model reads are real")
-    flops = batch_flops(model.config, some[0], output=stage.kind != "reward") * jax.process_count()
+    of_batches = [batch_flops(model.config, batch, output=stage.kind != "reward") for batch in some]
+    flops = float(np.mean(of_batches)) * jax.process_count()
     ideal = ideal_seconds(flops, mesh.devices.flat[0].device_kind, mesh.size)
     put = lambda batch: sharding.put_batch(batch, mesh)  # noqa: E731
     return loop(stage, state, step_fn, loader.batch, put, evaluate, show=show, ideal=ideal)

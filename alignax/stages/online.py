@@ -44,7 +44,8 @@ def get_config() -> ConfigDict:
     c.reward_args = ConfigDict()
     c.scoring_args = ConfigDict()  # of alignax.train.online.shape_scores
     c.samples_per_prompt = 1  # replies to each prompt of a batch; a group estimator needs 2 or more
-    # each prompt stands once before all its replies, as branches of one row: worth it where prompts are long
+    # in scoring and learning each prompt stands once before all its replies, as branches of one row: worth it where
+    # prompts are long
     c.share_prompts = False
     # who gives all replies of a group but the first: "none", the policy itself; "greedy", the policy at temperature 0
     # (ReMax); "reference" (XPO, vBoN); "mixture", pi^(1 - share) ref^share (Nash-MD)

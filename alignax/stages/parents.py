@@ -156,10 +156,11 @@ def learner(cfg: Reader, params: Params, *, of: str = "the parent", fold: int = 
             "settings, to go on with it, or none, to train all parameters"
         )
     scales, scale = [np.asarray(one["scale"]) for one in adapter["layers"].values()], lora.scaling(**args)
-    if not any(np.isclose(found, scale).any() for found in scales):
+    known = sorted({round(float(x), 6) for found in scales for x in found.flat})
+    if not any(np.isclose(x, scale, rtol=1e-4) for x in known):
         raise ConfigError(
             f"config.lora_args = {dict(cfg.lora_args)}: their scale is {scale:g}, but {of} is an adapter of scale "
-            f"{float(scales[0].flat[0]):g}, which it keeps; give its own alpha and rslora"
+            f"{', '.join(f'{x:g}' for x in known)}, which it keeps; give its own alpha and rslora"
         )
     return {"lora": adapter} | {k: v for k, v in params.items() if k not in ("lora", "decoder")}, {
         "decoder": params["decoder"]

@@ -16,6 +16,7 @@ from alignax.stages import settings
 from alignax.stages.trial import shapes_of, tried
 from alignax.train import online
 from alignax.train.reference import follow
+from alignax.types import Layout
 from alignax.worlds.annotators import Annotator
 
 # key -> (package of its short names, key of its arguments, arguments that the stage gives)
@@ -99,9 +100,19 @@ def compute(config: dict[str, Any], prefix: str) -> None:
     """How a model is computed must be a choice that there is, and a kernel one for this device and dtype."""
     if "compute" in config:
         try:
-            kernel_of(ModelConfig(vocab_size=1, **config["compute"]))
+            kernel_of(ModelConfig(vocab_size=1, **config["compute"]), rows=rows_of(config))
         except ValueError as error:
             raise ConfigError(f"config.{prefix}compute.{error}") from None
+
+
+def rows_of(config: dict[str, Any]) -> Layout | None:
+    """What kind of rows a stage's model reads: None for those of one text each, branches only where texts share."""
+    paired = config["stage"] in ("reward", "offline")
+    shared = config.get("share_prompts", False) or (config.get("packing") == "shared" and paired)
+    if not shared and config.get("packing") not in ("packed", "shared"):
+        return None
+    place = jax.ShapeDtypeStruct((1, 1), jax.numpy.int32)
+    return Layout(place, place if shared else None, place)  # pyright: ignore[reportArgumentType]
 
 
 def mixture(config: dict[str, Any], prefix: str) -> None:
@@ -165,6 +176,8 @@ def sizes(config: dict[str, Any], prefix: str) -> None:
     wanted = [("batch_size", batch, devices, "devices"), ("batch_size", batch, minibatches, "minibatches")]
     if batch % minibatches == 0:
         wanted += [("batch_size", batch // minibatches, microbatches, "microbatches")]
+    if config.get("share_prompts") and batch % minibatches == 0:
+        wanted += [("share_prompts", batch // minibatches, devices, "devices (prompts of a minibatch)")]
     if probe.get("source"):
         wanted += [("probe.batch_size", probe["batch_size"], devices, "devices")]
     for key, size, parts, what in wanted:

@@ -130,8 +130,11 @@ def seen(config: dict, tokenizer: Tokenizer, splits: dict[str, tuple], rows: int
         "facts": look.facts(batch, sides, encode.keywords.get("attributes", ()))
         + look.leaks(sides, made)
         + [
-            [f"packing {mode!r}" + ", as set" * (mode == config["packing"]), f"{places} tokens a step, {real:.0%} real"]
-            for mode, places, real in (compared(batch, config["batch_size"]) if "packing" in config else [])
+            [
+                f"packing {mode!r}" + ", as set" * (mode == config["packing"]),
+                f"{places} tokens a step on one device, rows of {length}, {real:.0%} real",
+            ]
+            for mode, places, length, real in (compared(batch, config["batch_size"]) if "packing" in config else [])
         ],
         "ends": [f"{token} (id {i})" for i, token in zip(ends, tokenizer.convert_ids_to_tokens(ends))],
         "rows": [look.show(tokenizer, sides, int(batch["row"][i]), i) for i in shown],

@@ -73,7 +73,10 @@ def computed(
         jax.tree.map(fetched, run(reference, sharding.put_batch(batch, mesh)))
         for batch in progress(batches, title, total=total)
     ]
-    whole = {side: np.concatenate([part[side] for part in found])[:rows] for side in found[0]}
+    wide = lambda x, like: np.pad(x, ((0, 0), (0, like.shape[1] - x.shape[1])))  # batches may be cut: packing  # noqa: E731
+    whole = {
+        side: np.concatenate([wide(part[side], arrays[side]["mask"]) for part in found])[:rows] for side in found[0]
+    }
     return {f"{split}/{side}": logp_NT[arrays[side]["mask"]] for side, logp_NT in whole.items()}
 
 

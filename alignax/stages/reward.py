@@ -100,9 +100,10 @@ def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
     state = common.train(stage, state, step_fn, train, mesh, evaluate, model=model, show=show, reads=reads)
 
     # ---- how good it is on held-out data; mean and spread of the scores, for those who read them
+    alike = arrange if cfg.packing != "bucketed" else None  # batches whose verdicts have one shape, to be joined
     seen = jax.jit(lambda params, batch: view(model, params, batch))
     whole = still | state.learner.params
-    parts = [seen(whole, sharding.put_batch(b, mesh)) for b in eval_batches(held, cfg.batch_size, arrange=arrange)]
+    parts = [seen(whole, sharding.put_batch(b, mesh)) for b in eval_batches(held, cfg.batch_size, arrange=alike)]
     found = jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(held["row"])], *parts)
     scores, report = judged(found, [held_text[row] for row in held["row"]], loss, attributes)
     common.finish(

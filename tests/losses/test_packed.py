@@ -60,7 +60,7 @@ REFERENCE = tiny(seed=1, **WINDOW)[1]
 VIEWS = {
     Demo: forward.demo,
     Pair: lambda model, params, batch: forward.pair(model, params, REFERENCE, batch).replace(
-        reference_is_chosen=jnp.arange(B) % 3 == 1
+        reference_is_chosen=batch["row"] % 3 == 1
     ),
     Unpaired: lambda model, params, batch: forward.unpaired(model, params, REFERENCE, batch),
     Scored: forward.scored,

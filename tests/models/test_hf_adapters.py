@@ -12,6 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from alignax import lora
 from alignax.models.hf.peft_in import read_adapter
+from alignax.stages.adapted import settings_of
 
 Q = "base_model.model.model.layers.{}.self_attn.q_proj.lora_{}.weight"
 
@@ -50,7 +51,13 @@ def test_an_adapter_comes_back_bit_for_bit(name, settings, tmp_path):
     adapter = hf_adapters.fresh(params, **settings)
     tree = params | {"lora": adapter}
     out = hf_adapters.save(tmp_path / "a", name, model, tree, rslora=settings.get("rslora", False))
-    jax.tree.map(np.testing.assert_array_equal, hf_adapters.load(out, name, model)["lora"], adapter)
+    back = hf_adapters.load(out, name, model)
+    jax.tree.map(np.testing.assert_array_equal, back["lora"], adapter)
+    told = settings_of(read_adapter(out), back)  # with which a stage goes on: the same shapes and the same scale
+    again = lora.init(jax.random.key(0), params, **told)
+    assert jax.tree.map(np.shape, again) == jax.tree.map(np.shape, adapter)
+    for projection, one in adapter["layers"].items():
+        np.testing.assert_allclose(again["layers"][projection]["scale"], one["scale"], rtol=1e-5)
 
 
 def test_the_files_are_those_of_peft(tmp_path):

@@ -1,5 +1,6 @@
 """A finished pipeline of every stage, in this process and on eight devices."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -12,9 +13,12 @@ from alignax.stages import pipeline
 
 @pytest.fixture(scope="session")
 def compiled(tmp_path_factory):
-    """The folder of compiled programs: a new one, or that of JAX_COMPILATION_CACHE_DIR."""
-    given = jax.config.jax_compilation_cache_dir
-    return Path(given) if given else tmp_path_factory.mktemp("compiled")
+    """The folder of compiled programs: that of JAX_COMPILATION_CACHE_DIR, or a new one for all processes of a run."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder = Path(jax.config.jax_compilation_cache_dir or shared / "compiled")
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 @pytest.fixture(scope="module", autouse=True)

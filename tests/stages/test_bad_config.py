@@ -55,6 +55,11 @@ def nothing_is_compiled(monkeypatch):
             ["--config.packing=dense"],
             "config.packing = 'dense': expected one of 'off', 'bucketed', 'packed', 'sha",
         ),
+        (
+            DPO,
+            ["--config.compute.attention=splash", "--config.packing=shared"],
+            "config.compute.attention = 'splash': it knows no rows whose texts share a beginning",
+        ),
         (PPO, ["--config.share_prompts=true"], "samples_per_prompt of 2 or more, not 1"),
         (DPO, ["--config.probe.batch_size=9"], "config.probe.batch_size: 9 rows do not divide over 8 devices"),
         (

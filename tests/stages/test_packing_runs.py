@@ -1,9 +1,10 @@
 """Stages whose texts are packed: the same steps on the same rows, over eight devices, as those of padded ones."""
 
+import numpy as np
 import pytest
-from stage_runs import metrics, read, tiny
+from stage_runs import metrics, read, tiny, write_rows
 
-from alignax.stages import offline, probe, reward, sft
+from alignax.stages import common, offline, probe, reward, sft
 
 
 def config(run, step, **values):
@@ -22,13 +23,16 @@ CASES = {
     "sft": (sft, dict(packing="packed")),
     "reward": (reward, dict(packing="shared", microbatches=2)),
     "dpo": (offline, dict(packing="shared", reference="cached")),
+    "kto": (offline, dict(packing="bucketed", reference="cached", loss="kto", loss_args={})),
 }
+SAME = ("loss", "loss_args")  # settings of a case that its padded run has too
 
 
 @pytest.mark.parametrize("step", CASES)
 def test_a_packed_run_is_the_padded_one(run, tmp_path, step):
     stage, packed = CASES[step]
-    plain = stage.run(config(run, step), tmp_path / "off")
+    own_loss, step = {k: v for k, v in packed.items() if k in SAME}, "dpo" if step == "kto" else step
+    plain = stage.run(config(run, step, **own_loss), tmp_path / "off")
     other = stage.run(config(run, step, **packed), tmp_path / "on")
     told = [read(folder / "manifest.json") for folder in (plain, other)]
     assert told[0]["data"] == told[1]["data"]  # the rows, their order and their identity are the same
@@ -42,3 +46,38 @@ def test_a_packed_run_is_the_padded_one(run, tmp_path, step):
     assert same and {k: told[1]["metrics"][k] for k in same} == pytest.approx(
         {k: told[0]["metrics"][k] for k in same}, rel=1e-3
     )
+
+
+def test_a_packed_run_that_was_stopped_goes_on_bit_for_bit(run, tmp_path, monkeypatch):
+    settings = dict(packing="shared", total_steps=3, save_every_steps=1)
+    offline.run(config(run, "dpo", **settings), tmp_path / "whole")
+    fit = common.fit
+    monkeypatch.setattr(common, "fit", lambda *args, total_steps, **options: fit(*args, total_steps=1, **options))
+    monkeypatch.setattr(common, "finish", _killed)
+    with pytest.raises(KeyboardInterrupt):
+        offline.run(config(run, "dpo", **settings), tmp_path / "parted")
+    monkeypatch.undo()
+    offline.run(config(run, "dpo", **settings), tmp_path / "parted")
+    told = [read(tmp_path / name / "manifest.json")["content_hash"] for name in ("whole", "parted")]
+    assert told[0] == told[1] and [row["step"] for row in metrics(tmp_path / "parted")] == [1, 2, 3]
+
+
+def _killed(*args, **options):
+    raise KeyboardInterrupt
+
+
+def test_verdicts_on_steps_are_read_from_batches_of_several_lengths(run, tmp_path):
+    """The report joins what was found in all held-out batches."""
+    rng = np.random.default_rng(0)
+    words = ["mara", "asks", "jar", "open", "the", "."]
+    text = lambda n: " ".join(rng.choice(words, n))  # noqa: E731
+    rows = [
+        {"prompt": text(3), "steps": [text(int(n)), " " + text(2)], "verdicts": [True, bool(n % 2)]}
+        for n in rng.integers(2, 30, 80)
+    ]
+    values = dict(loss="process", loss_args={}, packing="bucketed", source="jsonl")
+    c = config(run, "reward", **values)
+    c.data = dict(path=str(write_rows(tmp_path / "steps.jsonl", rows)), heldout_percent=50.0)
+    c.batch_size, c.lora_args = 8, {"rank": 2}
+    metrics_of = read(reward.run(c, tmp_path / "reward") / "manifest.json")["metrics"]
+    assert all(np.isfinite(x) for x in metrics_of.values() if isinstance(x, float))

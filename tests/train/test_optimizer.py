@@ -195,8 +195,6 @@ def test_without_bias_correction_to_speak_of_the_forms_agree():
     # after many steps of one gradient the corrections are 1
     grads, states = jnp.array([1e-3, 2.0]), []
     for transform in (scale_by_adam_tf(0.9, 0.95, 1e-3), optax.scale_by_adam(0.9, 0.95, 1e-3)):
-        state = transform.init(grads)
-        for _ in range(400):
-            updates, state = transform.update(grads, state)
-        states.append(updates)
+        step = lambda _, carry, update=transform.update: update(grads, carry[1])  # noqa: E731
+        states.append(jax.lax.fori_loop(0, 400, step, (grads, transform.init(grads)))[0])
     np.testing.assert_allclose(*states, rtol=1e-4)
