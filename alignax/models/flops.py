@@ -71,6 +71,22 @@ def train_flops(config: ModelConfig, length: int, *, output: bool = True) -> flo
     return 3.0 * forward_flops(config, length, output=output)
 
 
+def batch_flops(config: ModelConfig, batch: dict, *, output: bool) -> float:
+    """FLOPs of learning from a batch: forward and backward of the trained model over its rows, padding included.
+
+    What a frozen model reads (a reference; the mismatched replies of KTO) is not learnt from, and not counted. Of
+    packed rows the output layer reads some states only.
+    """
+    if "packed" in batch:
+        places, read = batch["packed"]["tokens"], batch["packed"]["read"]
+        last = train_flops(config, 1, output=output) - train_flops(config, 1, output=False)
+        return places.size * train_flops(config, places.shape[-1], output=False) + read.size * last
+    if "tokens" in batch:
+        return batch["tokens"].size * train_flops(config, batch["tokens"].shape[-1], output=output)
+    sides = [one for name, one in batch.items() if isinstance(one, dict) and name != "mismatched"]
+    return sum(batch_flops(config, one, output=output) for one in sides)
+
+
 def ideal_seconds(flops: float, device_kind: str, devices: int = 1) -> float | None:
     """Seconds that so many FLOPs take at the devices' bf16 peak; None for a kind whose peak is not known.
 

@@ -21,8 +21,7 @@ from alignax.data.loader import Arrange, Loader, eval_batches
 from alignax.data.tokenizer import template_hash, tokenizer_hash
 from alignax.log import Log
 from alignax.manifest import parent_record, read_manifest, start, why_stale, write_manifest
-from alignax.models.config import ModelConfig
-from alignax.models.flops import ideal_seconds, train_flops
+from alignax.models.flops import batch_flops, ideal_seconds
 from alignax.ops.masked import metric_ratios, metric_sums
 from alignax.stages.precheck import bind_term, precheck, weights_of
 from alignax.train.loop import fit, resume
@@ -236,22 +235,6 @@ def train(
     ideal = ideal_seconds(flops, mesh.devices.flat[0].device_kind, mesh.size)
     put = lambda batch: sharding.put_batch(batch, mesh)  # noqa: E731
     return loop(stage, state, step_fn, loader.batch, put, evaluate, show=show, ideal=ideal)
-
-
-def batch_flops(config: ModelConfig, batch: dict, *, output: bool) -> float:
-    """FLOPs of learning from a batch: forward and backward of the trained model over its rows, padding included.
-
-    What a frozen model reads (a reference; the mismatched replies of KTO) is not learnt from, and not counted. Of
-    packed rows the output layer reads some states only.
-    """
-    if "packed" in batch:
-        places, read = batch["packed"]["tokens"], batch["packed"]["read"]
-        last = train_flops(config, 1, output=output) - train_flops(config, 1, output=False)
-        return places.size * train_flops(config, places.shape[-1], output=False) + read.size * last
-    if "tokens" in batch:
-        return batch["tokens"].size * train_flops(config, batch["tokens"].shape[-1], output=output)
-    sides = [one for name, one in batch.items() if isinstance(one, dict) and name != "mismatched"]
-    return sum(batch_flops(config, one, output=output) for one in sides)
 
 
 def loop(

@@ -4,9 +4,10 @@ import jax
 import numpy as np
 import pytest
 
+from alignax.data.bundles import first_fit_decreasing
 from alignax.data.counts import DataError
 from alignax.data.loader import Loader, eval_batches
-from alignax.data.packing import BUCKETS, MODES, arrangement, compared, filling, first_fit_decreasing
+from alignax.data.packing import BUCKETS, MODES, arrangement, compared, filling
 
 T = 40
 

@@ -11,7 +11,6 @@ from tiny import tiny
 from alignax import forward
 from alignax.models import decoder, flops
 from alignax.models.config import ModelConfig
-from alignax.stages.common import batch_flops
 
 SHAPE = dict(vocab_size=1000, dim=256, heads=4, kv_heads=2, head_dim=64, ffn=768)
 B, T = 2, 256
@@ -74,18 +73,18 @@ def test_a_batch_counts_what_is_learnt_from():
     config, tokens = tiny()[0].config, np.zeros((5, 6), np.int32)
     one = 5 * 6 * flops.train_flops(config, 6)
     side = {"tokens": tokens, "mask": tokens > 0}
-    assert batch_flops(config, side | {"row": np.arange(5)}, output=True) == one
-    assert batch_flops(config, {"chosen": side, "rejected": side, "row": np.arange(5)}, output=True) == 2 * one
-    assert batch_flops(config, {"side": side, "mismatched": side, "desirable": tokens[:, 0]}, output=True) == one
+    assert flops.batch_flops(config, side | {"row": np.arange(5)}, output=True) == one
+    assert flops.batch_flops(config, {"chosen": side, "rejected": side, "row": np.arange(5)}, output=True) == 2 * one
+    assert flops.batch_flops(config, {"side": side, "mismatched": side, "desirable": tokens[:, 0]}, output=True) == one
     several = {"replies": {"tokens": np.zeros((5, 3, 6), np.int32)}}
-    assert batch_flops(config, several, output=False) == 5 * 3 * 6 * flops.train_flops(config, 6, output=False)
+    assert flops.batch_flops(config, several, output=False) == 5 * 3 * 6 * flops.train_flops(config, 6, output=False)
 
 
 def test_of_packed_rows_only_what_is_read_meets_the_output_layer():
     config, tokens = tiny()[0].config, np.zeros((5, 6), np.int32)
     packed = {"packed": {"tokens": tokens, "read": np.zeros((1, 30), np.int32)}, "row": np.arange(9)}
-    whole = batch_flops(config, {"tokens": tokens}, output=True)
-    np.testing.assert_allclose(batch_flops(config, packed, output=True), whole)
+    whole = flops.batch_flops(config, {"tokens": tokens}, output=True)
+    np.testing.assert_allclose(flops.batch_flops(config, packed, output=True), whole)
     packed["packed"]["read"] = np.zeros((1, 10), np.int32)
     saved = 3 * 2 * config.dim * config.padded_vocab * 20
-    np.testing.assert_allclose(batch_flops(config, packed, output=True), whole - saved)
+    np.testing.assert_allclose(flops.batch_flops(config, packed, output=True), whole - saved)
