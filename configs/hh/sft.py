@@ -3,8 +3,8 @@
 Command: alignax run --config=configs/hh/sft.py --workdir=runs/hh/sft
 From files: --config.data.path=hh_harmless.jsonl.gz --config.tokenizer=FOLDER
 Small enough to see the stages work on real text, far too small to write any: 7M parameters, 6.4M of them the embedding
-of 50,257 tokens. CPU: about 12 minutes on 2 cores for the 300 steps here (2.0 s a step) with packing = "off"; less as it
-is.
+of 50,257 tokens. CPU: about 12 minutes on 2 cores for the 300 steps here (2.0 s a step) with packing = "off"; less as
+it is.
 """
 
 from alignax.stages import sft
