@@ -7,7 +7,7 @@ KINDS = ("full", "sliding", "nope")  # of attention: all earlier tokens; the las
 COMPUTE = ("dtype", "remat", "attention", "vocab_shards")  # how results are computed and not what they are
 _CHOICES = {
     "positions": ("rotary", "learned"),
-    "rope_type": ("default", "linear", "llama3"),
+    "rope_type": ("default", "linear", "llama3", "yarn", "longrope", "dynamic"),
     "norm": ("rms", "rms_plus_one", "layer"),
     "norm_at": ("before", "after", "both"),
     "qk_norm": ("none", "head", "all"),
@@ -43,11 +43,15 @@ class ModelConfig:
     positions: str = "rotary"  # "learned": a table of max_positions rows is added to the embedding (GPT-2)
     max_positions: int = 0  # context length that the model was made for, tokens; 0: not known
     rope_fraction: float = 1.0  # share of each head that is rotated (Phi)
-    rope_type: str = "default"  # how frequencies are stretched for a longer context: "linear", "llama3"
-    rope_factor: float = 1.0  # by how much, for both
-    rope_low: float = 1.0  # llama3: wavelengths above rope_original / rope_low are stretched whole,
-    rope_high: float = 4.0  # below rope_original / rope_high not at all
-    rope_original: int = 8192  # llama3: context length before stretching, tokens
+    rope_type: str = "default"  # how frequencies are stretched for a longer context: see `rotary.frequencies`
+    rope_factor: float = 1.0  # by how much; "longrope" has rope_factors instead
+    rope_low: float = 1.0  # llama3, yarn: a pair that turns less often in rope_original tokens is stretched whole,
+    rope_high: float = 4.0  # one that turns more often not at all
+    rope_original: int = 8192  # llama3, yarn, longrope: context length before stretching, tokens
+    rope_truncate: bool = True  # yarn: those two bounds are rounded to whole pairs
+    rope_magnitude: float = 1.0  # yarn, longrope: what the rotated numbers are multiplied with
+    rope_factors: Sequence[float] = ()  # longrope: one for each pair, in texts of at most rope_original tokens
+    rope_long_factors: Sequence[float] = ()  # longrope: in longer ones, which are refused; kept for the export
     rope_theta_sliding: float = 0.0  # base in sliding layers, never stretched (Gemma 3); 0: as in the others
 
     # ---- attention
@@ -84,6 +88,8 @@ class ModelConfig:
 
     def __post_init__(self):
         object.__setattr__(self, "pattern", _period(tuple(self.pattern), self.layers))  # a list, out of a JSON file
+        for name in ("rope_factors", "rope_long_factors"):
+            object.__setattr__(self, name, tuple(map(float, getattr(self, name))))
         sizes = (
             "vocab_size",
             "dim",
@@ -108,6 +114,10 @@ class ModelConfig:
                 f"head_dim = {self.head_dim}, rope_fraction = {self.rope_fraction}: rotary positions turn pairs of "
                 "numbers, so that head_dim * rope_fraction must be even, and the fraction in (0, 1]"
             )
+        for name in ("rope_factors", "rope_long_factors") if self.rope_type == "longrope" else ():
+            factors, pairs = getattr(self, name), self.rotated // 2
+            if len(factors) != pairs or not min(factors) > 0:
+                raise ValueError(f"{name} = {factors}: expected {pairs} numbers above 0, one for each pair")
         if not self.pattern or not set(self.pattern) <= set(KINDS):
             raise ValueError(f"pattern = {self.pattern}: expected layers among {', '.join(KINDS)}")
         if "sliding" in self.pattern and self.window < 1:
@@ -134,6 +144,17 @@ class ModelConfig:
         return int(self.head_dim * self.rope_fraction)
 
     @property
+    def context(self) -> int:
+        """Tokens that a text may have; 0: no bound but quality. Beyond it there is no position, or another rotation.
+
+        What "longrope" and "dynamic" turn by depends on how long the text will be in the end, which a sampler does not
+        know: only up to the length at which they change do its log-probabilities stay those of the learner.
+        """
+        if self.positions == "learned" or self.rope_type == "dynamic":
+            return self.max_positions
+        return self.rope_original if self.rope_type == "longrope" else 0
+
+    @property
     def query_scale(self) -> float:
         """What q k is multiplied with."""
         return (self.query_scale_dim or self.head_dim) ** -0.5
@@ -146,7 +167,7 @@ class ModelConfig:
     def architecture(self) -> dict:
         """What parameters must share to be exchangeable: every field but those of COMPUTE; values as JSON has them."""
         fields = {k: v for k, v in dataclasses.asdict(self).items() if k not in COMPUTE}
-        return fields | {"pattern": list(self.pattern)}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in fields.items()}
 
 
 def _period(kinds: tuple[str, ...], layers: int) -> tuple[str, ...]:

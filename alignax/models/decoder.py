@@ -18,7 +18,8 @@ from alignax.models.attention import attend_one, attention, layout
 from alignax.models.config import ModelConfig
 from alignax.models.heads import init_scalar, scalar
 from alignax.models.kernels import attended, attender, flush, kernel_of
-from alignax.models.layers import Block, angles, frequencies, norm
+from alignax.models.layers import Block, norm
+from alignax.models.rotary import turns
 from alignax.types import Layout, Model, Params
 
 _policies = jax.checkpoint_policies
@@ -81,8 +82,8 @@ def decoder(
     def finish(params: Params, x: Array) -> Array:
         return final.apply({"params": params["decoder"]["norm"]}, x)  # pyright: ignore[reportReturnType]
 
-    def turned(positions: Array, kind: str) -> Array | None:
-        return None if learned else angles(positions, frequencies(config, kind))
+    def turned(positions: Array, kind: str) -> tuple[Array, Array] | None:
+        return None if learned else turns(positions, config, kind)
 
     def scan(params: Params, tokens_BT: Array, valid_BT: Array | Layout, keep):
         """The residual after the last layer, and what `keep(x, k, v)` keeps of each layer, stacked."""
@@ -93,14 +94,14 @@ def decoder(
         rows = layout(valid_BT)
         # what differs by kind of layer, for each kind; one body serves all layers and picks its own
         attend = attender(config, kernel, rows, packed=packed, by_device=by_device, device=device)
-        angle = [turned(rows.position, kind) for kind in kinds]
+        turn = [turned(rows.position, kind) for kind in kinds]
         pick = lambda made, i: made[0] if len(kinds) == 1 else jax.tree.map(lambda *x: jnp.stack(x)[i], *made)  # noqa: E731
 
         def layer(x, scanned):
             p, adapter, kind = scanned
             see = lambda q, k, v: (attend(q, k, v, kind), (k, v))  # noqa: E731
             x = checkpoint_name(x, "input")
-            x, (k, v) = block.apply({"params": p, "lora": adapter}, x, pick(angle, kind), see)
+            x, (k, v) = block.apply({"params": p, "lora": adapter}, x, pick(turn, kind), see)
             return constrain(x), keep(back(x), back(k), back(v))
 
         if config.remat != "none":

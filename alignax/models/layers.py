@@ -1,4 +1,4 @@
-"""Linen modules of one decoder layer: norms, rotary attention, feed-forward, experts."""
+"""Linen modules of one decoder layer: norms, attention with its positions, feed-forward, experts."""
 
 from collections.abc import Callable
 from functools import partial
@@ -7,52 +7,17 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from alignax.models.config import ModelConfig
+from alignax.models.rotary import rotary
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "silu": nn.silu,
     "gelu": partial(nn.gelu, approximate=False),
     "gelu_tanh": partial(nn.gelu, approximate=True),
 }
-
-
-def frequencies(config: ModelConfig, kind: str = "full") -> Float[np.ndarray, " R"]:
-    """Radians per position of each pair of numbers in a head, for one kind of layer; zeros where nothing is rotated.
-
-    theta^(-2i/H) (Su et al. 2021, 2104.09864), stretched for longer contexts: "linear" divides all by the factor (Chen
-    et al. 2023, 2306.15595); "llama3" divides those whose wavelength is longer than rope_original / rope_low, leaves
-    those shorter than rope_original / rope_high, and goes from one to the other in between (Llama 3.1's scheme).
-    """
-    c = config
-    if kind == "nope":
-        return np.zeros(c.rotated // 2, np.float32)
-    local = kind == "sliding" and c.rope_theta_sliding
-    plain_R = (local or c.rope_theta) ** (-np.arange(0, c.rotated, 2, dtype=np.float32) / c.rotated)
-    if local or c.rope_type == "default":
-        return plain_R.astype(np.float32)
-    if c.rope_type == "linear":
-        return (plain_R / c.rope_factor).astype(np.float32)
-    turns_R = c.rope_original * plain_R / (2 * np.pi)  # of each pair over the original context
-    keep_R = np.clip((turns_R - c.rope_low) / (c.rope_high - c.rope_low), 0.0, 1.0)
-    return (keep_R * plain_R + (1 - keep_R) * plain_R / c.rope_factor).astype(np.float32)
-
-
-def rotary(x: Float[Array, "B T N H"], angle_BTR: Float[Array, "B T R"]) -> Float[Array, "B T N H"]:
-    """Turns the pair (x_i, x_{i+R}) by angle_i, for the first 2R numbers of each head: Llama's halves convention."""
-    R = angle_BTR.shape[-1]
-    cos, sin = jnp.cos(angle_BTR)[:, :, None, :], jnp.sin(angle_BTR)[:, :, None, :]
-    left, right = x[..., :R].astype(jnp.float32), x[..., R : 2 * R].astype(jnp.float32)
-    turned = jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1).astype(x.dtype)
-    return turned if x.shape[-1] == 2 * R else jnp.concatenate([turned, x[..., 2 * R :]], axis=-1)
-
-
-def angles(positions_BT: Int[Array, "B T"], frequency_R: Float[np.ndarray, " R"]) -> Float[Array, "B T R"]:
-    """Positions times frequencies, in float32."""
-    return positions_BT[..., None].astype(jnp.float32) * frequency_R[None, None, :]
 
 
 class OffsetNorm(nn.Module):
@@ -165,16 +130,19 @@ class Block(nn.Module):
         self.up, self.down = dense(c.ffn, c.mlp_bias), dense(c.dim, c.mlp_bias, outer)
 
     def __call__(
-        self, x_BTD: Float[Array, "B T D"], angle_BTR: Float[Array, "B T R"] | None, attend: Callable
+        self, x_BTD: Float[Array, "B T D"], turns_BTR: tuple[Array, Array] | None, attend: Callable
     ) -> tuple[Float[Array, "B T D"], Any]:
-        """`attend(q, k, v) -> (heads [B T N H], anything)`: the caller decides what is seen and what is cached."""
+        """`attend(q, k, v) -> (heads [B T N H], anything)`: the caller decides what is seen and what is cached.
+
+        `turns_BTR` is what `rotary.turns` gives; None where positions are learned.
+        """
         # Dense layers see [B*T, D]: their weight gradient is then one plain matrix product, where XLA on CPU would
         # otherwise copy a transposed [B, T, D] (2.5 times slower for the whole backward pass)
         c, (B, T, D) = self.config, x_BTD.shape
         x = x_BTD.reshape(B * T, D)
         before, after = c.norm_at != "after", c.norm_at != "before"
         h = self.attn_norm(x) if before else x
-        q, k, v = self._heads(h, B, T, angle_BTR)
+        q, k, v = self._heads(h, B, T, turns_BTR)
         heads, cache = attend(q, k, v)
         h = self.o(heads.reshape(B * T, c.heads * c.head_dim))
         x = x + (self.attn_post_norm(h) if after else h)
@@ -182,7 +150,7 @@ class Block(nn.Module):
         x = x + (self.mlp_post_norm(h) if after else h)
         return x.reshape(B, T, D), cache
 
-    def _heads(self, h: Array, B: int, T: int, angle_BTR: Array | None) -> tuple[Array, Array, Array]:
+    def _heads(self, h: Array, B: int, T: int, turns_BTR: tuple[Array, Array] | None) -> tuple[Array, Array, Array]:
         """Queries, keys and values [B T N or K H], normed and rotated."""
         c = self.config
         q, k, v = self.q(h), self.k(h), self.v(h)
@@ -191,8 +159,8 @@ class Block(nn.Module):
         q, k, v = (x.reshape(B, T, -1, c.head_dim) for x in (q, k, v))
         if c.qk_norm == "head":
             q, k = self.q_norm(q), self.k_norm(k)
-        if angle_BTR is not None:
-            q, k = rotary(q, angle_BTR), rotary(k, angle_BTR)
+        if turns_BTR is not None:
+            q, k = rotary(q, *turns_BTR), rotary(k, *turns_BTR)
         return q, k, v
 
     def _feed_forward(self, h: Float[Array, "N D"]) -> Float[Array, "N D"]:

@@ -18,6 +18,7 @@ _LLAMA3 = dict(
     rope_type="llama3", rope_theta=500.0, factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0,
     original_max_position_embeddings=16,
 )  # fmt: skip
+_YARN = dict(rope_type="yarn", rope_theta=500.0, factor=4.0, original_max_position_embeddings=16)
 _GEMMA = _BASE | dict(head_dim=8, query_pre_attn_scalar=24, attn_logit_softcapping=2.0, final_logit_softcapping=3.0)
 _KINDS = {"s": "sliding_attention", "f": "full_attention"}
 
@@ -36,6 +37,9 @@ CASES = {
         model_type="llama", **_BASE, tie_word_embeddings=True, attention_bias=True, mlp_bias=True,
         rope_parameters=dict(rope_type="linear", rope_theta=10000.0, factor=2.0),
     ),
+    "llama_dynamic": dict(
+        model_type="llama", **_BASE, rope_parameters=dict(rope_type="dynamic", rope_theta=10000.0, factor=2.0)
+    ),
     "smollm_one_kv_head": dict(
         model_type="llama", **_BASE | dict(num_key_value_heads=1, tie_word_embeddings=True, rms_norm_eps=1e-5)
     ),
@@ -44,6 +48,11 @@ CASES = {
     "qwen2": dict(model_type="qwen2", **_BASE, tie_word_embeddings=True),
     "qwen2_windows": dict(
         model_type="qwen2", **_BASE | _layers("fss", 4), use_sliding_window=True, max_window_layers=1
+    ),
+    "qwen2_yarn": dict(model_type="qwen2", **_BASE | dict(hidden_size=64), rope_parameters=_YARN),
+    "qwen3_yarn_in_parts": dict(
+        model_type="qwen3", **_BASE, head_dim=16, tie_word_embeddings=True,
+        rope_parameters=_YARN | dict(truncate=False, mscale=0.7, mscale_all_dim=0.4, beta_fast=2.0, beta_slow=0.2),
     ),
     "qwen3": dict(model_type="qwen3", **_BASE, head_dim=8, tie_word_embeddings=True),
     "gemma": dict(model_type="gemma", **_BASE, head_dim=8),
@@ -59,6 +68,13 @@ CASES = {
     "phi3": dict(
         model_type="phi3", **_BASE | dict(hidden_size=32), sliding_window=4,
         rope_parameters=dict(rope_type="default", rope_theta=1e4, partial_rotary_factor=0.5),
+    ),
+    "phi3_longrope": dict(
+        model_type="phi3", **_BASE | dict(hidden_size=32), original_max_position_embeddings=16,
+        rope_parameters=dict(
+            rope_type="longrope", rope_theta=1e4, partial_rotary_factor=0.75,
+            short_factor=[1.0, 1.5, 2.0], long_factor=[1.0, 3.0, 9.0],
+        ),
     ),
     "olmo2": dict(model_type="olmo2", **_BASE),
     "smollm3": dict(

@@ -97,8 +97,8 @@ def test_rows_of_the_embedding_beyond_the_tokenizer_stay_and_get_no_probability(
         ("llama", {"quantization_config": {"quant_method": "awq"}}, "quantization_config = .*: supported is None"),
         (
             "llama",
-            {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}},
-            "rope_parameters.rope_type = 'yarn': supported are default, linear, llama3",
+            {"rope_parameters": {"rope_type": "proportional", "rope_theta": 1e4, "factor": 4.0}},
+            "rope_parameters.rope_type = 'proportional': supported are default, dynamic, linear, llama3, ya",
         ),
         ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention = True: supported is None or F"),
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx = True: supported is F"),
@@ -162,6 +162,7 @@ def test_an_architecture_that_no_family_has_says_why_for_each():
         (dict(experts=4), "experts_per_token = 0: expected 1 to experts = 4"),
         (dict(experts=2, experts_per_token=1, mlp_bias=True), "experts are gated feed-forward layers without biases"),
         (dict(rope_fraction=0.3), "head_dim \\* rope_fraction must be even"),
+        (dict(rope_type="longrope", rope_factors=(1.0, 2.0)), r"rope_factors = \(1.0, 2.0\): expected 3 numbers above"),
         (dict(norm_at="above"), "norm_at = 'above': expected one of 'before', 'after', 'both'"),
     ],
 )

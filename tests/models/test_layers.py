@@ -8,7 +8,7 @@ import pytest
 from alignax.models.attention import attend_one, attention
 from alignax.models.config import ModelConfig
 from alignax.models.heads import init_scalar, scalar, weighted
-from alignax.models.layers import angles, frequencies, rotary
+from alignax.models.rotary import rotary, turns
 
 
 def _random(seed, *shape):
@@ -17,7 +17,7 @@ def _random(seed, *shape):
 
 def _rotary(x, positions, theta):
     config = ModelConfig(8, head_dim=x.shape[-1], rope_theta=theta)
-    return rotary(x, angles(positions, frequencies(config)))
+    return rotary(x, *turns(positions, config))
 
 
 def test_rotary_is_the_identity_at_position_0_and_keeps_lengths():

@@ -1,5 +1,6 @@
 """config.json <-> ModelConfig, field by field: each entry of a family's list reads and writes the same keys."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -78,51 +79,103 @@ SHAPE = (
 
 # ---- rotary positions
 
+_ROPES = {  # rope_type -> the keys that it may have
+    "default": (),
+    "dynamic": ("factor",),
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+    "yarn": (
+        "factor", "beta_slow", "beta_fast", "original_max_position_embeddings", "truncate", "attention_factor",
+        "mscale", "mscale_all_dim",
+    ),
+    "longrope": ("factor", "short_factor", "long_factor", "original_max_position_embeddings", "attention_factor"),
+}  # fmt: skip
 
-def _read_rope(rope: Mapping[str, Any], *, partial: bool = False) -> dict:
+
+def _read_rope(t: Mapping[str, Any], rope: Mapping[str, Any], *, partial: bool = False) -> dict:
+    """The fields of one group of rotary parameters, of a config.json `t`."""
     kind = rope.get("rope_type", "default")
-    known = {
-        "default": (),
-        "linear": ("factor",),
-        "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
-    }
-    if kind not in known:
-        raise ValueError(f"rope_parameters.rope_type = {kind!r}: supported are {', '.join(known)}")
-    names = ("rope_factor", "rope_low", "rope_high", "rope_original")
-    extra = set(rope) - {"rope_type", "rope_theta", *known[kind], *(["partial_rotary_factor"] if partial else [])}
+    if kind not in _ROPES:
+        raise ValueError(f"rope_parameters.rope_type = {kind!r}: supported are {', '.join(_ROPES)}")
+    extra = set(rope) - {"rope_type", "rope_theta", *_ROPES[kind], *(["partial_rotary_factor"] if partial else [])}
     if extra:
         raise ValueError(f"rope_parameters.{', '.join(sorted(extra))}: not supported beside {kind!r} in this family")
-    fields = {ours: rope[theirs] for ours, theirs in zip(names, known[kind])}
-    fields = {ours: int(x) if ours == "rope_original" else float(x) for ours, x in fields.items()}
-    fraction = rope.get("partial_rotary_factor")
-    fields |= {} if fraction is None else {"rope_fraction": float(fraction)}
-    return fields | {"rope_theta": float(rope["rope_theta"]), "rope_type": kind}
+    fields = {"rope_theta": float(rope["rope_theta"]), "rope_type": kind}
+    if (fraction := rope.get("partial_rotary_factor")) is not None:
+        fields["rope_fraction"] = float(fraction)
+    if kind in ("dynamic", "linear", "llama3"):
+        fields["rope_factor"] = float(rope["factor"])
+    if kind == "llama3":
+        fields |= {"rope_low": float(rope["low_freq_factor"]), "rope_high": float(rope["high_freq_factor"])}
+    if "original_max_position_embeddings" in _ROPES[kind]:
+        fields["rope_original"] = int(rope["original_max_position_embeddings"])
+    if kind in ("yarn", "longrope"):
+        factor = float(rope.get("factor") or t["max_position_embeddings"] / fields["rope_original"])
+        fields["rope_magnitude"] = _magnitude(rope, factor, fields["rope_original"])
+    if kind == "yarn":
+        slow, fast = float(rope.get("beta_slow") or 1), float(rope.get("beta_fast") or 32)
+        fields |= {"rope_factor": factor, "rope_low": slow, "rope_high": fast}
+        fields["rope_truncate"] = bool(rope.get("truncate", True))
+    if kind == "longrope":
+        fields |= {"rope_factors": tuple(rope["short_factor"]), "rope_long_factors": tuple(rope["long_factor"])}
+    return fields
+
+
+def _magnitude(rope: Mapping[str, Any], factor: float, original: int) -> float:
+    """What the rotated numbers are multiplied with: as given, or by the rule of YaRN or LongRoPE."""
+    if rope.get("attention_factor") is not None:
+        return float(rope["attention_factor"])
+    if factor <= 1:
+        return 1.0
+    if rope["rope_type"] == "longrope":
+        return math.sqrt(1 + math.log(factor) / math.log(original))
+    grown = lambda scale: 0.1 * scale * math.log(factor) + 1  # noqa: E731
+    over, under = rope.get("mscale"), rope.get("mscale_all_dim")
+    return grown(over) / grown(under) if over and under else grown(1)
 
 
 def _write_rope(c: ModelConfig) -> dict:
     rope: dict[str, Any] = {"rope_type": c.rope_type, "rope_theta": c.rope_theta}
     rope |= {} if c.rope_fraction == 1 else {"partial_rotary_factor": c.rope_fraction}
-    rope |= {} if c.rope_type == "default" else {"factor": c.rope_factor}
+    rope |= {} if c.rope_type in ("default", "longrope") else {"factor": c.rope_factor}
     if c.rope_type == "llama3":
         rope |= {"low_freq_factor": c.rope_low, "high_freq_factor": c.rope_high}
-        rope |= {"original_max_position_embeddings": c.rope_original}
+    if c.rope_type == "yarn":
+        rope |= {"beta_slow": c.rope_low, "beta_fast": c.rope_high, "truncate": c.rope_truncate}
+    if c.rope_type == "longrope":
+        rope |= {"short_factor": list(c.rope_factors), "long_factor": list(c.rope_long_factors)}
+    if "original_max_position_embeddings" in _ROPES[c.rope_type]:
+        rope["original_max_position_embeddings"] = c.rope_original
+    if "attention_factor" in _ROPES[c.rope_type]:
+        rope["attention_factor"] = c.rope_magnitude
     return rope
 
 
 ROPE = Field(
-    ("rope_parameters",), lambda t: _read_rope(t["rope_parameters"]), lambda c: {"rope_parameters": _write_rope(c)}
+    ("rope_parameters",), lambda t: _read_rope(t, t["rope_parameters"]), lambda c: {"rope_parameters": _write_rope(c)}
 )
-PARTIAL_ROPE = ROPE._replace(read=lambda t: _read_rope(t["rope_parameters"], partial=True))
+
+
+def _write_partial_rope(c: ModelConfig) -> dict:
+    """Phi-3 has the original length beside the group, where transformers prefers it, and its group always a share."""
+    rope = {"partial_rotary_factor": c.rope_fraction} | _write_rope(c)
+    name = "original_max_position_embeddings"
+    return {"rope_parameters": rope} | {key: rope[key] for key in (name,) if key in rope}
+
+
+PARTIAL_ROPE = ROPE._replace(
+    read=lambda t: _read_rope(t, t["rope_parameters"], partial=True), write=_write_partial_rope
+)
 
 
 def _read_two_ropes(t: Mapping[str, Any]) -> dict:
     rope = t["rope_parameters"]
-    local = _read_rope(rope["sliding_attention"])
+    local = _read_rope(t, rope["sliding_attention"])
     if local["rope_type"] != "default":
         raise ValueError(
             f"rope_parameters.sliding_attention.rope_type = {local['rope_type']!r}: supported is 'default'"
         )
-    return _read_rope(rope["full_attention"]) | {"rope_theta_sliding": local["rope_theta"]}
+    return _read_rope(t, rope["full_attention"]) | {"rope_theta_sliding": local["rope_theta"]}
 
 
 TWO_ROPES = Field(
