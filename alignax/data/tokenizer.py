@@ -24,10 +24,12 @@ def load_tokenizer(path_or_name: str) -> Tokenizer:
         raise DataError(f"no tokenizer folder {path_or_name!r}: {_EXPECTED}")
     try:
         found = AutoTokenizer.from_pretrained(str(folder) if folder.exists() else path_or_name)
-        if not (folder / "tokenizer.json").is_file():
-            return found
-        exact = PreTrainedTokenizerFast.from_pretrained(str(folder))
-        return found if tokenizer_hash(found) == tokenizer_hash(exact) else exact
+        if (folder / "tokenizer.json").is_file():
+            exact = PreTrainedTokenizerFast.from_pretrained(str(folder))
+            found = found if tokenizer_hash(found) == tokenizer_hash(exact) else exact
+        for name in ("is_local", "local_files_only"):  # of this call, which would be saved with the tokenizer
+            found.init_kwargs.pop(name, None)
+        return found
     except (OSError, ValueError) as error:
         raise DataError(
             f"no tokenizer could be loaded from {path_or_name!r} ({_first_line(error)}): {_EXPECTED}"
@@ -39,6 +41,11 @@ _EXPECTED = "expected a folder with tokenizer.json and tokenizer_config.json, or
 
 def _first_line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def vocabulary(tokenizer: Tokenizer) -> int:
+    """The ids that a model needs, 0 to the highest one: more than the tokenizer has tokens if some ids are not used."""
+    return max(len(tokenizer), max(tokenizer.get_vocab().values(), default=-1) + 1)
 
 
 def pad_id(tokenizer: Tokenizer) -> int:
@@ -61,8 +68,8 @@ def eos_id(tokenizer: Tokenizer) -> int:
 def eos_ids(tokenizer: Tokenizer, extra: tuple[int, ...] = ()) -> frozenset[int]:
     """All ids that stop a sampler: the tokenizer's own and `extra` ones (some models have several)."""
     for token in extra:
-        if not 0 <= token < len(tokenizer):
-            raise DataError(f"extra end-of-sequence id {token} is not in the vocabulary of {len(tokenizer)} tokens")
+        if not 0 <= token < (size := vocabulary(tokenizer)):
+            raise DataError(f"extra end-of-sequence id {token} is not in the vocabulary of {size} tokens")
     return frozenset({eos_id(tokenizer), *extra})
 
 

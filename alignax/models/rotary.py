@@ -25,7 +25,8 @@ def frequencies(config: ModelConfig, kind: str = "full") -> Float[np.ndarray, " 
     if kind == "nope":
         return np.zeros(c.rotated // 2, np.float32)
     local = kind == "sliding" and c.rope_theta_sliding
-    plain_R = (local or c.rope_theta) ** (-np.arange(0, c.rotated, 2, dtype=np.float32) / c.rotated)
+    # float32 and a quotient, as transformers has it: the last bit of a frequency counts after thousands of positions
+    plain_R = 1 / np.float32(local or c.rope_theta) ** (np.arange(0, c.rotated, 2, dtype=np.float32) / c.rotated)
     if local or c.rope_type in ("default", "dynamic"):
         return plain_R.astype(np.float32)
     if c.rope_type == "linear":

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from alignax.config import ConfigError
-from alignax.data.tokenizer import load_tokenizer
+from alignax.data.tokenizer import load_tokenizer, vocabulary
 from alignax.manifest import check_parent, read_manifest
 from alignax.models.config import ModelConfig
 from alignax.models.hf.peft_in import Adapter, load_adapter, read_adapter
@@ -33,8 +33,8 @@ def import_adapter(stage: common.Stage, folder: Path, *, trusted: bool) -> Path:
     tokenizer, mesh = load_tokenizer(cfg.tokenizer or str(base / "tokenizer")), parents.get_mesh(cfg)
     cfg.finish()
     model = parents.on_mesh(ModelConfig(**manifest["architecture"]), mesh)
-    if len(tokenizer) != model.config.vocab_size:
-        given = f"config.tokenizer has {len(tokenizer)} tokens, the base {model.config.vocab_size}"
+    if vocabulary(tokenizer) != model.config.vocab_size:
+        given = f"config.tokenizer has {vocabulary(tokenizer)} tokens, the base {model.config.vocab_size}"
         raise ConfigError(f"{given}: an adapter does not change them; leave it empty")
     layers = jax.eval_shape(model.init, jax.random.key(0))["decoder"]["layers"]
     kernels = {name: x["kernel"].shape for name, x in layers.items() if "kernel" in x}
@@ -86,12 +86,16 @@ def check_base(base: str, trusted: bool) -> None:
 def check_named(found: Adapter, base: Path, manifest: dict[str, Any]) -> None:
     """Raises ConfigError if an adapter says that it was made on another base.
 
-    One of alignax knows its base by content. Any other has a name, of which the last part counts, since the folders
-    of two machines differ: that of `base`, or of what it was imported from. Without a name nothing can be said.
+    One of alignax knows its base by content. Any other has a name: it is compared with the one that the base was
+    imported by, where both are names on the hub; else by its last part, since the folders of two machines differ, with
+    that of `base`, or of what it was imported from. Without a name nothing can be said.
     """
     content, name = found.note.get("base"), found.config.get("base_model_name_or_path") or ""
-    known = sorted({Path(x).name for x in (str(base), manifest["config"].get("path", "")) if x})
-    if content == manifest["content_hash"] if content else not name or Path(name).name.lower() in map(str.lower, known):
+    origin = manifest["config"].get("path", "")
+    hub = _on_hub(name) and _on_hub(origin)
+    known = [origin] if hub else sorted({Path(x).name for x in (str(base), origin) if x})
+    called = (name if hub else Path(name).name).lower()
+    if content == manifest["content_hash"] if content else not name or called in map(str.lower, known):
         return
     theirs = f"the content {content[:12]}" if content else repr(name)
     ours = f"the content {manifest['content_hash'][:12]}" if content else " or ".join(map(repr, known))
@@ -99,3 +103,8 @@ def check_named(found: Adapter, base: Path, manifest: dict[str, Any]) -> None:
         f"the adapter was trained on {theirs}, config.base = {str(base)!r} is {ours}: name the base that it was "
         "trained on; if this is the same model under another name, say so with --trust-base"
     )
+
+
+def _on_hub(name: str) -> bool:
+    """Whether a name has the form OWNER/NAME and is no folder here."""
+    return name.count("/") == 1 and not name.startswith((".", "~", "/")) and not Path(name).is_dir()

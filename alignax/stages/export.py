@@ -26,7 +26,7 @@ from alignax.models.hf.peft_out import save_adapter
 from alignax.models.hf.weights import save_weights
 from alignax.stages import common, parents
 from alignax.stages.imported import BIAS, generation_ends
-from alignax.stages.origin import ORIGIN, family_of, origin_of
+from alignax.stages.origin import ORIGIN, family_of, origin_of, stored_of
 from alignax.stages.parents import rated_attributes
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -37,23 +37,26 @@ def export(
 ) -> Path:
     """Writes config.json, safetensors, tokenizer with its chat template, and generation config; returns `out`.
 
-    A checkpoint that descends from an imported one keeps that one's config and dtype, so that an import followed by an
-    export changes no bit; another gets the first family that can express it, and float32. The folder appears when it is
-    complete. Raises ConfigError for a folder that is there, an unknown dtype or family, a stage without parameters;
-    ValueError for an architecture that the family cannot express.
+    A checkpoint that descends from an imported one keeps that one's config and, unless `dtype` says another, the dtypes
+    of its tensors, so that an import followed by an export changes no bit; any other gets the first family that can
+    express it, and float32. The folder appears when it is complete. Raises ConfigError for a folder that is there, an
+    unknown dtype or family, a stage without parameters; ValueError for an architecture that the family cannot express.
     """
     checkpoint, out = Path(checkpoint), Path(out)
     manifest, origin = _checked(checkpoint, out), origin_of(checkpoint)
     config = ModelConfig(**manifest["architecture"])
     found = family_of(config, origin, family)
-    dtype = _dtype(dtype or origin.get("dtype") or origin.get("torch_dtype") or "float32")
-    _, params = parents.whole(checkpoint, manifest)
+    said = origin.get("dtype") or origin.get("torch_dtype")
+    main, others = (_dtype(dtype), {}) if dtype else stored_of(checkpoint)
+    main, said = main or _dtype(said or "float32"), dtype or said
     # a family that was asked for and a model without an origin are told by the table; else the origin's words stay
-    base = origin if origin and found.name == origin["model_type"] else hf_config.to_hf(config, found)
-    keys = base | {"dtype": dtype, **_classes(found, params, manifest)}
+    kept = bool(origin) and found.name == origin["model_type"]
+    base = origin if kept else hf_config.to_hf(config, found)
+    _, params = parents.whole(checkpoint, manifest)
+    keys = base | {"dtype": said or main, **_classes(found, params, manifest, origin)}
     with _appearing(out) as folder:
-        save_weights(folder, found, config, params, dtype=dtype, shard_bytes=shard_bytes)
-        _write_configs(folder, checkpoint, found, keys, manifest=manifest, own_ids=not origin)
+        save_weights(folder, found, config, params, dtype=main, others=others, shard_bytes=shard_bytes)
+        _write_configs(folder, checkpoint, found, keys, manifest=manifest, own_ids=not kept)
     return out
 
 
@@ -113,11 +116,12 @@ def _appearing(out: Path) -> Iterator[Path]:
         folder.rename(out)
 
 
-def _classes(family: Family, params: Any, manifest: dict[str, Any]) -> dict[str, Any]:
+def _classes(family: Family, params: Any, manifest: dict[str, Any], origin: dict[str, Any]) -> dict[str, Any]:
     """The class to load it with, and the labels of a scalar head."""
     if "scalar" not in params:
         return {"architectures": [family.causal]}
-    labels = rated_attributes(manifest) or ["score"]
+    labels = rated_attributes(manifest) or (origin.get("id2label") if _scores(origin) else None) or ["score"]
+    labels = list(labels.values()) if isinstance(labels, dict) else labels
     names = {"id2label": dict(enumerate(labels)), "label2id": {name: i for i, name in enumerate(labels)}}
     bias = np.asarray(params["scalar"]["bias"])
     if bias.any():
@@ -125,6 +129,26 @@ def _classes(family: Family, params: Any, manifest: dict[str, Any]) -> dict[str,
             f"scores of the export are lower by {bias}: {family.classifier} has no bias, {BIAS} keeps it"
         )
     return {"architectures": [family.classifier], **names} | ({BIAS: bias.tolist()} if bias.any() else {})
+
+
+def _scores(keys: dict[str, Any]) -> bool:
+    """Whether a config.json is of a class with a scalar head."""
+    return any("SequenceClassification" in name for name in keys.get("architectures") or ())
+
+
+def _scoring_pad(tokenizer: Any, stops: list[int]) -> int | None:
+    """What a config has to call padding, so that transformers reads a score where alignax does, at the last token.
+
+    It reads it at the last token that is none of padding. None, if the tokenizer pads with nothing, or with what also
+    ends its texts: then it takes single texts only, and refuses several, where it would score each one token too early.
+    """
+    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id not in stops:
+        return tokenizer.pad_token_id
+    common.console.print(
+        f"[yellow]the tokenizer's pad token is {tokenizer.pad_token!r}, which marks no padding: in transformers the "
+        "export scores one text at a time; give the tokenizer a pad token that ends no text, to score several[/]"
+    )
+    return None
 
 
 def _write_configs(
@@ -138,6 +162,8 @@ def _write_configs(
     tokenizer.init_kwargs.pop(STOPS, None)  # in generation_config.json again
     names = ("bos_token_id", "eos_token_id", "pad_token_id") if own_ids else ()
     ids = {name: getattr(tokenizer, name) for name in names}
+    if _scores(keys) and not (_scores(origin_of(checkpoint)) and not own_ids):
+        ids |= {"pad_token_id": _scoring_pad(tokenizer, stops)}
     AutoConfig.for_model(**keys | ids | {"model_type": family.name}).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     theirs = AutoTokenizer.from_pretrained(str(folder))

@@ -15,19 +15,21 @@ from ml_collections import ConfigDict
 from rich.progress import track
 
 from alignax.config import ConfigError
-from alignax.data.tokenizer import STOPS, load_tokenizer
+from alignax.data.tokenizer import STOPS, load_tokenizer, vocabulary
 from alignax.log import replace_file
 from alignax.manifest import CheckpointError, read_manifest
 from alignax.models.decoder import param_count
 from alignax.models.hf import config as hf_config
+from alignax.models.hf.headers import INDEX, SINGLE, stored_dtypes
 from alignax.models.hf.peft_in import CONFIG
-from alignax.models.hf.weights import INDEX, SINGLE, load_weights, stored_dtype
+from alignax.models.hf.weights import load_weights
 from alignax.stages import adapted, common, parents
-from alignax.stages.origin import ORIGIN, identity
+from alignax.stages.origin import ORIGIN, STORED, identity
 
 BIAS = "score_bias"  # key of config.json with the bias of a scalar head, for which transformers has no room
 KEPT = ("config.json", "generation_config.json")
-FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")  # what is fetched from the hub
+SMALL = ("*.json", "*.jinja", "*.model", "*.txt")  # what is fetched from the hub: these first
+WEIGHTS = ("*.safetensors",)
 
 
 def get_config() -> ConfigDict:
@@ -47,9 +49,9 @@ def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
     """Imports weights, tokenizer and config; returns the folder of the finished stage.
 
     A class with a scalar head (*ForSequenceClassification) becomes a reward model, of as many attributes as it has
-    labels; any other a policy. The vocabulary is the tokenizer's: further rows of the embedding stay, without
-    probability. With a `base`, `path` is an adapter. Raises ValueError with all that does not fit before any weight is
-    loaded.
+    labels; the language model, or its bare decoder, a policy. The vocabulary is the tokenizer's: further rows of the
+    embedding stay, without probability. With a `base`, `path` is an adapter. Raises ValueError with all that does not
+    fit, what the config says before weights are fetched, and what their headers say before any is loaded.
     """
     check_path(str(config["path"]))
     adapted.check_base(str(config["base"]), bool(config["trust_base"]))
@@ -58,22 +60,29 @@ def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
         check_unchanged(Path(str(config["path"])).expanduser(), Path(workdir))
         return Path(workdir)
     cfg, workdir = stage.cfg, stage.workdir
-    folder, trusted = fetch(cfg.path, cfg.revision), cfg.trust_base
+    folder, trusted = fetch(cfg.path, cfg.revision, SMALL), cfg.trust_base
+    if stage.parents or (folder / CONFIG).is_file():
+        folder = fetch(cfg.path, cfg.revision)
     if stage.parents:
         return adapted.import_adapter(stage, folder, trusted=trusted)
     if (folder / CONFIG).is_file() and not any((folder / name).is_file() for name in (INDEX, SINGLE)):
         raise ConfigError(f"{folder} is an adapter: name the checkpoint that it stands on (--base=CHECKPOINT)")
     tokenizer = load_tokenizer(cfg.tokenizer or str(folder))
-    stops = [i for i in generation_ends(folder) if i < len(tokenizer) and i != tokenizer.eos_token_id]
+    stops = [i for i in generation_ends(folder) if i < vocabulary(tokenizer) and i != tokenizer.eos_token_id]
     if stops:  # the tokenizer's folder is what every later stage reads
         tokenizer.init_kwargs[STOPS] = stops
     family, theirs = hf_config.read_config(folder)
-    model_config = hf_config.from_hf(family, theirs, tokens=len(tokenizer))
-    labels = attributes_of(theirs)
+    model_config = hf_config.from_hf(family, theirs, tokens=vocabulary(tokenizer))
+    labels = labels_of(theirs) if hf_config.check_class(family, theirs) else None
     if labels is not None:  # those classes have no output layer of their own
         model_config = dataclasses.replace(model_config, tie_embeddings=True)
     mesh = parents.get_mesh(cfg)
     cfg.finish()
+    if labels is not None:
+        check_pad(tokenizer, theirs)
+    elif theirs.get(BIAS) is not None:
+        raise ConfigError(f"config.json has {BIAS}, of a scalar head, but names the class {family.causal}")
+    folder = fetch(cfg.path, cfg.revision)
     model = parents.on_mesh(model_config, mesh)
     single = labels is not None and len(labels) < 2
     attributes = len(labels) if labels and not single else None
@@ -87,11 +96,8 @@ def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
     for name in KEPT:
         if (folder / name).is_file():
             shutil.copyfile(folder / name, workdir / ORIGIN / name)
-    told = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if not (told.get("dtype") or told.get("torch_dtype")):  # for the way out
-        replace_file(
-            workdir / ORIGIN / "config.json", json.dumps(told | {"dtype": stored_dtype(folder)}, indent=2) + "\n"
-        )
+    main, others = stored_dtypes(folder)  # which need not be what config.json says
+    replace_file(workdir / ORIGIN / STORED, json.dumps({"dtype": main, "others": others}, indent=2) + "\n")
     common.console.print(f"{workdir}: {family.name}, {param_count(shapes) / 1e6:.1f}M parameters")
     kind = stage if labels is None else stage._replace(kind="reward")
     # a folder of the hub's cache is named after its commit
@@ -111,7 +117,7 @@ def check_path(path: str) -> None:
         )
 
 
-def fetch(path: str, revision: str = "") -> Path:
+def fetch(path: str, revision: str = "", patterns: tuple[str, ...] = (*SMALL, *WEIGHTS)) -> Path:
     """The local folder of a checkpoint, fetched from the hub unless it is one. Raises ConfigError if it is neither."""
     folder = Path(path).expanduser()
     if folder.is_dir():
@@ -120,7 +126,7 @@ def fetch(path: str, revision: str = "") -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(path, revision=revision or None, allow_patterns=list(FILES)))
+        return Path(snapshot_download(path, revision=revision or None, allow_patterns=list(patterns)))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         first = next(iter(str(error).splitlines()), type(error).__name__)
         raise ConfigError(f"config.path = {path!r}: not a folder here, and the hub did not give it: {first}") from error
@@ -133,14 +139,28 @@ def check_unchanged(folder: Path, workdir: Path) -> None:
 
 
 def generation_ends(folder: Path) -> list[int]:
-    """The end-of-sequence ids of generation_config.json: one, several, or none."""
+    """The end-of-sequence ids of generation_config.json: one, several, or none. Raises ValueError for anything else."""
     file = folder / "generation_config.json"
-    told = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id") if file.is_file() else None
-    return [] if told is None else told if isinstance(told, list) else [told]
+    try:
+        told = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id") if file.is_file() else None
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{file} is damaged ({error}): fetch it again, or delete it") from error
+    ends = [] if told is None else told if isinstance(told, list) else [told]
+    if not all(isinstance(end, int) for end in ends):
+        raise ValueError(f"{file}: eos_token_id = {told!r}: expected the id of a token, or a list of them")
+    return ends
 
 
-def attributes_of(theirs: dict[str, Any]) -> list[str] | None:
-    """The labels of a class with a scalar head; None for a language model."""
-    if not any("SequenceClassification" in name for name in theirs.get("architectures") or ()):
-        return None
+def labels_of(theirs: dict[str, Any]) -> list[str]:
+    """The labels of a scalar head, in order."""
     return [str(name) for _, name in sorted((theirs.get("id2label") or {0: "score"}).items())]
+
+
+def check_pad(tokenizer: Any, theirs: dict[str, Any]) -> None:
+    """Says so where a classifier of transformers reads its score before the token that ends a text, and not at it."""
+    pad = theirs.get("pad_token_id")
+    if pad is not None and pad == tokenizer.eos_token_id:
+        common.console.print(
+            f"[yellow]pad_token_id = {pad} also ends texts: transformers reads the score of a text that ends in it one "
+            "token earlier than alignax, which reads it at the last token[/]"
+        )

@@ -11,6 +11,7 @@ from alignax.models.hf import config as hf_config
 from alignax.models.hf.families import FAMILIES, Family
 from alignax.models.hf.peft_in import CONFIG
 
+STORED = "stored.json"  # in that folder: the dtypes in which the tensors came
 ORIGIN = "hf"  # folder of config.json and generation_config.json, which every later stage hands on
 
 
@@ -18,6 +19,13 @@ def origin_of(workdir: Path) -> dict[str, Any]:
     """The config.json that a checkpoint descends from; {} if it was trained from random parameters."""
     file = workdir / ORIGIN / "config.json"
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def stored_of(workdir: Path) -> tuple[str, dict[str, str]]:
+    """The dtype of most tensors that a checkpoint descends from, "" if there are none, and those of the others."""
+    file = workdir / ORIGIN / STORED
+    told = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"dtype": "", "others": {}}
+    return told["dtype"], told["others"]
 
 
 def family_of(config: ModelConfig, origin: dict[str, Any], asked: str = "") -> Family:

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from alignax import lora, sharding
 from alignax.checkpoint import check_content, content_hash, load_params
 from alignax.config import ConfigError, Reader, bind, resolve
-from alignax.data.tokenizer import load_tokenizer, template_hash, tokenizer_hash
+from alignax.data.tokenizer import load_tokenizer, template_hash, tokenizer_hash, vocabulary
 from alignax.manifest import CheckpointError, check_parent, read_manifest
 from alignax.models.config import ModelConfig
 from alignax.models.decoder import decoder
@@ -59,7 +59,7 @@ def new_or_loaded(
     `adapted`, `bases`: see `load_model`.
     """
     cfg, compute = stage.cfg, compute_of(stage.cfg)
-    model = build_model(preset, args, compute, len(tokenizer), mesh) if preset else None
+    model = build_model(preset, args, compute, vocabulary(tokenizer), mesh) if preset else None
     if "policy" in stage.parents:
         expected = model.config if model else None
         options = {"tokenizer": tokenizer, "template": cfg.template, "compute": compute, "mesh": mesh}
@@ -67,6 +67,7 @@ def new_or_loaded(
         return load_model(stage, "policy", POLICIES, expected=expected, **options)[:2]
     if model is None:
         raise ConfigError("config.model is empty, and there is no parent to take the architecture from")
+    check_context(model.config, stage.config)
     seed = jax.random.key(cfg.seed)
     return model, place(lambda: init_params(model, seed, scalar=False), mesh=mesh)
 
@@ -93,9 +94,27 @@ def load_model(
         template_hash=template_hash(tokenizer, template),
         architecture=expected.architecture() if expected else None,
     )
+    check_context(config, stage.config)
     model = on_mesh(config, mesh)
     params = load_tree(folder, manifest, model, mesh, bases)
     return model, params if adapted or bases is not None else lora.merge(params), manifest
+
+
+def check_context(model: ModelConfig, config: dict[str, Any]) -> None:
+    """Raises ConfigError if a stage's texts may be longer than a model can read (`ModelConfig.context`)."""
+    groups = {"": config} | ({"probe.": config["probe"]} if config.get("probe", {}).get("source") else {})
+    for prefix, group in groups.items():
+        for keys in (("max_length",), ("max_prompt_length", "max_new_tokens")):
+            longest = sum(group[key] for key in keys) if all(key in group for key in keys) else 0
+            if model.context and longest > model.context:
+                raise ConfigError(
+                    f"config.{prefix}{' + '.join(keys)} = {longest}: a model with {_positions(model)} reads texts of "
+                    f"at most {model.context} tokens; lower it"
+                )
+
+
+def _positions(model: ModelConfig) -> str:
+    return "learned positions" if model.positions == "learned" else f"rope_type {model.rope_type!r}"
 
 
 def load_tree(folder: Path, manifest: dict, model: Model, mesh: Mesh, bases: dict[str, Params] | None = None) -> Params:

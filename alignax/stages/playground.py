@@ -36,6 +36,12 @@ def complete(
     for prompt, ids, kept in zip(prompts, encoded, known, strict=True):
         if tokenizer.unk_token_id != tokenizer.eos_token_id and len(kept) < len(ids):
             raise DataError(f"{prompt!r} has {len(ids) - len(kept)} words that the tokenizer of {folder} does not know")
+    longest = max(map(len, encoded)) + max_new_tokens
+    if 0 < model.config.context < longest:
+        raise ConfigError(
+            f"a prompt and max_new_tokens = {max_new_tokens} make {longest} tokens: this model reads at most "
+            f"{model.config.context}; lower max_new_tokens"
+        )
     tokens, valid = pad(encoded, max(map(len, encoded)), pad_id(tokenizer), left=True)
     ends = sorted(stop_ids(tokenizer, template))
     eos = jnp.asarray(ends, jnp.int32)

@@ -198,6 +198,33 @@ def test_all_faults_of_the_tensors_are_told_at_once(plain):
     assert "lm_head.lora_A.weight (2, 24): no projection that target_modules names; experts, embed" in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(lora_alpha=None), "lora_alpha = None: expected a number"),
+        (dict(alpha_pattern={"q_proj": "8"}), "alpha_pattern.q_proj = '8': expected a number"),
+        (dict(target_modules="q_proj("), r"target_modules = 'q_proj\(': no regular expression"),
+    ],
+)
+def test_settings_of_another_type_are_named(plain, change, message):
+    _config(plain, **change)
+    with pytest.raises(ValueError, match=message):
+        read_adapter(plain)
+
+
+def test_an_adapter_of_another_kind_of_number_or_of_none_is_told(plain):
+    model, _ = hf_adapters.base("llama")
+    tensors = load_file(plain / "adapter_model.safetensors")
+    tensors[Q.format(0, "A")] = tensors[Q.format(0, "A")].astype(np.int8)
+    save_file(tensors, plain / "adapter_model.safetensors")
+    with pytest.raises(ValueError, match="lora_A.weight: dtype I8, expected F32, F16, BF16"):
+        hf_adapters.load(plain, "llama", model)
+    tensors[Q.format(0, "A")] = np.full(tensors[Q.format(0, "A")].shape, np.nan, np.float32)
+    save_file(tensors, plain / "adapter_model.safetensors")
+    with pytest.raises(ValueError, match="lora_A.weight holds inf or nan"):
+        hf_adapters.load(plain, "llama", model)
+
+
 def test_a_base_of_another_shape_and_an_adapter_of_experts_are_told(plain):
     model, _ = hf_adapters.base("phi3")
     with pytest.raises(ValueError, match="finds none of the projections self_attn.qkv_proj, mlp.gate_up_proj"):

@@ -132,6 +132,55 @@ def test_all_faults_of_the_tensors_are_told_at_once(tmp_path):
     assert "model.layers.2.mlp.up_proj.weight (40, 24): no such tensor in this architecture" in str(error.value)
 
 
+def _rewritten(folder, change):
+    """The folder, its tensors changed by a function of them."""
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
+    return folder
+
+
+def test_an_output_layer_of_its_own_in_a_tied_model_is_told_and_a_copy_is_none(tmp_path):
+    name, embedding = "qwen2", "model.embed_tokens.weight"
+    folder = hf_runs.write(name, tmp_path / name)
+    _, want = hf_runs.load(folder)
+    _rewritten(folder, lambda t: t.update({"lm_head.weight": t[embedding].copy()}))
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(hf_runs.load(folder)[1]), jax.device_get(want))
+    _rewritten(folder, lambda t: t["lm_head.weight"].__setitem__((0, 0), 9.0))
+    with pytest.raises(ValueError, match="lm_head.weight differs from model.embed_tokens.weight, although config.json"):
+        hf_runs.load(folder)
+
+
+def test_tensors_of_another_kind_than_floats_of_16_or_32_bits_are_told(tmp_path):
+    folder = hf_runs.write("llama", tmp_path / "llama")
+    name, other = "model.layers.0.mlp.up_proj.weight", "model.norm.weight"
+    _rewritten(folder, lambda t: t.update({name: t[name].astype(np.int8), other: t[other].astype(np.float64)}))
+    with pytest.raises(ValueError, match=rf"(?s){name}: dtype I8, expected F32, F16, BF16.*{other}: dtype F64"):
+        hf_runs.load(folder)
+
+
+def test_a_tensor_that_is_no_number_any_more_is_named(tmp_path):
+    folder = hf_runs.write("llama", tmp_path / "llama", dtype=np.float16)
+    _rewritten(folder, lambda t: t["model.norm.weight"].__setitem__(3, np.nan))
+    with pytest.raises(ValueError, match="model.norm.weight holds inf or nan"):
+        hf_runs.load(folder)
+
+
+def test_numbers_that_a_dtype_cannot_hold_are_not_written(tmp_path):
+    model, params = hf_runs.load(hf_runs.write("llama", tmp_path / "in"))
+    params["decoder"]["norm"]["scale"] = params["decoder"]["norm"]["scale"].at[0].set(1e5)
+    with pytest.raises(ValueError, match="model.norm.weight holds 100000, float16 reaches 65504"):
+        save_weights(tmp_path, FAMILIES["llama"], model.config, params, dtype="float16")
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"weight_map": []}'])
+def test_a_damaged_index_is_named(content, tmp_path):
+    folder = hf_runs.write("llama", tmp_path / "llama")
+    (folder / "model.safetensors.index.json").write_text(content)
+    with pytest.raises(ValueError, match="model.safetensors.index.json is damaged"):
+        hf_runs.load(folder)
+
+
 def test_files_that_are_absent_or_damaged_are_named(tmp_path):
     folder = hf_runs.write("llama", tmp_path / "llama")
     (folder / "model.safetensors").write_bytes(b"\x08\x00\x00\x00\x00\x00\x00\x00garbage!")

@@ -15,10 +15,25 @@ import hf_runs  # noqa: E402
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
+import torch  # noqa: E402
 import torch_families  # noqa: E402
+import transformers  # noqa: E402
 
 GOLDEN = np.load(TESTS / "goldens" / "families.npz")
 LAYERS = ("gpt2", "gemma3", "olmo2", "smollm3", "mixtral")  # every kind of layer
+
+
+@pytest.mark.parametrize("name", ["llama", "llama3_scaled", "qwen2_yarn"])
+def test_logits_agree_after_thousands_of_positions(name, tmp_path):
+    """The last bit of a frequency is multiplied with the position."""
+    torch_families.save(torch_families.build(name), tmp_path)
+    tokens = np.random.default_rng(1).integers(3, hf_cases.V, (1, 3000)).astype(np.int32)
+    model, params = hf_runs.load(tmp_path)
+    apply = jax.jit(lambda params: model.apply(params, jnp.asarray(tokens), jnp.ones(tokens.shape, bool))[:, -64:])
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="sdpa").eval()
+    with torch.no_grad():
+        want = theirs(input_ids=torch.tensor(tokens).long(), logits_to_keep=64).logits.numpy()
+    np.testing.assert_allclose(hf_runs.logits_of(model, params, apply(params)), want, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", hf_cases.CASES)

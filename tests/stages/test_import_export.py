@@ -18,11 +18,12 @@ import hf_runs
 from alignax.checkpoint import load_params, verify
 from alignax.config import ConfigError
 from alignax.data.templates import stop_ids
-from alignax.data.tokenizer import load_tokenizer
+from alignax.data.tokenizer import load_tokenizer, vocabulary
 from alignax.main import main
 from alignax.manifest import CheckpointError, read_manifest
 from alignax.stages import imported, reward, sft
-from alignax.stages.export import export
+from alignax.stages.export import _scoring_pad, export
+from alignax.stages.playground import complete
 from alignax.worlds.tokenizer import build_tokenizer
 
 V = len(build_tokenizer())
@@ -96,6 +97,73 @@ def test_a_config_without_a_dtype_gets_that_of_the_tensors(theirs, tmp_path):
     assert all(back[name].tobytes() == x.tobytes() for name, x in half.items())
 
 
+def test_every_tensor_keeps_its_own_dtype_whatever_the_config_says(theirs, tmp_path):
+    folder = shutil.copytree(theirs, tmp_path / "theirs")
+    (folder / "config.json").write_text(json.dumps(CASE | {"dtype": "bfloat16"}))
+    mixed = {
+        name: x.astype(jax.numpy.bfloat16) if "proj" in name else x
+        for name, x in load_file(folder / "model.safetensors").items()
+    }
+    save_file(mixed, folder / "model.safetensors")
+    assert main(["import", str(folder), str(tmp_path / "ours")]) == 0
+    out = export(tmp_path / "ours", tmp_path / "out")
+    back = load_file(out / "model.safetensors")
+    assert all(back[name].dtype == x.dtype and back[name].tobytes() == x.tobytes() for name, x in mixed.items())
+    assert json.loads((out / "config.json").read_text())["dtype"] == "bfloat16"
+    other = load_file(export(tmp_path / "ours", tmp_path / "half", dtype="float16") / "model.safetensors")
+    assert {str(x.dtype) for x in other.values()} == {"float16"}
+
+
+def test_another_family_is_told_the_tokenizers_own_ids(theirs, tmp_path):
+    folder = shutil.copytree(theirs, tmp_path / "theirs")
+    hf_cases.CASES["world_llama"] = hf_cases.CASES["llama"] | {"vocab_size": V, "bos_token_id": 5, "eos_token_id": 7}
+    hf_runs.write("world_llama", folder)
+    del hf_cases.CASES["world_llama"]
+    assert main(["import", str(folder), str(tmp_path / "ours")]) == 0
+    config = json.loads((export(tmp_path / "ours", tmp_path / "out", family="mistral") / "config.json").read_text())
+    tokenizer = build_tokenizer()
+    ids = ("bos_token_id", "eos_token_id", "pad_token_id")
+    assert [config[name] for name in ids] == [getattr(tokenizer, name) for name in ids]
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"eos_token_id": "2"}'])
+def test_a_damaged_generation_config_is_named(content, theirs, tmp_path, capsys):
+    folder = shutil.copytree(theirs, tmp_path / "theirs")
+    (folder / "generation_config.json").write_text(content)
+    assert main(["import", str(folder), str(tmp_path / "ours")]) == 1
+    assert "generation_config.json" in capsys.readouterr().err
+
+
+def test_ids_beyond_the_number_of_tokens_are_ids_of_the_vocabulary(tmp_path):
+    file = json.loads(build_tokenizer().backend_tokenizer.to_str())
+    vocab = file["model"]["vocab"]
+    last = max(vocab, key=vocab.get)
+    file["model"]["vocab"] = {name: V + 2 if name == last else i for name, i in vocab.items()}
+    build_tokenizer().save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(file))
+    tokenizer = load_tokenizer(str(tmp_path))
+    assert (len(tokenizer), vocabulary(tokenizer)) == (V, V + 3)
+    tokenizer.save_pretrained(tmp_path / "again")
+    assert "is_local" not in (tmp_path / "again/tokenizer_config.json").read_text()
+
+
+def test_texts_longer_than_learned_positions_are_refused_before_a_step(tmp_path):
+    folder = tmp_path / "theirs"
+    hf_cases.CASES["world_gpt2"] = hf_cases.CASES["gpt2"] | {"vocab_size": V}
+    hf_runs.write("world_gpt2", folder)
+    del hf_cases.CASES["world_gpt2"]
+    build_tokenizer().save_pretrained(folder)
+    assert main(["import", str(folder), str(tmp_path / "ours")]) == 0
+    c = sft.get_config()
+    c.init_from, c.source, c.max_length = str(tmp_path / "ours"), "alignax.worlds.sources:demonstrations", 48
+    c.data.count, c.data.heldout = 32, 8
+    with pytest.raises(ConfigError, match="config.max_length = 48: a model with learned positions reads .* at most 32"):
+        sft.run(c, tmp_path / "sft")
+    assert not (tmp_path / "sft/steps").exists()
+    with pytest.raises(ConfigError, match="make .* tokens: this model reads at most 32"):
+        complete(tmp_path / "ours", ["mara asks"], max_new_tokens=40)
+
+
 def test_what_ends_a_reply_in_training_ends_one_in_generate(theirs, tmp_path):
     folder = shutil.copytree(theirs, tmp_path / "theirs")
     (folder / "generation_config.json").write_text('{"temperature": 0.7, "eos_token_id": 9}')
@@ -164,6 +232,16 @@ def test_a_reward_model_goes_out_and_comes_back_as_one(run, tmp_path):
     for tree in (one, other):  # what pads the table does not travel
         tree["decoder"]["embed"] = tree["decoder"]["embed"][:V]
     jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def test_a_reward_model_pads_with_what_ends_no_text_or_takes_one_at_a_time(capsys):
+    tokenizer = build_tokenizer()
+    pad, end = tokenizer.pad_token_id, tokenizer.eos_token_id
+    assert pad != end and _scoring_pad(tokenizer, [end]) == pad
+    assert _scoring_pad(tokenizer, [end, pad]) is None
+    tokenizer.pad_token = None
+    assert _scoring_pad(tokenizer, [end]) is None
+    assert " ".join(capsys.readouterr().err.split()).count("scores one text at a time") == 2
 
 
 @pytest.mark.parametrize(

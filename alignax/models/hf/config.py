@@ -7,8 +7,10 @@ from typing import Any
 from alignax.models.config import ModelConfig
 from alignax.models.hf.families import FAMILIES, Family
 
-# Of training, of generation, or of the file: they do not change what a forward pass computes. Dropout is among them:
-# alignax trains without.
+# Of training, of generation, of the file, or of another program: they do not change what a language model computes.
+# Dropout is among them: alignax trains without. `pad_token_id` says where a *ForSequenceClassification reads its score:
+# see `stages.export`. `max_window_layers` is what transformers made `layer_types` of, `n_ctx` is `n_positions`, and
+# `auto_map` names code beside the weights, which counts only for a class that `check_class` refuses.
 IGNORED = {
     "vocab_size", "attention_dropout", "attn_pdrop", "embd_pdrop", "resid_pdrop", "summary_first_dropout",
     "classifier_dropout", "initializer_range", "use_cache", "pretraining_tp", "output_router_logits",
@@ -16,9 +18,16 @@ IGNORED = {
     "summary_proj_to_labels", "summary_type", "summary_use_proj", "original_max_position_embeddings",
     "_sliding_window_pattern", "sliding_window_pattern", "cache_implementation", "bos_token_id", "eos_token_id",
     "pad_token_id", "torch_dtype", "dtype", "model_type", "transformers_version", "_name_or_path",
-    "_attn_implementation", "score_bias",
+    "_attn_implementation", "_attn_implementation_autoset", "_flash_attn_2_enabled", "attn_implementation",
+    "score_bias", "is_llama_config", "task_specific_params", "transformers.js_config", "unsloth_fixed",
+    "unsloth_version", "max_sequence_length", "max_window_layers", "n_ctx", "auto_map",
 }  # fmt: skip
-REFUSED = {"is_encoder_decoder": False, "add_cross_attention": False, "quantization_config": None}
+# Supported at these values, in a family whose table does not have them: they are then off.
+OFF = {
+    "is_encoder_decoder": False, "add_cross_attention": False, "quantization_config": None, "use_mrope": False,
+    "rope_interleaved": False, "attention_bias": False, "mlp_bias": False, "lm_head_bias": False,
+    "sliding_window": None, "use_sliding_window": False, "interpolate_factor": 1, "full_attn_mod": 1,
+}  # fmt: skip
 
 
 def read_config(folder: str | Path) -> tuple[Family, dict[str, Any]]:
@@ -30,7 +39,7 @@ def read_config(folder: str | Path) -> tuple[Family, dict[str, Any]]:
 
     try:
         config = AutoConfig.from_pretrained(str(folder))
-    except (ValueError, OSError, KeyError) as error:
+    except Exception as error:  # of many kinds: each config class checks its fields in its own way
         raise ValueError(f"{folder}: config.json cannot be read: {_first_line(error)}") from error
     if config.model_type not in FAMILIES:
         raise ValueError(
@@ -101,13 +110,29 @@ def _unknown(family: Family, theirs: Mapping[str, Any]) -> list[str]:
     """Fields that neither the family's table nor the base class of all configs knows: they may change the model."""
     from transformers import PretrainedConfig
 
-    known = {key for field in family.fields for key in field.keys} | IGNORED | set(PretrainedConfig().to_dict())
-    wrong = [f"{key} = {theirs[key]!r} is not supported" for key in sorted(set(theirs) - known - set(REFUSED))]
+    own = {key for field in family.fields for key in field.keys}
+    known = own | IGNORED | set(PretrainedConfig().to_dict()) | set(OFF)
+    wrong = [f"{key} = {theirs[key]!r} is not supported" for key in sorted(set(theirs) - known)]
     return wrong + [
         f"{key} = {theirs[key]!r}: supported is {value!r}"
-        for key, value in REFUSED.items()
-        if key in theirs and theirs[key] != value
+        for key, value in OFF.items()
+        if key not in own and theirs.get(key, value) not in (value, None)
     ]
+
+
+def check_class(family: Family, theirs: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint's class has a scalar head. Raises ValueError for a class that is none of the family's.
+
+    The language model, the classifier, the bare decoder, and a config that names no class are all that is known to
+    compute what the table says.
+    """
+    bare = family.classifier.replace("ForSequenceClassification", "Model")
+    known = {name.lower(): name == family.classifier for name in (family.causal, bare, family.classifier)}
+    names = theirs.get("architectures") or [family.causal]
+    if unknown := [name for name in names if name.lower() not in known]:
+        expected = ", ".join((family.causal, family.classifier, bare))
+        raise ValueError(f"architectures = {unknown}: not supported for {family.name}: expected one of {expected}")
+    return any(known[name.lower()] for name in names)
 
 
 def _first_line(error: Exception) -> str:

@@ -127,6 +127,7 @@ _GEMMA = (*f.SHAPE, f.HEAD_DIM, f.ATTENTION_BIAS, f.only("use_bidirectional_atte
 _GEMMA_FIRST = (f.activation("hidden_act"), f.only("hidden_activation", None, "gelu_pytorch_tanh"))
 _GEMMA_CAPPED = (
     f.activation("hidden_activation"),
+    f.Field(("hidden_act",), lambda t: {}, lambda c: {}),  # in published files; nothing of these families reads it
     f.BY_LAYER,
     f.QUERY_SCALE,
     f.optional("attn_logit_softcapping", "attention_softcap"),

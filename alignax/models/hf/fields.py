@@ -97,7 +97,9 @@ def _read_rope(t: Mapping[str, Any], rope: Mapping[str, Any], *, partial: bool =
     kind = rope.get("rope_type", "default")
     if kind not in _ROPES:
         raise ValueError(f"rope_parameters.rope_type = {kind!r}: supported are {', '.join(_ROPES)}")
-    extra = set(rope) - {"rope_type", "rope_theta", *_ROPES[kind], *(["partial_rotary_factor"] if partial else [])}
+    # "type" is an old name of rope_type, which transformers has read by now
+    known = {"type", "rope_type", "rope_theta", *_ROPES[kind]} | ({"partial_rotary_factor"} if partial else set())
+    extra = set(rope) - known
     if extra:
         raise ValueError(f"rope_parameters.{', '.join(sorted(extra))}: not supported beside {kind!r} in this family")
     fields = {"rope_theta": float(rope["rope_theta"]), "rope_type": kind}
@@ -163,8 +165,10 @@ def _write_partial_rope(c: ModelConfig) -> dict:
     return {"rope_parameters": rope} | {key: rope[key] for key in (name,) if key in rope}
 
 
-PARTIAL_ROPE = ROPE._replace(
-    read=lambda t: _read_rope(t, t["rope_parameters"], partial=True), write=_write_partial_rope
+PARTIAL_ROPE = Field(
+    ("rope_parameters", "partial_rotary_factor"),  # which transformers has put into the group
+    read=lambda t: _read_rope(t, t["rope_parameters"], partial=True),
+    write=_write_partial_rope,
 )
 
 

@@ -15,7 +15,8 @@ import numpy as np
 
 from alignax.models.config import ModelConfig
 from alignax.models.hf.families import Family
-from alignax.models.hf.weights import HEAD, differences, raise_all, read_header
+from alignax.models.hf.headers import Header, check_finite, differences, raise_all, read_header, wrong_dtypes
+from alignax.models.hf.weights import HEAD
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."  # of every tensor
@@ -36,8 +37,13 @@ class Adapter(NamedTuple):
     """What an adapter folder says, before its tensors are read."""
 
     config: dict[str, Any]
-    shapes: dict[str, tuple[int, ...]]  # of the tensors
+    header: Header
     note: dict[str, Any]  # what an export of alignax said about itself; {} of any other
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of the tensors."""
+        return self.header.shapes
 
 
 class Linear(NamedTuple):
@@ -63,6 +69,8 @@ def read_adapter(folder: str | Path) -> Adapter:
     folder = Path(folder)
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise ValueError(f"a {type(config).__name__}, expected an object")
     except (OSError, ValueError) as error:
         raise ValueError(f"{folder / CONFIG} cannot be read ({error}): fetch it again") from error
     wrong = [f"{k} = {v!r} is not supported" for k, v in config.items() if k not in READ | IGNORED and v not in OFF]
@@ -87,13 +95,26 @@ def read_adapter(folder: str | Path) -> Adapter:
         wrong.append(f"modules_to_save = {sorted(spare)}: only the scalar head of a SEQ_CLS adapter comes along")
     ranks = {"r": config.get("r", 8)} | {f"rank_pattern.{k}": v for k, v in (config.get("rank_pattern") or {}).items()}
     wrong += [f"{k} = {v!r}: expected at least 1" for k, v in ranks.items() if not isinstance(v, int) or v < 1]
+    alphas = config.get("alpha_pattern") or {}
+    alphas = {"lora_alpha": config.get("lora_alpha", 8)} | {f"alpha_pattern.{k}": v for k, v in alphas.items()}
+    wrong += [f"{k} = {v!r}: expected a number" for k, v in alphas.items() if not isinstance(v, int | float)]
+    wrong += [line for key in ("target_modules", "exclude_modules") for line in _bad_rule(key, config.get(key))]
     raise_all(wrong, f"{folder}: an adapter that alignax cannot hold:")
     if not (folder / TENSORS).is_file():
         raise ValueError(
             f"{folder}: no {TENSORS}; a file of pickled tensors is not read: load it with peft and save it"
         )
-    shapes, told = read_header(folder / TENSORS)
-    return Adapter(config, shapes, json.loads(told.get("alignax", "{}")))
+    header = read_header(folder / TENSORS)
+    return Adapter(config, header, json.loads(header.metadata.get("alignax", "{}")))
+
+
+def _bad_rule(key: str, rule: Any) -> list[str]:
+    """A line if a rule for modules is no regular expression."""
+    try:
+        re.compile(rule if isinstance(rule, str) else "")
+    except re.error as error:
+        return [f"{key} = {rule!r}: no regular expression ({error})"]
+    return []
 
 
 def load_adapter(
@@ -118,12 +139,15 @@ def load_adapter(
     if theirs.get("task_type") == "SEQ_CLS":
         wanted[PREFIX + HEAD] = ((*adapter.shapes.get(PREFIX + HEAD, ()), 1)[0], config.dim)
     why = "experts, embedding, norms and output layer have no adapters in alignax"
+    wrong += wrong_dtypes(adapter.header, adapter.shapes)
     wrong += differences(wanted, adapter.shapes, unknown=f"no projection that target_modules names; {why}")
     if not any(layers.values()):
         known = ", ".join(one.path.split("{i}.")[1] for one in every)
         wrong.append(f"target_modules = {theirs.get('target_modules')!r}: finds none of the projections {known}")
     raise_all(wrong, f"{folder}: the adapter does not fit the base:")
     tensors = {name: x.astype(np.float32) for name, x in load_file(Path(folder) / TENSORS).items()}
+    for name, value in tensors.items():
+        check_finite(name, value, Path(folder) / TENSORS)
     out: dict[str, dict[str, list]] = {}
     for one in (one for one, own in layers.items() if own):
         blocks = adapter.note.get("blocks", {}).get(one.path, {})

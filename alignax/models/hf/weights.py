@@ -22,11 +22,21 @@ from jax.sharding import PartitionSpec as P
 
 from alignax.models.config import ModelConfig
 from alignax.models.hf.families import Family, Row
+from alignax.models.hf.headers import (
+    INDEX,
+    SINGLE,
+    Header,
+    check_finite,
+    differences,
+    raise_all,
+    read_headers,
+    wrong_dtypes,
+)  # fmt: skip
 
-INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 HEAD = "score.weight"  # of the classes *ForSequenceClassification
 VOCABULARY = {"embed": 0, "unembed": 1}  # leaf -> the axis that is padded
-# buffers that old files carry, and the output layer where it is the embedding
+OUTPUT = "lm_head.weight"
+# buffers that old files carry
 LEFT_OUT = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")
 
 
@@ -68,74 +78,57 @@ def load_weights(
 
     `targets` has the tree {"decoder": ...}, and "scalar" for a model with a scalar head, whose bias is 0, since their
     classes have none. `progress` wraps the names of the tensors as they are read, for a bar. Raises
-    ValueError with every tensor that is missing, left over or of another shape, before anything is loaded.
+    ValueError with every tensor that is missing, left over, or of another shape or a dtype that is no float of 16 or 32
+    bits, and for an output layer that is not the embedding although config.json says so, before anything is loaded; and
+    for a tensor that holds inf or nan.
     """
-    where, found = _headers(Path(folder))
+    header = read_headers(Path(folder))
+    where = header.where
     leaves: Any = flatten_dict(targets["decoder"], sep="/")
     wanted = plan(family, config, {path: leaf.shape for path, leaf in leaves.items()})
-    named = _names(wanted, found)
+    named = _names(wanted, header.shapes)
     head = targets.get("scalar")
-    check(folder, named, found, config, head)
+    check(folder, named, header, config, head)
+    if config.tie_embeddings and head is None:
+        _check_tied(header, next(name for name, tensor in named.items() if tensor.row.ours == ("embed",)))
     arrays = {path: _zeros(leaf) for path, leaf in leaves.items()}
     from safetensors import safe_open
 
     files = set(where.values())  # each is opened once
     with contextlib.ExitStack() as stack:
-        opened = {file: stack.enter_context(safe_open(str(Path(folder) / file), "numpy")) for file in files}
+        opened = {file: stack.enter_context(safe_open(str(file), "numpy")) for file in files}
         for name in progress(sorted(named, key=lambda name: (where[name], name))):
-            _put(arrays, named[name], opened[where[name]].get_tensor(name))
+            value = opened[where[name]].get_tensor(name)
+            check_finite(name, value, where[name])
+            _put(arrays, named[name], value)
     out = {"decoder": unflatten_dict(arrays, sep="/")}
     if head is not None:
-        with safe_open(str(Path(folder) / where[HEAD]), framework="numpy") as opened:
+        with safe_open(str(where[HEAD]), framework="numpy") as opened:
             kernel = opened.get_tensor(HEAD).astype(np.float32).T.reshape(head["kernel"].shape)
         bias = np.zeros(head["bias"].shape, np.float32)
         out["scalar"] = jax.tree.map(_place, {"kernel": kernel, "bias": bias}, head)
     return out
 
 
-def _headers(folder: Path) -> tuple[dict[str, str], dict[str, tuple[int, ...]]]:
-    """{tensor: file} and {tensor: shape} of a folder."""
-    if (folder / INDEX).is_file():
-        files = sorted(set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
-    elif (folder / SINGLE).is_file():
-        files = [SINGLE]
-    else:
-        raise ValueError(
-            f"{folder}: no {SINGLE} and no {INDEX}; files of pickled tensors are not read: load the model once with "
-            "transformers and save it with save_pretrained"
-        )
-    lost = [file for file in files if not (folder / file).is_file()]
-    if lost:
-        raise ValueError(f"{folder}: {INDEX} names files that are not there: {', '.join(lost)}: fetch them")
-    where, shapes = {}, {}
-    for file in files:
-        found, _ = read_header(folder / file)
-        where |= dict.fromkeys(found, file)
-        shapes |= found
-    return where, shapes
-
-
-def read_header(file: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
-    """{tensor: shape} of a safetensors file, and its metadata. Raises ValueError for a damaged one."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(str(file), framework="numpy") as opened:
-            shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
-            return shapes, opened.metadata() or {}
-    except SafetensorError as error:
-        raise ValueError(f"{file} is damaged ({error}): fetch it again") from error
-
-
-def stored_dtype(folder: Path) -> str:
-    """The dtype of the first tensor of a folder, as config.json would say it."""
+def _check_tied(header: Header, embedding: str) -> None:
+    """Raises ValueError for an output layer of its own in a checkpoint that says it has none; transformers takes it."""
     from safetensors import safe_open
 
-    where, _ = _headers(folder)
-    name, file = next(iter(where.items()))
-    with safe_open(str(folder / file), framework="numpy") as opened:
-        kind = opened.get_slice(name).get_dtype()
-    return {"BF16": "bfloat16", "F16": "float16"}.get(kind, "float32")
+    if header.shapes.get(OUTPUT) != header.shapes[embedding]:  # it has none: another shape is told by `check`
+        return
+    with contextlib.ExitStack() as stack:
+        ours, theirs = (
+            stack.enter_context(safe_open(str(header.where[name]), "numpy")).get_slice(name)
+            for name in (embedding, OUTPUT)
+        )
+        rows = header.shapes[embedding][0]  # a part at a time: they are the largest tensors
+        parts = (slice(i, min(i + 4096, rows)) for i in range(0, rows, 4096))
+        if all(np.array_equal(ours[part], theirs[part]) for part in parts):
+            return
+    raise ValueError(
+        f"{header.where[OUTPUT]}: {OUTPUT} differs from {embedding}, although config.json has tie_word_embeddings = "
+        "True: set that to false to keep both, or delete the tensor to keep the embedding"
+    )
 
 
 def _names(wanted: dict[str, Tensor], found: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -146,35 +139,18 @@ def _names(wanted: dict[str, Tensor], found: Mapping[str, Any]) -> dict[str, Ten
     return {name.removeprefix(prefix): tensor for name, tensor in wanted.items()}
 
 
-def check(
-    folder: str | Path, wanted: Mapping[str, Tensor], found: Mapping[str, tuple], config: ModelConfig, head: Any
-) -> None:
-    """Raises ValueError with all tensors that are missing, left over, or of another shape."""
+def check(folder: str | Path, wanted: Mapping[str, Tensor], header: Header, config: ModelConfig, head: Any) -> None:
+    """Raises ValueError with all tensors that are missing, left over, or of another shape or dtype."""
     expected = {name: tensor.shape for name, tensor in wanted.items()}
     if head is not None:
         kernel = head["kernel"].shape
         expected[HEAD] = (kernel[1] if len(kernel) == 2 else 1, kernel[0])
-    spare = {"lm_head.weight"} if config.tie_embeddings or head is not None else set()
-    free = {name for name in found if name in spare or name.endswith(LEFT_OUT)} - set(expected)
-    left = {name: shape for name, shape in found.items() if name not in free}
+    spare = {OUTPUT} if config.tie_embeddings or head is not None else set()
+    free = {name for name in header.shapes if name in spare or name.endswith(LEFT_OUT)} - set(expected)
+    left = {name: shape for name, shape in header.shapes.items() if name not in free}
     wrong = differences(expected, left, unknown="no such tensor in this architecture")
+    wrong += wrong_dtypes(header, left)
     raise_all(wrong, f"{folder}: {len(wrong)} tensors do not fit config.json:")
-
-
-def differences(
-    expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], *, unknown: str
-) -> list[str]:
-    """A line for every tensor that is missing, of another shape, or left over, which is `unknown`."""
-    lines = [f"{name}: missing, expected {shape}" for name, shape in expected.items() if name not in found]
-    lines += [f"{n} {found[n]}: expected {shape}" for n, shape in expected.items() if found.get(n, shape) != shape]
-    return lines + [f"{name} {shape}: {unknown}" for name, shape in found.items() if name not in expected]
-
-
-def raise_all(wrong: list[str], what: str) -> None:
-    """Raises ValueError with `what` and a line for each of `wrong`, if there are any."""
-    if wrong:
-        more = f"\n  and {len(wrong) - 20} more" if len(wrong) > 20 else ""
-        raise ValueError(what + "".join(f"\n  {line}" for line in wrong[:20]) + more)
 
 
 def _put(arrays: dict[str, jax.Array], tensor: Tensor, value: np.ndarray) -> None:
@@ -218,18 +194,21 @@ def _place(value: np.ndarray, target: jax.ShapeDtypeStruct) -> jax.Array:
 
 
 def save_weights(
-    folder: str | Path, family: Family, config: ModelConfig, params: Any, *, dtype: str, shard_bytes: int = 5 * 10**9
-) -> None:
+    folder: str | Path, family: Family, config: ModelConfig, params: Any, *, dtype: str,
+    others: Mapping[str, str] | None = None, shard_bytes: int = 5 * 10**9,
+) -> None:  # fmt: skip
     """Writes a parameter tree as safetensors files of at most `shard_bytes`, with an index if there are several.
 
-    With a "scalar" in the tree, the head takes the place of the output layer, without its bias, for which those classes
-    have no room. Only the first of several processes writes.
+    `others` are the dtypes of single tensors, by name. With a "scalar" in the tree, the head takes the place of the
+    output layer, without its bias, for which those classes have no room. Only the first of several processes writes.
+    Raises ValueError for a number that a dtype cannot hold.
     """
     from safetensors.numpy import save_file
 
     folder, first = Path(folder), jax.process_index() == 0
     sizes, files = {}, []
-    for number, part in enumerate(_shards(_tensors(family, config, params, np.dtype(dtype)), shard_bytes), 1):
+    cast = lambda name, value: _cast(name, value, (others or {}).get(name, dtype))  # noqa: E731
+    for number, part in enumerate(_shards(_tensors(family, config, params, cast), shard_bytes), 1):
         files.append((f"{number}.part", list(part)))
         sizes |= {name: value.nbytes for name, value in part.items()}
         if first:
@@ -247,7 +226,16 @@ def save_weights(
     (folder / INDEX).write_text(json.dumps(index, indent=2), encoding="utf-8")
 
 
-def _tensors(family: Family, config: ModelConfig, params: Any, dtype: np.dtype) -> Iterator[tuple[str, np.ndarray]]:
+def _cast(name: str, value: np.ndarray, dtype: str) -> np.ndarray:
+    """Raises ValueError for what is infinite in a dtype and not before."""
+    with np.errstate(over="ignore"):
+        out = np.ascontiguousarray(value.astype(np.dtype(dtype)))
+    if dtype == "float16" and not np.isfinite(out).all() and np.isfinite(value).all():
+        raise ValueError(f"{name} holds {np.abs(value).max():g}, float16 reaches 65504: use bfloat16 or float32")
+    return out
+
+
+def _tensors(family: Family, config: ModelConfig, params: Any, cast: Callable) -> Iterator[tuple[str, np.ndarray]]:
     """Every tensor of the checkpoint, in the order of the table, layer by layer."""
     leaves: Any = flatten_dict(params["decoder"], sep="/")
     scalar = params.get("scalar")
@@ -259,10 +247,10 @@ def _tensors(family: Family, config: ModelConfig, params: Any, dtype: np.dtype) 
         value = np.concatenate(own, axis=-1) if len(own) > 1 else own[0]
         value = value.T if tensor.row.turned else value
         value = value[tuple(slice(size) for size in tensor.shape)]  # without the padding of the vocabulary
-        yield name, np.ascontiguousarray(value.astype(dtype))
+        yield name, cast(name, value)
     if scalar is not None:
         kernel = _host(scalar["kernel"], ())
-        yield HEAD, np.ascontiguousarray(kernel.reshape(kernel.shape[0], -1).T.astype(dtype))
+        yield HEAD, cast(HEAD, kernel.reshape(kernel.shape[0], -1).T)
 
 
 def _shards(tensors: Iterator[tuple[str, np.ndarray]], limit: int) -> Iterator[dict[str, np.ndarray]]:

@@ -1,0 +1,96 @@
+"""What safetensors files say of their tensors before any is read, and whether that is what is expected."""
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # as safetensors and as numpy call them
+
+
+class Header(NamedTuple):
+    """What a checkpoint folder, or one file, says of its tensors."""
+
+    where: dict[str, Path]  # tensor -> file
+    shapes: dict[str, tuple[int, ...]]
+    dtypes: dict[str, str]  # as safetensors calls them
+    metadata: dict[str, str]
+
+
+def read_headers(folder: Path) -> Header:
+    """The header of a checkpoint folder, of one file or several."""
+    if (folder / INDEX).is_file():
+        try:
+            files = sorted(set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{folder / INDEX} is damaged ({error!r}): fetch it again") from error
+    elif (folder / SINGLE).is_file():
+        files = [SINGLE]
+    else:
+        raise ValueError(
+            f"{folder}: no {SINGLE} and no {INDEX}; files of pickled tensors are not read: load the model once with "
+            "transformers and save it with save_pretrained"
+        )
+    lost = [file for file in files if not (folder / file).is_file()]
+    if lost:
+        raise ValueError(f"{folder}: {INDEX} names files that are not there: {', '.join(lost)}: fetch them")
+    whole = Header({}, {}, {}, {})
+    for file in files:
+        for kept, found in zip(whole, read_header(folder / file)):
+            kept |= found
+    return whole
+
+
+def read_header(file: Path) -> Header:
+    """The header of a safetensors file. Raises ValueError for a damaged one."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(file), framework="numpy") as opened:
+            slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
+            shapes = {name: tuple(found.get_shape()) for name, found in slices.items()}
+            dtypes = {name: found.get_dtype() for name, found in slices.items()}
+            return Header(dict.fromkeys(shapes, file), shapes, dtypes, opened.metadata() or {})
+    except SafetensorError as error:
+        raise ValueError(f"{file} is damaged ({error}): fetch it again") from error
+
+
+def stored_dtypes(folder: Path) -> tuple[str, dict[str, str]]:
+    """The dtype of most numbers of a folder, and those of the tensors that have another, as numpy calls them."""
+    header, sizes = read_headers(folder), dict.fromkeys(DTYPES, 0)
+    for name, dtype in header.dtypes.items():
+        sizes[dtype] = sizes.get(dtype, 0) + math.prod(header.shapes[name])
+    main = max(DTYPES, key=lambda dtype: sizes[dtype])
+    return DTYPES[main], {n: DTYPES[x] for n, x in header.dtypes.items() if x in DTYPES and x != main}
+
+
+def check_finite(name: str, value: np.ndarray, file: Path) -> None:
+    """Raises ValueError for a tensor that holds inf or nan."""
+    if not np.isfinite(value).all():
+        raise ValueError(f"{file}: {name} holds inf or nan: fetch it again, or save the model in another precision")
+
+
+def differences(
+    expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], *, unknown: str
+) -> list[str]:
+    """A line for every tensor that is missing, of another shape, or left over, which is `unknown`."""
+    lines = [f"{name}: missing, expected {shape}" for name, shape in expected.items() if name not in found]
+    lines += [f"{n} {found[n]}: expected {shape}" for n, shape in expected.items() if found.get(n, shape) != shape]
+    return lines + [f"{name} {shape}: {unknown}" for name, shape in found.items() if name not in expected]
+
+
+def wrong_dtypes(header: Header, names: Iterable[str]) -> list[str]:
+    """A line for every tensor of a dtype that is not read."""
+    kinds = ", ".join(DTYPES)
+    return [f"{n}: dtype {header.dtypes[n]}, expected {kinds}" for n in names if header.dtypes[n] not in DTYPES]
+
+
+def raise_all(wrong: list[str], what: str) -> None:
+    """Raises ValueError with `what` and a line for each of `wrong`, if there are any."""
+    if wrong:
+        more = f"\n  and {len(wrong) - 20} more" if len(wrong) > 20 else ""
+        raise ValueError(what + "".join(f"\n  {line}" for line in wrong[:20]) + more)
