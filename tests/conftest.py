@@ -12,7 +12,7 @@ import pytest
 # The tests compile far more than they compute: machine code without optimisation takes half as long. Eight devices on
 # two busy cores may wait long for each other in a collective: XLA would end the process after 40 seconds.
 FLAGS = "--xla_backend_optimization_level=0 --xla_cpu_collective_call_terminate_timeout_seconds=900"
-if jax.version.__version_info__ < (0, 11):
+if jax.__version_info__ < (0, 11):
     FLAGS += " --xla_cpu_use_fusion_emitters=false"  # half the time again; later releases end the process with it
 os.environ["ALIGNAX_CACHE"] = "off"  # a test that asks for encoded data on disk names a folder of its own
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}"

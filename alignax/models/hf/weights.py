@@ -6,9 +6,10 @@ with the sharding of the whole; each device is sent the part of the tensor that 
 
 import contextlib
 import functools
+import itertools
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -92,22 +93,30 @@ def load_weights(
     if config.tie_embeddings and head is None:
         _check_tied(header, next(name for name, tensor in named.items() if tensor.row.ours == ("embed",)))
     arrays = {path: _zeros(leaf) for path, leaf in leaves.items()}
-    from safetensors import safe_open
-
-    files = set(where.values())  # each is opened once
-    with contextlib.ExitStack() as stack:
-        opened = {file: stack.enter_context(safe_open(str(file), "numpy")) for file in files}
-        for name in progress(sorted(named, key=lambda name: (where[name], name))):
-            value = opened[where[name]].get_tensor(name)
-            check_finite(name, value, where[name])
-            _put(arrays, named[name], value)
+    for name, value in _read(progress(sorted(named, key=lambda name: (where[name], name))), where):
+        _put(arrays, named[name], value)
     out = {"decoder": unflatten_dict(arrays, sep="/")}
     if head is not None:
-        with safe_open(str(where[HEAD]), framework="numpy") as opened:
-            kernel = opened.get_tensor(HEAD).astype(np.float32).T.reshape(head["kernel"].shape)
+        ((_, kernel),) = _read([HEAD], where)
+        kernel = kernel.astype(np.float32).T.reshape(head["kernel"].shape)
         bias = np.zeros(head["bias"].shape, np.float32)
         out["scalar"] = jax.tree.map(_place, {"kernel": kernel, "bias": bias}, head)
     return out
+
+
+def _read(names: Iterable[str], where: Mapping[str, Path]) -> Iterator[tuple[str, np.ndarray]]:
+    """(name, tensor) one by one. A file is closed before the next is opened: what is read of it stays mapped meanwhile.
+
+    Raises ValueError for a tensor that holds inf or nan.
+    """
+    from safetensors import safe_open
+
+    for file, group in itertools.groupby(names, key=lambda name: where[name]):
+        with safe_open(str(file), framework="numpy") as opened:
+            for name in group:
+                value = opened.get_tensor(name)
+                check_finite(name, value, file)
+                yield name, value
 
 
 def _check_tied(header: Header, embedding: str) -> None:
