@@ -66,8 +66,8 @@ def read(
     found = ({name: value for name, value in row.items() if value is not None} for row in splits[chosen])
     rows = list(islice(found, max_rows or None))
     if not any(rows):
-        expected = EXPECTED.get(format_of(path) or "")
-        raise DataError(f"{path} has no rows" + (f": expected {expected}" if expected else f" in {chosen}"))
+        expected = EXPECTED.get(format_of(path) or "", f"rows in {chosen}")
+        raise DataError(f"{path} has no rows: expected {expected}")
     if heldout_percent:
         rows = [row for row in rows if is_heldout(key(row), heldout_percent) == (split == "heldout")]
     if not rows:
@@ -153,15 +153,15 @@ def _folder(folder: Path, name: str, train: str, judged: set[str]) -> Splits:
     """The splits of a folder of files, of any kinds, or of a data set that `datasets` saved."""
     import datasets
 
-    if any((folder / name).exists() for name in ("state.json", "dataset_dict.json")):
-        saved = datasets.load_from_disk(str(folder))
-        splits = saved if isinstance(saved, dict) else {train: saved}
-        return {str(split): batched(rows) for split, rows in splits.items()}
     try:
         with quiet():
+            if any((folder / own).exists() for own in ("state.json", "dataset_dict.json")):
+                saved = datasets.load_from_disk(str(folder))
+                splits = saved if isinstance(saved, dict) else {train: saved}
+                return {str(split): batched(rows) for split, rows in splits.items()}
             found = _files(folder, name)
     except Exception as error:  # of many kinds
-        raise DataError(f"{folder}: its files cannot be told apart into splits ({error})") from error
+        raise DataError(f"the folder {str(folder)!r} cannot be read as a data set: {error}") from error
     kinds = {split: [file for file in files if format_of(file.name)] for split, files in found.items()}
     if not any(kinds.values()):
         raise DataError(f"no data file in the folder {str(folder)!r}: expected {', '.join(SUFFIXES)} files")

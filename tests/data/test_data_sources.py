@@ -340,6 +340,7 @@ def test_cells_of_csv_are_text_but_for_judgements(tmp_path):
         ("a.csv", b"prompt,completion\n\n", "a.csv has no rows: expected a header with the names of the columns, then"),
         ("a.parquet", b"PAR1 no table", "a.parquet cannot be read as Parquet: .*mend it, or fetch it again"),
         ("a.arrow", b"ARROW1", "a.arrow cannot be read as Arrow"),
+        ("folder/state.json", b"{", "folder. cannot be read as a data set"),
         ("folder/b.jsonl", b'{"prompt": "a"}\n{"prompt"\n', "folder/b.jsonl, line 2: invalid JSON"),
     ],
 )
