@@ -1,23 +1,19 @@
-"""Data through the `datasets` library: local files and folders, or the hub; errors that name file and line; and a
-held-out split by hash.
-"""
+"""The rows of a local file, of a folder, or of a data set on the hub, and a held-out split by hash."""
 
-import contextlib
-import csv
+import glob
 import hashlib
-import importlib.util
-import io
-import json
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TypedDict
 
 from alignax.data.counts import DataError
+from alignax.data.files import EXPECTED, SUFFIXES, batched, format_of, quiet, rows_of
 from alignax.data.reshape import Row
-from alignax.data.scan import SUFFIXES, format_of, scan, unpacked
 
 SPLITS = ("train", "heldout")
 JUDGEMENTS = ("label", "tie", "margin", "score")  # columns of a CSV file, which knows no types, that hold no text
+Splits = dict[str, Iterable[Row]]  # by their names
 
 
 class Reading(TypedDict, total=False):
@@ -39,15 +35,17 @@ def read(
 ) -> list[Row]:  # fmt: skip
     """The rows of one split of a local file, a local folder, or a data set on the hub; null fields left out.
 
-    Files are JSON lines, JSON, CSV, Parquet or Arrow, compressed by gzip or zstd or not. `name` is the configuration of
-    a set on the hub, `data_dir` a folder within it; `train_split` and `heldout_split` name its splits ("": test, else
-    validation). With `heldout_percent` > 0, the held-out rows are those of the training split whose `key` hashes below
-    it: the same rows in every run and whatever their order, and rows of one key are never on both sides. With 0 they
-    are a split of their own, which a single file does not have. `max_rows` > 0 takes the first rows of the split,
-    before any are held out; with `streaming` no others are fetched. The cells of a CSV file are text, but for the
-    columns named in `judged`, which hold numbers, true or false.
+    Files are JSON lines, JSON or CSV, plain or packed by gzip or zstd, and Parquet or Arrow. `name` is the
+    configuration of a set on the hub, `data_dir` a folder within it; `train_split` and `heldout_split` name its splits
+    ("": test, else validation). A folder has them too, by the names of its files or by its card; a single file is
+    training rows alone. With `heldout_percent` > 0, the held-out rows are those of the training split whose `key`
+    hashes below it: the same rows in every run and whatever their order, and rows of one key are never on both sides.
+    With 0 they are a split of their own. `max_rows` > 0 takes the first rows of the split, before any are held out;
+    with `streaming` no others are fetched. The cells of a CSV file are text, but for the columns named in `judged`,
+    which hold numbers, true or false.
 
-    Raises DataError for a missing file, invalid UTF-8 or JSON (with the line), an empty split, a name the hub lacks.
+    Raises DataError for a missing file, invalid UTF-8, JSON or CSV (with the line), an empty split, an option that a
+    single file has no use for, a name the hub lacks.
     """
     if split not in SPLITS:
         raise DataError(f"split = {split!r}: expected one of {', '.join(SPLITS)}")
@@ -57,8 +55,19 @@ def read(
         raise DataError(f"data.max_rows = {max_rows}: expected a number of rows; streaming stops after that many")
     own = (heldout_split,) if heldout_split else ("test", "validation")
     names = (train_split,) if split == "train" or heldout_percent else own
-    options = {"name": name, "data_dir": data_dir, "streaming": streaming}
-    rows = _load(path, names, train_split, {k: v for k, v in options.items() if v}, max_rows, {*judged})
+    splits = _splits(path, name, data_dir, train_split, streaming, {*judged})
+    chosen = next((name for name in names if name in splits), None)
+    if chosen is None:
+        raise DataError(
+            f"{path} has no {' or '.join(names)} split (found: {', '.join(splits)}): set data.heldout_percent above 0 "
+            "to hold out a share of the training rows, or data.train_split and data.heldout_split to names of splits"
+        )
+    # a JSON null is one that somebody wrote, and counts as a field that is not there; deeper ones are kept
+    found = ({name: value for name, value in row.items() if value is not None} for row in splits[chosen])
+    rows = list(islice(found, max_rows or None))
+    if not any(rows):
+        expected = EXPECTED.get(format_of(path) or "", f"rows in {chosen}")
+        raise DataError(f"{path} has no rows: expected {expected}")
     if heldout_percent:
         rows = [row for row in rows if is_heldout(key(row), heldout_percent) == (split == "heldout")]
     if not rows:
@@ -85,121 +94,105 @@ def check_columns(
             )
 
 
-def _load(path: str, names: tuple[str, ...], train: str, options: dict, max_rows: int, judged: set[str]) -> list[Row]:
+def unless_file(path: str, options: Reading) -> Reading:
+    """The options that a published set has on the hub, and so in a folder; a single file has no such parts."""
+    return Reading() if Path(path).expanduser().is_file() else options
+
+
+# ---- the splits of a data set, each with its rows, which are read as they are asked for
+
+
+def _splits(path: str, name: str, data_dir: str, train: str, streaming: bool, judged: set[str]) -> Splits:
     file = Path(path).expanduser()
-    local = file.exists() or file.is_absolute() or path.startswith((".", "~")) or format_of(path) is not None
-    if local and not file.is_dir():
-        _check_name(file)
-    try:
-        with _quiet() if local else contextlib.nullcontext():
-            splits = _open(file, train, options, judged) if local else _hub(path, options)
-            dataset = next((splits[name] for name in names if name in splits), None)
-            rows = [] if dataset is None else _rows(dataset, max_rows)
-    except Exception as error:  # of many kinds, and none of them names the line
-        raise _explained(path, file if local else None, error) from error
-    if dataset is None:
-        raise DataError(
-            f"{path} has no {' or '.join(names)} split (found: {', '.join(splits)}): set data.heldout_percent above 0 "
-            "to hold out a share of the training rows, or data.train_split and data.heldout_split to names of splits"
-        )
-    if local and not file.is_dir() and format_of(path) == "csv":
-        rows = [_typed(row, judged, file) for row in rows]
-    # a JSON null is one that somebody wrote; a table has one for each key that another row has
-    deep = not local or file.is_dir() or format_of(path) != "json"
-    return [
-        {name: _clean(value) if deep else value for name, value in row.items() if value is not None} for row in rows
-    ]
+    if file.is_dir():
+        if not (file / data_dir).is_dir():
+            raise DataError(f"data.data_dir = {data_dir!r}: {str(file)!r} has no such folder")
+        return _folder(file / data_dir, name, train, judged)
+    if file.exists() or file.is_absolute() or path.startswith((".", "~")) or format_of(path) is not None:
+        _check_file(file, name, data_dir, train)
+        return {train: rows_of(file, judged)}
+    return _hub(path, {"name": name, "data_dir": data_dir, "streaming": streaming})
 
 
-def _check_name(file: Path) -> None:
+def _check_file(file: Path, name: str, data_dir: str, train: str) -> None:
     if not file.exists():
         raise DataError(f"no data file {str(file)!r}: set data.path to a {', '.join(SUFFIXES)} file or a hub name")
     if format_of(file.name) is None:
-        raise DataError(f"data file {str(file)!r}: expected a name ending in {', '.join(SUFFIXES)}")
-    if file.suffix == ".zst" and importlib.util.find_spec("zstandard") is None:
-        raise DataError(f"data file {str(file)!r}: zstd needs a package that is not installed: pip install zstandard")
+        expected = f"{', '.join(SUFFIXES)} (Parquet and Arrow compress inside)"
+        raise DataError(f"data file {str(file)!r}: expected a name ending in {expected}")
+    for key, value, unset in (("name", name, ""), ("data_dir", data_dir, ""), ("train_split", train, "train")):
+        if value != unset:
+            raise DataError(f"data.{key} = {value!r}: {str(file)!r} is one file, which has no such part: leave it out")
 
 
-def _hub(path: str, options: dict) -> Any:
+def _hub(path: str, options: dict) -> Splits:
     import datasets  # here, because a run on generated data does not need it
 
-    return datasets.load_dataset(path, **options)
-
-
-def _open(file: Path, train: str, options: dict, judged: set[str]) -> Any:
-    """The splits of a local file, which is all training rows, or of a folder of files or of a saved data set."""
-    import datasets
-
-    if file.is_dir():
-        if any((file / name).exists() for name in ("state.json", "dataset_dict.json")):
-            saved = datasets.load_from_disk(str(file))
-            return saved if isinstance(saved, dict) else {train: saved}
-        return datasets.load_dataset(str(file), **options)
-    reader = format_of(file.name)
-    own: dict[str, Any] = {"streaming": True} if "streaming" in options else {}
-    if reader == "csv":
-        with unpacked(file) as stream:
-            header = next(csv.reader(io.TextIOWrapper(stream, "utf-8-sig", newline="")), [])
-        own["features"] = datasets.Features({name: datasets.Value("string") for name in header})
-        own["keep_default_na"] = False  # "NA" and "null" are words
-    return {train: datasets.load_dataset(str(reader), data_files=str(file), split="train", **own)}
-
-
-def _rows(dataset: Any, max_rows: int) -> list[Row]:
-    import datasets
-
-    if isinstance(dataset, datasets.IterableDataset):
-        return list(dataset.take(max_rows))
-    columns = dataset[: max_rows or len(dataset)]
-    return [dict(zip(columns, values)) for values in zip(*columns.values())]
-
-
-def _clean(value: Any) -> Any:
-    """The value without the null keys of what it holds."""
-    if isinstance(value, dict):
-        return {name: _clean(inner) for name, inner in value.items() if inner is not None}
-    return [_clean(inner) for inner in value] if isinstance(value, list) else value
-
-
-def _typed(row: Row, judged: set[str], file: Path) -> Row:
-    """A row of a CSV file with its judgements as numbers, true or false, and without its empty cells."""
-    row = {name: cell for name, cell in row.items() if cell not in (None, "")}
-    for name in judged & set(row):
-        try:
-            row[name] = json.loads(row[name].lower())
-        except json.JSONDecodeError as error:
-            raise DataError(
-                f"{file}: column {name!r} holds {row[name][:80]!r}: expected a number, true or false"
-            ) from error
-    return row
-
-
-def _explained(path: str, local: Path | None, error: Exception) -> DataError:
-    """What is wrong with data that could not be loaded: the file and line, if a local file can be found to be wrong."""
-    if local is None:
-        return DataError(
-            f"no data set could be loaded from {path!r} ({type(error).__name__}: {error}): set data.path to a local "
-            f"{', '.join(SUFFIXES)} file, or to a name that this machine can reach on the hub"
-        )
-    files = [local] if local.is_file() else [file for file in sorted(local.rglob("*")) if format_of(file.name)]
-    for file in files:
-        scan(file)
-    told = f"{error.__cause__ or error!r}"
-    kinds = {"json": "JSON lines", "csv": "CSV", "parquet": "Parquet", "arrow": "Arrow"}
-    kind = kinds[format_of(local.name) or "json"] if local.is_file() else f"a folder of {', '.join(SUFFIXES)} files"
-    return DataError(f"{local} cannot be read as {kind}: {told}: mend it, or fetch it again")
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bars for local files; a download keeps its own."""
-    import datasets
-
-    if datasets.are_progress_bars_disabled():
-        yield
-        return
-    datasets.disable_progress_bars()
     try:
-        yield
-    finally:
-        datasets.enable_progress_bars()
+        splits = datasets.load_dataset(path, **{key: value for key, value in options.items() if value})
+    except Exception as error:  # of many kinds
+        raise _out_of_reach(path, error) from error
+    return {name: _fetched(path, split) for name, split in splits.items()}
+
+
+def _fetched(path: str, split: Any) -> Iterator[Row]:
+    try:
+        yield from batched(split)
+    except Exception as error:  # of many kinds
+        raise _out_of_reach(path, error) from error
+
+
+def _out_of_reach(path: str, error: Exception) -> DataError:
+    return DataError(
+        f"no data set could be loaded from {path!r} ({type(error).__name__}: {error}): set data.path to a local "
+        f"{', '.join(SUFFIXES)} file, or to a name that this machine can reach on the hub"
+    )
+
+
+def _folder(folder: Path, name: str, train: str, judged: set[str]) -> Splits:
+    """The splits of a folder of files, of any kinds, or of a data set that `datasets` saved."""
+    import datasets
+
+    try:
+        with quiet():
+            if any((folder / own).exists() for own in ("state.json", "dataset_dict.json")):
+                saved = datasets.load_from_disk(str(folder))
+                splits = saved if isinstance(saved, dict) else {train: saved}
+                return {str(split): batched(rows) for split, rows in splits.items()}
+            found = _files(folder, name)
+    except Exception as error:  # of many kinds
+        raise DataError(f"the folder {str(folder)!r} cannot be read as a data set: {error}") from error
+    kinds = {split: [file for file in files if format_of(file.name)] for split, files in found.items()}
+    if not any(kinds.values()):
+        raise DataError(f"no data file in the folder {str(folder)!r}: expected {', '.join(SUFFIXES)} files")
+    return {
+        split: chain.from_iterable(rows_of(file, judged) for file in files) for split, files in kinds.items() if files
+    }
+
+
+def _files(folder: Path, name: str) -> dict[str, list[Path]]:
+    """Which files belong to which split: by the card of a folder that was fetched from the hub, or by their names."""
+    from datasets.data_files import DataFilesDict, get_data_patterns, sanitize_patterns
+
+    told, base = _card(folder, name), glob.escape(str(folder))
+    if "data_dir" in told:
+        base = glob.escape(str(folder / told["data_dir"]))
+    patterns = sanitize_patterns(told["data_files"]) if "data_files" in told else get_data_patterns(base)
+    found = DataFilesDict.from_patterns(patterns, base_path=base)
+    return {str(split): [*map(Path, dict.fromkeys(files))] for split, files in found.items()}  # no file twice
+
+
+def _card(folder: Path, name: str) -> dict[str, Any]:
+    """What the card of a folder says of one of its configurations; nothing, if it has none."""
+    from datasets.utils.metadata import MetadataConfigs
+    from huggingface_hub import DatasetCard
+
+    card = folder / "README.md"
+    if not card.is_file() or not card.read_text(encoding="utf-8").startswith("---"):
+        return {}
+    data: Any = DatasetCard.load(card).data
+    configs = MetadataConfigs.from_dataset_card_data(data)
+    name = name or configs.get_default_config_name() or ""
+    if configs and name not in configs:
+        raise ValueError(f"its card has the configurations {', '.join(configs)}, not {name!r}: set data.name to one")
+    return configs.get(name, {})

@@ -180,6 +180,31 @@ def test_a_published_set(name, tmp_path):
         load(name, tmp_path, [{"other": 1}])
 
 
+def spoilt(value):
+    """The value with each part of it, and it as a whole, in turn of a type that it should not have."""
+    yield from (wrong for wrong in (None, "x", 7, 0.5, True, [], {}, [5], [None], {"text": None}) if wrong != value)
+    for key, part in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        for wrong in spoilt(part):
+            copy = value.copy()
+            copy[key] = wrong
+            yield copy
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_rows_of_wrong_types_are_counted_or_left_to_the_encoder(name, tmp_path):
+    good = SETS[name][0][0]
+    rows = [good, *(row for row in spoilt(good) if isinstance(row, dict))]
+    got, counts = load(name, tmp_path, rows, heldout_percent=0.001)
+    assert counts["rows"] == counts["kept"] + sum(counts.dropped.values()) >= len(rows) and got[0] in SETS[name][1]
+    assert counts.dropped["missing_field"] > 5
+
+
+def test_prm800k_reads_no_rating_into_text(tmp_path):
+    steps = [step(1, chosen=0), step("1", 2, -1, chosen=0)]
+    rows, _ = load("prm800k", tmp_path, [{"question": SUM, "label": {"steps": steps}}])
+    assert [row["verdicts"] for row in rows] == [[True, False]]
+
+
 def test_every_source_has_a_test_and_takes_the_options_of_reading():
     assert set(names_of(PACKAGE)) == {*SETS, "hh", "jsonl", "mixture"}
     for name in {*SETS, "hh"}:

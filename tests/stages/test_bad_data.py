@@ -82,7 +82,7 @@ def test_pairs_of_which_none_can_be_used_say_why(run, change, reason, fix, tmp_p
         ),
         (b'{"prompt": "mara", "completion": "tea"}\n{"prompt": "mara", "completion"\n', "line 2: invalid JSON"),
         (b'{"question": "mara", "completion": "tea"}\n', "found completion, question; expected one of"),
-        (b"", "is empty: expected one JSON object per line"),
+        (b"", "has no rows: expected one JSON object per line"),
     ],
 )
 def test_a_damaged_file_is_named_with_the_line(content, message, tmp_path, capsys):

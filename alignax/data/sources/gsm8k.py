@@ -23,7 +23,8 @@ def gsm8k(*, path: str = "openai/gsm8k", split: str = "train", **reading: Unpack
         columns=columns,
         path=path,
         split=split,
-        **(Reading(name="main") | reading),
+        hub=Reading(name="main"),
+        **reading,
     )
 
 

@@ -24,7 +24,14 @@ def helpsteer2(
     """
     columns = ("prompt", "response", *ATTRIBUTES)
     return published(
-        "helpsteer2", rated, key=lambda row: row.get("prompt"), columns=columns, path=path, split=split, **reading
+        "helpsteer2",
+        rated,
+        key=lambda row: row.get("prompt"),
+        columns=columns,
+        judged=ATTRIBUTES,
+        path=path,
+        split=split,
+        **reading,
     )
 
 

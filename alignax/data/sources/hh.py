@@ -4,7 +4,7 @@ from typing import Any, Unpack
 
 from alignax.data.counts import Counts
 from alignax.data.forms import each
-from alignax.data.read import Reading, check_columns, read
+from alignax.data.read import Reading, check_columns, read, unless_file
 from alignax.data.reshape import ASSISTANT, Row, opening
 
 HUMAN = "\n\nHuman:"
@@ -19,10 +19,11 @@ def hh(
 
     A dialogue is split at its last assistant turn: the prompt ends with "\\n\\nAssistant:", the reply is what follows,
     its leading space included, so that prompt + reply is the dialogue. `subset` is a folder of the hub's data set, such
-    as "harmless-base". Held-out rows are chosen by the dialogue's opening: the same conversation at a later turn stays
-    on one side. Raises DataError as `read` does, and if the file has no such fields.
+    as "harmless-base"; a single file is read whatever it says. Held-out rows are chosen by the dialogue's opening: the
+    same conversation at a later turn stays on one side. Raises DataError as `read` does, and if the file has no such
+    fields.
     """
-    rows = read(path, split=split, key=opening, **(Reading(data_dir=subset) | reading))
+    rows = read(path, split=split, key=opening, **(unless_file(path, Reading(data_dir=subset)) | reading))
     expected = '{"chosen": dialogue, "rejected": dialogue}; for {"prompt", ...} rows use source \'jsonl\''
     check_columns(path, rows, FIELDS, "hh", expected)
     rows, counts = each(rows, split_pair)

@@ -38,7 +38,7 @@ def published_by_trl(row: Row) -> Made:
 def solutions(row: Row, neutral: bool) -> Made:
     """The rows of one labelled solution."""
     steps = row["label"].get("steps") if isinstance(row["label"], dict) else None
-    if not isinstance(problem(row), str) or not isinstance(steps, list):
+    if not isinstance(problem(row), str) or not isinstance(steps, list) or not all(map(_sound, steps)):
         return "missing_field"
     made, path = [], []
     for step in steps:
@@ -56,8 +56,17 @@ def solutions(row: Row, neutral: bool) -> Made:
     return [_solution(problem(row), told) for told in made if told] or "no_rating"
 
 
-def _verdict(rating: int | None, neutral: bool) -> bool | None:
-    return None if rating is None else neutral if rating == 0 else rating == 1
+def _sound(step: Any) -> bool:
+    """Whether a step has the layout above, so that what was chosen is there."""
+    if not isinstance(step, dict) or not isinstance(step.get("completions") or [], list):
+        return False
+    said, chosen, written = step.get("completions") or [], step.get("chosen_completion"), step.get("human_completion")
+    picked = chosen is None or (type(chosen) is int and 0 <= chosen < len(said))
+    return picked and all(texts(one, "text") for one in said) and (not written or texts(written, "text"))
+
+
+def _verdict(rating: Any, neutral: bool) -> bool | None:
+    return next((told for value, told in ((1, True), (0, neutral), (-1, False)) if rating == value), None)
 
 
 def _solution(prompt: str, told: list[tuple[str, bool]]) -> Row:

@@ -19,7 +19,14 @@ def shp(*, path: str = "stanfordnlp/SHP", split: str = "train", **reading: Unpac
     """
     columns = ("history", "human_ref_A", "human_ref_B", "labels")
     return published(
-        "shp", pair, key=lambda row: row.get("history"), columns=columns, path=path, split=split, **reading
+        "shp",
+        pair,
+        key=lambda row: row.get("history"),
+        columns=columns,
+        judged=("labels", "score_ratio"),
+        path=path,
+        split=split,
+        **reading,
     )
 
 

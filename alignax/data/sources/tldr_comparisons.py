@@ -1,6 +1,6 @@
 """TL;DR: which of two summaries of a post people preferred."""
 
-from typing import Unpack
+from typing import Any, Unpack
 
 from alignax.data.counts import Counts
 from alignax.data.known import published, texts
@@ -25,20 +25,26 @@ def tldr_comparisons(
     return published(
         "tldr_comparisons",
         pair,
-        key=lambda row: (row.get("info") or {}).get("post"),
+        key=post,
         columns=columns,
         path=path,
         split=split,
-        **(Reading(name="comparisons") | reading),
+        hub=Reading(name="comparisons"),
+        **reading,
     )
+
+
+def post(row: Row) -> Any:
+    """The text of the post."""
+    return row["info"].get("post") if isinstance(row.get("info"), dict) else None
 
 
 def pair(row: Row) -> Made:
     """The post with the better and the worse summary."""
-    info, summaries, choice = row.get("info") or {}, row.get("summaries") or [], row.get("choice")
-    if not texts(info, "subreddit", "title", "post") or len(summaries) != 2 or choice not in (0, 1):
+    summaries, choice = row.get("summaries"), row.get("choice")
+    if not texts(row.get("info"), "subreddit", "title", "post") or choice not in (0, 1):
         return "missing_field"
-    if not all(texts(summary, "text") for summary in summaries):
+    if not isinstance(summaries, list) or len(summaries) != 2 or not all(texts(one, "text") for one in summaries):
         return "missing_field"
-    better, worse = (f" {summaries[k]['text'].strip()}" for k in (choice, 1 - choice))
-    return {"prompt": PROMPT.format_map(info), "chosen": better, "rejected": worse}
+    better, worse = (f" {one['text'].strip()}" for one in (summaries[::-1] if choice else summaries))
+    return {"prompt": PROMPT.format_map(row["info"]), "chosen": better, "rejected": worse}

@@ -48,5 +48,7 @@ def rated(row: Row) -> Made:
 
 def ratings(reply: dict[str, Any]) -> dict[str, int]:
     """The ratings of a reply, without those that are not available."""
-    told = {name: (reply.get("annotations") or {}).get(name) or {} for name in ATTRIBUTES}
-    return {name: int(one["Rating"]) for name, one in told.items() if str(one.get("Rating")).isdecimal()}
+    told = reply.get("annotations")
+    notes = {name: told.get(name) for name in ATTRIBUTES} if isinstance(told, dict) else {}
+    given = {name: str(note.get("Rating")) for name, note in notes.items() if isinstance(note, dict)}
+    return {name: int(one) for name, one in given.items() if one.isdecimal()}

@@ -26,7 +26,8 @@ def ultrafeedback_binarized(
         columns=columns,
         path=path,
         split=split,
-        **(Reading(train_split="train_prefs", heldout_split="test_prefs") | reading),
+        hub=Reading(train_split="train_prefs", heldout_split="test_prefs"),
+        **reading,
     )
 
 

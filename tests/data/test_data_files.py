@@ -1,0 +1,172 @@
+"""Local files come in as they were written: no text is guessed at, no row depends on others, no file on its past."""
+
+import gzip
+import json
+import os
+from pathlib import Path
+
+import datasets
+import pytest
+
+from alignax.config import resolve
+from alignax.data.counts import DataError
+from alignax.data.files import format_of
+from alignax.data.sources.gsm8k import gsm8k
+from alignax.data.sources.hh import hh
+from alignax.data.sources.jsonl import jsonl
+from alignax.data.sources.ultrafeedback_binarized import ultrafeedback_binarized
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+
+
+def write(path: Path, rows) -> str:
+    path.parent.mkdir(exist_ok=True, parents=True)
+    path.write_text(rows if isinstance(rows, str) else "".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def parquet(path: Path, rows) -> str:
+    datasets.Dataset.from_list(rows).to_parquet(path)
+    return str(path)
+
+
+def says(*texts):
+    return {"messages": [{"role": "user", "content": text} for text in texts]}
+
+
+# ---- what a column holds in other rows changes nothing
+
+MIXED = {
+    "texts and others": [{"prompt": text} for text in ("5", '"5"', '"hi"', "null", "[1]", 5, {"a": None}, ["x"])],
+    "messages": [says('"5"', "null", "true"), says("a"), {"messages": [{"role": "user", "content": [{"type": "t"}]}]}],
+    "dates": [{"prompt": "2024-01-01"}, {"prompt": "2024-01-02"}],
+    "late fields": [{"prompt": "a", "tools": [], "margin": 1}, {"prompt": "b", "tools": [{"n": 1}], "margin": 1.5}],
+    "other keys": [{"prompt": "a", "ratings": {"x": 1}}, {"prompt": "b", "ratings": {"y": 2.5, "z": None}}],
+}
+
+
+@pytest.mark.parametrize("name", MIXED)
+def test_json_is_read_as_it_was_written(name, tmp_path):
+    rows = MIXED[name]
+    path = write(tmp_path / "a.jsonl", rows)
+    assert jsonl(path=path)[0] == rows == jsonl(path=path, streaming=True, max_rows=9)[0]
+    assert jsonl(path=write(tmp_path / "a.json", json.dumps(rows, indent=1)))[0] == rows
+    for number, row in enumerate(rows):
+        write(tmp_path / f"folder/{number}.jsonl", [row])
+    assert jsonl(path=str(tmp_path / "folder"))[0] == rows
+
+
+def test_later_blocks_of_a_file_have_other_fields(tmp_path):
+    # pyarrow takes 10 MB for a block, of which the first decides what the columns are
+    rows = [{"prompt": "x" * 4_000_000, "tools": [], "margin": 1}] * 3
+    rows = [*rows, {"prompt": "p", "tools": [{"a": 1}], "margin": 1.5, "tie": True}]
+    assert jsonl(path=write(tmp_path / "a.jsonl", rows))[0] == rows
+
+
+def test_no_file_is_remembered(tmp_path):
+    for name, put in (("a.jsonl", write), ("a.csv", None), ("a.parquet", parquet)):
+        for text in ("old", "new"):
+            path = tmp_path / name
+            put(path, [{"prompt": text}]) if put else write(path, f"prompt\n{text}\n")
+            os.utime(path, (1e9, 1e9))
+            assert jsonl(path=str(path))[0] == [{"prompt": text}], name
+
+
+def test_errors_of_datasets_stay_out_of_the_terminal(tmp_path, capfd):
+    for name, content in (("a.jsonl", '{"prompt"'), ("a.parquet", "PAR1 no table"), ("a.arrow", "ARROW1")):
+        with pytest.raises(DataError, match=name):
+            jsonl(path=write(tmp_path / name, content))
+    assert capfd.readouterr().err == ""
+
+
+# ---- CSV
+
+CSV = {
+    "more cells in every row": ("prompt,completion\na,b,c\nd,e,f\n", "line 2: 3 cells, expected the 2 of the header"),
+    "fewer": ('prompt,completion\n"a\n",b\nd\n', "line 4: 1 cells, expected the 2"),
+    "twice": ("prompt,completion,prompt\na,b,c\n", "line 1: the header has the column 'prompt' twice"),
+    "no name": ("prompt,\na,b\n", "line 1: the header has no name for column 2"),
+    "open quote": ('prompt,completion\na,b\nc,"d\ne,f\n', "line 3: .*a quote that is never closed"),
+    "quote within": ('prompt,completion\n"a "b" c",d\n', "line 2: the row that begins here is no CSV"),
+    "list": ("prompt,label\na,[1]\n", r"line 2: column 'label' holds '\[1\]': expected a number"),
+}
+
+
+@pytest.mark.parametrize("name", CSV)
+def test_csv_that_is_refused(name, tmp_path):
+    content, message = CSV[name]
+    with pytest.raises(DataError, match=f"a.csv, {message}"):
+        jsonl(path=write(tmp_path / "a.csv", content))
+
+
+def test_csv_with_an_index_and_with_long_texts(tmp_path):
+    path = write(tmp_path / "a.csv", f",prompt,score\n0,{'x' * 200_000},1\n\n1,b,\n")  # as df.to_csv() writes it
+    assert jsonl(path=path)[0] == [{"prompt": "x" * 200_000, "score": 1}, {"prompt": "b"}]
+
+
+def test_published_sets_as_csv(tmp_path):
+    path = write(tmp_path / "a.csv", "history,human_ref_A,human_ref_B,labels,score_ratio\nh,a,b,1,2.0\nh,a,b,0,3\n")
+    rows, _ = resolve("shp", "alignax.data.sources", key="source")(path=path)
+    assert [(row["chosen"], row["score_ratio"]) for row in rows] == [("a", 2.0), ("b", 3)]
+    names = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
+    path = write(tmp_path / "b.csv", f"prompt,response,{','.join(names)}\np,r,3,4,4,2,1\n")
+    ((row,), _) = resolve("helpsteer2", "alignax.data.sources", key="source")(path=path)
+    assert row["ratings"] == dict(zip(names, (3, 4, 4, 2, 1))) and row["score"] == 3
+
+
+# ---- folders and names
+
+
+def test_a_folder_may_mix_kinds(tmp_path):
+    write(tmp_path / "f/train-0.jsonl", [{"prompt": "a"}, {"prompt": "b", "extra": {"n": None}}])
+    write(tmp_path / "f/train-1.csv", "prompt,note\n42,NA\n")
+    parquet(tmp_path / "f/train-2.parquet", [{"prompt": "c"}])
+    (tmp_path / "f/test.jsonl.gz").write_bytes(gzip.compress(b'{"prompt": "d"}\n'))
+    write(tmp_path / "f/README.md", "notes")
+    rows = jsonl(path=str(tmp_path / "f"))[0]
+    assert rows[:2] == [{"prompt": "a"}, {"prompt": "b", "extra": {"n": None}}]
+    assert rows[2:] == [{"prompt": "42", "note": "NA"}, {"prompt": "c"}]
+    assert jsonl(path=str(tmp_path / "f"), split="heldout")[0] == [{"prompt": "d"}]
+    assert jsonl(path=str(tmp_path), data_dir="f", max_rows=1)[0] == [{"prompt": "a"}]
+    with pytest.raises(DataError, match="data.data_dir = 'g': .* has no such folder"):
+        jsonl(path=str(tmp_path), data_dir="g")
+    write(tmp_path / "none/a.txt", "x")
+    with pytest.raises(DataError, match="no data file in the folder .*expected .jsonl"):
+        jsonl(path=str(tmp_path / "none"))
+
+
+def test_the_card_of_a_folder_names_its_parts(tmp_path):
+    for name in ("main", "socratic"):
+        write(tmp_path / f"f [1]/{name}/train.jsonl", [{"question": name, "answer": "#### 1"}])
+    parts = "".join(f"- config_name: {name}\n  data_files: {name}/*\n" for name in ("main", "socratic"))
+    write(tmp_path / "f [1]/README.md", f"---\nconfigs:\n{parts}---\n")
+    assert gsm8k(path=str(tmp_path / "f [1]"))[0][0]["prompt"] == "main"
+    assert gsm8k(path=str(tmp_path / "f [1]"), name="socratic")[0][0]["prompt"] == "socratic"
+    with pytest.raises(DataError, match="has the configurations main, socratic, not 'other': set data.name"):
+        gsm8k(path=str(tmp_path / "f [1]"), name="other")
+
+
+def test_options_that_a_file_has_no_use_for(tmp_path):
+    path = write(tmp_path / "a.jsonl", [{"prompt": "p", "question": "q", "answer": "#### 1"}])
+    for options in ({"name": "main"}, {"data_dir": "x"}, {"train_split": "dev"}):
+        (name, value), = options.items()  # fmt: skip
+        for source in (jsonl, gsm8k):
+            with pytest.raises(DataError, match=f"data.{name} = '{value}': .*is one file, .*leave it out"):
+                source(path=path, **options)
+    assert gsm8k(path=path)[0][0]["answer"] == "1"  # the defaults of a set are for the hub
+    text = "\n\nHuman: Hi?\n\nAssistant:"
+    pair = {"chosen": text + " a", "rejected": text + " b"}
+    assert hh(path=write(tmp_path / "b.jsonl", [pair]), subset="harmless-base")[0][0]["chosen"] == " a"
+    sides = {name: says("u")["messages"] + [{"role": "assistant", "content": name}] for name in pair}
+    assert len(ultrafeedback_binarized(path=write(tmp_path / "c.jsonl", [sides]))[0]) == 1
+
+
+def test_tables_are_not_packed_from_outside(tmp_path):
+    assert [format_of(f"a.{name}") for name in ("jsonl.gz", "csv.zst", "parquet", "parquet.gz", "arrow.zst")] == [
+        "json", "csv", "parquet", None, None,
+    ]  # fmt: skip
+    with pytest.raises(DataError, match=r"ending in .jsonl\[.gz\|.zst\], .*, .parquet, .arrow .*compress inside"):
+        jsonl(path=write(tmp_path / "a.parquet.gz", "x"))
