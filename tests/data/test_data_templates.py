@@ -212,7 +212,9 @@ def test_arguments_of_the_template():
     asked = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
     rows = [batch["tokens"][i][batch["valid"][i]].tolist() for i in (0, 1)]
     assert rows == [spelled(text, CHATML)[0] for text in (asked + "o", asked)]
-    for name, value in (("tools", "{"), ("tools", 3), ("chat_template_kwargs", {"tokenize": True})):
+    wrong = [("tools", "{"), ("tools", 3), ("tools", ["get_weather"]), ("tools", '["get_weather"]')]
+    wrong += [("chat_template_kwargs", {key: True}) for key in ("tokenize", "return_assistant_tokens_mask", "messages")]
+    for name, value in wrong:
         with pytest.raises(DataError, match=f"field '{name}' = .* of the row 'hi': .*expected a "):
             prompt_rows([{"prompt": "hi", name: value}], tokenizer, template="chat", max_prompt_length=64)
 
@@ -367,9 +369,41 @@ def test_judgements_and_thumbs_on_messages(words):
     assert np.array_equal(batch["desirable"], [True, False])
 
 
+DATED = (
+    "{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}{{ date_string }}"
+)
+
+
 def test_a_template_that_prints_the_date_prints_the_same_on_every_day():
     tokenizer = tokenizer_of(CHATML)
-    today = "{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}"
-    tokenizer.chat_template = today + "{{ date_string }}" + tokenizer.chat_template
+    tokenizer.chat_template = DATED + tokenizer.chat_template
     assert render(tokenizer, [ASK], {}).startswith("26 Jul 2024")
     assert render(tokenizer, [ASK], {"date_string": "1 May 2026"}).startswith("1 May 2026")
+
+
+def test_the_day_is_the_same_where_the_template_marks_the_turns():
+    mark = "{% generation %}{{ m.content + '<|im_end|>' }}{% endgeneration %}{{ '\n' }}"
+    tokenizer = tokenizer_of(CHATML._replace(template=DATED + marked(mark)))
+    golden = "26 Jul 2024" + CHATML.golden.partition("<|im_end|>\n")[2]
+    batch, _ = demo_rows([{"messages": DIALOGUE}], tokenizer, train_on="assistant", **CHAT)
+    assert row_of(batch) == spelled(golden, CHATML)
+    reply = [TURN, *DIALOGUE[2:]]  # of several turns: the prompt's text is how the row's begins
+    batch, counts = demo_rows([{"prompt": "hi", "completion": reply}], tokenizer, **CHAT)
+    assert counts["kept"] == 1 and row_of(batch) == spelled(golden, CHATML)
+    day = {"chat_template_kwargs": {"date_string": "1 May 2026"}}
+    batch, _ = demo_rows([{"prompt": "hi", "completion": reply} | day], tokenizer, **CHAT)
+    assert row_of(batch) == spelled(golden.replace("26 Jul 2024", "1 May 2026"), CHATML)
+
+
+@pytest.mark.parametrize(
+    "failure", ["1 // (messages[0].content | length - 3)", "messages[0].content + 1", "strftime_now(3)"]
+)
+def test_whatever_a_template_fails_by_is_counted(failure):
+    mark = "{% generation %}{{ m.content + '<|im_end|>' }}{% endgeneration %}{{ '\n' }}"
+    fails = f"{{% if messages[0].content == 'bad' %}}{{{{ {failure} }}}}{{% endif %}}"
+    for template in (fails + CHATML.template, fails + marked(mark)):
+        tokenizer, bad = tokenizer_of(CHATML._replace(template=template)), ASK | {"content": "bad"}
+        rows = [{"messages": [bad, TURN]}, {"messages": DIALOGUE}]
+        for train_on in ("completion", "assistant"):
+            _, counts = demo_rows(rows, tokenizer, train_on=train_on, **CHAT)
+            assert counts == {"rows": 2, "kept": 1, "dropped_template_refused": 1}
