@@ -17,7 +17,7 @@ from jaxtyping import Bool, Int
 
 from alignax.data.counts import REASONS, Counts, DataError
 from alignax.data.dialogue import Prompt, Said, fault, prompt_of
-from alignax.data.reshape import Row
+from alignax.data.reshape import Row, is_number
 from alignax.data.templates import Ids, Reply, check_train_on, completion_ids, forbidden_tokens, prompt_ids
 from alignax.data.tokenizer import Tokenizer, pad_id
 
@@ -151,14 +151,16 @@ def pair_rows(
 def _verdicts(rows: list[Row]) -> dict[str, np.ndarray]:
     """The margins and ties of pairs, where every row has them; those of some rows alone are refused."""
     out = {}
-    for name, dtype, known in (("margin", np.float32, (int, float)), ("tie", np.bool_, bool)):
+    kinds = (
+        ("margin", np.float32, is_number, "a finite number"),
+        ("tie", np.bool_, lambda value: isinstance(value, bool), "true or false"),
+    )
+    for name, dtype, fits, expected in kinds:
         if _all_have(rows, name):
             for row in rows:
-                value = row[name]
-                if not isinstance(value, known) or (dtype is np.float32 and not np.isfinite(value)):
-                    expected = "a finite number" if dtype is np.float32 else "true or false"
+                if not fits(row[name]):
                     raise DataError(
-                        f"field {name!r} = {value!r} of the pair {str(row['prompt'])[:80]!r}: expected {expected}"
+                        f"field {name!r} = {row[name]!r} of the pair {str(row['prompt'])[:80]!r}: expected {expected}"
                     )
             out[name] = np.array([row[name] for row in rows], dtype)
     return out
