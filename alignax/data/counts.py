@@ -56,6 +56,10 @@ REASONS = {
         "the tokens up to the end of a step are no prefix of the whole row's",
         "end steps where tokens end: white space begins the next step and does not end this one",
     ),
+    "added_space": (
+        "the tokenizer puts a space before every text, and merges the reply's beginning with whatever stands before it",
+        "begin the reply with white space, or use template 'chat'",
+    ),
     "not_prefix": ("the prompt's tokens are no prefix of the whole row's", "mend the chat template, or use 'plain'"),
     "eos_inside": ("the end-of-sequence id is inside the reply", "clean the text, or give unk another id than eos"),
     "prompt_fills_context": ("the prompt leaves no room for a reply", "raise max_length"),
