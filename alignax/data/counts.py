@@ -74,17 +74,29 @@ class Counts(dict):
     Where rows are made into others (replies into pairs), `kept` counts what was made, and a reason what it speaks of:
     "no_rating" replies, "equal_scores" pairs that are level.
     A plain dict of ints, so that it goes into a manifest as it is; `str()` is one line for people. Those of a mixture
-    have `epochs` as well, {part: how often a run reads each of its rows}.
+    have `epochs` as well, {part: how often a run reads each of its rows}. Beside the dict, for whoever looks closer:
+    `lost`, {index of a row that an encoder dropped: reason}, and of a mixture `parts`, {part: its own counts}.
     """
 
     def __init__(self, rows: int = 0):
         super().__init__(rows=rows, kept=rows)
+        self.lost: dict[int, str] = {}
+        self.parts: dict[str, Counts] = {}
 
-    def drop(self, reason: str) -> None:
-        """Moves one row from kept to dropped; `reason` is a key of REASONS (KeyError otherwise)."""
+    def __copy__(self) -> "Counts":
+        out = Counts()
+        out.clear()
+        out.update(self)
+        out.lost, out.parts = dict(self.lost), dict(self.parts)
+        return out
+
+    def drop(self, reason: str, row: int | None = None) -> None:
+        """Moves one row, of this index, from kept to dropped; `reason` is a key of REASONS (KeyError otherwise)."""
         REASONS[reason]
         self["kept"] -= 1
         self[f"dropped_{reason}"] = self.get(f"dropped_{reason}", 0) + 1
+        if row is not None:
+            self.lost[row] = reason
 
     @classmethod
     def of(cls, kept: int, dropped: Mapping[str, int]) -> "Counts":

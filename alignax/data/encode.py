@@ -86,6 +86,7 @@ def demo_rows(
 
 def _demos(rows: list[Row], template: str, train_on: str) -> list[tuple]:
     """(prompt, reply) of each row, in the form that `train_on` asks for."""
+    given = rows
     rows = [row if row.get("messages") is None or _is_answered([row]) else _last_turn(row) for row in rows]
     if _has(rows, "text") and not _is_answered(rows):
         if train_on != "all" or template != "plain":
@@ -95,6 +96,12 @@ def _demos(rows: list[Row], template: str, train_on: str) -> list[tuple]:
             )
         return [(Prompt("", whole=True), row.get("text")) for row in rows]
     reply = "completion" if any("completion" in row for row in rows) or not _has(rows, "chosen") else "chosen"
+    if _has(given, "messages") and not _has(rows, reply):
+        talk = next(row["messages"] for row in given if row.get("messages") is not None)
+        raise DataError(
+            f"the field 'messages' is a list in no row, the first is {str(talk)[:80]!r}: expected "
+            '[{"role": ..., "content": text}, ...]; a whole text goes into the field "text"'
+        )
     check_fields(rows, {"prompt": "text or messages", reply: "text or messages"})
     if train_on != "assistant":
         return [(prompt_of(row), row.get(reply)) for row in rows]
@@ -286,8 +293,9 @@ def encode_texts(
             kept.append((row, ids, sides))
         else:
             faults[row] = wrong
-    for wrong in filter(None, faults):
-        counts.drop(wrong)
+    for row, wrong in enumerate(faults):
+        if wrong:
+            counts.drop(wrong, row)
     return kept, counts
 
 

@@ -287,6 +287,8 @@ def test_dialogues_that_are_none():
     for train_on, reasons in lost.items():
         _, counts = demo_rows(rows, tokenizer_of(CHATML), train_on=train_on, **CHAT)
         assert counts == {"rows": 6, "kept": 1} | reasons
+    with pytest.raises(DataError, match="the field 'messages' is a list in no row, the first is 'hi': expected"):
+        demo_rows([{"messages": "hi"}, {"messages": "yes"}], tokenizer_of(CHATML), **CHAT)
     # where the assistant opens a dialogue, only a marker shows where its words begin
     mark = "{% generation %}{{ m.content + '<|im_end|>' }}{% endgeneration %}{{ '\n' }}"
     batch, _ = demo_rows(rows[-1:], tokenizer_of(CHATML._replace(template=marked(mark))), train_on="assistant", **CHAT)
