@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from families import ASK, DIALOGUE, FAMILIES, SYSTEM, TURN, spelled, tokenizer_of
+from families import ASK, DIALOGUE, FAMILIES, QWEN3, SYSTEM, TURN, spelled, tokenizer_of
 
 from alignax.data.counts import REASONS, DataError
 from alignax.data.dialogue import end_of_turn, render
@@ -62,7 +62,9 @@ def test_sampler_and_training_agree_on_the_end(name):
     ids, mask = row_of(demo_rows([{"messages": dialogue(family)}], tokenizer, train_on="assistant", **CHAT)[0])
     said = [token for token, kept in zip(ids, mask) if kept]
     assert said.count(end) == 2 and said[-1] == end and (eos == end or eos not in ids)
-    assert ids.count(tokenizer.bos_token_id) == {"llama2": 2, "llama3": 1, "mistral": 1, "gemma": 1}.get(name, 0)
+    assert ids.count(tokenizer.bos_token_id) == {"llama2": 2, "llama3": 1, "mistral": 1, "gemma": 1, "gemma3": 1}.get(
+        name, 0
+    )
 
 
 def test_a_beginning_of_sequence_comes_once_in_a_plain_text():
@@ -157,6 +159,20 @@ def test_a_template_that_rewrites_earlier_turns():
     batch, _ = demo_rows(rows, tokenizer_of(family), train_on="assistant", **CHAT)
     golden = CHATML.golden.partition("<|im_end|>\n")[2]  # without the system turn
     assert row_of(batch, 0) == row_of(batch, 1) == spelled(golden, CHATML)
+
+
+def test_thoughts_are_learnt_in_the_last_turn_alone():
+    """As Qwen 3: turns that later ones rewrite are counted, and with thinking off the empty thought is the prompt's."""
+    tokenizer = tokenizer_of(QWEN3)
+    thought = [SYSTEM, ASK, TURN | {"content": "<think>\nah\n</think>\n\nyes"}, DIALOGUE[2]]
+    thought.append(TURN | {"content": "<think>\nhm\n</think>\n\nso"})
+    off = {"chat_template_kwargs": {"enable_thinking": False}}
+    batch, _ = demo_rows([{"messages": thought}, {"messages": thought[:-1] + DIALOGUE[-1:]} | off], tokenizer, **CHAT)
+    assert row_of(batch) == spelled(QWEN3.golden, QWEN3)
+    no_thought = QWEN3.golden.replace("[[<think>\nhm\n</think>\n\n", "<think>\n\n</think>\n\n[[")
+    assert row_of(batch, 1) == spelled(no_thought, QWEN3)
+    with pytest.raises(DataError, match="the text up to an assistant turn is not how the whole dialogue begins"):
+        demo_rows([{"messages": thought}], tokenizer, train_on="assistant", **CHAT)
 
 
 CALL = {"role": "assistant", "tool_calls": [{"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}]}
