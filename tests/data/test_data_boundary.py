@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from conftest import fast
-from tokenizers import decoders, models, normalizers, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from alignax.data import boundary
 from alignax.data.counts import REASONS
@@ -22,7 +22,7 @@ TRIMMED = decoders.Sequence([SPACE, decoders.ByteFallback(), decoders.Fuse(), de
 
 def metaspace(scheme):
     joined = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace(prepend_scheme=scheme)])
-    return {"pre": pre_tokenizers.Metaspace(prepend_scheme=scheme), "decoder": joined}
+    return {"pre_tokenizer": pre_tokenizers.Metaspace(prepend_scheme=scheme), "decoder": joined}
 
 
 KINDS = {
@@ -30,20 +30,20 @@ KINDS = {
     "first": metaspace("first"),
     "never": metaspace("never"),
     "legacy": {"normalizer": normalizers.Sequence(LEGACY), "decoder": TRIMMED},
-    "nested": {"pre": pre_tokenizers.Sequence([pre_tokenizers.Metaspace(prepend_scheme="first")]), "decoder": TRIMMED},
+    "nested": {
+        "pre_tokenizer": pre_tokenizers.Sequence([pre_tokenizers.Metaspace(prepend_scheme="first")]),
+        "decoder": TRIMMED,
+    },
 }
 
 
 def tokenizer_of(kind, merges=MERGES):
     """A BPE over a few letters that falls back to bytes, as Llama 2's."""
     vocabulary = {piece: i for i, piece in enumerate([*SPECIAL, *PIECES, *{a + b for a, b in merges} - {*PIECES}])}
-    parts = dict(KINDS[kind])
-    normalizer = parts.pop("normalizer", None)
-    model = models.BPE(vocabulary, merges, unk_token="<unk>", byte_fallback=True)
-    out = fast(model, unk_token="<unk>", eos_token="</s>", **parts)
-    if normalizer is not None:
-        out.backend_tokenizer.normalizer = normalizer
-    return out
+    backend = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", byte_fallback=True))
+    for name, part in KINDS[kind].items():
+        setattr(backend, name, part)
+    return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", eos_token="</s>")
 
 
 PAIRS = [
