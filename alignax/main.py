@@ -181,6 +181,8 @@ def command_data(args: argparse.Namespace, overrides: list[str]) -> int:
 
     if args.rows < 0:
         raise ConfigError(f"--rows={args.rows}: expected 0 or more")
+    if args.html:
+        Path(args.html).parent.mkdir(parents=True, exist_ok=True)  # before all the work
     sections = preview(config, rows=args.rows, tokenizer=args.tokenizer, workdir=workdir_of(args))
     Console().print(terminal(sections), soft_wrap=False)
     if args.html:

@@ -56,6 +56,10 @@ REASONS = {
         "the tokens up to the end of a step are no prefix of the whole row's",
         "end steps where tokens end: white space begins the next step and does not end this one",
     ),
+    "added_space": (
+        "the tokenizer puts a space before every text, and merges the reply's beginning with whatever stands before it",
+        "begin the reply with white space, or use template 'chat'",
+    ),
     "not_prefix": ("the prompt's tokens are no prefix of the whole row's", "mend the chat template, or use 'plain'"),
     "eos_inside": ("the end-of-sequence id is inside the reply", "clean the text, or give unk another id than eos"),
     "prompt_fills_context": ("the prompt leaves no room for a reply", "raise max_length"),
@@ -70,17 +74,29 @@ class Counts(dict):
     Where rows are made into others (replies into pairs), `kept` counts what was made, and a reason what it speaks of:
     "no_rating" replies, "equal_scores" pairs that are level.
     A plain dict of ints, so that it goes into a manifest as it is; `str()` is one line for people. Those of a mixture
-    have `epochs` as well, {part: how often a run reads each of its rows}.
+    have `epochs` as well, {part: how often a run reads each of its rows}. Beside the dict, for whoever looks closer:
+    `lost`, {index of a row that an encoder dropped: reason}, and of a mixture `parts`, {part: its own counts}.
     """
 
     def __init__(self, rows: int = 0):
         super().__init__(rows=rows, kept=rows)
+        self.lost: dict[int, str] = {}
+        self.parts: dict[str, Counts] = {}
 
-    def drop(self, reason: str) -> None:
-        """Moves one row from kept to dropped; `reason` is a key of REASONS (KeyError otherwise)."""
+    def __copy__(self) -> "Counts":
+        out = Counts()
+        out.clear()
+        out.update(self)
+        out.lost, out.parts = dict(self.lost), dict(self.parts)
+        return out
+
+    def drop(self, reason: str, row: int | None = None) -> None:
+        """Moves one row, of this index, from kept to dropped; `reason` is a key of REASONS (KeyError otherwise)."""
         REASONS[reason]
         self["kept"] -= 1
         self[f"dropped_{reason}"] = self.get(f"dropped_{reason}", 0) + 1
+        if row is not None:
+            self.lost[row] = reason
 
     @classmethod
     def of(cls, kept: int, dropped: Mapping[str, int]) -> "Counts":

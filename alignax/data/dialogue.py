@@ -5,6 +5,7 @@ the user or of the assistant. Everything here is about text: which tokens a span
 the tokenizer for those up to each offset. Ids are never searched for, since pad, end and unknown may share one.
 """
 
+import contextlib
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -16,7 +17,13 @@ from alignax.data.counts import REASONS, DataError
 from alignax.data.tokenizer import Tokenizer, control_tokens
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
-RESERVED = ("tools", "tokenize", "add_generation_prompt", "continue_final_message", "return_dict", "chat_template")
+RESERVED = (  # what `apply_chat_template` takes for itself, and what it tells a template besides
+    "add_generation_prompt", "chat_template", "continue_final_message", "conversation", "conversations", "max_length",
+    "messages", "padding", "return_assistant_tokens_mask", "return_dict", "return_tensors", "sanitize_control_tokens",
+    "tokenize", "tokenizer_kwargs", "tools", "truncation",
+)  # fmt: skip
+# what a template raises that adds a list to a text, divides by no turns, or asks for a key or a date that is not there
+FAILURES = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 MARKER = re.compile(r"\{%-?\s*generation\s*-?%\}")  # what a template writes around the words of the assistant
 DAY = "26 Jul 2024"  # what Llama 3.1's template falls back on where it cannot know the date
 PING, PONG = [{"role": "user", "content": "ping"}], [{"role": "assistant", "content": "pong"}]
@@ -43,7 +50,7 @@ def prompt_of(row: dict[str, Any]) -> Prompt:
             tools = json.loads(tools or "[]")
         except json.JSONDecodeError as error:
             raise DataError(f"{where('tools', row['tools'], row)}: no JSON ({error}); expected a list") from error
-    if not isinstance(tools or [], list):
+    if not isinstance(tools or [], list) or not all(isinstance(tool, dict) for tool in tools or []):
         raise DataError(f"{where('tools', row['tools'], row)}: expected a list of JSON schemas")
     if not isinstance(options, dict) or set(options) & set(RESERVED):
         raise DataError(
@@ -95,11 +102,22 @@ def render(tokenizer: Tokenizer, messages: list[dict], options: dict[str, Any], 
     A template that prints today's date prints DAY where it asks for `date_string`, as those of Llama 3 do: the tokens
     of a run then do not depend on when it is. One that asks the clock (SmolLM3's) cannot be told another day.
     """
-    options = {"date_string": DAY} | options
+    with _refusals():
+        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask, **_told(options))
+
+
+def _told(options: dict[str, Any]) -> dict[str, Any]:
+    """What every rendering of a row tells the template: a prompt, its whole row and the key of the cache agree."""
+    return {"date_string": DAY} | options
+
+
+@contextlib.contextmanager
+def _refusals() -> Iterator[None]:
+    """Whatever a template raises, as TemplateError: it is the row that it cannot write."""
     try:
-        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask, **options)
-    except TypeError as error:  # a template that adds a list to a text, say
-        raise jinja2.TemplateError(str(error)) from error
+        yield
+    except FAILURES as error:
+        raise jinja2.TemplateError(f"{type(error).__name__}: {error}") from error
 
 
 def end_of_turn(tokenizer: Tokenizer) -> str | None:
@@ -178,12 +196,13 @@ def _marked(
     """The spans that the template marks behind the prompt, one for each assistant turn."""
     from transformers.utils.chat_template_utils import render_jinja_template
 
-    given = tokenizer.special_tokens_map | {name: value for name, value in options.items() if name != "tools"}
-    tools = options.get("tools")
+    given = tokenizer.special_tokens_map | _told(options)
+    tools = given.pop("tools", None)
     template = tokenizer.get_chat_template(tools=tools)
-    rendered: Any = render_jinja_template(
-        [before + after], tools, chat_template=template, return_assistant_tokens_mask=True, **given
-    )
+    with _refusals():
+        rendered: Any = render_jinja_template(
+            [before + after], tools, chat_template=template, return_assistant_tokens_mask=True, **given
+        )
     (text,), (marks,) = rendered
     asked = len(render(tokenizer, before, options, ask=True)) if before else 0
     spans = [_closed(text, span, ends) for span in marks if span[1] > max(asked, span[0])]

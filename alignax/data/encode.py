@@ -17,7 +17,7 @@ from jaxtyping import Bool, Int
 
 from alignax.data.counts import REASONS, Counts, DataError
 from alignax.data.dialogue import Prompt, Said, fault, prompt_of
-from alignax.data.reshape import Row
+from alignax.data.reshape import Row, is_number
 from alignax.data.templates import Ids, Reply, check_train_on, completion_ids, forbidden_tokens, prompt_ids
 from alignax.data.tokenizer import Tokenizer, pad_id
 
@@ -86,6 +86,7 @@ def demo_rows(
 
 def _demos(rows: list[Row], template: str, train_on: str) -> list[tuple]:
     """(prompt, reply) of each row, in the form that `train_on` asks for."""
+    given = rows
     rows = [row if row.get("messages") is None or _is_answered([row]) else _last_turn(row) for row in rows]
     if _has(rows, "text") and not _is_answered(rows):
         if train_on != "all" or template != "plain":
@@ -95,6 +96,12 @@ def _demos(rows: list[Row], template: str, train_on: str) -> list[tuple]:
             )
         return [(Prompt("", whole=True), row.get("text")) for row in rows]
     reply = "completion" if any("completion" in row for row in rows) or not _has(rows, "chosen") else "chosen"
+    if _has(given, "messages") and not _has(rows, reply):
+        talk = next(row["messages"] for row in given if row.get("messages") is not None)
+        raise DataError(
+            f"the field 'messages' is a list in no row, the first is {str(talk)[:80]!r}: expected "
+            '[{"role": ..., "content": text}, ...]; a whole text goes into the field "text"'
+        )
     check_fields(rows, {"prompt": "text or messages", reply: "text or messages"})
     if train_on != "assistant":
         return [(prompt_of(row), row.get(reply)) for row in rows]
@@ -151,14 +158,16 @@ def pair_rows(
 def _verdicts(rows: list[Row]) -> dict[str, np.ndarray]:
     """The margins and ties of pairs, where every row has them; those of some rows alone are refused."""
     out = {}
-    for name, dtype, known in (("margin", np.float32, (int, float)), ("tie", np.bool_, bool)):
+    kinds = (
+        ("margin", np.float32, is_number, "a finite number"),
+        ("tie", np.bool_, lambda value: isinstance(value, bool), "true or false"),
+    )
+    for name, dtype, fits, expected in kinds:
         if _all_have(rows, name):
             for row in rows:
-                value = row[name]
-                if not isinstance(value, known) or (dtype is np.float32 and not np.isfinite(value)):
-                    expected = "a finite number" if dtype is np.float32 else "true or false"
+                if not fits(row[name]):
                     raise DataError(
-                        f"field {name!r} = {value!r} of the pair {str(row['prompt'])[:80]!r}: expected {expected}"
+                        f"field {name!r} = {row[name]!r} of the pair {str(row['prompt'])[:80]!r}: expected {expected}"
                     )
             out[name] = np.array([row[name] for row in rows], dtype)
     return out
@@ -284,8 +293,9 @@ def encode_texts(
             kept.append((row, ids, sides))
         else:
             faults[row] = wrong
-    for wrong in filter(None, faults):
-        counts.drop(wrong)
+    for row, wrong in enumerate(faults):
+        if wrong:
+            counts.drop(wrong, row)
     return kept, counts
 
 

@@ -42,9 +42,9 @@ def ranking_rows(
     lists = [_texts(row.get("replies")) for row in rows]
     texts = [(prompt_of(row), *replies) for row, replies in zip(rows, lists)]
     kept, counts = encode_texts(texts, tokenizer, template, max_length, counts)
-    for _, _, replies in kept:
+    for row, _, replies in kept:
         if len(replies) < 2:
-            counts.drop("too_few_replies")
+            counts.drop("too_few_replies", row)
     kept = [one for one in kept if len(one[2]) >= 2]
     counts.require_rows("ranking")
     K, empty = max(len(replies) for _, _, replies in kept), Reply([], [])
@@ -77,8 +77,8 @@ def rating_rows(
     texts = [(prompt_of(row), row.get("completion") if _given(row) is not None else None) for row in rows]
     kept, counts = encode_texts(texts, tokenizer, template, max_length, counts)
     rated = [(one, given) for one in kept if (given := _rating(rows[one[0]], names))]
-    for _ in range(len(kept) - len(rated)):
-        counts.drop("no_rating")
+    for row in {row for row, _, _ in kept} - {row for (row, _, _), _ in rated}:
+        counts.drop("no_rating", row)
     counts.require_rows("rated reply")
     kept = [one for one, _ in rated]
     return {
@@ -128,9 +128,9 @@ def step_rows(
     kept, counts = encode_texts(texts, tokenizer, template, max_length, counts)
     ends = _step_ends([prompt_of(rows[row]) for row, _, _ in kept], [steps[row] for row, _, _ in kept], kept,
                       tokenizer, template)  # fmt: skip
-    for end in ends:
+    for (row, _, _), end in zip(kept, ends):
         if end is None:
-            counts.drop("step_not_prefix")
+            counts.drop("step_not_prefix", row)
     kept, ends = [one for one, end in zip(kept, ends) if end], [end for end in ends if end]
     counts.require_rows("reply with judged steps")
     reply = _replies(kept, tokenizer, max_length, pad_to)

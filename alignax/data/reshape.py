@@ -75,8 +75,8 @@ def sharegpt(row: Row) -> Made:
     if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
         return "missing_field"
     known = [
-        {"role": SHAREGPT.get(turn["from"], turn["from"]), "content": turn.get("value")} if "from" in turn else turn
-        for turn in turns
+        {"role": SHAREGPT.get(speaker, speaker), "content": turn.get("value")} if isinstance(speaker, str) else turn
+        for turn, speaker in ((turn, turn.get("from")) for turn in turns)
     ]
     return _without(row, "conversations") | {"messages": known}
 
@@ -153,7 +153,8 @@ def score_of(row: Row) -> float | None:
     """How good a rated reply is: its `score`, or the mean of its ratings; None without any."""
     if is_number(row.get("score")):
         return float(row["score"])
-    given = [value for value in (row.get("ratings") or {}).values() if is_number(value)]
+    ratings = row.get("ratings")
+    given = [value for value in ratings.values() if is_number(value)] if isinstance(ratings, dict) else []
     return math.fsum(given) / len(given) if given else None
 
 

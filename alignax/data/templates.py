@@ -6,8 +6,9 @@ completion ends with exactly one end, of the sequence or of the turn:
 - "plain": the prompt, preceded by the beginning of sequence if the tokenizer adds one by itself, then the completion,
   then the end of sequence. Prompt and completion are tokenised apart and their ids concatenated. So the prompt is a
   token prefix by construction, and training sees what the sampler produces: ids after the fixed ids of the prompt.
-  A text tokenised whole could merge across the boundary into a token that no sampler can reach. Control tokens that the
-  text spells are read as ordinary characters.
+  A text tokenised whole could merge across the boundary into a token that no sampler can reach. A space that the
+  tokenizer puts before every text is kept out of the boundary (`boundary.py`). Control tokens that the text spells are
+  read as ordinary characters.
 - "chat": the tokenizer's chat template. A text is one turn, the prompt the user's and the completion the assistant's;
   lists of messages are what they are (`dialogue.py`). Here the template decides where the assistant begins to speak and
   by which token its turn ends, so the prefix is checked. Only the template writes control tokens, the beginning of
@@ -19,18 +20,17 @@ the reason, a key of `counts.REASONS`. `encode.py` has the same for one row, and
 """
 
 import itertools
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jinja2
 
+from alignax.data.boundary import Ids, continued, tokenize
 from alignax.data.counts import DataError
 from alignax.data.dialogue import Prompt, Said, Span, check_turns, end_of_turn, messages_of, render, turns
 from alignax.data.tokenizer import Tokenizer, control_tokens, eos_id, eos_ids, told_stops
 
 TEMPLATES = ("plain", "chat")
 TRAIN_ON = ("completion", "assistant", "all")
-Ids = list[int]
 
 
 class Reply(NamedTuple):
@@ -45,9 +45,9 @@ def prompt_ids(tokenizer: Tokenizer, prompts: list[Prompt], template: str) -> li
     bos = _bos(tokenizer) if template == "plain" else []
     if template == "plain":
         told = [prompt.said for prompt in prompts]
-        return [bos + ids for ids in _tokenize(tokenizer, told, split_special_tokens=True)]
+        return [bos + ids for ids in tokenize(tokenizer, told, split_special_tokens=True)]
     texts = [_asked(tokenizer, prompt) for prompt in prompts]
-    ids = iter(_tokenize(tokenizer, [text for text in texts if text is not None]))
+    ids = iter(tokenize(tokenizer, [text for text in texts if text is not None]))
     return ["template_refused" if text is None else next(ids) for text in texts]
 
 
@@ -56,15 +56,15 @@ def completion_ids(
 ) -> list[Reply | str]:
     """Per row what follows its prefix (the prompt's ids), or the reason why there is nothing."""
     if template == "plain":
-        eos = eos_id(tokenizer)
-        bodies = _tokenize(tokenizer, completions, split_special_tokens=True)
-        return [_checked([*ids, eos], [0, len(ids) + 1], {eos}) for ids in bodies]
+        eos, told = eos_id(tokenizer), [prompt.said for prompt in prompts]
+        bodies = continued(tokenizer, told, completions)  # pyright: ignore[reportArgumentType]  # `fault`: texts
+        return [ids if isinstance(ids, str) else _checked([*ids, eos], [0, len(ids) + 1], {eos}) for ids in bodies]
     ends, stops = end_texts(tokenizer), stop_ids(tokenizer, template)
     found = [turns(tokenizer, prompt, reply, ends) for prompt, reply in zip(prompts, completions, strict=True)]
     closed = {i: _close(*one, ends) for i, one in enumerate(found) if not isinstance(one, str)}
-    ids = dict(zip(closed, _tokenize(tokenizer, [text for text, _ in closed.values()]), strict=True))
+    ids = dict(zip(closed, tokenize(tokenizer, [text for text, _ in closed.values()]), strict=True))
     cuts = {i: _cuts(spans, prompts[i]) for i, (_, spans) in closed.items()}
-    starts = iter(_tokenize(tokenizer, [closed[i][0][:cut] for i in cuts for cut in cuts[i]]))
+    starts = iter(tokenize(tokenizer, [closed[i][0][:cut] for i in cuts for cut in cuts[i]]))
     parts = {i: [*itertools.islice(starts, len(cuts[i]))] for i in cuts}
     return [
         one
@@ -152,13 +152,6 @@ def _checked(ids: Ids, cuts: list[int], stops: frozenset[int] | set[int]) -> Rep
     for start, stop in spans:
         mask[start:stop] = [True] * (stop - start)
     return Reply(ids, mask)
-
-
-def _tokenize(tokenizer: Tokenizer, texts: Sequence[Any], **options) -> list[Ids]:
-    if not texts:  # the tokenizer takes an empty list for an empty text
-        return []
-    encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False, **options)
-    return encoded["input_ids"]
 
 
 def _bos(tokenizer: Tokenizer) -> Ids:

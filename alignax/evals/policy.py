@@ -67,12 +67,17 @@ def exact_kl(
     return jax.lax.map(row, (*hiddens, rollout.mask[:, start:]))
 
 
-def texts(tokenizer: Any, rollout: Rollout, eos_ids: Sequence[int]) -> list[str]:
-    """The completions, without prompt, padding and end of sequence."""
+def texts(tokenizer: Any, rollout: Rollout, eos_ids: Sequence[int], lead: Sequence[int] = ()) -> list[str]:
+    """The completions, without prompt, padding and end of sequence; `lead`: ids to decode them behind, without these.
+
+    Some tokenizers take the space away that a text begins with, and a completion goes on another.
+    """
     tokens, mask = np.asarray(rollout.tokens), np.asarray(rollout.mask)
     drop = set(eos_ids)
     rows = [[int(t) for t in row[keep] if int(t) not in drop] for row, keep in zip(tokens, mask)]
-    return tokenizer.batch_decode(rows, skip_special_tokens=False)
+    before = tokenizer.decode(lead, skip_special_tokens=False) if lead else ""
+    told = tokenizer.batch_decode([[*lead, *row] for row in rows], skip_special_tokens=False)
+    return [text.removeprefix(before) for text in told]
 
 
 def total_reward(reward: Callable, row: dict, completion: str, finished: bool) -> dict[str, float]:

@@ -16,6 +16,7 @@ from alignax.report.template import STYLE
 
 BAR = 30  # characters of the longest bar
 LONGEST = 600  # characters of a stretch outside of the mask that the terminal shows
+PARTS = ("part", "weight", "rows", "kept", "dropped", "epochs")  # what is known of each part of a mixture
 LEGEND = "green: in the loss mask; grey: seen and not learnt; padding is not shown"
 
 
@@ -31,7 +32,7 @@ def render(sections: list[dict[str, Any]], out: str | Path) -> Path:
 
 def html(sections: list[dict[str, Any]]) -> str:
     """The page's text. Every text is escaped by the template."""
-    return environment().from_string(PAGE).render(sections=sections, legend=LEGEND, visible=visible)
+    return environment().from_string(PAGE).render(sections=sections, PARTS=PARTS, visible=visible)
 
 
 def visible(text: str) -> str:
@@ -41,8 +42,12 @@ def visible(text: str) -> str:
 
 def _section(section: dict[str, Any]) -> Iterator[RenderableType]:
     yield Rule(Text(f"{section['name']} ({section['stage']}, template {section['template']!r})"), align="left")
-    if problem := section.get("error") or section.get("waiting"):
+    problem = section.get("error") or section.get("waiting")
+    if problem:
         yield Text(problem, style="red" if "error" in section else "yellow")
+    if section.get("parts"):
+        yield _table(PARTS, section["parts"])
+    if problem:
         return
     for split, counts in section["counts"].items():
         yield Text(f"{split}: {counts}")
@@ -119,7 +124,15 @@ Shades alternate from token to token; padding is not shown.</p>
 <h2>{{ section.name }} <span class="soft">{{ section.stage }}, template {{ section.template }}</span></h2>
 {% if section.error is defined %}<p class="down">{{ section.error }}</p>
 {% elif section.waiting is defined %}<p class="soft">{{ section.waiting }}</p>
-{% else %}
+{% endif %}
+{% if section.parts is defined and section.parts %}
+<div class="wide"><table><thead><tr>{% for name in PARTS %}<th>{{ name }}</th>{% endfor %}</tr></thead><tbody>
+{% for part in section.parts %}
+<tr>{% for value in part %}<td>{{ value }}</td>{% endfor %}</tr>
+{% endfor %}
+</tbody></table></div>
+{% endif %}
+{% if section.counts is defined %}
 {% for split, counts in section.counts.items() %}<p>{{ split }}: {{ counts }}</p>{% endfor %}
 {% if section.dropped %}
 <div class="wide"><table><thead><tr><th>dropped</th><th>rows</th><th>why</th><th>fix</th></tr></thead><tbody>

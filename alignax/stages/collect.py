@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from alignax import sharding
 from alignax.config import bind
+from alignax.data.boundary import lead
 from alignax.data.counts import DataError
 from alignax.data.encode import prompt_rows
 from alignax.data.loader import eval_batches
@@ -82,11 +83,11 @@ def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
         rollout = sample(model, params, batch["tokens"], batch["valid"], row_keys(seed, batch["sample"]), **options)
         return rollout, finished(rollout, eos)
 
-    completions, done = [], []
+    completions, done, before = [], [], lead(tokenizer, cfg.template)
     batches = list(eval_batches(each | {"sample": sample_id}, size))
     for batch in progress(batches, f"{workdir.name}: sampling {kind}"):
         rollout, ended = jax.device_get(draw(params, sharding.put_batch(batch, mesh)))
-        completions += texts(tokenizer, rollout, ends)
+        completions += texts(tokenizer, rollout, ends, before)
         done += ended.tolist()
 
     # ---- judge

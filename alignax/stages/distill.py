@@ -59,14 +59,12 @@ def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
     tokenizer = parents.get_tokenizer(stage, parent="teacher" if fresh else "policy")
     options = {"template": cfg.template, "max_length": cfg.max_length}
     short = {"template": cfg.template, "max_prompt_length": cfg.max_prompt_length}
-    load, drawn = partial(inputs.encoded, stage), cfg.total_steps * cfg.batch_size
+    load = partial(inputs.encoded, stage)
     arrays, counts = {}, {}
     if cfg.on_policy < 1:
-        draws = round(drawn * (1 - cfg.on_policy))
-        arrays["completions"], counts["train"], _ = load(demo_rows, tokenizer, "train", root, draws=draws, **options)
+        arrays["completions"], counts["train"], _ = load(demo_rows, tokenizer, "train", root, **options)
     if cfg.on_policy > 0:
-        draws = round(drawn * cfg.on_policy)
-        arrays["prompts"], counts["prompts"], _ = load(prompt_rows, tokenizer, "train", root, draws=draws, **short)
+        arrays["prompts"], counts["prompts"], _ = load(prompt_rows, tokenizer, "train", root, **short)
     held, counts["heldout"], _ = load(demo_rows, tokenizer, "heldout", root, **options)
     common.console.print(f"distillation: {counts}")
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int
 
 from alignax.config import ConfigError, Reader, bind, resolve
 from alignax.data import cache
@@ -44,7 +45,9 @@ def load_rows(
     options = bind(function, args, key=group or key.replace("source", "data"), given=("split",))
     if source == "mixture":
         options["parts"] = {name: load_part(name, part, split, form, root) for name, part in args["parts"].items()}
-        return function(split=split, **options)
+        rows, counts = function(split=split, **options)
+        counts.parts = {name: own for name, (_, own) in options["parts"].items()}
+        return rows, counts
     if is_step(str(options.get("path", ""))):
         options["path"] = str(collected(locate(options["path"], root, key="data.path")))
     rows, counts = function(split=split, **options)
@@ -67,12 +70,12 @@ def load_part(name: str, part: dict, split: str, form: str, root: Path | None) -
 
 def encoded(
     stage: Stage, encode: Callable, tokenizer: Any, split: str, root: Path | None, *, cfg: Reader | None = None,
-    key: str = "source", draws: int | None = None, **options: Any,
+    key: str = "source", **options: Any,
 ) -> tuple[dict, Counts, list[dict]]:  # fmt: skip
     """The arrays that `encode` makes of a config's rows, their counts, and the rows, which `row` of the arrays indexes.
 
     The one way from a config to arrays: it brings the rows into the form that `encode` takes, asks the cache, and
-    marks the parts of a mixture to train on, of which the run reads `draws` rows (default: one batch per step).
+    marks the parts of a mixture to train on.
     """
     cfg = cfg or stage.cfg
     source, args = cfg.source, cfg.data
@@ -80,12 +83,28 @@ def encoded(
     rows, counts = load_rows(source, args, split, form=form, key=key, root=root)
     arrays, counts = cache.encoded(encode, rows, tokenizer, counts=counts, **options)
     if source == "mixture" and split == "train":
-        names = sorted(args["parts"])
-        part_N = np.array([names.index(rows[row]["part"]) for row in arrays["row"]], np.int32)
-        draws = stage.config["total_steps"] * stage.config["batch_size"] if draws is None else draws
-        counts["epochs"] = epochs(part_N, weights_of(args), draws, args.get("max_repeats", 0.0))
-        arrays = arrays | {"part": part_N}
+        arrays = arrays | {"part": part_of(args, rows, arrays)}
+        counts["epochs"] = epochs_of(args, arrays["part"], draws(stage.config, form))
     return arrays, counts, rows
+
+
+def part_of(args: dict, rows: list[dict], arrays: dict) -> Int[np.ndarray, " N"]:
+    """The part of a mixture that each row of the arrays is of: an index into the sorted names."""
+    names = sorted(args["parts"])
+    return np.array([names.index(rows[row]["part"]) for row in arrays["row"]], np.int32)
+
+
+def epochs_of(args: dict, part_N: Int[np.ndarray, " N"], drawn: int) -> dict[str, float]:
+    """`mixture.epochs` of a mixture's arguments: what stops a run stops `alignax data` as well."""
+    return epochs(part_N, weights_of(args), drawn, args.get("max_repeats", 0.0))
+
+
+def draws(config: dict, form: str) -> int:
+    """How many rows of this form a run reads: a batch per step, or as many as the online stage samples for one; in
+    distillation prompts for the share of steps that is on the student's own samples, and completions for the rest."""
+    drawn = config["total_steps"] * config["batch_size"] * config.get("oversample", 1)
+    own = config.get("on_policy", 0.0) if config["stage"] == "distill" else None
+    return drawn if own is None else round(drawn * (own if form == "prompt_only" else 1 - own))
 
 
 def collected(folder: Path) -> Path:

@@ -98,8 +98,7 @@ def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
     # ---- prompts
     tokenizer = parents.get_tokenizer(stage)
     short = {"template": cfg.template, "max_prompt_length": cfg.max_prompt_length}
-    draws = cfg.total_steps * cfg.batch_size * cfg.oversample
-    prompts, counts, rows = inputs.encoded(stage, prompt_rows, tokenizer, "train", root, draws=draws, **short)
+    prompts, counts, rows = inputs.encoded(stage, prompt_rows, tokenizer, "train", root, **short)
     common.console.print(f"prompts: {counts}")
     start, ends = prompts["tokens"].shape[1], jnp.asarray(sorted(stop_ids(tokenizer, cfg.template)), jnp.int32)
 

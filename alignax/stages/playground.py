@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from alignax.config import ConfigError
+from alignax.data.boundary import lead
 from alignax.data.counts import DataError
 from alignax.data.encode import encode_prompt, pad
 from alignax.data.templates import stop_ids
@@ -56,5 +57,6 @@ def complete(
         return rollout, finished(rollout, eos)
 
     rollout, done = jax.device_get(draw(params, np.repeat(tokens, n, axis=0), np.repeat(valid, n, axis=0)))
-    found = list(zip(texts(tokenizer, rollout, ends), done.tolist(), strict=True))
+    completions = texts(tokenizer, rollout, ends, lead(tokenizer, template))
+    found = list(zip(completions, done.tolist(), strict=True))
     return [found[i * n : (i + 1) * n] for i in range(len(prompts))]

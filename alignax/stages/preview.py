@@ -3,6 +3,7 @@
 No model is built. A section is a plain dict, which `alignax.report.preview` shows in the terminal and as a page.
 """
 
+from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,14 @@ import numpy as np
 
 from alignax.config import ConfigError, plain, record_of, resolve
 from alignax.data import look
-from alignax.data.counts import REASONS, DataError
+from alignax.data.counts import REASONS, Counts, DataError
 from alignax.data.encode import demo_rows, prompt_rows
 from alignax.data.judged import attributes_of, rating_rows
 from alignax.data.packing import compared
 from alignax.data.templates import stop_ids
 from alignax.data.tokenizer import Tokenizer, load_tokenizer
 from alignax.stages import common, inputs, offline, pipeline, reward
-from alignax.stages.precheck import precheck
+from alignax.stages.precheck import precheck, weights_of
 
 PARENTS = ("init_from", "teacher_from")  # keys of the folder whose tokenizer a stage takes, the first that is set
 
@@ -117,6 +118,9 @@ def seen(config: dict, tokenizer: Tokenizer, splits: dict[str, tuple], rows: int
         splits = {"train": splits["train"]}
     made = {split: encode(one, tokenizer, counts=counts) for split, (one, counts) in splits.items()}
     batch, counts = made["train"]
+    parts, refused = shares(config, splits["train"][0], batch, counts, inputs.FORMS[encode.func])
+    if refused:
+        return {"parts": parts, "error": refused}
     limit = {key: encode.keywords[key] for key in ("max_length", "max_prompt_length") if key in encode.keywords}
     (key, most), = limit.items()  # fmt: skip
     sides = look.sides_of(batch)
@@ -126,6 +130,7 @@ def seen(config: dict, tokenizer: Tokenizer, splits: dict[str, tuple], rows: int
         "limit": (key, int(most)),
         "counts": {split: str(found) for split, (_, found) in made.items()},
         "dropped": [[reason, n, *REASONS[reason]] for reason, n in counts.dropped.items()],
+        "parts": parts,
         "lengths": {name: look.lengths(side["valid"].sum(1), int(most)) for name, side in sides.items()},
         "facts": look.facts(batch, sides, encode.keywords.get("attributes", ()))
         + look.leaks(sides, made)
@@ -139,3 +144,23 @@ def seen(config: dict, tokenizer: Tokenizer, splits: dict[str, tuple], rows: int
         "ends": [f"{token} (id {i})" for i, token in zip(ends, tokenizer.convert_ids_to_tokens(ends))],
         "rows": [look.show(tokenizer, sides, int(batch["row"][i]), i) for i in shown],
     }
+
+
+def shares(config: dict, rows: list[dict], batch: dict, counts: Counts, form: str) -> tuple[list[list[str]], str]:
+    """Of each part of a mixture its name, weight, rows, those kept, those dropped by reason, and epochs; and why a run
+    would refuse the mixture. Nothing of another source."""
+    if config["source"] != "mixture":
+        return [], ""
+    args, part_N, times, refused = config["data"], inputs.part_of(config["data"], rows, batch), {}, ""
+    try:
+        times = counts["epochs"] = inputs.epochs_of(args, part_N, inputs.draws(config, form))
+    except DataError as error:
+        refused = str(error)
+    weights, out = weights_of(args), []
+    for i, name in enumerate(sorted(weights)):
+        lost = Counter(counts.parts[name].dropped)
+        lost.update(reason for row, reason in counts.lost.items() if rows[row]["part"] == name)
+        share, kept = f"{100 * weights[name] / sum(weights.values()):.1f}%", int(np.sum(part_N == i))
+        dropped = ", ".join(f"{n} {reason}" for reason, n in lost.most_common()) or "0"
+        out.append([name, share, str(kept + lost.total()), str(kept), dropped, str(times.get(name, "-"))])
+    return out, refused

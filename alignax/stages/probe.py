@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from alignax import sharding
 from alignax.config import ConfigError, Reader, bind, resolve, suggest, typed
+from alignax.data.boundary import lead
 from alignax.data.encode import prompt_rows
 from alignax.data.loader import eval_batches
 from alignax.data.templates import stop_ids
@@ -66,7 +67,7 @@ def build(
         options = {"tokenizer": tokenizer, "template": template, "mesh": mesh, "key": "probe.reward_weights"}
         reward = load_reward(stage, "proxy", weights, bases=bases, **options)
     reward_model, reward_params = reward or (None, None)
-    ends = stop_ids(tokenizer, template)
+    ends, before = stop_ids(tokenizer, template), lead(tokenizer, template)
     run = make_measure(
         model, capacity=capacity, eos_ids=sorted(ends), pad_id=pad_id(tokenizer), reward_model=reward_model
     )
@@ -76,7 +77,7 @@ def build(
         for batch in eval_batches(prompts, batch_size):
             put = sharding.put_batch(batch, mesh)
             got = jax.device_get(run(params, reference, reward_params, put, key, jnp.float32(temperature)))
-            for i, completion in enumerate(texts(tokenizer, got.rollout, sorted(ends))):
+            for i, completion in enumerate(texts(tokenizer, got.rollout, sorted(ends), before)):
                 if batch["row"][i] < 0:
                     continue
                 row = rows[batch["row"][i]]

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from alignax import sharding
+from alignax.data.boundary import lead
 from alignax.data.templates import stop_ids
 from alignax.evals.policy import texts, total_reward
 from alignax.stages.roles import shared
@@ -45,10 +46,10 @@ def two_programs(parts: online.Parts, score: Any, frozen: dict, state: Any) -> A
 
 def text_scorer(reward: Any, rows: list[dict], tokenizer: Any, template: str, group: int = 1) -> Any:
     """A reward over text as a function of arrays; a reply finds its row by the id that travels with its prompt."""
-    ends = sorted(stop_ids(tokenizer, template))
+    ends, before = sorted(stop_ids(tokenizer, template)), lead(tokenizer, template)
 
     def score(rollout, finished_B, prompts):
-        completions = texts(tokenizer, rollout, ends)
+        completions = texts(tokenizer, rollout, ends, before)
         ids, done = jax.device_get((prompts["row"], finished_B))
         replies = zip(np.repeat(ids, group), completions, done, strict=True)
         totals = [total_reward(reward, rows[row], text, bool(end))["total"] for row, text, end in replies]

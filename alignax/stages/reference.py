@@ -45,7 +45,7 @@ def with_logp(
         "alignax": alignax.__version__,
         "parameters": content_hash(reference),
         "architecture": model.config.architecture(),
-        "dtype": model.config.dtype,
+        **computation(model.config, mesh),
         "tokenizer": tokenizer_hash(tokenizer),
         "template": template_hash(tokenizer, cfg.template),
         "max_length": cfg.max_length,
@@ -58,6 +58,18 @@ def with_logp(
             logp |= computed(split, arrays, arrange(arrays), model, reference, cfg.batch_size, mesh)
         write(path, key, logp)
     return {split: _fill(arrays, split, logp) for split, arrays in data.items()}
+
+
+def computation(config: Any, mesh: Mesh) -> dict[str, str]:
+    """How the numbers are computed: the policy's are compared with them, to the last bits, by the same means."""
+    device = mesh.devices.flat[0]
+    return {
+        "jax": jax.__version__,
+        "device": f"{device.platform} {device.device_kind}",
+        "dtype": config.dtype,
+        "attention": config.attention,
+        "matmul_precision": str(jax.config.jax_default_matmul_precision),  # pyright: ignore[reportAttributeAccessIssue]
+    }
 
 
 def computed(

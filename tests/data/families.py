@@ -3,7 +3,7 @@
 In a golden the assistant's turns stand between [[ and ]]: the words and the token by which the family ends a turn. The
 tokenizer has one token per byte and one per control token, so that a golden can be read off; `spelled` turns it into
 ids and mask without the tokenizer. Sources are the model cards: Qwen2.5, Llama 2, Llama 3, Mistral v0.3, Gemma, Phi-3,
-Zephyr, TULU 2.
+Zephyr, TULU 2, SmolLM3, Gemma 3, Qwen3.
 """
 
 import re
@@ -102,6 +102,32 @@ FAMILIES = {
         "<|system|>\nbe kind</s>\n<|user|>\nhi</s>\n<|assistant|>\n[[yes</s>]]\n"
         "<|user|>\nwhy</s>\n<|assistant|>\n[[so</s>]]",
     ),
+    "smollm3": Family(  # a thought that is left out is an empty one, which the prompt opens and the turn keeps
+        "{{ '<|im_start|>system\nReasoning: off\n' }}"
+        "{{ messages[0].content if messages[0].role == 'system' else 'be kind' }}{{ '<|im_end|>\n' }}"
+        "{% for m in messages %}{% if m.role == 'user' %}{{ '<|im_start|>user\n' + m.content + '<|im_end|>\n' }}"
+        "{% elif m.role == 'assistant' %}"
+        "{{ '<|im_start|>assistant\n<think>\n\n</think>\n' + m.content + '<|im_end|>\n' }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n<think>\n\n</think>\n' }}{% endif %}",
+        ("<|end_of_text|>", "", "<|im_start|>", "<|im_end|>", "<think>", "</think>"),
+        "<|im_end|>",
+        True,
+        "<|im_start|>system\nReasoning: off\nbe kind<|im_end|>\n<|im_start|>user\nhi<|im_end|>\n"
+        "<|im_start|>assistant\n<think>\n\n</think>\n[[yes<|im_end|>]]\n<|im_start|>user\nwhy<|im_end|>\n"
+        "<|im_start|>assistant\n<think>\n\n</think>\n[[so<|im_end|>]]",
+    ),
+    "gemma3": Family(  # the system's words open the first question
+        "{{ bos_token }}{% if messages[0].role == 'system' %}{% set first = messages[0].content + '\n\n' %}"
+        "{% set rest = messages[1:] %}{% else %}{% set first = '' %}{% set rest = messages %}{% endif %}"
+        "{% for m in rest %}{{ '<start_of_turn>' + ('model' if m.role == 'assistant' else m.role) + '\n' }}"
+        "{{ first if loop.first }}{{ m.content | trim }}{{ '<end_of_turn>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}",
+        ("<eos>", "<bos>", "<start_of_turn>", "<end_of_turn>"),
+        "<end_of_turn>",
+        True,
+        "<bos><start_of_turn>user\nbe kind\n\nhi<end_of_turn>\n<start_of_turn>model\n[[yes<end_of_turn>]]\n"
+        "<start_of_turn>user\nwhy<end_of_turn>\n<start_of_turn>model\n[[so<end_of_turn>]]",
+    ),
     "tulu": Family(
         "{% for m in messages %}{{ '<|' + m.role + '|>\n' + m.content }}"
         "{% if m.role == 'assistant' %}{{ eos_token }}{% endif %}"
@@ -113,6 +139,24 @@ FAMILIES = {
         "<|system|>\nbe kind\n<|user|>\nhi\n<|assistant|>\n[[yes</s>]]\n<|user|>\nwhy\n<|assistant|>\n[[so</s>]]",
     ),
 }
+
+# Qwen 3's way with thoughts: those behind the last question are written, with an empty one where there is none, and
+# those of earlier turns are left out. So an earlier turn is rewritten by what follows, and only the last can be learnt.
+QWEN3 = Family(
+    "{% set ns = namespace(last=0) %}{% for m in messages %}{% if m.role == 'user' %}{% set ns.last = loop.index0 %}"
+    "{% endif %}{% endfor %}{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}"
+    "{% set said = m.content.split('</think>')[-1].lstrip('\n') %}"
+    "{% set thought = m.content.split('</think>')[0].split('<think>')[-1].strip('\n') if '</think>' in m.content %}"
+    "{% if m.role == 'assistant' and loop.index0 > ns.last %}"
+    "{{ '<think>\n' + (thought or '') + '\n</think>\n\n' + said }}{% else %}{{ said }}{% endif %}"
+    "{{ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}"
+    "{% if enable_thinking is defined and not enable_thinking %}{{ '<think>\n\n</think>\n\n' }}{% endif %}{% endif %}",
+    ("<|endoftext|>", "", "<|im_start|>", "<|im_end|>"),  # its <think> is an added token, and no control token
+    "<|im_end|>",
+    True,
+    "<|im_start|>system\nbe kind<|im_end|>\n<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\nyes<|im_end|>\n"
+    "<|im_start|>user\nwhy<|im_end|>\n<|im_start|>assistant\n[[<think>\nhm\n</think>\n\nso<|im_end|>]]",
+)
 
 
 def tokenizer_of(family: Family, merges: list[tuple[str, str]] | None = None) -> PreTrainedTokenizerFast:

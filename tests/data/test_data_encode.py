@@ -253,7 +253,10 @@ def test_pairs_carry_margins_and_ties_where_all_have_them(words):
     assert "margin" not in encode.pair_rows(parts, words, template="plain", max_length=16)[0]
 
 
-@pytest.mark.parametrize("name, value, expected", [("margin", "big", "a finite number"), ("tie", 1, "true or false")])
+@pytest.mark.parametrize("name, value, expected", [
+    ("margin", "big", "a finite number"), ("margin", True, "a finite number"), ("tie", 1, "true or false"),
+    ("margin", float("inf"), "a finite number"),
+])  # fmt: skip
 def test_margins_and_ties_of_the_wrong_kind(words, name, value, expected):
     rows = [{"prompt": "hi", "chosen": "fine", "rejected": "you", name: value}]
     with pytest.raises(DataError, match=f"field '{name}' = .* of the pair 'hi': expected {expected}"):

@@ -141,10 +141,19 @@ def test_trl_steps_begin_with_the_line_break_that_joins_them():
     assert "".join(got["steps"]) == "\n".join(row["completions"])
 
 
+@pytest.mark.parametrize("form", ["preference", "ranked", "prompt_completion"])
+def test_ratings_that_are_no_attributes_are_none(form):
+    bad = [{"prompt": "p", "completion": text, "ratings": value} for text, value in (("v", 5), ("w", "4"), ("u", [3]))]
+    _, counts = convert([*RATED[:1], *RATED[2:3], *bad], form)
+    assert counts["kept"] == 1 and counts["dropped_no_rating"] == 3
+
+
 def test_sharegpt_conversations_become_messages():
     turns = [{"from": "system", "value": "s"}, {"from": "human", "value": "hi"}, {"from": "gpt", "value": "good"}]
     assert convert([{"conversations": turns}], "prompt_completion")[0] == [{"messages": [SYSTEM, ASK, GOOD]}]
     assert convert([{"conversations": [ASK, GOOD]}], "prompt_completion")[0] == [{"messages": [ASK, GOOD]}]
+    nobody = [{"from": ["human"], "value": "h"}, GOOD]  # left as it is: the encoder counts it as a bad message
+    assert convert([{"conversations": nobody}], "prompt_completion")[0] == [{"messages": nobody}]
 
 
 # ---- one form from another

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from families import ASK, DIALOGUE, FAMILIES, SYSTEM, TURN, spelled, tokenizer_of
+from families import ASK, DIALOGUE, FAMILIES, QWEN3, SYSTEM, TURN, spelled, tokenizer_of
 
 from alignax.data.counts import REASONS, DataError
 from alignax.data.dialogue import end_of_turn, render
@@ -62,7 +62,9 @@ def test_sampler_and_training_agree_on_the_end(name):
     ids, mask = row_of(demo_rows([{"messages": dialogue(family)}], tokenizer, train_on="assistant", **CHAT)[0])
     said = [token for token, kept in zip(ids, mask) if kept]
     assert said.count(end) == 2 and said[-1] == end and (eos == end or eos not in ids)
-    assert ids.count(tokenizer.bos_token_id) == {"llama2": 2, "llama3": 1, "mistral": 1, "gemma": 1}.get(name, 0)
+    assert ids.count(tokenizer.bos_token_id) == {"llama2": 2, "llama3": 1, "mistral": 1, "gemma": 1, "gemma3": 1}.get(
+        name, 0
+    )
 
 
 def test_a_beginning_of_sequence_comes_once_in_a_plain_text():
@@ -159,6 +161,20 @@ def test_a_template_that_rewrites_earlier_turns():
     assert row_of(batch, 0) == row_of(batch, 1) == spelled(golden, CHATML)
 
 
+def test_thoughts_are_learnt_in_the_last_turn_alone():
+    """As Qwen 3: turns that later ones rewrite are counted, and with thinking off the empty thought is the prompt's."""
+    tokenizer = tokenizer_of(QWEN3)
+    thought = [SYSTEM, ASK, TURN | {"content": "<think>\nah\n</think>\n\nyes"}, DIALOGUE[2]]
+    thought.append(TURN | {"content": "<think>\nhm\n</think>\n\nso"})
+    off = {"chat_template_kwargs": {"enable_thinking": False}}
+    batch, _ = demo_rows([{"messages": thought}, {"messages": thought[:-1] + DIALOGUE[-1:]} | off], tokenizer, **CHAT)
+    assert row_of(batch) == spelled(QWEN3.golden, QWEN3)
+    no_thought = QWEN3.golden.replace("[[<think>\nhm\n</think>\n\n", "<think>\n\n</think>\n\n[[")
+    assert row_of(batch, 1) == spelled(no_thought, QWEN3)
+    with pytest.raises(DataError, match="the text up to an assistant turn is not how the whole dialogue begins"):
+        demo_rows([{"messages": thought}], tokenizer, train_on="assistant", **CHAT)
+
+
 CALL = {"role": "assistant", "tool_calls": [{"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}]}
 TOOLS = (
     "{% if tools %}{{ '<|im_start|>system\n' + tools | tojson + '<|im_end|>\n' }}{% endif %}"
@@ -212,7 +228,9 @@ def test_arguments_of_the_template():
     asked = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
     rows = [batch["tokens"][i][batch["valid"][i]].tolist() for i in (0, 1)]
     assert rows == [spelled(text, CHATML)[0] for text in (asked + "o", asked)]
-    for name, value in (("tools", "{"), ("tools", 3), ("chat_template_kwargs", {"tokenize": True})):
+    wrong = [("tools", "{"), ("tools", 3), ("tools", ["get_weather"]), ("tools", '["get_weather"]')]
+    wrong += [("chat_template_kwargs", {key: True}) for key in ("tokenize", "return_assistant_tokens_mask", "messages")]
+    for name, value in wrong:
         with pytest.raises(DataError, match=f"field '{name}' = .* of the row 'hi': .*expected a "):
             prompt_rows([{"prompt": "hi", name: value}], tokenizer, template="chat", max_prompt_length=64)
 
@@ -285,6 +303,8 @@ def test_dialogues_that_are_none():
     for train_on, reasons in lost.items():
         _, counts = demo_rows(rows, tokenizer_of(CHATML), train_on=train_on, **CHAT)
         assert counts == {"rows": 6, "kept": 1} | reasons
+    with pytest.raises(DataError, match="the field 'messages' is a list in no row, the first is 'hi': expected"):
+        demo_rows([{"messages": "hi"}, {"messages": "yes"}], tokenizer_of(CHATML), **CHAT)
     # where the assistant opens a dialogue, only a marker shows where its words begin
     mark = "{% generation %}{{ m.content + '<|im_end|>' }}{% endgeneration %}{{ '\n' }}"
     batch, _ = demo_rows(rows[-1:], tokenizer_of(CHATML._replace(template=marked(mark))), train_on="assistant", **CHAT)
@@ -367,9 +387,41 @@ def test_judgements_and_thumbs_on_messages(words):
     assert np.array_equal(batch["desirable"], [True, False])
 
 
+DATED = (
+    "{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}{{ date_string }}"
+)
+
+
 def test_a_template_that_prints_the_date_prints_the_same_on_every_day():
     tokenizer = tokenizer_of(CHATML)
-    today = "{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}"
-    tokenizer.chat_template = today + "{{ date_string }}" + tokenizer.chat_template
+    tokenizer.chat_template = DATED + tokenizer.chat_template
     assert render(tokenizer, [ASK], {}).startswith("26 Jul 2024")
     assert render(tokenizer, [ASK], {"date_string": "1 May 2026"}).startswith("1 May 2026")
+
+
+def test_the_day_is_the_same_where_the_template_marks_the_turns():
+    mark = "{% generation %}{{ m.content + '<|im_end|>' }}{% endgeneration %}{{ '\n' }}"
+    tokenizer = tokenizer_of(CHATML._replace(template=DATED + marked(mark)))
+    golden = "26 Jul 2024" + CHATML.golden.partition("<|im_end|>\n")[2]
+    batch, _ = demo_rows([{"messages": DIALOGUE}], tokenizer, train_on="assistant", **CHAT)
+    assert row_of(batch) == spelled(golden, CHATML)
+    reply = [TURN, *DIALOGUE[2:]]  # of several turns: the prompt's text is how the row's begins
+    batch, counts = demo_rows([{"prompt": "hi", "completion": reply}], tokenizer, **CHAT)
+    assert counts["kept"] == 1 and row_of(batch) == spelled(golden, CHATML)
+    day = {"chat_template_kwargs": {"date_string": "1 May 2026"}}
+    batch, _ = demo_rows([{"prompt": "hi", "completion": reply} | day], tokenizer, **CHAT)
+    assert row_of(batch) == spelled(golden.replace("26 Jul 2024", "1 May 2026"), CHATML)
+
+
+@pytest.mark.parametrize(
+    "failure", ["1 // (messages[0].content | length - 3)", "messages[0].content + 1", "strftime_now(3)"]
+)
+def test_whatever_a_template_fails_by_is_counted(failure):
+    mark = "{% generation %}{{ m.content + '<|im_end|>' }}{% endgeneration %}{{ '\n' }}"
+    fails = f"{{% if messages[0].content == 'bad' %}}{{{{ {failure} }}}}{{% endif %}}"
+    for template in (fails + CHATML.template, fails + marked(mark)):
+        tokenizer, bad = tokenizer_of(CHATML._replace(template=template)), ASK | {"content": "bad"}
+        rows = [{"messages": [bad, TURN]}, {"messages": DIALOGUE}]
+        for train_on in ("completion", "assistant"):
+            _, counts = demo_rows(rows, tokenizer, train_on=train_on, **CHAT)
+            assert counts == {"rows": 2, "kept": 1, "dropped_template_refused": 1}

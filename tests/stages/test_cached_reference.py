@@ -12,6 +12,8 @@ from stage_runs import metrics, read, tiny
 from alignax.checkpoint import load_params
 from alignax.config import ConfigError
 from alignax.manifest import CheckpointError, start
+from alignax.models.config import ModelConfig
+from alignax.sharding import make_mesh
 from alignax.stages import common, offline, parents, probe, reference
 
 
@@ -104,7 +106,21 @@ def key_of(folder):
 
 
 @pytest.mark.parametrize(
-    "name", ["alignax", "parameters", "architecture", "dtype", "tokenizer", "template", "max_length", "data"]
+    "name",
+    [
+        "alignax",
+        "parameters",
+        "architecture",
+        "jax",
+        "device",
+        "dtype",
+        "attention",
+        "matmul_precision",
+        "tokenizer",
+        "template",
+        "max_length",
+        "data",
+    ],
 )
 def test_a_file_of_anything_else_is_refused(cached, name):
     key, path = key_of(cached), cached / reference.FILE
@@ -117,6 +133,19 @@ def test_a_file_of_anything_else_is_refused(cached, name):
         reference.read(path, key | {name: "other"})
     with pytest.raises(CheckpointError, match="further: was None, now 1"):
         reference.read(path, key | {"further": 1})
+
+
+def test_the_key_says_how_the_numbers_are_computed(monkeypatch):
+    mesh = make_mesh({"data": 1}, jax.devices()[:1])
+    key = lambda **fields: reference.computation(ModelConfig(vocab_size=8, **fields), mesh)  # noqa: E731
+    keys = [key(), key(attention="xla"), key(dtype="bfloat16")]
+    with jax.default_matmul_precision("float32"):
+        keys.append(key())
+    with monkeypatch.context() as patch:
+        patch.setattr(jax, "__version__", "0.0.1")
+        keys.append(key())
+    assert len({tuple(one.values()) for one in keys}) == len(keys) and key() == keys[0]
+    assert keys[0]["device"].startswith("cpu ")
 
 
 def test_a_damaged_file_is_refused_and_a_failed_write_leaves_none(tmp_path, monkeypatch):

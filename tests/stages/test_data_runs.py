@@ -7,7 +7,7 @@ import pytest
 from stage_runs import metrics, read, tiny, write_rows
 
 from alignax.config import plain
-from alignax.data import cache, templates
+from alignax.data import boundary, cache, templates
 from alignax.data.counts import DataError
 from alignax.data.loader import Loader
 from alignax.stages import offline, probe, reward, sft
@@ -74,7 +74,8 @@ def test_a_second_run_needs_no_tokenizer_for_its_data_and_is_the_same(run, tmp_p
     data = {"parts": {"world": world, "pairs": parts(run, tmp_path)["step"]}}
     first = read(sft.run(config(run, "sft", data), tmp_path / "first") / "manifest.json")
     assert len(list((tmp_path / "cache").rglob("*.npz"))) == 2  # to train on, and held out
-    monkeypatch.setattr(templates, "_tokenize", lambda *args, **options: pytest.fail("the tokenizer was called"))
+    for module in (boundary, templates):
+        monkeypatch.setattr(module, "tokenize", lambda *args, **options: pytest.fail("the tokenizer was called"))
     again = read(sft.run(config(run, "sft", data), tmp_path / "again") / "manifest.json")
     assert again["content_hash"] == first["content_hash"] and again["data"] == first["data"]
     assert set(first["data"]["counts"]["train"]["epochs"]) == {"world", "pairs"}

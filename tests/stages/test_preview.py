@@ -3,11 +3,14 @@
 import re
 
 import pytest
+from rich.console import Console
 from stage_runs import ROOT, TINY, fails, tiny, write_rows
 
 from alignax.config import ConfigError, plain
-from alignax.main import main
-from alignax.stages import imported
+from alignax.data.counts import DataError
+from alignax.main import load_config, main
+from alignax.report.preview import html, terminal
+from alignax.stages import imported, sft
 from alignax.stages.preview import preview
 from alignax.worlds.tokenizer import build_tokenizer
 
@@ -56,7 +59,7 @@ def test_the_command_shows_and_writes(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "160")
     rows = [{"prompt": f"tea {i}"} | ({"completion": "hello"} if i % 2 else {}) for i in range(24)]
     path = write_rows(tmp_path / "rows.jsonl", rows)
-    out = tmp_path / "data.html"
+    out = tmp_path / "pages/new/data.html"
     command = ["data", f"--config={TEXT}:{path}", "--config.data.heldout_percent=40.0", "--rows=1", f"--html={out}"]
     assert main(command) == 0
     shown = capsys.readouterr().out
@@ -66,6 +69,37 @@ def test_the_command_shows_and_writes(tmp_path, capsys, monkeypatch):
         and "hello <eos>" in shown
     )
     assert "hello" in out.read_text() and f"page: {out}" in shown
+
+
+def test_the_parts_of_a_mixture_and_what_would_stop_the_run(tmp_path, capsys):
+    rows = [{"prompt": f"tea {i}", "completion": "hello"} for i in range(60)]
+    paths = {"whole": write_rows(tmp_path / "a.jsonl", rows), "few": tmp_path / "b.jsonl"}
+    write_rows(paths["few"], [row | {"completion": "hello" if i % 4 else " "} for i, row in enumerate(rows)])
+    own = {"source": "jsonl", "heldout_percent": 30.0}
+    parts = {name: own | {"path": str(path), "weight": 1.0 + 2 * (name == "few")} for name, path in paths.items()}
+    c = plain(load_config(f"{TEXT}:{paths['few']}", [])) | {"source": "mixture", "data": {"parts": parts}}
+    (section,) = preview(c, rows=1)  # of 4 steps with 8 rows
+    (few, share, found, kept, dropped, epochs), whole = section["parts"]
+    assert (few, share, dropped) == ("few", "75.0%", f"{int(found) - int(kept)} empty_reply") and int(found) > int(kept)
+    assert epochs == str(round(24 / int(kept), 3)) and whole[2] == whole[3] and whole[4] == "0"
+    assert f"; few: {epochs} epochs; whole: {whole[5]} epochs" in section["counts"]["train"]
+
+    def stops(message):
+        (section,) = preview(c, rows=1)
+        assert message in section["error"]
+        with pytest.raises(DataError, match=message):
+            sft.run(c, tmp_path / "out")
+        Console(width=200).print(terminal([section]))
+        shown = capsys.readouterr().out
+        assert all(part[4] in shown and part[4] in html([section]) for part in section["parts"])
+        return section["parts"]
+
+    c["data"]["max_repeats"] = float(epochs) - 0.1
+    assert stops("the part 'few' of the mixture is exhausted")[0][2:5] == [found, kept, dropped]
+    write_rows(paths["few"], [row | {"completion": " "} for row in rows])
+    assert stops("the part 'few' of the mixture has no rows left: look at its counts")[0][3:] == [
+        "0", f"{found} empty_reply", "-",
+    ]  # fmt: skip
 
 
 def test_data_that_cannot_be_used_is_an_error_in_its_place(tmp_path, capsys):
