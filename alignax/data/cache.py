@@ -22,9 +22,9 @@ import numpy as np
 import tokenizers
 import transformers
 
+from alignax.data.arrays import fingerprint
 from alignax.data.counts import Counts
 from alignax.data.dialogue import PING, PONG, render
-from alignax.data.encode import fingerprint
 from alignax.data.tokenizer import Tokenizer, template_hash, tokenizer_hash
 
 MIN_ROWS = 2000  # fewer are encoded faster than their tokenizer is hashed

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from alignax.data.arrays import Kept, padded_length, row_ids, side_arrays
 from alignax.data.counts import Counts, DataError
 from alignax.data.dialogue import Prompt, prompt_of, where
-from alignax.data.encode import Kept, check_fields, encode_texts, padded_length, row_ids, side_arrays
+from alignax.data.encode import check_fields, encode_texts
 from alignax.data.reshape import Row, is_number
 from alignax.data.templates import Ids, Reply, completion_ids
 from alignax.data.tokenizer import Tokenizer, pad_id

@@ -5,9 +5,10 @@ from typing import Any
 
 import numpy as np
 
+from alignax.data.arrays import padded_length, row_ids, side_arrays
 from alignax.data.counts import Counts, DataError
 from alignax.data.dialogue import prompt_of
-from alignax.data.encode import encode_fields, padded_length, row_ids, side_arrays
+from alignax.data.encode import encode_fields
 from alignax.data.reshape import Row, both_thumbs
 from alignax.data.templates import Ids, Reply, completion_ids
 from alignax.data.tokenizer import Tokenizer, pad_id

@@ -12,7 +12,8 @@ from ml_collections import ConfigDict
 
 from alignax import forward, sharding
 from alignax.config import bind, resolve
-from alignax.data.encode import demo_rows, fingerprint, prompt_rows
+from alignax.data.arrays import fingerprint
+from alignax.data.encode import demo_rows, prompt_rows
 from alignax.data.templates import stop_ids
 from alignax.data.tokenizer import pad_id
 from alignax.sampling.sample import row_keys, sample

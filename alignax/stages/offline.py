@@ -8,7 +8,8 @@ from ml_collections import ConfigDict
 
 from alignax import forward, sharding
 from alignax.config import record_of, resolve
-from alignax.data.encode import fingerprint, pair_rows
+from alignax.data.arrays import fingerprint
+from alignax.data.encode import pair_rows
 from alignax.data.thumbs import unpaired_rows
 from alignax.stages import common, inputs, parents, probe
 from alignax.stages.reference import with_logp

@@ -11,7 +11,8 @@ from ml_collections import ConfigDict
 
 from alignax import forward, sharding
 from alignax.config import ConfigError, bind, record_of, resolve
-from alignax.data.encode import fingerprint, prompt_rows
+from alignax.data.arrays import fingerprint
+from alignax.data.encode import prompt_rows
 from alignax.data.templates import stop_ids
 from alignax.data.tokenizer import pad_id
 from alignax.losses.kl import kl as kl_loss

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from alignax.config import ConfigError
+from alignax.data.arrays import pad
 from alignax.data.boundary import lead
 from alignax.data.counts import DataError
-from alignax.data.encode import encode_prompt, pad
+from alignax.data.encode import encode_prompt
 from alignax.data.templates import stop_ids
 from alignax.data.tokenizer import load_tokenizer, pad_id
 from alignax.evals.policy import texts

@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 import alignax
 from alignax import forward, sharding
 from alignax.checkpoint import content_hash, fetched
-from alignax.data.encode import fingerprint
+from alignax.data.arrays import fingerprint
 from alignax.data.loader import Arrange, eval_batches
 from alignax.data.tokenizer import template_hash, tokenizer_hash
 from alignax.log import progress

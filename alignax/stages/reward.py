@@ -11,8 +11,9 @@ from ml_collections import ConfigDict
 
 from alignax import forward, sharding
 from alignax.config import bind, record_of, resolve
+from alignax.data.arrays import fingerprint
 from alignax.data.counts import DataError
-from alignax.data.encode import fingerprint, pair_rows
+from alignax.data.encode import pair_rows
 from alignax.data.judged import attributes_of, ranking_rows, rating_rows, step_rows
 from alignax.data.loader import eval_batches
 from alignax.evals import reward_model

@@ -7,7 +7,8 @@ from ml_collections import ConfigDict
 
 from alignax import forward, sharding
 from alignax.config import bind, resolve
-from alignax.data.encode import demo_rows, fingerprint
+from alignax.data.arrays import fingerprint
+from alignax.data.encode import demo_rows
 from alignax.stages import common, inputs, parents
 from alignax.train.state import new_state
 from alignax.train.step import make_step

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from row_goldens import EOS, check_row, layout
 
+from alignax.data import arrays as arrays_of
 from alignax.data import encode
 from alignax.data.counts import REASONS, Counts, DataError
 
@@ -172,12 +173,12 @@ def test_prompt_lengths(words):
 
 
 def test_padded_length():
-    assert encode.padded_length([3, 9], 100) == 16
-    assert encode.padded_length([8], 100) == 8
-    assert encode.padded_length([97], 100) == 100  # never beyond max_length
-    assert encode.padded_length([3], 100, 32) == 32
+    assert arrays_of.padded_length([3, 9], 100) == 16
+    assert arrays_of.padded_length([8], 100) == 8
+    assert arrays_of.padded_length([97], 100) == 100  # never beyond max_length
+    assert arrays_of.padded_length([3], 100, 32) == 32
     with pytest.raises(DataError, match="pad_to = 2 would cut a row of 3"):
-        encode.padded_length([3], 100, 2)
+        arrays_of.padded_length([3], 100, 2)
 
 
 def test_pairs_are_demonstrations_of_the_chosen_reply(words):
@@ -226,14 +227,14 @@ def test_fingerprint():
         b"['tokens'] int32 (2, 3);",
         struct.pack("<6i", *range(6)),
     ]
-    assert encode.fingerprint(arrays) == encode.fingerprint(same) == hashlib.sha256(b"".join(leaves)).hexdigest()
+    assert arrays_of.fingerprint(arrays) == arrays_of.fingerprint(same) == hashlib.sha256(b"".join(leaves)).hexdigest()
     others = [
         arrays | {"tokens": arrays["tokens"].T.reshape(2, 3)},
         arrays | {"tokens": arrays["tokens"].reshape(3, 2)},
         arrays | {"row": arrays["row"].astype(np.int64)},
         {"tokens": arrays["tokens"], "rows": arrays["row"]},
     ]
-    assert len({encode.fingerprint(other) for other in [arrays, *others]}) == 5
+    assert len({arrays_of.fingerprint(other) for other in [arrays, *others]}) == 5
 
 
 def test_pairs_carry_margins_and_ties_where_all_have_them(words):
