@@ -1,6 +1,7 @@
 """The reference's log-probabilities from disk: equal to running it, refused where anything differs, freed for good."""
 
 import json
+import os
 import shutil
 import weakref
 
@@ -15,6 +16,10 @@ from alignax.manifest import CheckpointError, start
 from alignax.models.config import ModelConfig
 from alignax.sharding import make_mesh
 from alignax.stages import common, offline, parents, probe, reference
+
+
+# products of the same shapes have the same bits, but not where XLA's older emitters fuse what is around them
+SAME_BITS = "use_fusion_emitters=false" not in os.environ["XLA_FLAGS"]
 
 
 def config(run, **values):
@@ -40,9 +45,10 @@ def test_cached_equals_online(run, tmp_path, loss):
     manifests = [read(folder / "manifest.json") for folder in (online, cached)]
     fields = ("data", "parents", "tokenizer_hash")
     assert [manifests[0][field] for field in fields] == [manifests[1][field] for field in fields]
-    if loss == "dpo":  # products of the same shapes: bit for bit
+    if loss == "dpo" and SAME_BITS:
         assert [numbers(online, s) for s in ("train", "eval")] == [numbers(cached, s) for s in ("train", "eval")]
         assert manifests[0]["content_hash"] == manifests[1]["content_hash"]
+    if loss == "dpo":
         assert numbers(cached)[0]["loss"] == pytest.approx(np.log(2), rel=1e-6)  # trap 29
     for one, other in zip(numbers(online), numbers(cached), strict=True):
         assert one == pytest.approx(other, rel=1e-5, abs=1e-6)
