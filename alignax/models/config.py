@@ -46,7 +46,7 @@ class ModelConfig:
     rope_type: str = "default"  # how frequencies are stretched for a longer context: see `rotary.frequencies`
     rope_factor: float = 1.0  # by how much; "longrope" has rope_factors instead
     rope_low: float = 1.0  # llama3, yarn: a pair that turns less often in rope_original tokens is stretched whole,
-    rope_high: float = 4.0  # one that turns more often not at all
+    rope_high: float = 4.0  # one that turns more often not at all (YaRN's is 32)
     rope_original: int = 8192  # llama3, yarn, longrope: context length before stretching, tokens
     rope_truncate: bool = True  # yarn: those two bounds are rounded to whole pairs
     rope_magnitude: float = 1.0  # yarn, longrope: what the rotated numbers are multiplied with
@@ -114,6 +114,13 @@ class ModelConfig:
                 f"head_dim = {self.head_dim}, rope_fraction = {self.rope_fraction}: rotary positions turn pairs of "
                 "numbers, so that head_dim * rope_fraction must be even, and the fraction in (0, 1]"
             )
+        if not (self.rope_factor > 0 and self.rope_original > 0 and self.rope_magnitude > 0):
+            raise ValueError(
+                f"rope_factor = {self.rope_factor}, rope_original = {self.rope_original}, rope_magnitude = "
+                f"{self.rope_magnitude}: expected numbers above 0"
+            )
+        if self.rope_type in ("llama3", "yarn") and not self.rope_high > self.rope_low > 0:
+            raise ValueError(f"rope_low = {self.rope_low}, rope_high = {self.rope_high}: expected 0 < low < high")
         for name in ("rope_factors", "rope_long_factors") if self.rope_type == "longrope" else ():
             factors, pairs = getattr(self, name), self.rotated // 2
             if len(factors) != pairs or not min(factors) > 0:
@@ -124,6 +131,8 @@ class ModelConfig:
             raise ValueError(f"window = {self.window}: a sliding layer needs at least 1 token")
         if self.positions == "learned" and self.max_positions < 1:
             raise ValueError(f"max_positions = {self.max_positions}: learned positions need a table of at least 1 row")
+        if self.rope_type == "dynamic" and self.max_positions < 1:
+            raise ValueError(f"max_positions = {self.max_positions}: 'dynamic' changes there, expected at least 1")
         if self.experts and not 0 < self.experts_per_token <= self.experts:
             raise ValueError(f"experts_per_token = {self.experts_per_token}: expected 1 to experts = {self.experts}")
         if self.experts and (self.mlp_bias or not self.gated):

@@ -24,11 +24,10 @@ def frequencies(config: ModelConfig, kind: str = "full") -> Float[np.ndarray, " 
     c = config
     if kind == "nope":
         return np.zeros(c.rotated // 2, np.float32)
-    local = kind == "sliding" and c.rope_theta_sliding
     # float32 and a quotient, as transformers has it: the last bit of a frequency counts after thousands of positions
-    plain_R = 1 / np.float32(local or c.rope_theta) ** (np.arange(0, c.rotated, 2, dtype=np.float32) / c.rotated)
-    if local or c.rope_type in ("default", "dynamic"):
-        return plain_R.astype(np.float32)
+    plain_R = 1 / np.float32(c.rope_theta if _stretched(c, kind) else c.rope_theta_sliding) ** (np.arange(0, c.rotated, 2, dtype=np.float32) / c.rotated)
+    if c.rope_type in ("default", "dynamic") or not _stretched(c, kind):
+        return plain_R
     if c.rope_type == "linear":
         return (plain_R / c.rope_factor).astype(np.float32)
     if c.rope_type == "longrope":
@@ -41,14 +40,19 @@ def frequencies(config: ModelConfig, kind: str = "full") -> Float[np.ndarray, " 
     return (keep_R * plain_R + (1 - keep_R) * plain_R / c.rope_factor).astype(np.float32)
 
 
+def _stretched(config: ModelConfig, kind: str) -> bool:
+    """Whether a kind of layer is rotated as `rope_type` says: sliding ones may have a base of their own (Gemma 3)."""
+    return kind != "nope" and not (kind == "sliding" and config.rope_theta_sliding)
+
+
 def _ramp(c: ModelConfig) -> Float[np.ndarray, " R"]:
     """YaRN's ramp over the pairs: 0 up to the last that turns rope_high times, 1 from the first that turns rope_low."""
-    turning = lambda turns: c.rotated * np.log(c.rope_original / (turns * 2 * np.pi)) / (2 * np.log(c.rope_theta))  # noqa: E731
-    first, last = turning(c.rope_high), turning(c.rope_low)
+    wavelength = c.rope_original / (2 * np.pi * np.array([c.rope_high, c.rope_low]))
+    first, last = c.rotated * np.log(wavelength) / (2 * np.log(c.rope_theta))
     if c.rope_truncate:
         first, last = np.floor(first), np.ceil(last)
     first, last = max(first, 0), min(last, c.rotated - 1)
-    return np.clip((np.arange(c.rotated // 2) - first) / max(last - first, 1e-3), 0.0, 1.0)
+    return np.clip((np.arange(c.rotated // 2) - first) / (last - first or 1e-3), 0.0, 1.0)
 
 
 def turns(
@@ -59,8 +63,7 @@ def turns(
     The magnitude makes the logits of attention sharper by its square ("yarn": 2309.00071, equation 21).
     """
     angle_BTR = positions[..., None].astype(jnp.float32) * frequencies(config, kind)[None, None, :]
-    stretched = kind != "nope" and not (kind == "sliding" and config.rope_theta_sliding)
-    size = config.rope_magnitude if stretched else 1.0
+    size = config.rope_magnitude if _stretched(config, kind) else 1.0
     return size * jnp.cos(angle_BTR), size * jnp.sin(angle_BTR)
 
 

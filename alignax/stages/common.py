@@ -21,8 +21,10 @@ from alignax.data.loader import Arrange, Loader, eval_batches
 from alignax.data.tokenizer import template_hash, tokenizer_hash
 from alignax.log import Log
 from alignax.manifest import parent_record, read_manifest, start, why_stale, write_manifest
+from alignax.models.config import ModelConfig
 from alignax.models.flops import batch_flops, ideal_seconds
 from alignax.ops.masked import metric_ratios, metric_sums
+from alignax.stages.context import check_context
 from alignax.stages.precheck import bind_term, precheck, weights_of
 from alignax.train.loop import fit, resume
 from alignax.train.optimizer import Optimizer
@@ -113,6 +115,9 @@ def open_stage(
     maybe = {role for role in roles if role.startswith(("data", "probe.data"))}
     parents = {role: path for role, path in found.items() if role not in maybe or is_step(named[role])}
     records = {role: parent_record(workdir, path) for role, path in parents.items()}
+    for role, path in parents.items():
+        if architecture := read_manifest(path)["architecture"]:
+            check_context(ModelConfig(**architecture), config, role)
     if why_stale(workdir, config, records) is None:
         console.print(f"[green]{workdir}[/]: finished before, with the same config and parents")
         return None

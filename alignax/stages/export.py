@@ -56,7 +56,8 @@ def export(
     keys = base | {"dtype": said or main, **_classes(found, params, manifest, origin)}
     with _appearing(out) as folder:
         save_weights(folder, found, config, params, dtype=main, others=others, shard_bytes=shard_bytes)
-        _write_configs(folder, checkpoint, found, keys, manifest=manifest, own_ids=not kept)
+        pads = _scores(keys) and not (kept and _scores(origin))  # else the origin's pad token has said it
+        _write_configs(folder, checkpoint, found, keys, manifest=manifest, own_ids=not kept, pads=pads)
     return out
 
 
@@ -120,10 +121,10 @@ def _classes(family: Family, params: Any, manifest: dict[str, Any], origin: dict
     """The class to load it with, and the labels of a scalar head."""
     if "scalar" not in params:
         return {"architectures": [family.causal]}
-    labels = rated_attributes(manifest) or (origin.get("id2label") if _scores(origin) else None) or ["score"]
-    labels = list(labels.values()) if isinstance(labels, dict) else labels
-    names = {"id2label": dict(enumerate(labels)), "label2id": {name: i for i, name in enumerate(labels)}}
     bias = np.asarray(params["scalar"]["bias"])
+    theirs = list(origin.get("id2label", {}).values()) if _scores(origin) else []
+    labels = rated_attributes(manifest) or (theirs if len(theirs) == bias.size else ["score"])
+    names = {"id2label": dict(enumerate(labels)), "label2id": {name: i for i, name in enumerate(labels)}}
     if bias.any():
         common.console.print(
             f"scores of the export are lower by {bias}: {family.classifier} has no bias, {BIAS} keeps it"
@@ -152,7 +153,7 @@ def _scoring_pad(tokenizer: Any, stops: list[int]) -> int | None:
 
 
 def _write_configs(
-    folder: Path, checkpoint: Path, family: Family, keys: dict[str, Any], *, manifest: dict, own_ids: bool
+    folder: Path, checkpoint: Path, family: Family, keys: dict[str, Any], *, manifest: dict, own_ids: bool, pads: bool
 ) -> None:
     """config.json, the generation config of the origin, and the tokenizer, whose ids go into a config of our own."""
     from transformers import AutoConfig, AutoTokenizer
@@ -162,8 +163,8 @@ def _write_configs(
     tokenizer.init_kwargs.pop(STOPS, None)  # in generation_config.json again
     names = ("bos_token_id", "eos_token_id", "pad_token_id") if own_ids else ()
     ids = {name: getattr(tokenizer, name) for name in names}
-    if _scores(keys) and not (_scores(origin_of(checkpoint)) and not own_ids):
-        ids |= {"pad_token_id": _scoring_pad(tokenizer, stops)}
+    if pads:
+        ids["pad_token_id"] = _scoring_pad(tokenizer, stops)
     AutoConfig.for_model(**keys | ids | {"model_type": family.name}).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     theirs = AutoTokenizer.from_pretrained(str(folder))

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from rich.progress import track
 
 from alignax.config import ConfigError
+from alignax.data.templates import stop_ids
 from alignax.data.tokenizer import STOPS, load_tokenizer, vocabulary
 from alignax.log import replace_file
 from alignax.manifest import CheckpointError, read_manifest
@@ -61,8 +62,9 @@ def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
         return Path(workdir)
     cfg, workdir = stage.cfg, stage.workdir
     folder, trusted = fetch(cfg.path, cfg.revision, SMALL), cfg.trust_base
+    commit = folder.name  # of the hub's cache, whose folders are named so: the weights are to be of the same
     if stage.parents or (folder / CONFIG).is_file():
-        folder = fetch(cfg.path, cfg.revision)
+        folder = fetch(cfg.path, commit)
     if stage.parents:
         return adapted.import_adapter(stage, folder, trusted=trusted)
     if (folder / CONFIG).is_file() and not any((folder / name).is_file() for name in (INDEX, SINGLE)):
@@ -82,7 +84,7 @@ def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
         check_pad(tokenizer, theirs)
     elif theirs.get(BIAS) is not None:
         raise ConfigError(f"config.json has {BIAS}, of a scalar head, but names the class {family.causal}")
-    folder = fetch(cfg.path, cfg.revision)
+    folder = fetch(cfg.path, commit)
     model = parents.on_mesh(model_config, mesh)
     single = labels is not None and len(labels) < 2
     attributes = len(labels) if labels and not single else None
@@ -92,12 +94,8 @@ def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
     params = load_weights(folder, family, model_config, parents.sharded_shapes(shapes, mesh), progress=bar)
     if theirs.get(BIAS) is not None:  # of an export of ours
         params["scalar"]["bias"] = parents.place(lambda: jnp.asarray(theirs[BIAS], jnp.float32), mesh=mesh)
-    (workdir / ORIGIN).mkdir(exist_ok=True)
-    for name in KEPT:
-        if (folder / name).is_file():
-            shutil.copyfile(folder / name, workdir / ORIGIN / name)
-    main, others = stored_dtypes(folder)  # which need not be what config.json says
-    replace_file(workdir / ORIGIN / STORED, json.dumps({"dtype": main, "others": others}, indent=2) + "\n")
+    if jax.process_index() == 0:
+        keep_origin(folder, workdir / ORIGIN, prefix=family.rows(model_config)[0].theirs.split(".")[0] + ".")
     common.console.print(f"{workdir}: {family.name}, {param_count(shapes) / 1e6:.1f}M parameters")
     kind = stage if labels is None else stage._replace(kind="reward")
     # a folder of the hub's cache is named after its commit
@@ -106,6 +104,16 @@ def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
     )
     common.finish(kind, params=params, step=0, model=model, tokenizer=tokenizer, data=data)
     return workdir
+
+
+def keep_origin(folder: Path, out: Path, *, prefix: str) -> None:
+    """Writes what the way out needs: the configs, and the dtypes of the tensors, which config.json need not have."""
+    out.mkdir(exist_ok=True)
+    for name in KEPT:
+        if (folder / name).is_file():
+            shutil.copyfile(folder / name, out / name)
+    main, others = stored_dtypes(folder, prefix)
+    replace_file(out / STORED, json.dumps({"dtype": main, "others": others}, indent=2) + "\n")
 
 
 def check_path(path: str) -> None:
@@ -158,8 +166,8 @@ def labels_of(theirs: dict[str, Any]) -> list[str]:
 
 def check_pad(tokenizer: Any, theirs: dict[str, Any]) -> None:
     """Says so where a classifier of transformers reads its score before the token that ends a text, and not at it."""
-    pad = theirs.get("pad_token_id")
-    if pad is not None and pad == tokenizer.eos_token_id:
+    pad, stops = theirs.get("pad_token_id"), stop_ids(tokenizer, "chat" if tokenizer.chat_template else "plain")
+    if pad in stops:
         common.console.print(
             f"[yellow]pad_token_id = {pad} also ends texts: transformers reads the score of a text that ends in it one "
             "token earlier than alignax, which reads it at the last token[/]"

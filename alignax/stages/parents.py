@@ -18,6 +18,7 @@ from alignax.manifest import CheckpointError, check_parent, read_manifest
 from alignax.models.config import ModelConfig
 from alignax.models.decoder import decoder
 from alignax.stages.common import Stage
+from alignax.stages.context import check_context
 from alignax.types import Model, Params
 
 POLICIES = ("sft", "online", "offline", "distill", "imported")  # stages whose parameters are a policy
@@ -94,27 +95,9 @@ def load_model(
         template_hash=template_hash(tokenizer, template),
         architecture=expected.architecture() if expected else None,
     )
-    check_context(config, stage.config)
     model = on_mesh(config, mesh)
     params = load_tree(folder, manifest, model, mesh, bases)
     return model, params if adapted or bases is not None else lora.merge(params), manifest
-
-
-def check_context(model: ModelConfig, config: dict[str, Any]) -> None:
-    """Raises ConfigError if a stage's texts may be longer than a model can read (`ModelConfig.context`)."""
-    groups = {"": config} | ({"probe.": config["probe"]} if config.get("probe", {}).get("source") else {})
-    for prefix, group in groups.items():
-        for keys in (("max_length",), ("max_prompt_length", "max_new_tokens")):
-            longest = sum(group[key] for key in keys) if all(key in group for key in keys) else 0
-            if model.context and longest > model.context:
-                raise ConfigError(
-                    f"config.{prefix}{' + '.join(keys)} = {longest}: a model with {_positions(model)} reads texts of "
-                    f"at most {model.context} tokens; lower it"
-                )
-
-
-def _positions(model: ModelConfig) -> str:
-    return "learned positions" if model.positions == "learned" else f"rope_type {model.rope_type!r}"
 
 
 def load_tree(folder: Path, manifest: dict, model: Model, mesh: Mesh, bases: dict[str, Params] | None = None) -> Params:

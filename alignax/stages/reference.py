@@ -61,7 +61,7 @@ def with_logp(
 
 
 def computation(config: Any, mesh: Mesh) -> dict[str, str]:
-    """How the numbers are computed: the policy's are compared with them, to the last bits, by the same means."""
+    """How the numbers are computed: the policy's are compared with them, and both should err alike."""
     device = mesh.devices.flat[0]
     return {
         "jax": jax.__version__,

@@ -203,6 +203,7 @@ def test_all_faults_of_the_tensors_are_told_at_once(plain):
     [
         (dict(lora_alpha=None), "lora_alpha = None: expected a number"),
         (dict(alpha_pattern={"q_proj": "8"}), "alpha_pattern.q_proj = '8': expected a number"),
+        (dict(alpha_pattern=["q_proj"]), r"alpha_pattern = \['q_proj'\]: expected an object"),
         (dict(target_modules="q_proj("), r"target_modules = 'q_proj\(': no regular expression"),
     ],
 )

@@ -140,14 +140,18 @@ def _rewritten(folder, change):
     return folder
 
 
-def test_an_output_layer_of_its_own_in_a_tied_model_is_told_and_a_copy_is_none(tmp_path):
+@pytest.mark.parametrize("dtype", [np.float32, jax.numpy.bfloat16])
+def test_an_output_layer_of_its_own_in_a_tied_model_is_told_and_a_copy_is_none(dtype, tmp_path):
     name, embedding = "qwen2", "model.embed_tokens.weight"
-    folder = hf_runs.write(name, tmp_path / name)
+    folder = hf_runs.write(name, tmp_path / name, dtype=np.dtype(dtype))
     _, want = hf_runs.load(folder)
     _rewritten(folder, lambda t: t.update({"lm_head.weight": t[embedding].copy()}))
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(hf_runs.load(folder)[1]), jax.device_get(want))
     _rewritten(folder, lambda t: t["lm_head.weight"].__setitem__((0, 0), 9.0))
     with pytest.raises(ValueError, match="lm_head.weight differs from model.embed_tokens.weight, although config.json"):
+        hf_runs.load(folder)
+    _rewritten(folder, lambda t: t.update({"lm_head.weight": t["lm_head.weight"][:40]}))
+    with pytest.raises(ValueError, match=r"lm_head.weight \(40, 24\): expected \(50, 24\)"):
         hf_runs.load(folder)
 
 
@@ -212,6 +216,9 @@ def test_an_architecture_that_no_family_has_says_why_for_each():
         (dict(experts=2, experts_per_token=1, mlp_bias=True), "experts are gated feed-forward layers without biases"),
         (dict(rope_fraction=0.3), "head_dim \\* rope_fraction must be even"),
         (dict(rope_type="longrope", rope_factors=(1.0, 2.0)), r"rope_factors = \(1.0, 2.0\): expected 3 numbers above"),
+        (dict(rope_type="dynamic"), "max_positions = 0: 'dynamic' changes there"),
+        (dict(rope_factor=0.0), "rope_factor = 0.0, rope_original = 8192, .*: expected numbers above 0"),
+        (dict(rope_type="yarn", rope_low=4.0), "rope_low = 4.0, rope_high = 4.0: expected 0 < low < high"),
         (dict(norm_at="above"), "norm_at = 'above': expected one of 'before', 'after', 'both'"),
     ],
 )

@@ -8,6 +8,7 @@ import json
 import pytest
 
 from alignax.models.hf import config as hf_config
+from alignax.models.hf.families import FAMILIES
 
 _OWN = dict(
     initializer_range=0.02, torch_dtype="bfloat16", transformers_version="4.41.2", use_cache=True, vocab_size=96,
@@ -132,6 +133,23 @@ def test_configs_as_they_are_published_go_in_and_out(name, tmp_path):
 def test_the_same_keys_at_values_that_change_the_model_are_refused(name, change, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         _read(tmp_path, PUBLISHED[name] | change)
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        dict(rope_type="linear", rope_theta=1e4, factor=None),
+        dict(rope_type="longrope", rope_theta=1e4, short_factor=None, long_factor=[1.0] * 8)
+        | dict(original_max_position_embeddings=16),
+        dict(rope_type="yarn", rope_theta=1e4, factor="4x", original_max_position_embeddings=16),
+        dict(rope_type="longrope", rope_theta=1e4, short_factor=[1.0] * 8, long_factor=[1.0] * 8)
+        | dict(original_max_position_embeddings=1),
+    ],
+)
+def test_values_of_another_type_or_of_no_meaning_are_told_with_their_field(rope):
+    theirs = PUBLISHED["llama-2"] | {"rope_parameters": rope}
+    with pytest.raises(ValueError, match="rope_parameters = .*|could not convert"):
+        hf_config.from_hf(FAMILIES["llama"], theirs)
 
 
 @pytest.mark.parametrize("change", [["LlamaModel"], ["LLaMAForCausalLM"], None])

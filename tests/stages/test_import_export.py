@@ -30,14 +30,19 @@ V = len(build_tokenizer())
 CASE = hf_cases.CASES["qwen2"] | {"vocab_size": V + 3, "bos_token_id": None, "eos_token_id": 1}
 
 
+def write(folder, case, **changes):
+    """A checkpoint of a case with the tokenizer of the world."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(hf_cases.CASES, "world", case | changes)
+        hf_runs.write("world", folder)
+    build_tokenizer().save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture(scope="module")
 def theirs(tmp_path_factory):
     """A Qwen 2 with the tokenizer of the world, as transformers would save it."""
-    folder = tmp_path_factory.mktemp("hub") / "tiny-qwen"
-    hf_cases.CASES["world_qwen2"] = CASE
-    hf_runs.write("world_qwen2", folder)
-    del hf_cases.CASES["world_qwen2"]
-    build_tokenizer().save_pretrained(folder)
+    folder = write(tmp_path_factory.mktemp("hub") / "tiny-qwen", CASE)
     (folder / "generation_config.json").write_text('{"temperature": 0.7, "eos_token_id": [1, 2]}')
     return folder
 
@@ -114,11 +119,18 @@ def test_every_tensor_keeps_its_own_dtype_whatever_the_config_says(theirs, tmp_p
     assert {str(x.dtype) for x in other.values()} == {"float16"}
 
 
-def test_another_family_is_told_the_tokenizers_own_ids(theirs, tmp_path):
+def test_tensors_of_a_bare_decoder_keep_their_dtypes_under_the_names_of_the_whole_model(theirs, tmp_path):
     folder = shutil.copytree(theirs, tmp_path / "theirs")
-    hf_cases.CASES["world_llama"] = hf_cases.CASES["llama"] | {"vocab_size": V, "bos_token_id": 5, "eos_token_id": 7}
-    hf_runs.write("world_llama", folder)
-    del hf_cases.CASES["world_llama"]
+    tensors = {name: x.astype(jax.numpy.bfloat16) for name, x in load_file(folder / "model.safetensors").items()}
+    tensors["model.norm.weight"] = tensors["model.norm.weight"].astype(np.float32) + 1e-6
+    save_file({n.removeprefix("model."): x for n, x in tensors.items()}, folder / "model.safetensors")
+    assert main(["import", str(folder), str(tmp_path / "ours")]) == 0
+    back = load_file(export(tmp_path / "ours", tmp_path / "out") / "model.safetensors")
+    assert {n: x.tobytes() for n, x in back.items()} == {n: x.tobytes() for n, x in tensors.items()}
+
+
+def test_another_family_is_told_the_tokenizers_own_ids(tmp_path):
+    folder = write(tmp_path / "theirs", hf_cases.CASES["llama"], vocab_size=V, bos_token_id=5, eos_token_id=7)
     assert main(["import", str(folder), str(tmp_path / "ours")]) == 0
     config = json.loads((export(tmp_path / "ours", tmp_path / "out", family="mistral") / "config.json").read_text())
     tokenizer = build_tokenizer()
@@ -148,11 +160,7 @@ def test_ids_beyond_the_number_of_tokens_are_ids_of_the_vocabulary(tmp_path):
 
 
 def test_texts_longer_than_learned_positions_are_refused_before_a_step(tmp_path):
-    folder = tmp_path / "theirs"
-    hf_cases.CASES["world_gpt2"] = hf_cases.CASES["gpt2"] | {"vocab_size": V}
-    hf_runs.write("world_gpt2", folder)
-    del hf_cases.CASES["world_gpt2"]
-    build_tokenizer().save_pretrained(folder)
+    folder = write(tmp_path / "theirs", hf_cases.CASES["gpt2"], vocab_size=V)
     assert main(["import", str(folder), str(tmp_path / "ours")]) == 0
     c = sft.get_config()
     c.init_from, c.source, c.max_length = str(tmp_path / "ours"), "alignax.worlds.sources:demonstrations", 48

@@ -58,8 +58,12 @@ def from_hf(family: Family, theirs: Mapping[str, Any], *, tokens: int | None = N
     for field in family.fields:
         try:
             ours |= field.read(theirs)
-        except (ValueError, KeyError) as error:
-            wrong.append(f"{error.args[0]} is missing" if isinstance(error, KeyError) else str(error))
+        except KeyError as error:
+            wrong.append(f"{error.args[0]} is missing")
+        except ValueError as error:
+            wrong.append(str(error))
+        except (TypeError, ArithmeticError, AttributeError) as error:  # a value of another type, or of no meaning
+            wrong.append(f"{', '.join(f'{key} = {theirs.get(key)!r}' for key in field.keys)}: {error}")
     rows = theirs["vocab_size"]
     if tokens is not None and tokens > rows:
         wrong.append(f"the tokenizer has {tokens} tokens, the embedding {rows} rows: expected no more tokens than rows")

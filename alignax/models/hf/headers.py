@@ -59,13 +59,22 @@ def read_header(file: Path) -> Header:
         raise ValueError(f"{file} is damaged ({error}): fetch it again") from error
 
 
-def stored_dtypes(folder: Path) -> tuple[str, dict[str, str]]:
-    """The dtype of most numbers of a folder, and those of the tensors that have another, as numpy calls them."""
+def is_bare(names: Iterable[str], prefix: str) -> bool:
+    """Whether tensors are of a bare decoder: its names lack the prefix that the language model puts before them."""
+    return not any(name.startswith(prefix) for name in names)
+
+
+def stored_dtypes(folder: Path, prefix: str) -> tuple[str, dict[str, str]]:
+    """The dtype of most numbers of a folder, and those of the tensors that have another, as numpy calls them.
+
+    Tensors are called as in the language model, whose `prefix` a bare decoder lacks.
+    """
     header, sizes = read_headers(folder), dict.fromkeys(DTYPES, 0)
+    lead = prefix if is_bare(header.shapes, prefix) else ""
     for name, dtype in header.dtypes.items():
         sizes[dtype] = sizes.get(dtype, 0) + math.prod(header.shapes[name])
     main = max(DTYPES, key=lambda dtype: sizes[dtype])
-    return DTYPES[main], {n: DTYPES[x] for n, x in header.dtypes.items() if x in DTYPES and x != main}
+    return DTYPES[main], {lead + n: DTYPES[x] for n, x in header.dtypes.items() if x in DTYPES and x != main}
 
 
 def check_finite(name: str, value: np.ndarray, file: Path) -> None:

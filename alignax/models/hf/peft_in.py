@@ -93,10 +93,15 @@ def read_adapter(folder: str | Path) -> Adapter:
     head = {"score", "classifier"} if config.get("task_type") == "SEQ_CLS" else set()
     if spare := set(config.get("modules_to_save") or ()) - head:
         wrong.append(f"modules_to_save = {sorted(spare)}: only the scalar head of a SEQ_CLS adapter comes along")
-    ranks = {"r": config.get("r", 8)} | {f"rank_pattern.{k}": v for k, v in (config.get("rank_pattern") or {}).items()}
+    patterns = {key: config.get(key) or {} for key in ("rank_pattern", "alpha_pattern")}
+    raise_all(
+        [f"{key} = {value!r}: expected an object" for key, value in patterns.items() if not isinstance(value, dict)],
+        f"{folder}: an adapter that alignax cannot hold:",
+    )
+    ranks = {"r": config.get("r", 8)} | {f"rank_pattern.{k}": v for k, v in patterns["rank_pattern"].items()}
     wrong += [f"{k} = {v!r}: expected at least 1" for k, v in ranks.items() if not isinstance(v, int) or v < 1]
-    alphas = config.get("alpha_pattern") or {}
-    alphas = {"lora_alpha": config.get("lora_alpha", 8)} | {f"alpha_pattern.{k}": v for k, v in alphas.items()}
+    alphas = {f"alpha_pattern.{k}": v for k, v in patterns["alpha_pattern"].items()}
+    alphas |= {"lora_alpha": config.get("lora_alpha", 8)}
     wrong += [f"{k} = {v!r}: expected a number" for k, v in alphas.items() if not isinstance(v, int | float)]
     wrong += [line for key in ("target_modules", "exclude_modules") for line in _bad_rule(key, config.get(key))]
     raise_all(wrong, f"{folder}: an adapter that alignax cannot hold:")

@@ -29,6 +29,7 @@ from alignax.models.hf.headers import (
     Header,
     check_finite,
     differences,
+    is_bare,
     raise_all,
     read_headers,
     wrong_dtypes,
@@ -90,8 +91,8 @@ def load_weights(
     named = _names(wanted, header.shapes)
     head = targets.get("scalar")
     check(folder, named, header, config, head)
-    if config.tie_embeddings and head is None:
-        _check_tied(header, next(name for name, tensor in named.items() if tensor.row.ours == ("embed",)))
+    if config.tie_embeddings and head is None and OUTPUT in header.shapes:
+        _check_tied(header, _embedding(named))
     arrays = {path: _zeros(leaf) for path, leaf in leaves.items()}
     for name, value in _read(progress(sorted(named, key=lambda name: (where[name], name))), where):
         _put(arrays, named[name], value)
@@ -123,8 +124,6 @@ def _check_tied(header: Header, embedding: str) -> None:
     """Raises ValueError for an output layer of its own in a checkpoint that says it has none; transformers takes it."""
     from safetensors import safe_open
 
-    if header.shapes.get(OUTPUT) != header.shapes[embedding]:  # it has none: another shape is told by `check`
-        return
     with contextlib.ExitStack() as stack:
         ours, theirs = (
             stack.enter_context(safe_open(str(header.where[name]), "numpy")).get_slice(name)
@@ -140,12 +139,17 @@ def _check_tied(header: Header, embedding: str) -> None:
     )
 
 
+def _embedding(wanted: Mapping[str, Tensor]) -> str:
+    """The name of the embedding."""
+    return next(name for name, tensor in wanted.items() if tensor.row.ours == ("embed",))
+
+
 def _names(wanted: dict[str, Tensor], found: Mapping[str, Any]) -> dict[str, Tensor]:
     """The plan under the names of this checkpoint: one of a bare decoder lacks the prefix of the language model."""
     prefix = next(iter(wanted)).split(".")[0] + "."
-    if any(name.startswith(prefix) for name in found):
-        return wanted
-    return {name.removeprefix(prefix): tensor for name, tensor in wanted.items()}
+    if is_bare(found, prefix):
+        return {name.removeprefix(prefix): tensor for name, tensor in wanted.items()}
+    return wanted
 
 
 def check(folder: str | Path, wanted: Mapping[str, Tensor], header: Header, config: ModelConfig, head: Any) -> None:
@@ -154,7 +158,9 @@ def check(folder: str | Path, wanted: Mapping[str, Tensor], header: Header, conf
     if head is not None:
         kernel = head["kernel"].shape
         expected[HEAD] = (kernel[1] if len(kernel) == 2 else 1, kernel[0])
-    spare = {OUTPUT} if config.tie_embeddings or head is not None else set()
+    elif config.tie_embeddings and OUTPUT in header.shapes:
+        expected[OUTPUT] = expected[_embedding(wanted)]
+    spare = {OUTPUT} if head is not None else set()
     free = {name for name in header.shapes if name in spare or name.endswith(LEFT_OUT)} - set(expected)
     left = {name: shape for name, shape in header.shapes.items() if name not in free}
     wrong = differences(expected, left, unknown="no such tensor in this architecture")

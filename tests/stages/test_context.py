@@ -1,0 +1,75 @@
+"""Texts longer than a model's positions are refused from the config and the parents' manifests alone."""
+
+import pytest
+
+from alignax.config import ConfigError
+from alignax.models.config import ModelConfig
+from alignax.stages import collect, distill, evaluate, offline, online, reward, sft
+from alignax.stages.context import check_context
+
+LEARNED = ModelConfig(8, positions="learned", max_positions=64)
+LONG = ModelConfig(8, rope_type="longrope", rope_original=64, rope_factors=(1.0,) * 16, rope_long_factors=(2.0,) * 16)
+DYNAMIC = ModelConfig(8, rope_type="dynamic", max_positions=64)
+SAMPLED = r"config.max_prompt_length \+ max_new_tokens = 65"
+
+
+def _config(stage, **values):
+    """The stage's own config, of texts that fit, but for `values`; "probe.x" is a key of its probe."""
+    c = stage.get_config().to_dict()
+    short = {"max_length": 64, "max_prompt_length": 32, "max_new_tokens": 32}
+    for group in (c, c.get("probe", {})):
+        group.update({key: value for key, value in short.items() if key in group})
+    for key, value in values.items():
+        group, name = (c["probe"], key[6:]) if key.startswith("probe_") else (c, key)
+        assert name in group
+        group[name] = value
+    return c
+
+
+@pytest.mark.parametrize("model", [LEARNED, LONG, DYNAMIC, ModelConfig(8)], ids=["learned", "longrope", "dynamic", "any"])
+@pytest.mark.parametrize("stage", [sft, reward, offline, online, collect, distill, evaluate])
+def test_texts_that_fit_are_read_by_every_role(stage, model):
+    for role in ("policy", "teacher", "reward", "proxy"):
+        check_context(model, _config(stage), role)
+
+
+@pytest.mark.parametrize(
+    "stage, values, role, message",
+    [
+        (sft, dict(max_length=65), "policy", "config.max_length = 65: a model with learned positions"),
+        (reward, dict(max_length=65), "policy", "config.max_length = 65"),
+        (offline, dict(max_length=65), "policy", "config.max_length = 65"),
+        (online, dict(max_new_tokens=33), "policy", SAMPLED),
+        (online, dict(max_new_tokens=33), "reward", SAMPLED),
+        (collect, dict(max_prompt_length=33), "policy", SAMPLED),
+        (distill, dict(max_new_tokens=33), "policy", SAMPLED),
+        (distill, dict(max_length=65), "teacher", r"config.max_length = 65: .* \(teacher\)"),
+        (offline, dict(probe_source="x", probe_max_new_tokens=33), "policy", "config.probe.max_prompt_length"),
+        (offline, dict(probe_source="x", probe_max_new_tokens=33), "proxy", r"config.probe.* \(proxy\)"),
+        (evaluate, dict(probe_source="x", probe_max_new_tokens=33), "mine", "config.probe.max_prompt_length"),
+    ],
+)
+def test_longer_texts_are_refused_by_the_roles_that_read_them(stage, values, role, message):
+    config = _config(stage, **values)
+    with pytest.raises(ConfigError, match=message):
+        check_context(LEARNED, config, role)
+    check_context(ModelConfig(8), config, role)
+
+
+@pytest.mark.parametrize(
+    "stage, values, role",
+    [
+        (distill, dict(on_policy=0.0, max_new_tokens=99), "policy"),  # nothing is sampled
+        (offline, dict(max_length=99, probe_source="x"), "proxy"),  # which reads probes alone
+        (offline, dict(probe_max_new_tokens=99), "policy"),  # there is no probe
+        (online, dict(probe_source="x", probe_max_new_tokens=99), "reward"),
+    ],
+)
+def test_texts_that_a_role_does_not_read_are_not_counted(stage, values, role):
+    check_context(LEARNED, _config(stage, **values), role)
+
+
+def test_the_message_names_the_kind_of_positions():
+    for model in (LONG, DYNAMIC):
+        with pytest.raises(ConfigError, match=f"a model with rope_type '{model.rope_type}' .* at most 64 tokens"):
+            check_context(model, _config(sft, max_length=65))
