@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from alignax import sharding
@@ -108,13 +109,14 @@ def _dtype(name: str) -> str:
 
 @contextlib.contextmanager
 def _appearing(out: Path) -> Iterator[Path]:
-    """A folder to write to, which becomes `out` when it is complete."""
+    """A folder to write to, which becomes `out` when it is complete; of several processes, the first one's does."""
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as part:
         folder = Path(part) / "checkpoint"
         folder.mkdir()
         yield folder
-        folder.rename(out)
+        if jax.process_index() == 0:
+            folder.rename(out)
 
 
 def _classes(family: Family, params: Any, manifest: dict[str, Any], origin: dict[str, Any]) -> dict[str, Any]:
