@@ -25,7 +25,8 @@ def frequencies(config: ModelConfig, kind: str = "full") -> Float[np.ndarray, " 
     if kind == "nope":
         return np.zeros(c.rotated // 2, np.float32)
     # float32 and a quotient, as transformers has it: the last bit of a frequency counts after thousands of positions
-    plain_R = 1 / np.float32(c.rope_theta if _stretched(c, kind) else c.rope_theta_sliding) ** (np.arange(0, c.rotated, 2, dtype=np.float32) / c.rotated)
+    theta = np.float32(c.rope_theta if _stretched(c, kind) else c.rope_theta_sliding)
+    plain_R = 1 / theta ** (np.arange(0, c.rotated, 2, dtype=np.float32) / c.rotated)
     if c.rope_type in ("default", "dynamic") or not _stretched(c, kind):
         return plain_R
     if c.rope_type == "linear":

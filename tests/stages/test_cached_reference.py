@@ -17,7 +17,6 @@ from alignax.models.config import ModelConfig
 from alignax.sharding import make_mesh
 from alignax.stages import common, offline, parents, probe, reference
 
-
 # products of the same shapes have the same bits, but not where XLA's older emitters fuse what is around them
 SAME_BITS = "use_fusion_emitters=false" not in os.environ["XLA_FLAGS"]
 

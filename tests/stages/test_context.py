@@ -26,7 +26,9 @@ def _config(stage, **values):
     return c
 
 
-@pytest.mark.parametrize("model", [LEARNED, LONG, DYNAMIC, ModelConfig(8)], ids=["learned", "longrope", "dynamic", "any"])
+@pytest.mark.parametrize(
+    "model", [LEARNED, LONG, DYNAMIC, ModelConfig(8)], ids=["learned", "longrope", "dynamic", "any"]
+)
 @pytest.mark.parametrize("stage", [sft, reward, offline, online, collect, distill, evaluate])
 def test_texts_that_fit_are_read_by_every_role(stage, model):
     for role in ("policy", "teacher", "reward", "proxy"):

@@ -165,7 +165,7 @@ def test_texts_longer_than_learned_positions_are_refused_before_a_step(tmp_path)
     c = sft.get_config()
     c.init_from, c.source, c.max_length = str(tmp_path / "ours"), "alignax.worlds.sources:demonstrations", 48
     c.data.count, c.data.heldout = 32, 8
-    with pytest.raises(ConfigError, match="config.max_length = 48: a model with learned positions reads .* at most 32"):
+    with pytest.raises(ConfigError, match="config.max_length = 48: a model with learned positions .* at most 32"):
         sft.run(c, tmp_path / "sft")
     assert not (tmp_path / "sft/steps").exists()
     with pytest.raises(ConfigError, match="make .* tokens: this model reads at most 32"):
