@@ -5,6 +5,7 @@ import json
 import math
 import os.path
 import re
+import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -149,18 +150,23 @@ def by_prompt(rows: Iterable[Row]) -> Iterator[list[Row]]:
     return iter(groups.values())
 
 
-def score_of(row: Row) -> float | None:
-    """How good a rated reply is: its `score`, or the mean of its ratings; None without any."""
-    if is_number(row.get("score")):
-        return float(row["score"])
+def mean_rating(row: Row) -> float | None:
+    """The mean of the ratings of a reply; None without any."""
     ratings = row.get("ratings")
     given = [value for value in ratings.values() if is_number(value)] if isinstance(ratings, dict) else []
     return math.fsum(given) / len(given) if given else None
 
 
 def scored(group: list[Row]) -> tuple[list[tuple[float, Row]], list[str]]:
-    """(score, row) of the replies to one prompt that are rated, the best first, and a reason for each that is not."""
-    told = [(score, row) for row in group if (score := score_of(row)) is not None]
+    """(score, row) of the replies to one prompt that are rated, the best first, and a reason for each that is not.
+
+    By `score` where one of them has it, else by the mean of the ratings: one is no measure of the other.
+    """
+    if any(row.get("score") is not None for row in group):
+        scores = [float(row["score"]) if is_number(row.get("score")) else None for row in group]
+    else:
+        scores = map(mean_rating, group)
+    told = [(score, row) for score, row in zip(scores, group) if score is not None]
     return sorted(told, key=lambda one: -one[0]), ["no_rating"] * (len(group) - len(told))
 
 
@@ -239,7 +245,8 @@ def role(messages: list) -> Any:
 
 def is_number(value: Any) -> bool:
     """Whether a judgement is a finite number; true and false are none."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    limit = sys.float_info.max  # JSON has integers beyond it
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and -limit <= value <= limit
 
 
 def _first_reply(messages: list) -> int | None:
