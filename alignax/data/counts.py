@@ -93,8 +93,8 @@ class Counts(dict):
     Where rows are made into others (replies into pairs), `kept` counts what was made, and a reason what it speaks of:
     "no_rating" replies, "equal_scores" pairs that are level.
     A plain dict of ints, so that it goes into a manifest as it is; `str()` is one line for people. Those of a mixture
-    have `epochs` as well, {part: how often a run reads each of its rows}. Beside the dict, and neither in a manifest nor
-    in the cache: `lost`, {index of a row that an encoder dropped: reason}, and `parts`, {part of a mixture: its own
+    have `epochs` as well, {part: how often a run reads each of its rows}. Beside the dict, and neither in a manifest
+    nor in the cache: `lost`, {index of a row that an encoder dropped: reason}, and `parts`, {part of a mixture: its own
     counts}, which the source gives and no encoder hands on.
     """
 

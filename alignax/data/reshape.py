@@ -162,11 +162,8 @@ def scored(group: list[Row]) -> tuple[list[tuple[float, Row]], list[str]]:
 
     By `score` where one of them has it, else by the mean of the ratings: one is no measure of the other.
     """
-    if any(row.get("score") is not None for row in group):
-        scores = [float(row["score"]) if is_number(row.get("score")) else None for row in group]
-    else:
-        scores = map(mean_rating, group)
-    told = [(score, row) for score, row in zip(scores, group) if score is not None]
+    by = (lambda row: row.get("score")) if any(row.get("score") is not None for row in group) else mean_rating
+    told = [(float(score), row) for row in group if is_number(score := by(row))]
     return sorted(told, key=lambda one: -one[0]), ["no_rating"] * (len(group) - len(told))
 
 
