@@ -36,8 +36,9 @@ def splits_of(
     if saved_as(folder):
         with _reading(folder), quiet():
             saved: Any = datasets.load_from_disk(str(folder))
+        fault = partial(_fault, folder)
         parts = saved if isinstance(saved, dict) else {train: saved}
-        return {str(split): fetched(partial(_same, rows), partial(_fault, folder)) for split, rows in parts.items()}
+        return {str(split): fetched(lambda rows=rows: rows, fault) for split, rows in parts.items()}
     with _reading(folder), quiet():
         found = _files(folder, name)
     data = lambda file: format_of(file.name) or not BESIDE.fullmatch(file.name)  # noqa: E731
@@ -125,7 +126,3 @@ def _names(files: list[Path]) -> str:
     """The names of the first few files."""
     more = f" and {len(files) - 5} more" if len(files) > 5 else ""
     return ", ".join(repr(file.name) for file in files[:5]) + more
-
-
-def _same(rows: Any) -> Any:
-    return rows
