@@ -118,9 +118,7 @@ def test_judged_steps_are_cut_where_they_were():
 
 def test_what_was_sampled_is_not_cleaned_up():
     backend = Tokenizer(models.WordLevel({"</s>": 0, "a": 1, ".": 2}, unk_token="</s>"))
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, eos_token="</s>", clean_up_tokenization_spaces=True
-    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", clean_up_tokenization_spaces=True)
     assert tokenizer.decode([1, 2]) == "a."
     tokens, mask = np.array([[1, 2, 2, 0]], np.int32), np.ones((1, 4), bool)
     rollout = Rollout(tokens=tokens, valid=mask, mask=mask, old_logp=np.zeros(tokens.shape, np.float32))

@@ -434,7 +434,9 @@ def test_the_template_s_own_words_are_told():
         ([{"messages": [ASK, ASK, TURN]}, {"messages": bad}], "roles must alternate"),  # the first row's
         ([{"prompt": "hi", "completion": [TURN, TURN]}], "roles must alternate"),
     ):
-        with pytest.raises(DataError, match=rf"template_refused: the chat template .* \({words}\); change the dialogue"):
+        with pytest.raises(
+            DataError, match=rf"template_refused: the chat template .* \({words}\); change the dialogue"
+        ):
             demo_rows(rows, tokenizer, **CHAT)
     with pytest.raises(DataError, match=r"template_refused: .* \(System role not supported\), in"):
         encode_prompt(tokenizer, [SYSTEM, ASK], "chat")
