@@ -7,7 +7,7 @@ import os.path
 import re
 import sys
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, TypeGuard
 
 Row = dict[str, Any]
 # what a row, or the rows of a prompt, become: one row, or the reason (a key of REASONS) why none; or several of these
@@ -240,7 +240,7 @@ def role(messages: list) -> Any:
     return SHAREGPT.get(told, told) if isinstance(told, str) else None
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[int | float]:
     """Whether a judgement is a finite number; true and false are none."""
     limit = sys.float_info.max  # JSON has integers beyond it
     return isinstance(value, (int, float)) and not isinstance(value, bool) and -limit <= value <= limit
