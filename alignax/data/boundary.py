@@ -25,13 +25,14 @@ def tokenize(tokenizer: Tokenizer, texts: Sequence[Any], **options: Any) -> list
     return encoded["input_ids"]
 
 
-def continued(tokenizer: Tokenizer, prompts: Sequence[str], replies: Sequence[str]) -> list[Ids | str]:
-    """The ids of each reply behind its prompt, those of an empty one being as the reply's alone; or the reason, a key
-    of REASONS, why the space cannot be kept out. Control tokens that a text spells are ordinary characters."""
+def continued(tokenizer: Tokenizer, replies: Sequence[str], begins: Sequence[bool]) -> list[Ids | str]:
+    """The ids of each reply as it goes on whatever stands before it, or, where it `begins` a text, those that it has
+    alone; or the reason, a key of REASONS, why the space cannot be kept out. The prompt itself is not needed: its ids
+    stay as they are. Control tokens that a reply spells are ordinary characters."""
     ids: list[Ids | str] = [*tokenize(tokenizer, replies, split_special_tokens=True)]
     if not adds_space(tokenizer):
         return ids
-    ids = [alone if not prompt else "added_space" for prompt, alone in zip(prompts, ids, strict=True)]
+    ids = [alone if begun else "added_space" for begun, alone in zip(begins, ids, strict=True)]
     for anchor, before in anchors(tokenizer):
         left = [i for i, found in enumerate(ids) if found == "added_space"]
         whole = tokenize(tokenizer, [anchor + replies[i] for i in left], split_special_tokens=True)
@@ -51,7 +52,7 @@ def adds_space(tokenizer: Tokenizer) -> bool:
 def anchors(tokenizer: Tokenizer) -> list[tuple[str, Ids]]:
     """The anchors that the tokenizer keeps, with their ids: one without a token for line breaks loses that one."""
     found = zip(ANCHORS, tokenize(tokenizer, ANCHORS), strict=True)
-    return [(anchor, ids) for anchor, ids in found if ids and _text(tokenizer, ids).lstrip(" ") == anchor]
+    return [(anchor, ids) for anchor, ids in found if ids and text_of(tokenizer, ids).lstrip(" ") == anchor]
 
 
 def lead(tokenizer: Tokenizer, template: str) -> Ids:
@@ -78,9 +79,10 @@ def _goes_on(tokenizer: Tokenizer, before: Ids, whole: Ids, reply: str) -> bool:
     the reply begins with one."""
     if whole[: len(before)] != before or len(whole) == len(before):
         return False
-    told = _text(tokenizer, whole[: len(before) + 1]).removeprefix(_text(tokenizer, before))
+    told = text_of(tokenizer, whole[: len(before) + 1]).removeprefix(text_of(tokenizer, before))
     return told.startswith(" ") == reply.startswith(" ")
 
 
-def _text(tokenizer: Tokenizer, ids: Ids) -> str:
+def text_of(tokenizer: Tokenizer, ids: Ids) -> str:
+    """The text of the ids as it stands: no special token left out, no space before a full stop taken away."""
     return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)

@@ -43,7 +43,10 @@ REASONS = {
     "empty_reply": ("a reply is empty or white space", "remove the row, or write the reply"),
     "identical_replies": ("two replies have the same tokens", "a pair needs two different replies"),
     "too_few_replies": ("a ranking has fewer than two replies", "rank two or more replies to a prompt"),
-    "no_rating": ("no attribute of the reply is rated", "rate one, or remove the row"),
+    "no_rating": (
+        "no attribute of the reply is rated, or it has no score where another reply to the prompt has one",
+        "rate it, or remove the row",
+    ),
     "equal_scores": ("judged replies to a prompt score the same", "none is better: judge again, or remove the row"),
     "level_reply": ("another reply of the ranking is as good, and came first", "a ranking has no ties: judge again"),
     "worse_reply": (
@@ -68,14 +71,31 @@ REASONS = {
 }
 
 
+class Refused(str):
+    """A key of REASONS, with what was `told` of the one row that it is about: the chat template's own words."""
+
+    told: str
+
+    def __new__(cls, reason: str, told: str) -> "Refused":
+        out = super().__new__(cls, reason)
+        out.told = " ".join(told.split())[:200]
+        return out
+
+
+def meaning(reason: str) -> str:
+    """What a reason means, and what was told of the row."""
+    return REASONS[reason][0] + (f" ({reason.told})" if isinstance(reason, Refused) and reason.told else "")
+
+
 class Counts(dict):
     """Row counts of one data set: `rows`, `kept` and `dropped_<reason>`, with rows = kept + all dropped.
 
     Where rows are made into others (replies into pairs), `kept` counts what was made, and a reason what it speaks of:
     "no_rating" replies, "equal_scores" pairs that are level.
     A plain dict of ints, so that it goes into a manifest as it is; `str()` is one line for people. Those of a mixture
-    have `epochs` as well, {part: how often a run reads each of its rows}. Beside the dict, for whoever looks closer:
-    `lost`, {index of a row that an encoder dropped: reason}, and of a mixture `parts`, {part: its own counts}.
+    have `epochs` as well, {part: how often a run reads each of its rows}. Beside the dict, and neither in a manifest
+    nor in the cache: `lost`, {index of a row that an encoder dropped: reason}, and `parts`, {part of a mixture: its own
+    counts}, which the source gives and no encoder hands on.
     """
 
     def __init__(self, rows: int = 0):
@@ -87,7 +107,7 @@ class Counts(dict):
         out = Counts()
         out.clear()
         out.update(self)
-        out.lost, out.parts = dict(self.lost), dict(self.parts)
+        out.lost = dict(self.lost)
         return out
 
     def drop(self, reason: str, row: int | None = None) -> None:
@@ -113,6 +133,10 @@ class Counts(dict):
         reasons = {name.removeprefix("dropped_"): n for name, n in self.items() if name.startswith("dropped_")}
         return dict(sorted(reasons.items(), key=lambda item: -item[1]))
 
+    def first(self, reason: str) -> str:
+        """The reason as it was given for the first row that an encoder dropped for it."""
+        return next((why for why in self.lost.values() if why == reason), reason)
+
     def __str__(self) -> str:
         dropped = ", ".join(f"{n} {reason}" for reason, n in self.dropped.items())
         epochs = "".join(f"; {name}: {times} epochs" for name, times in self.get("epochs", {}).items())
@@ -122,5 +146,5 @@ class Counts(dict):
         """Raises DataError if no row is left, with the counts and a fix for each reason."""
         if self["kept"]:
             return
-        lines = [f"\n  {reason}: {REASONS[reason][0]}; {REASONS[reason][1]}" for reason in self.dropped]
+        lines = [f"\n  {reason}: {meaning(self.first(reason))}; {REASONS[reason][1]}" for reason in self.dropped]
         raise DataError(f"no {what} left of the data ({self}){''.join(lines)}")

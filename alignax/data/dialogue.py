@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import jinja2
 
-from alignax.data.counts import REASONS, DataError
+from alignax.data.counts import REASONS, DataError, Refused
 from alignax.data.tokenizer import Tokenizer, control_tokens
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
@@ -145,8 +145,8 @@ def turns(tokenizer: Tokenizer, prompt: Prompt, reply: Said, ends: tuple[str, ..
     try:
         found = _marked if several and has_marker(tokenizer) else _prefixed
         return found(tokenizer, before, after, prompt.options, ends)
-    except jinja2.TemplateError:
-        return "template_refused"
+    except jinja2.TemplateError as error:
+        return Refused("template_refused", str(error))
 
 
 def has_marker(tokenizer: Tokenizer) -> bool:

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from alignax.data.arrays import Kept, pad, padded_length, row_ids, side_arrays
-from alignax.data.counts import REASONS, Counts, DataError
+from alignax.data.counts import REASONS, Counts, DataError, meaning
 from alignax.data.dialogue import Prompt, Said, fault, prompt_of
 from alignax.data.reshape import Row, is_number
 from alignax.data.templates import Ids, Reply, check_train_on, completion_ids, forbidden_tokens, prompt_ids
@@ -276,5 +276,4 @@ def _has(rows: list[Row], field: str) -> bool:
 
 
 def _refuse(reason: str, said: Said) -> NoReturn:
-    meaning, fix = REASONS[reason]
-    raise DataError(f"{reason}: {meaning}, in {str(said)[:80]!r}; {fix}")
+    raise DataError(f"{reason}: {meaning(reason)}, in {str(said)[:80]!r}; {REASONS[reason][1]}")

@@ -11,9 +11,10 @@ import gzip
 import io
 import itertools
 import json
+import re
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ EXPECTED = {
     "json": "one JSON object per line, or a list of objects",
     "csv": "a header with the names of the columns, then rows",
 }
+BEGINS = re.compile(r"[^\s,]")  # the next item of a JSON list, or its end
+csv.field_size_limit(2**31 - 1)  # a text may be longer than the 131,072 characters that the module allows
 
 
 def format_of(name: str) -> str | None:
@@ -76,9 +79,19 @@ def quiet() -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
-def batched(dataset: Any) -> Iterator[Row]:
-    """The rows of a set of the library `datasets`, without null fields: a table has one for each key of another row."""
-    for columns in dataset.iter(batch_size=100):
+def fetched(load: Callable[[], Any], fault: Callable[[Exception], DataError], *, loud: bool = False) -> Iterator[Row]:
+    """The rows of a set of the library `datasets`, which `load` gives, without null fields: a table has one for each
+    key of another row. Whatever goes wrong, at any row, is raised as the `fault` that it makes; `loud`: not `quiet`."""
+    batches: Any = None
+    while True:
+        try:  # around each step alone: between them the process is somebody else's
+            with contextlib.nullcontext() if loud else quiet():
+                batches = batches or load().iter(batch_size=100)
+                columns = next(batches, None)
+        except Exception as error:  # of many kinds
+            raise fault(error) from error
+        if columns is None:
+            return
         yield from (_clean(dict(zip(columns, values))) for values in zip(*columns.values()))
 
 
@@ -92,13 +105,13 @@ def _clean(value: Any) -> Any:
 def _table_rows(file: Path, kind: str) -> Iterator[Row]:
     import datasets
 
-    with quiet():
-        try:  # streamed, which keeps no copy: that would be found again by name and time, whatever is in the file now
-            named = glob.escape(str(file))
-            yield from batched(datasets.load_dataset(kind, data_files=named, split="train", streaming=True))
-        except Exception as error:  # of many kinds
-            told = f"{file} cannot be read as {kind.capitalize()}: {error.__cause__ or error!r}"
-            raise DataError(f"{told}: mend it, or fetch it again") from error
+    def fault(error: Exception) -> DataError:
+        told = f"{file} cannot be read as {kind.capitalize()}: {error.__cause__ or error!r}"
+        return DataError(f"{told}: mend it, or fetch it again")
+
+    # streamed, which keeps no copy: that would be found again by name and time, whatever is in the file now
+    options = {"data_files": glob.escape(str(file)), "split": "train", "streaming": True}
+    return fetched(lambda: datasets.load_dataset(kind, **options), fault)
 
 
 def _lines(file: Path) -> Iterator[tuple[int, str]]:
@@ -125,7 +138,7 @@ def _json_rows(file: Path) -> Iterator[Row]:
     first, begun = next(((number, line) for number, line in lines if line.strip()), (0, ""))
     if begun.lstrip().startswith("["):
         text = begun + "".join(line for _, line in lines)
-        for number, row in enumerate(_parsed(file, first, text.rstrip()), 1):
+        for number, row in enumerate(_parsed(file, first, text.rstrip(), listed=True), 1):
             yield _object(f"{file}, item {number} of the list", row)
         return
     for number, line in itertools.chain([(first, begun)], lines):
@@ -133,20 +146,42 @@ def _json_rows(file: Path) -> Iterator[Row]:
             yield _object(f"{file}, line {number}", _parsed(file, number, line.rstrip()))
 
 
-def _parsed(file: Path, first: int, text: str) -> Any:
-    """What a JSON text says that begins in the line `first`."""
+def _parsed(file: Path, first: int, text: str, listed: bool = False) -> Any:
+    """What a JSON text says that begins in the line `first`; `listed`: it is all of the file, one list."""
     try:
-        value = json.loads(text, object_pairs_hook=_keys_once)
-        if "\\u" in text:  # a lone surrogate is valid JSON, but no text
-            json.dumps(value, ensure_ascii=False).encode()
+        return _value(text)
     except json.JSONDecodeError as error:
         where = f"{file}, line {first + error.lineno - 1}: invalid JSON ({error.msg} at column {error.colno})"
         raise DataError(f"{where}: expected {EXPECTED['json']}") from error
-    except UnicodeEncodeError as error:
-        raise DataError(f"{file}, line {first}: a lone surrogate escape is no text: remove it") from error
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{file}, line {first}: JSON that cannot be read ({error}): mend it") from error
+        item = _bad_item(text) if listed else 0
+        where = f"{file}, item {item} of the list" if item else f"{file}, line {first}"
+        if isinstance(error, UnicodeEncodeError):
+            raise DataError(f"{where}: a lone surrogate escape is no text: remove it") from error
+        raise DataError(f"{where}: JSON that cannot be read ({error}): mend it") from error
+
+
+def _value(text: str) -> Any:
+    """What a JSON text says, if all of it is text, numbers that Python reads, and keys that an object has once."""
+    value = json.loads(text, object_pairs_hook=_keys_once)
+    if "\\u" in text:  # a lone surrogate is valid JSON, but no text
+        json.dumps(value, ensure_ascii=False).encode()
     return value
+
+
+def _bad_item(text: str) -> int:
+    """The first item of a JSON list that `_value` cannot read, counted from 1; 0 if it reads each by itself."""
+    at, decoder = text.index("[") + 1, json.JSONDecoder()
+    for number in itertools.count(1):
+        begins = BEGINS.search(text, at)
+        if begins is None or begins[0] == "]":
+            break
+        try:
+            _, at = decoder.raw_decode(text, begins.start())
+            _value(text[begins.start() : at])
+        except (ValueError, RecursionError):
+            return number
+    return 0
 
 
 def _keys_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -167,7 +202,6 @@ def _object(where: str, value: Any) -> Row:
 
 
 def _csv_rows(file: Path, judged: set[str]) -> Iterator[Row]:
-    csv.field_size_limit(2**31 - 1)  # a text may be longer than the 131,072 characters that the module allows
     header: list[str] = []
     for line, cells in _csv_cells(file):
         if not header:
@@ -209,9 +243,10 @@ def _header(where: str, cells: list[str]) -> list[str]:
 
 
 def _judgement(where: str, column: str, cell: str) -> Any:
-    """The number, true or false that a cell of text holds."""
+    """The number, true or false that a cell of text holds. Where there is none the cell is empty: null is a word."""
     with contextlib.suppress(ValueError):
         value = json.loads(cell.lower())
-        if value is None or isinstance(value, (bool, int, float)):
+        if isinstance(value, (bool, int, float)):
             return value
-    raise DataError(f"{where}: column {column!r} holds {cell[:80]!r}: expected a number, true or false")
+    wrong = f"column {column!r} holds {cell[:80]!r}"
+    raise DataError(f"{where}: {wrong}: expected a number, true or false, or an empty cell for none")

@@ -5,7 +5,7 @@ from typing import Any, Unpack
 
 from alignax.data.counts import Counts
 from alignax.data.forms import each
-from alignax.data.read import Reading, check_columns, read, unless_file
+from alignax.data.read import Reading, check_columns, read, with_defaults
 from alignax.data.reshape import Made, Row, key_of
 
 
@@ -27,7 +27,7 @@ def published(
     together. `hub` has the options of the set on the hub that are not given. Raises DataError as `read` does, for a
     column that no row has, and if no row is left.
     """
-    options = unless_file(path, hub or {}) | reading
+    options = with_defaults(path, hub or {}, reading)
     rows = read(path, split=split, key=lambda row: key_of(key(row)), judged=judged, **options)
     check_columns(path, rows, columns, source, f"the columns {', '.join(columns)}")
     rows, counts = each(rows, change)

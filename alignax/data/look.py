@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from alignax.data.boundary import text_of
 from alignax.data.tokenizer import Tokenizer
 
 QUANTILES = (0, 5, 25, 50, 75, 95, 100)  # percent
@@ -106,7 +107,7 @@ def pieces(tokenizer: Tokenizer, ids: list[int], mask: list[bool], context: int 
 
     A token is decoded behind a few others, since what it adds to a text may be more than its own text (a space).
     """
-    text = lambda start, stop: tokenizer.decode(ids[start:stop], skip_special_tokens=False)  # noqa: E731
+    text = lambda start, stop: text_of(tokenizer, ids[start:stop])  # noqa: E731
     begun = 0
     for i in range(len(ids)):
         window = max(0, begun - context)

@@ -1,19 +1,20 @@
 """The rows of a local file, of a folder, or of a data set on the hub, and a held-out split by hash."""
 
-import glob
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
-from itertools import chain, islice
+from collections.abc import Callable, Iterable
+from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TypedDict, cast
 
 from alignax.data.counts import DataError
-from alignax.data.files import EXPECTED, SUFFIXES, batched, format_of, quiet, rows_of
+from alignax.data.files import EXPECTED, SUFFIXES, fetched, format_of, rows_of
 from alignax.data.reshape import Row
 
 SPLITS = ("train", "heldout")
 JUDGEMENTS = ("label", "tie", "margin", "score")  # columns of a CSV file, which knows no types, that hold no text
 Splits = dict[str, Iterable[Row]]  # by their names
+UNSET = {"name": "", "data_dir": "", "train_split": "train"}  # which part of a data set is meant: all of it
 
 
 class Reading(TypedDict, total=False):
@@ -36,16 +37,16 @@ def read(
     """The rows of one split of a local file, a local folder, or a data set on the hub; null fields left out.
 
     Files are JSON lines, JSON or CSV, plain or packed by gzip or zstd, and Parquet or Arrow. `name` is the
-    configuration of a set on the hub, `data_dir` a folder within it; `train_split` and `heldout_split` name its splits
-    ("": test, else validation). A folder has them too, by the names of its files or by its card; a single file is
-    training rows alone. With `heldout_percent` > 0, the held-out rows are those of the training split whose `key`
-    hashes below it: the same rows in every run and whatever their order, and rows of one key are never on both sides.
-    With 0 they are a split of their own. `max_rows` > 0 takes the first rows of the split, before any are held out;
-    with `streaming` no others are fetched. The cells of a CSV file are text, but for the columns named in `judged`,
-    which hold numbers, true or false.
+    configuration of a set on the hub, or of a folder whose card names some; `data_dir` a folder within it;
+    `train_split` and `heldout_split` name its splits ("": test, else validation). A folder has them too, by the names
+    of its files or by its card; a single file is training rows alone. With `heldout_percent` > 0, the held-out rows are
+    those of the training split whose `key` hashes below it: the same rows in every run and whatever their order, and
+    rows of one key are never on both sides. With 0 they are a split of their own. `max_rows` > 0 takes the first rows
+    of the split, before any are held out; with `streaming` no others are fetched. The cells of a CSV file are text, but
+    for the columns named in `judged`, which hold numbers, true or false; an empty cell is a field that is not there.
 
-    Raises DataError for a missing file, invalid UTF-8, JSON or CSV (with the line), an empty split, an option that a
-    single file has no use for, a name the hub lacks.
+    Raises DataError for a missing file, invalid UTF-8, JSON or CSV (with the line), an empty split, a file of a folder
+    that is of no known kind or in both splits, an option that nothing reads there, a name the hub lacks.
     """
     if split not in SPLITS:
         raise DataError(f"split = {split!r}: expected one of {', '.join(SPLITS)}")
@@ -55,7 +56,8 @@ def read(
         raise DataError(f"data.max_rows = {max_rows}: expected a number of rows; streaming stops after that many")
     own = (heldout_split,) if heldout_split else ("test", "validation")
     names = (train_split,) if split == "train" or heldout_percent else own
-    splits = _splits(path, name, data_dir, train_split, streaming, {*judged})
+    part = {"name": name, "data_dir": data_dir, "train_split": train_split}
+    splits = _splits(path, part, () if heldout_percent else own, streaming, {*judged})
     chosen = next((name for name in names if name in splits), None)
     if chosen is None:
         raise DataError(
@@ -94,35 +96,57 @@ def check_columns(
             )
 
 
-def unless_file(path: str, options: Reading) -> Reading:
-    """The options that a published set has on the hub, and so in a folder; a single file has no such parts."""
-    return Reading() if Path(path).expanduser().is_file() else options
+def with_defaults(path: str, defaults: Reading, given: Reading) -> Reading:
+    """The options that are given, and those that a published set has on the hub, unless nothing reads them here."""
+    if Path(path).expanduser().is_file():
+        return given
+    gone = unread(path, given.get("data_dir") or defaults.get("data_dir") or "")
+    return cast(Reading, {name: value for name, value in defaults.items() if name not in gone} | {**given})
+
+
+def unread(path: str, data_dir: str) -> dict[str, str]:
+    """Of the options that say which part of a data set is meant those that nothing reads there, and why."""
+    place = Path(path).expanduser()
+    if place.is_dir():
+        from alignax.data import folders  # here, because a run on generated data needs no `datasets`
+
+        return folders.unread(place / data_dir)
+    return dict.fromkeys(UNSET, "is one file, which has no such part") if place.exists() else {}
 
 
 # ---- the splits of a data set, each with its rows, which are read as they are asked for
 
 
-def _splits(path: str, name: str, data_dir: str, train: str, streaming: bool, judged: set[str]) -> Splits:
-    file = Path(path).expanduser()
-    if file.is_dir():
-        if not (file / data_dir).is_dir():
-            raise DataError(f"data.data_dir = {data_dir!r}: {str(file)!r} has no such folder")
-        return _folder(file / data_dir, name, train, judged)
-    if file.exists() or file.is_absolute() or path.startswith((".", "~")) or format_of(path) is not None:
-        _check_file(file, name, data_dir, train)
-        return {train: rows_of(file, judged)}
-    return _hub(path, {"name": name, "data_dir": data_dir, "streaming": streaming})
+def _splits(path: str, part: dict[str, str], held: tuple[str, ...], streaming: bool, judged: set[str]) -> Splits:
+    place, train = Path(path).expanduser(), part["train_split"]
+    if place.is_dir():
+        from alignax.data import folders  # here, because a run on generated data needs no `datasets`
+
+        folder = place / part["data_dir"]
+        if not folder.is_dir():
+            raise DataError(f"data.data_dir = {part['data_dir']!r}: {str(place)!r} has no such folder")
+        _check_part(path, part)
+        return folders.splits_of(folder, name=part["name"], train=train, held=held, judged=judged)
+    if place.exists() or place.is_absolute() or path.startswith((".", "~")) or format_of(path) is not None:
+        _check_file(place)
+        _check_part(path, part)
+        return {train: rows_of(place, judged)}
+    return _hub(path, {"name": part["name"], "data_dir": part["data_dir"], "streaming": streaming})
 
 
-def _check_file(file: Path, name: str, data_dir: str, train: str) -> None:
+def _check_file(file: Path) -> None:
     if not file.exists():
         raise DataError(f"no data file {str(file)!r}: set data.path to a {', '.join(SUFFIXES)} file or a hub name")
     if format_of(file.name) is None:
         expected = f"{', '.join(SUFFIXES)} (Parquet and Arrow compress inside)"
         raise DataError(f"data file {str(file)!r}: expected a name ending in {expected}")
-    for key, value, unset in (("name", name, ""), ("data_dir", data_dir, ""), ("train_split", train, "train")):
-        if value != unset:
-            raise DataError(f"data.{key} = {value!r}: {str(file)!r} is one file, which has no such part: leave it out")
+
+
+def _check_part(path: str, part: dict[str, str]) -> None:
+    """Raises DataError for an option that nothing reads at this path."""
+    for key, why in unread(path, part["data_dir"]).items():
+        if part[key] != UNSET[key]:
+            raise DataError(f"data.{key} = {part[key]!r}: {str(Path(path).expanduser())!r} {why}: leave it out")
 
 
 def _hub(path: str, options: dict) -> Splits:
@@ -132,14 +156,8 @@ def _hub(path: str, options: dict) -> Splits:
         splits = datasets.load_dataset(path, **{key: value for key, value in options.items() if value})
     except Exception as error:  # of many kinds
         raise _out_of_reach(path, error) from error
-    return {name: _fetched(path, split) for name, split in splits.items()}
-
-
-def _fetched(path: str, split: Any) -> Iterator[Row]:
-    try:
-        yield from batched(split)
-    except Exception as error:  # of many kinds
-        raise _out_of_reach(path, error) from error
+    fault = partial(_out_of_reach, path)  # a download keeps its progress bars
+    return {name: fetched(lambda split=split: split, fault, loud=True) for name, split in splits.items()}
 
 
 def _out_of_reach(path: str, error: Exception) -> DataError:
@@ -147,52 +165,3 @@ def _out_of_reach(path: str, error: Exception) -> DataError:
         f"no data set could be loaded from {path!r} ({type(error).__name__}: {error}): set data.path to a local "
         f"{', '.join(SUFFIXES)} file, or to a name that this machine can reach on the hub"
     )
-
-
-def _folder(folder: Path, name: str, train: str, judged: set[str]) -> Splits:
-    """The splits of a folder of files, of any kinds, or of a data set that `datasets` saved."""
-    import datasets
-
-    try:
-        with quiet():
-            if any((folder / own).exists() for own in ("state.json", "dataset_dict.json")):
-                saved = datasets.load_from_disk(str(folder))
-                splits = saved if isinstance(saved, dict) else {train: saved}
-                return {str(split): batched(rows) for split, rows in splits.items()}
-            found = _files(folder, name)
-    except Exception as error:  # of many kinds
-        raise DataError(f"the folder {str(folder)!r} cannot be read as a data set: {error}") from error
-    kinds = {split: [file for file in files if format_of(file.name)] for split, files in found.items()}
-    if not any(kinds.values()):
-        raise DataError(f"no data file in the folder {str(folder)!r}: expected {', '.join(SUFFIXES)} files")
-    return {
-        split: chain.from_iterable(rows_of(file, judged) for file in files) for split, files in kinds.items() if files
-    }
-
-
-def _files(folder: Path, name: str) -> dict[str, list[Path]]:
-    """Which files belong to which split: by the card of a folder that was fetched from the hub, or by their names."""
-    from datasets.data_files import DataFilesDict, get_data_patterns, sanitize_patterns
-
-    told, base = _card(folder, name), glob.escape(str(folder))
-    if "data_dir" in told:
-        base = glob.escape(str(folder / told["data_dir"]))
-    patterns = sanitize_patterns(told["data_files"]) if "data_files" in told else get_data_patterns(base)
-    found = DataFilesDict.from_patterns(patterns, base_path=base)
-    return {str(split): [*map(Path, dict.fromkeys(files))] for split, files in found.items()}  # no file twice
-
-
-def _card(folder: Path, name: str) -> dict[str, Any]:
-    """What the card of a folder says of one of its configurations; nothing, if it has none."""
-    from datasets.utils.metadata import MetadataConfigs
-    from huggingface_hub import DatasetCard
-
-    card = folder / "README.md"
-    if not card.is_file() or not card.read_text(encoding="utf-8").startswith("---"):
-        return {}
-    data: Any = DatasetCard.load(card).data
-    configs = MetadataConfigs.from_dataset_card_data(data)
-    name = name or configs.get_default_config_name() or ""
-    if configs and name not in configs:
-        raise ValueError(f"its card has the configurations {', '.join(configs)}, not {name!r}: set data.name to one")
-    return configs.get(name, {})

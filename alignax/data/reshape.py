@@ -5,8 +5,9 @@ import json
 import math
 import os.path
 import re
+import sys
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, TypeGuard
 
 Row = dict[str, Any]
 # what a row, or the rows of a prompt, become: one row, or the reason (a key of REASONS) why none; or several of these
@@ -149,18 +150,20 @@ def by_prompt(rows: Iterable[Row]) -> Iterator[list[Row]]:
     return iter(groups.values())
 
 
-def score_of(row: Row) -> float | None:
-    """How good a rated reply is: its `score`, or the mean of its ratings; None without any."""
-    if is_number(row.get("score")):
-        return float(row["score"])
+def mean_rating(row: Row) -> float | None:
+    """The mean of the ratings of a reply; None without any."""
     ratings = row.get("ratings")
     given = [value for value in ratings.values() if is_number(value)] if isinstance(ratings, dict) else []
     return math.fsum(given) / len(given) if given else None
 
 
 def scored(group: list[Row]) -> tuple[list[tuple[float, Row]], list[str]]:
-    """(score, row) of the replies to one prompt that are rated, the best first, and a reason for each that is not."""
-    told = [(score, row) for row in group if (score := score_of(row)) is not None]
+    """(score, row) of the replies to one prompt that are rated, the best first, and a reason for each that is not.
+
+    By `score` where one of them has it, else by the mean of the ratings: one is no measure of the other.
+    """
+    by = (lambda row: row.get("score")) if any(row.get("score") is not None for row in group) else mean_rating
+    told = [(float(score), row) for row in group if is_number(score := by(row))]
     return sorted(told, key=lambda one: -one[0]), ["no_rating"] * (len(group) - len(told))
 
 
@@ -237,9 +240,10 @@ def role(messages: list) -> Any:
     return SHAREGPT.get(told, told) if isinstance(told, str) else None
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[int | float]:
     """Whether a judgement is a finite number; true and false are none."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    limit = sys.float_info.max  # JSON has integers beyond it
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and -limit <= value <= limit
 
 
 def _first_reply(messages: list) -> int | None:

@@ -25,7 +25,7 @@ from typing import NamedTuple
 import jinja2
 
 from alignax.data.boundary import Ids, continued, tokenize
-from alignax.data.counts import DataError
+from alignax.data.counts import DataError, Refused
 from alignax.data.dialogue import Prompt, Said, Span, check_turns, end_of_turn, messages_of, render, turns
 from alignax.data.tokenizer import Tokenizer, control_tokens, eos_id, eos_ids, told_stops
 
@@ -47,8 +47,8 @@ def prompt_ids(tokenizer: Tokenizer, prompts: list[Prompt], template: str) -> li
         told = [prompt.said for prompt in prompts]
         return [bos + ids for ids in tokenize(tokenizer, told, split_special_tokens=True)]
     texts = [_asked(tokenizer, prompt) for prompt in prompts]
-    ids = iter(tokenize(tokenizer, [text for text in texts if text is not None]))
-    return ["template_refused" if text is None else next(ids) for text in texts]
+    ids = iter(tokenize(tokenizer, [text for text in texts if not isinstance(text, Refused)]))
+    return [text if isinstance(text, Refused) else next(ids) for text in texts]
 
 
 def completion_ids(
@@ -56,8 +56,8 @@ def completion_ids(
 ) -> list[Reply | str]:
     """Per row what follows its prefix (the prompt's ids), or the reason why there is nothing."""
     if template == "plain":
-        eos, told = eos_id(tokenizer), [prompt.said for prompt in prompts]
-        bodies = continued(tokenizer, told, completions)  # pyright: ignore[reportArgumentType]  # `fault`: texts
+        eos, begins = eos_id(tokenizer), [not prompt.said for prompt in prompts]
+        bodies = continued(tokenizer, completions, begins)  # pyright: ignore[reportArgumentType]  # `fault`: texts
         return [ids if isinstance(ids, str) else _checked([*ids, eos], [0, len(ids) + 1], {eos}) for ids in bodies]
     ends, stops = end_texts(tokenizer), stop_ids(tokenizer, template)
     found = [turns(tokenizer, prompt, reply, ends) for prompt, reply in zip(prompts, completions, strict=True)]
@@ -111,12 +111,12 @@ def stop_ids(tokenizer: Tokenizer, template: str) -> frozenset[int]:
     return eos_ids(tokenizer, (*told, *(tokenizer.convert_tokens_to_ids(end) for end in end_texts(tokenizer))))
 
 
-def _asked(tokenizer: Tokenizer, prompt: Prompt) -> str | None:
-    """The text of a prompt, "" where nothing is asked; None if the template refuses it."""
+def _asked(tokenizer: Tokenizer, prompt: Prompt) -> str | Refused:
+    """The text of a prompt, "" where nothing is asked; or that the template refuses it."""
     try:
         return "" if prompt.whole else render(tokenizer, messages_of(prompt.said, "user"), prompt.options, ask=True)
-    except jinja2.TemplateError:
-        return None
+    except jinja2.TemplateError as error:
+        return Refused("template_refused", str(error))
 
 
 def _close(text: str, spans: list[Span], ends: tuple[str, ...]) -> tuple[str, list[Span]]:

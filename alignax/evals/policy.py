@@ -75,8 +75,9 @@ def texts(tokenizer: Any, rollout: Rollout, eos_ids: Sequence[int], lead: Sequen
     tokens, mask = np.asarray(rollout.tokens), np.asarray(rollout.mask)
     drop = set(eos_ids)
     rows = [[int(t) for t in row[keep] if int(t) not in drop] for row, keep in zip(tokens, mask)]
-    before = tokenizer.decode(lead, skip_special_tokens=False) if lead else ""
-    told = tokenizer.batch_decode([[*lead, *row] for row in rows], skip_special_tokens=False)
+    as_it_stands = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
+    before = tokenizer.decode(lead, **as_it_stands) if lead else ""
+    told = tokenizer.batch_decode([[*lead, *row] for row in rows], **as_it_stands)
     return [text.removeprefix(before) for text in told]
 
 

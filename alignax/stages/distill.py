@@ -155,6 +155,12 @@ def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
     return workdir
 
 
+def draws(config: dict, form: str) -> int:
+    """Rows of this form that a run reads: prompts for the steps on its own samples, completions for the others."""
+    share = config["on_policy"] if form == "prompt_only" else 1 - config["on_policy"]
+    return round(config["total_steps"] * config["batch_size"] * share)
+
+
 def on_policy_steps(key: jax.Array, share: float, total_steps: int) -> Bool[np.ndarray, " S"]:
     """Whether each step learns from the student's own samples: u < share, where u ~ uniform[0, 1) of (key, step)."""
     uniform = jax.vmap(lambda step: jax.random.uniform(jax.random.fold_in(key, step)))

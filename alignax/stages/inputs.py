@@ -1,5 +1,7 @@
 """From a config to arrays: sources, the forms that encoders take, mixtures, and data that another step made."""
 
+import copy
+import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -84,7 +86,7 @@ def encoded(
     arrays, counts = cache.encoded(encode, rows, tokenizer, counts=counts, **options)
     if source == "mixture" and split == "train":
         arrays = arrays | {"part": part_of(args, rows, arrays)}
-        counts["epochs"] = epochs_of(args, arrays["part"], draws(stage.config, form))
+        counts = with_epochs(stage.config, arrays["part"], counts, form)
     return arrays, counts, rows
 
 
@@ -94,17 +96,21 @@ def part_of(args: dict, rows: list[dict], arrays: dict) -> Int[np.ndarray, " N"]
     return np.array([names.index(rows[row]["part"]) for row in arrays["row"]], np.int32)
 
 
-def epochs_of(args: dict, part_N: Int[np.ndarray, " N"], drawn: int) -> dict[str, float]:
-    """`mixture.epochs` of a mixture's arguments: what stops a run stops `alignax data` as well."""
-    return epochs(part_N, weights_of(args), drawn, args.get("max_repeats", 0.0))
+def with_epochs(config: dict, part_N: Int[np.ndarray, " N"], counts: Counts, form: str) -> Counts:
+    """The counts of a mixture's training rows of one form, with how often a run of the stage reads those of each part.
+
+    Raises DataError for what stops a run, in `alignax data` as well.
+    """
+    counts = copy.copy(counts)
+    args = config["data"]
+    counts["epochs"] = epochs(part_N, weights_of(args), draws(config, form), args.get("max_repeats", 0.0))
+    return counts
 
 
 def draws(config: dict, form: str) -> int:
-    """How many rows of this form a run reads: a batch per step, or as many as the online stage samples for one; in
-    distillation prompts for the share of steps that is on the student's own samples, and completions for the rest."""
-    drawn = config["total_steps"] * config["batch_size"] * config.get("oversample", 1)
-    own = config.get("on_policy", 0.0) if config["stage"] == "distill" else None
-    return drawn if own is None else round(drawn * (own if form == "prompt_only" else 1 - own))
+    """How many rows of this form a run reads: a batch per step, or what the `draws` of the stage's own file say."""
+    own = getattr(importlib.import_module(f"alignax.stages.{config['stage']}"), "draws", None)
+    return own(config, form) if own else config["total_steps"] * config["batch_size"]
 
 
 def collected(folder: Path) -> Path:

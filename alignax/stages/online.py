@@ -251,6 +251,11 @@ def make_parts(cfg: Any, model: Any, critic_model: Any, ends: jax.Array, pad: in
     )
 
 
+def draws(config: dict, form: str) -> int:
+    """Rows of this form, prompts, that a run reads: as many as it samples for, whatever it learns from."""
+    return config["total_steps"] * config["batch_size"] * config["oversample"]
+
+
 def with_memory(control: Any) -> tuple[Any, Any]:
     """A KL controller as (coef, kl, memory) -> (coef, memory), and its memory at the start: () if it has none."""
     memory = inspect.signature(control).parameters.get("memory")

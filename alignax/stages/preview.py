@@ -12,7 +12,7 @@ import numpy as np
 
 from alignax.config import ConfigError, plain, record_of, resolve
 from alignax.data import look
-from alignax.data.counts import REASONS, Counts, DataError
+from alignax.data.counts import REASONS, Counts, DataError, meaning
 from alignax.data.encode import demo_rows, prompt_rows
 from alignax.data.judged import attributes_of, rating_rows
 from alignax.data.packing import compared
@@ -22,6 +22,7 @@ from alignax.stages import common, inputs, offline, pipeline, reward
 from alignax.stages.precheck import precheck, weights_of
 
 PARENTS = ("init_from", "teacher_from")  # keys of the folder whose tokenizer a stage takes, the first that is set
+Texts = tuple[list[dict], Counts]  # of one split, as a source gives them
 
 
 def preview(config: Any, *, rows: int = 5, tokenizer: str = "", workdir: str | Path | None = None) -> list[dict]:
@@ -49,15 +50,12 @@ def section(name: str, config: dict, steps: dict[str, dict], rows: int, tokenize
         if root is None or not (root / path[1:] / "manifest.json").is_file():
             return head | {"waiting": f"its data are made by the step {path[1:]!r}, which is not finished"}
     try:
-        load = partial(
-            inputs.load_rows, config["source"], config["data"], form=inputs.FORMS[encoder(config).func], root=root
-        )
-        splits = {split: load(split) for split in used(config)}
+        texts = read(config, root)
     except DataError as error:
         return head | {"error": str(error)}
     found = find_tokenizer(config, steps, tokenizer, root)
     try:
-        return head | seen(config, found, splits, rows)
+        return head | seen(config, found, texts, rows)
     except DataError as error:
         return head | {"error": str(error)}
 
@@ -69,11 +67,6 @@ def made_by_steps(config: dict) -> list[str]:
         *(part.get("path", "") for part in config["data"].get("parts", {}).values()),
     ]
     return [path for path in map(str, paths) if path.startswith("@")]
-
-
-def used(config: dict) -> tuple[str, ...]:
-    """The splits that a stage reads."""
-    return ("train",) if config["stage"] in ("online", "collect") else ("train", "heldout")
 
 
 def find_tokenizer(config: dict, steps: dict[str, dict], given: str, root: Path | None) -> Tokenizer:
@@ -96,31 +89,55 @@ def find_tokenizer(config: dict, steps: dict[str, dict], given: str, root: Path 
     return resolve(name, "", key="tokenizer")() if ":" in name else load_tokenizer(name)
 
 
-def encoder(config: dict) -> partial:
-    """The function that makes a stage's arrays, with the arguments that its config gives."""
+def readings(config: dict) -> list[tuple[partial, tuple[str, ...]]]:
+    """What makes a stage's arrays, with the arguments from its config, and of which splits. The first is shown."""
     stage, short = config["stage"], {"template": config["template"]}
-    if stage in ("online", "collect") or (stage == "distill" and config["on_policy"] == 1):
-        return partial(prompt_rows, max_prompt_length=config["max_prompt_length"], **short)
-    options = short | {"max_length": config["max_length"]}
-    if stage in ("sft", "distill"):
-        return partial(demo_rows, **options, **({"train_on": config["train_on"]} if stage == "sft" else {}))
+    prompts = partial(prompt_rows, max_prompt_length=config.get("max_prompt_length"), **short), ("train",)
+    if stage in ("online", "collect"):
+        return [prompts]
+    options, both = short | {"max_length": config.get("max_length")}, ("train", "heldout")
+    if stage == "distill":  # prompts for the steps on the student's own samples, completions for the others
+        demos, own = partial(demo_rows, **options), config["on_policy"]
+        return [prompts, (demos, ("heldout",))] if own == 1 else [(demos, both), prompts] if own else [(demos, both)]
+    if stage == "sft":
+        return [(partial(demo_rows, **options, train_on=config["train_on"]), both)]
     records = offline.RECORDS if stage == "offline" else reward.RECORDS
     record = record_of(resolve(config["loss"], "alignax.losses", key="loss"), tuple(records), key="loss")
-    return partial(records[record][1], **options)
+    return [(partial(records[record][1], **options), both)]
 
 
-def seen(config: dict, tokenizer: Tokenizer, splits: dict[str, tuple], rows: int) -> dict:
-    """Everything to show of the arrays of a stage."""
-    encode = encoder(config)
-    if encode.func is rating_rows:
-        encode = partial(encode, attributes=attributes_of(splits["train"][0]))
-    if "heldout" in splits and encode.func is prompt_rows:
-        splits = {"train": splits["train"]}
-    made = {split: encode(one, tokenizer, counts=counts) for split, (one, counts) in splits.items()}
-    batch, counts = made["train"]
-    parts, refused = shares(config, splits["train"][0], batch, counts, inputs.FORMS[encode.func])
+def read(config: dict, root: Path | None) -> list[tuple[partial, dict[str, Texts]]]:
+    """The rows that each of the `readings` takes, with their counts, by split."""
+    out = []
+    for encode, splits in readings(config):
+        form = inputs.FORMS[encode.func]
+        load = partial(inputs.load_rows, config["source"], config["data"], form=form, root=root)
+        texts = {split: load(split=split) for split in splits}
+        if encode.func is rating_rows:
+            encode = partial(encode, attributes=attributes_of(texts["train"][0]))
+        out.append((encode, texts))
+    return out
+
+
+def seen(config: dict, tokenizer: Tokenizer, texts: list[tuple[partial, dict[str, Texts]]], rows: int) -> dict:
+    """Everything to show of the arrays of a stage; of a mixture that a run would refuse the parts and why."""
+    made: dict[str, tuple[dict, Counts]] = {}
+    parts, refused = [], []
+    for encode, splits in texts:
+        for split, (found, source) in splits.items():
+            arrays, counts = encode(found, tokenizer, counts=source)
+            name = "prompts" if split in made else split  # of a distillation that reads both, as in its manifest
+            if config["source"] == "mixture" and split == "train":
+                part_N = inputs.part_of(config["data"], found, arrays)
+                try:
+                    counts = inputs.with_epochs(config, part_N, counts, inputs.FORMS[encode.func])
+                except DataError as error:
+                    refused.append(str(error))
+                parts += shares(config["data"], found, source.parts, part_N, counts, ", prompts" * (name != split))
+            made[name] = arrays, counts
     if refused:
-        return {"parts": parts, "error": refused}
+        return {"parts": parts, "error": refused[0]}
+    encode, (batch, counts) = texts[0][0], made["train"]
     limit = {key: encode.keywords[key] for key in ("max_length", "max_prompt_length") if key in encode.keywords}
     (key, most), = limit.items()  # fmt: skip
     sides = look.sides_of(batch)
@@ -129,7 +146,8 @@ def seen(config: dict, tokenizer: Tokenizer, splits: dict[str, tuple], rows: int
     return {
         "limit": (key, int(most)),
         "counts": {split: str(found) for split, (_, found) in made.items()},
-        "dropped": [[reason, n, *REASONS[reason]] for reason, n in counts.dropped.items()],
+        "dropped": [[reason, n, meaning(counts.first(reason)), REASONS[reason][1]]
+                    for reason, n in counts.dropped.items()],
         "parts": parts,
         "lengths": {name: look.lengths(side["valid"].sum(1), int(most)) for name, side in sides.items()},
         "facts": look.facts(batch, sides, encode.keywords.get("attributes", ()))
@@ -143,24 +161,19 @@ def seen(config: dict, tokenizer: Tokenizer, splits: dict[str, tuple], rows: int
         ],
         "ends": [f"{token} (id {i})" for i, token in zip(ends, tokenizer.convert_ids_to_tokens(ends))],
         "rows": [look.show(tokenizer, sides, int(batch["row"][i]), i) for i in shown],
-    }
+    }  # fmt: skip
 
 
-def shares(config: dict, rows: list[dict], batch: dict, counts: Counts, form: str) -> tuple[list[list[str]], str]:
-    """Of each part of a mixture its name, weight, rows, those kept, those dropped by reason, and epochs; and why a run
-    would refuse the mixture. Nothing of another source."""
-    if config["source"] != "mixture":
-        return [], ""
-    args, part_N, times, refused = config["data"], inputs.part_of(config["data"], rows, batch), {}, ""
-    try:
-        times = counts["epochs"] = inputs.epochs_of(args, part_N, inputs.draws(config, form))
-    except DataError as error:
-        refused = str(error)
-    weights, out = weights_of(args), []
+def shares(
+    args: dict, rows: list[dict], source: dict[str, Counts], part_N: np.ndarray, counts: Counts, suffix: str = ""
+) -> list[list[str]]:
+    """Of each part of a mixture its name, weight, rows, those kept, those dropped by reason, and epochs. `source` has
+    the counts of each part before the rows were encoded, `counts` those of all of them after that."""
+    weights, times, out = weights_of(args), counts.get("epochs", {}), []
     for i, name in enumerate(sorted(weights)):
-        lost = Counter(counts.parts[name].dropped)
+        lost = Counter(source[name].dropped)
         lost.update(reason for row, reason in counts.lost.items() if rows[row]["part"] == name)
         share, kept = f"{100 * weights[name] / sum(weights.values()):.1f}%", int(np.sum(part_N == i))
         dropped = ", ".join(f"{n} {reason}" for reason, n in lost.most_common()) or "0"
-        out.append([name, share, str(kept + lost.total()), str(kept), dropped, str(times.get(name, "-"))])
-    return out, refused
+        out.append([name + suffix, share, str(kept + lost.total()), str(kept), dropped, str(times.get(name, "-"))])
+    return out

@@ -72,17 +72,23 @@ def test_prompt_and_reply_are_the_text(kind, prompt, reply):
 
 
 def test_a_tokenizer_without_the_space_is_asked_once(words, letters, gpt2, monkeypatch):
-    monkeypatch.setattr(boundary, "anchors", lambda tokenizer: pytest.fail("there is nothing to keep out"))
+    tokenize, calls = boundary.tokenize, []
+    monkeypatch.setattr(boundary, "tokenize", lambda *args, **options: calls.append(args) or tokenize(*args, **options))
     for tokenizer in (words, letters, gpt2):
-        assert boundary.continued(tokenizer, ["a"], ["b a"]) == [
-            tokenizer("b a", add_special_tokens=False)["input_ids"]
-        ]
+        calls.clear()
+        alone = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("b a", "a")]
+        assert boundary.continued(tokenizer, ["b a", "a"], [False, True]) == alone and len(calls) == 1
+
+
+def test_a_reply_that_begins_a_text_keeps_the_space():
+    ids = boundary.continued(tokenizer_of("legacy"), ["def", "def"], [True, False])
+    assert [tokenizer_of("legacy").convert_ids_to_tokens(one) for one in ids] == [["▁de", "f"], ["def"]]
 
 
 def test_another_anchor_where_the_first_would_merge():
     tokenizer = tokenizer_of("legacy", [("\n", "d"), *MERGES])
     assert "\nd" in tokenizer.tokenize("\ndef")
-    ids = boundary.continued(tokenizer, ["abc"], ["def"])[0]
+    ids = boundary.continued(tokenizer, ["def"], [False])[0]
     assert tokenizer.convert_ids_to_tokens(ids) == ["def"]
 
 
@@ -108,6 +114,15 @@ def test_judged_steps_are_cut_where_they_were():
     rows = [{"prompt": "abc\n", "steps": ["def", "\ndef"], "verdicts": [1, 0]}]
     batch, counts = step_rows(rows, tokenizer_of("legacy"), template="plain", max_length=16)
     assert counts["kept"] == 1 and batch["step_end"].sum() == 2
+
+
+def test_what_was_sampled_is_not_cleaned_up():
+    backend = Tokenizer(models.WordLevel({"</s>": 0, "a": 1, ".": 2}, unk_token="</s>"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", clean_up_tokenization_spaces=True)
+    assert tokenizer.decode([1, 2]) == "a."
+    tokens, mask = np.array([[1, 2, 2, 0]], np.int32), np.ones((1, 4), bool)
+    rollout = Rollout(tokens=tokens, valid=mask, mask=mask, old_logp=np.zeros(tokens.shape, np.float32))
+    assert texts(tokenizer, rollout, [0]) == ["a . ."] and texts(tokenizer, rollout, [0], [1, 2]) == [" a . ."]
 
 
 @pytest.mark.parametrize("kind", KINDS)

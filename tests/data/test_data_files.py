@@ -1,16 +1,20 @@
 """Local files come in as they were written: no text is guessed at, no row depends on others, no file on its past."""
 
+import csv
 import gzip
 import json
 import os
+import re
+import sys
 from pathlib import Path
 
 import datasets
 import pytest
 
+from alignax import data
 from alignax.config import resolve
 from alignax.data.counts import DataError
-from alignax.data.files import format_of
+from alignax.data.files import format_of, rows_of
 from alignax.data.sources.gsm8k import gsm8k
 from alignax.data.sources.hh import hh
 from alignax.data.sources.jsonl import jsonl
@@ -92,6 +96,7 @@ CSV = {
     "open quote": ('prompt,completion\na,b\nc,"d\ne,f\n', "line 3: .*a quote that is never closed"),
     "quote within": ('prompt,completion\n"a "b" c",d\n', "line 2: the row that begins here is no CSV"),
     "list": ("prompt,label\na,[1]\n", r"line 2: column 'label' holds '\[1\]': expected a number"),
+    "null": ("prompt,label\na,null\n", "line 2: column 'label' holds 'null': .* or an empty cell for none"),
 }
 
 
@@ -115,6 +120,21 @@ def test_published_sets_as_csv(tmp_path):
     path = write(tmp_path / "b.csv", f"prompt,response,{','.join(names)}\np,r,3,4,4,2,1\n")
     ((row,), _) = resolve("helpsteer2", "alignax.data.sources", key="source")(path=path)
     assert row["ratings"] == dict(zip(names, (3, 4, 4, 2, 1))) and row["score"] == 3
+
+
+def test_a_limit_of_the_process_is_left_alone(tmp_path):
+    before = csv.field_size_limit(300_000)
+    try:
+        jsonl(path=write(tmp_path / "a.csv", "prompt\na\n"))
+        assert csv.field_size_limit() == 300_000
+    finally:
+        csv.field_size_limit(before)
+
+
+def test_between_two_rows_the_library_speaks_as_before(tmp_path):
+    rows = rows_of(Path(parquet(tmp_path / "a.parquet", [{"prompt": "a"}, {"prompt": "b"}])), set())
+    assert next(rows) == {"prompt": "a"} and not datasets.are_progress_bars_disabled()
+    assert [*rows] == [{"prompt": "b"}] and not datasets.are_progress_bars_disabled()
 
 
 # ---- folders and names
@@ -147,6 +167,66 @@ def test_the_card_of_a_folder_names_its_parts(tmp_path):
     assert gsm8k(path=str(tmp_path / "f [1]"), name="socratic")[0][0]["prompt"] == "socratic"
     with pytest.raises(DataError, match="has the configurations main, socratic, not 'other': set data.name"):
         gsm8k(path=str(tmp_path / "f [1]"), name="other")
+
+
+UNREAD = ("train-1.jsonl.xz", "train-1.jsonl.bz2", "train-1.tsv", "train-1.parquet.gz", "train-1.JSONL", "train.txt")
+
+
+@pytest.mark.parametrize("name", UNREAD)
+def test_no_file_of_a_split_is_left_out(name, tmp_path):
+    for own in ("train-0.jsonl", "test.jsonl", name):
+        write(tmp_path / own, [{"prompt": own}])
+    with pytest.raises(DataError, match=f"'{re.escape(name)}' in .*: of the split 'train', .*expected names ending in"):
+        jsonl(path=str(tmp_path))
+    assert jsonl(path=str(tmp_path), split="heldout")[0] == [{"prompt": "test.jsonl"}]
+
+
+def test_what_lies_beside_the_data_is_not_missed(tmp_path):
+    for name in ("README.txt", "LICENSE", "NOTES.md", "plot.png", "_SUCCESS", ".gitattributes", "licences.jsonl"):
+        write(tmp_path / name, [{"prompt": name}])
+    assert jsonl(path=str(tmp_path))[0] == [{"prompt": "licences.jsonl"}]
+
+
+def test_a_file_of_both_splits(tmp_path):
+    write(tmp_path / "train-test.jsonl", [{"prompt": f"p{i}"} for i in range(20)])
+    write(tmp_path / "train.jsonl", [{"prompt": "q"}])
+    for split in ("train", "heldout"):
+        with pytest.raises(DataError, match="'train-test.jsonl' in .* splits 'train' and 'test' alike.*rename it, or"):
+            jsonl(path=str(tmp_path), split=split)
+    sides = [jsonl(path=str(tmp_path), split=split, heldout_percent=50.0)[0] for split in ("train", "heldout")]
+    assert all(sides) and sum(map(len, sides)) == 21
+
+
+def test_options_that_a_folder_has_no_use_for(tmp_path):
+    rows = [{"question": "q", "answer": "#### 1"}]
+    write(tmp_path / "files/train.jsonl", rows)
+    write(tmp_path / "card/train.jsonl", rows)
+    write(tmp_path / "card/README.md", "---\nlicense: mit\n---\n")
+    datasets.Dataset.from_list(rows).save_to_disk(tmp_path / "saved")
+    datasets.DatasetDict({"dev": datasets.Dataset.from_list(rows)}).save_to_disk(tmp_path / "splits")
+    for folder in ("files", "card", "saved", "splits"):
+        with pytest.raises(DataError, match=f"data.name = 'main': .*{folder}. (has no card|is a saved) .*leave it out"):
+            gsm8k(path=str(tmp_path / folder), name="main")
+        options = {"train_split": "dev"} if folder == "splits" else {}
+        assert gsm8k(path=str(tmp_path / folder), **options)[0][0]["answer"] == "1"  # the set's own name is for the hub
+    with pytest.raises(DataError, match="data.train_split = 'dev': .*saved. is one saved Dataset, which has no splits"):
+        gsm8k(path=str(tmp_path / "saved"), train_split="dev")
+
+
+def test_a_row_of_a_saved_set_that_cannot_be_read(tmp_path, monkeypatch):
+    datasets.Dataset.from_list([{"prompt": "a"}]).save_to_disk(tmp_path / "saved")
+    monkeypatch.setattr(datasets.Dataset, "iter", lambda self, batch_size: iter([1 / 0]))
+    with pytest.raises(DataError, match="saved' cannot be read as a data set: division by zero"):
+        jsonl(path=str(tmp_path / "saved"))
+
+
+def test_a_library_without_what_is_imported_is_no_fault_of_the_folder(tmp_path, monkeypatch):
+    write(tmp_path / "train.jsonl", [{"prompt": "a"}])
+    monkeypatch.setitem(sys.modules, "datasets.data_files", None)
+    monkeypatch.delitem(sys.modules, "alignax.data.folders", raising=False)
+    monkeypatch.delattr(data, "folders", raising=False)
+    with pytest.raises(ImportError):
+        jsonl(path=str(tmp_path))
 
 
 def test_options_that_a_file_has_no_use_for(tmp_path):

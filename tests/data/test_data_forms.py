@@ -134,6 +134,11 @@ def test_scored_and_ranked_completions_become_replies_best_first():
     assert counts.dropped == {"no_rating": 2, "equal_scores": 1, "missing_field": 1}
 
 
+def test_an_integer_beyond_every_float_is_no_number():
+    assert not any(map(reshape.is_number, (10**400, -(10**400), float("inf"), float("nan"), True, "1", None)))
+    assert all(map(reshape.is_number, (0, -1, 1.5, 10**300)))
+
+
 def test_trl_steps_begin_with_the_line_break_that_joins_them():
     row = {"prompt": "p", "completions": ["one", "two", "three"], "labels": [True, True, False]}
     ((got,), _) = convert([row], "stepwise")
@@ -201,6 +206,9 @@ def test_ratings_become_pairs_with_a_margin_rankings_and_demonstrations():
         ("x", "y", 6.0),
         ("x", "z", 6.0),
     ]
+    by_score[2]["score"] = None  # a mean of ratings is no score: of this reply to p nothing is known
+    got, counts = convert(by_score, "preference")
+    assert [(one["chosen"], one["rejected"]) for one in got] == [("x", "z")] and counts["dropped_no_rating"] == 1
     level = [{"prompt": "p", "completion": c, "ratings": {"a": 1}} for c in "xy"]
     assert convert([*level, *RATED], "preference")[1]["kept"] == 8  # 4 over 2, 2, 1, 1; each 2 over 1, 1
     with pytest.raises(DataError, match="1 equal_scores"):

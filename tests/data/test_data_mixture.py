@@ -92,6 +92,14 @@ def test_epochs_of_each_part_and_one_that_is_exhausted():
         epochs(part, WEIGHTS | {"d": 0.1}, 4000)
 
 
+def test_how_many_rows_a_run_draws_is_for_its_stage_to_say():
+    steps = {"total_steps": 10, "batch_size": 8}
+    assert inputs.draws(steps | {"stage": "sft"}, "prompt_completion") == 80
+    assert inputs.draws(steps | {"stage": "online", "oversample": 3}, "prompt_only") == 240
+    both = steps | {"stage": "distill", "on_policy": 0.25}
+    assert [inputs.draws(both, form) for form in ("prompt_only", "prompt_completion")] == [20, 60]
+
+
 def test_rows_know_their_part_and_counts_add_up():
     lost = Counts.of(1, {"too_long": 2})
     rows, counts = mixture(parts={"b": ([{"prompt": "y", "part": "?"}], lost), "a": ([{"prompt": "x"}], Counts(1))})

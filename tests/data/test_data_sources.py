@@ -160,6 +160,9 @@ BAD_FILES = {
     "list": ([b"[]"], "has no rows: expected one JSON object per line, or a list"),
     "objects": ([b"{}", b"{}"], "has no rows: expected one JSON object"),
     "item": ([b"[", GOOD, b", 5]"], "item 2 of the list: a JSON int, expected one JSON object"),
+    "item_twice": ([b"[", GOOD, b', {"a": 1, "a": 2}]'], "item 2 of the list: JSON .*an object has the key 'a' twice"),
+    "item_surrogate": ([b"[", GOOD, b",", GOOD, b', {"prompt": "a\\ud83d"}]'], "item 3 of the list: a lone surrogate"),
+    "item_long": ([b'[{"score": ' + b"1" * 5000 + b"},", GOOD, b"]"], "item 1 of the list: JSON .*digits"),
 }
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from families import ASK, DIALOGUE, FAMILIES, QWEN3, SYSTEM, TURN, spelled, tokenizer_of
 
-from alignax.data.counts import REASONS, DataError
+from alignax.data.counts import REASONS, DataError, meaning
 from alignax.data.dialogue import end_of_turn, render
 from alignax.data.encode import demo_rows, encode_completion, encode_prompt, pair_rows, prompt_rows
 from alignax.data.forms import form_of
@@ -425,3 +425,21 @@ def test_whatever_a_template_fails_by_is_counted(failure):
         for train_on in ("completion", "assistant"):
             _, counts = demo_rows(rows, tokenizer, train_on=train_on, **CHAT)
             assert counts == {"rows": 2, "kept": 1, "dropped_template_refused": 1}
+
+
+def test_the_template_s_own_words_are_told():
+    tokenizer, bad = tokenizer_of(FAMILIES["gemma"]), [SYSTEM, ASK, TURN]
+    for rows, words in (
+        ([{"messages": bad}], "System role not supported"),
+        ([{"messages": [ASK, ASK, TURN]}, {"messages": bad}], "roles must alternate"),  # the first row's
+        ([{"prompt": "hi", "completion": [TURN, TURN]}], "roles must alternate"),
+    ):
+        with pytest.raises(
+            DataError, match=rf"template_refused: the chat template .* \({words}\); change the dialogue"
+        ):
+            demo_rows(rows, tokenizer, **CHAT)
+    with pytest.raises(DataError, match=r"template_refused: .* \(System role not supported\), in"):
+        encode_prompt(tokenizer, [SYSTEM, ASK], "chat")
+    _, counts = demo_rows([{"messages": bad}, {"messages": DIALOGUE}], tokenizer, **CHAT)
+    assert meaning(counts.first("template_refused")).endswith("(System role not supported)")
+    assert counts == {"rows": 2, "kept": 1, "dropped_template_refused": 1}

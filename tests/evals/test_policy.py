@@ -93,8 +93,8 @@ def test_measure_repeats_per_row_id_is_traced_in_temperature_and_has_no_kl_to_it
 class Words:
     """A tokenizer that writes the id."""
 
-    def batch_decode(self, rows, skip_special_tokens):
-        assert not skip_special_tokens
+    def batch_decode(self, rows, skip_special_tokens, clean_up_tokenization_spaces):
+        assert not skip_special_tokens and not clean_up_tokenization_spaces
         return [" ".join(map(str, row)) for row in rows]
 
 

@@ -4,7 +4,7 @@ import re
 
 import pytest
 from rich.console import Console
-from stage_runs import ROOT, TINY, fails, tiny, write_rows
+from stage_runs import ROOT, TINY, fails, file_config, tiny, write_rows
 
 from alignax.config import ConfigError, plain
 from alignax.data.counts import DataError
@@ -100,6 +100,47 @@ def test_the_parts_of_a_mixture_and_what_would_stop_the_run(tmp_path, capsys):
     assert stops("the part 'few' of the mixture has no rows left: look at its counts")[0][3:] == [
         "0", f"{found} empty_reply", "-",
     ]  # fmt: skip
+
+
+def mixed(stage, tmp_path, **values):
+    """The config of a stage on a mixture of pairs: 60, and 60 of which every fourth chosen reply is blank."""
+    build_tokenizer().save_pretrained(str(tmp_path / "sft/tokenizer"))
+    rows = [{"prompt": f"tea {i}", "chosen": "hello", "rejected": "tea"} for i in range(60)]
+    few = [row | {"chosen": "hello" if i % 4 else " "} for i, row in enumerate(rows)]
+    paths = {name: write_rows(tmp_path / f"{name}.jsonl", one) for name, one in (("few", few), ("whole", rows))}
+    own = {"source": "jsonl", "heldout_percent": 30.0, "weight": 1.0}
+    c = plain({"kto": tiny()["dpo"], "distill": file_config("world/distill.py")}.get(stage) or tiny()[stage])
+    c |= {"loss": "kto", "loss_args": {}} if stage == "kto" else {}
+    c |= {key: str(tmp_path / "sft") for key in ("init_from", "teacher_from") if c.get(key)}
+    return c | {"source": "mixture", "data": {"parts": {n: own | {"path": str(p)} for n, p in paths.items()}}} | values
+
+
+@pytest.mark.parametrize("stage, unit", [("sft", 1), ("kto", 2), ("reward", 1), ("distill", 1)])
+def test_the_parts_of_a_mixture_of_every_form(stage, unit, tmp_path):
+    (section,) = preview(mixed(stage, tmp_path), rows=1)
+    few, whole, *prompts = section["parts"]
+    blank = int(few[2]) - int(few[3])
+    assert 0 < blank < 60 and few[4] == f"{blank} empty_reply" and few[:2] == ["few", "50.0%"]
+    assert whole[2] == whole[3] and whole[4] == "0" and int(few[2]) == int(whole[2]) and int(few[2]) % unit == 0
+    assert f"; few: {few[5]} epochs; whole: {whole[5]} epochs" in section["counts"]["train"]
+    if stage == "distill":  # half of its steps are on the student's own samples
+        assert [(one[0], one[2], one[3]) for one in prompts] == [
+            (f"{name}, prompts", few[2], few[2]) for name in ("few", "whole")
+        ]
+        assert f"few: {prompts[0][5]} epochs" in section["counts"]["prompts"]
+    assert prompts or stage != "distill"
+
+
+def test_a_distillation_is_refused_for_the_prompts_that_it_would_repeat(tmp_path):
+    c = mixed("distill", tmp_path, on_policy=0.8)
+    times = [float(part[5]) for part in preview(c, rows=1)[0]["parts"]]
+    assert max(times[:2]) < min(times[2:])
+    c["data"]["max_repeats"] = (max(times[:2]) + min(times[2:])) / 2
+    assert "mixture is exhausted" in preview(c, rows=1)[0]["error"]
+    c["on_policy"] = 1.0  # prompts alone are trained on, completions held out
+    c["data"]["max_repeats"] = 0.0
+    (section,) = preview(c, rows=1)
+    assert set(section["counts"]) == {"train", "heldout"} and list(section["lengths"]) == ["prompt"]
 
 
 def test_data_that_cannot_be_used_is_an_error_in_its_place(tmp_path, capsys):

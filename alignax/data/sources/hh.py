@@ -4,7 +4,7 @@ from typing import Any, Unpack
 
 from alignax.data.counts import Counts
 from alignax.data.forms import each
-from alignax.data.read import Reading, check_columns, read, unless_file
+from alignax.data.read import Reading, check_columns, read, with_defaults
 from alignax.data.reshape import ASSISTANT, Row, opening
 
 HUMAN = "\n\nHuman:"
@@ -23,7 +23,7 @@ def hh(
     same conversation at a later turn stays on one side. Raises DataError as `read` does, and if the file has no such
     fields.
     """
-    rows = read(path, split=split, key=opening, **(unless_file(path, Reading(data_dir=subset)) | reading))
+    rows = read(path, split=split, key=opening, **with_defaults(path, Reading(data_dir=subset), reading))
     expected = '{"chosen": dialogue, "rejected": dialogue}; for {"prompt", ...} rows use source \'jsonl\''
     check_columns(path, rows, FIELDS, "hh", expected)
     rows, counts = each(rows, split_pair)
