@@ -2,7 +2,8 @@
 
 Command: alignax run --config=configs/hh/dpo.py --config.init_from=runs/hh/sft --workdir=runs/hh/dpo
 From a file: --config.data.path=hh_harmless.jsonl.gz
-CPU: about 7 minutes on 2 cores for the 60 steps here with packing = "off"; less as it is.
+CPU: about 2.5 minutes on 2 busy cores for the 60 steps here, held-out accuracy 0.573; about 7 minutes with packing =
+"off", which ends at the same.
 """
 
 from alignax.stages import offline

@@ -2,8 +2,8 @@
 
 Command: alignax run --config=configs/hh/reward.py --config.init_from=runs/hh/sft --workdir=runs/hh/reward
 From a file: --config.data.path=hh_harmless.jsonl.gz
-CPU: about 4 minutes on 2 cores for the 150 steps here (1.4 s a step) with packing = "off";
-less as it is.
+CPU: about 1.5 minutes on 2 busy cores for the 150 steps here, held-out accuracy 0.580; about 4 minutes with packing =
+"off", which ends at the same.
 """
 
 from alignax.stages import reward

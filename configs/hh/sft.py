@@ -3,8 +3,8 @@
 Command: alignax run --config=configs/hh/sft.py --workdir=runs/hh/sft
 From files: --config.data.path=hh_harmless.jsonl.gz --config.tokenizer=FOLDER
 Small enough to see the stages work on real text, far too small to write any: 7M parameters, 6.4M of them the embedding
-of 50,257 tokens. CPU: about 12 minutes on 2 cores for the 300 steps here (2.0 s a step) with packing = "off"; less as
-it is.
+of 50,257 tokens. CPU: about 6 minutes on 2 busy cores for the 300 steps here, held-out loss 5.08 at the end; about 12
+minutes with packing = "off", which ends at the same.
 """
 
 from alignax.stages import sft
