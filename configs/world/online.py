@@ -85,6 +85,7 @@ def get_config(recipe="grpo"):
     c = ppo.get_config()
     c.critic_init, c.value_optimizer_args = "none", online.get_config().value_optimizer_args
     c.samples_per_prompt, c.batch_size = 4, 16  # 64 replies per iteration, as many as PPO's
+    c.kl_controller, c.kl_controller_args = "fixed_kl", ConfigDict()  # each recipe's KL coefficient is its own
     for name, value in RECIPES[recipe].items():
         c[name] = ConfigDict(value) if isinstance(value, dict) else value
     return c

@@ -20,7 +20,8 @@ def get_config():
     c.max_new_tokens = 32
     c.batch_size = 64
     c.total_steps = 48
-    c.kl_coef = 0.05
+    c.kl_coef = 0.05  # to begin with: a weak reward model pulls harder than a strong one, so it follows the KL
+    c.kl_controller, c.kl_controller_args = "adaptive_kl", dict(target=3.0, horizon=320.0)  # nats; episodes
     c.update_args = dict(epochs=2, minibatches=2)
     c.optimizer_args = dict(learning_rate=5e-4, schedule="linear", warmup_percent=4.0)
     c.value_optimizer_args = dict(learning_rate=1e-3, schedule="linear", warmup_percent=4.0)
