@@ -74,7 +74,11 @@ def nothing_is_compiled(monkeypatch):
         (PPO, ["--config.temperature=0.0"], "config.temperature = 0.0: expected > 0"),
         (PPO, ["--config.kl_placement=loss"], "KL estimator 'k1' in the loss: its expected gradient is 0"),
         (PPO, ["--config.kl_estimator=k3"], "KL estimator 'k3' in the reward"),
-        (RLOO, ["--config.kl_controller=adaptive_kl"], "config.kl_controller_args.target is missing: adaptive_kl needs"),
+        (
+            RLOO,
+            ["--config.kl_controller=adaptive_kl"],
+            "config.kl_controller_args.target is missing: adaptive_kl needs",
+        ),
         (SFT, ["--config.source=jsnl"], "config.source = 'jsnl': there is no module 'alignax.data.sources.jsnl'; did"),
         (SFT, ["--config.model_args={'width': 3}"], "config.model_args.width: harbor takes no such argument"),
         (SFT, ["--config.compute.remat=some"], "config.compute.remat = 'some': expected one of 'none', 'dots', "),
