@@ -23,8 +23,8 @@ import tokenizers
 import transformers
 
 from alignax.data.arrays import fingerprint
+from alignax.data.chat import PING, PONG, render
 from alignax.data.counts import Counts
-from alignax.data.dialogue import PING, PONG, render
 from alignax.data.tokenizer import Tokenizer, template_hash, tokenizer_hash
 
 MIN_ROWS = 2000  # fewer are encoded faster than their tokenizer is hashed
@@ -91,18 +91,20 @@ def load(file: Path) -> tuple[dict[str, Any], Counts] | None:
             flat = {name: stored[name] for name in stored.files}
         if flat.pop("fingerprint").tobytes().decode() != fingerprint(flat):
             return None
-        told = json.loads(flat.pop("counts").tobytes())
+        told, found = json.loads(flat.pop("counts").tobytes())
     except DAMAGE:
         return None
     counts = Counts()
     counts.clear()
     counts.update(told)
+    counts.found = found
     return _nested(flat), counts
 
 
 def save(file: Path, arrays: dict[str, Any], counts: Counts) -> None:
     """Writes arrays and counts, whole or not at all. A disk that is full or may not be written to only costs time."""
-    flat: dict[str, Any] = dict(_flat(arrays)) | {"counts": np.frombuffer(json.dumps(counts).encode(), np.uint8)}
+    told = json.dumps([counts, counts.found]).encode()
+    flat: dict[str, Any] = dict(_flat(arrays)) | {"counts": np.frombuffer(told, np.uint8)}
     mark = np.frombuffer(fingerprint(flat).encode(), np.uint8)
     temporary = None
     try:

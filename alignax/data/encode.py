@@ -13,35 +13,41 @@ from typing import Any, NoReturn
 import numpy as np
 
 from alignax.data.arrays import Kept, pad, padded_length, row_ids, side_arrays
-from alignax.data.counts import REASONS, Counts, DataError, meaning
-from alignax.data.dialogue import Prompt, Said, fault, prompt_of
-from alignax.data.reshape import Row, is_number
+from alignax.data.chat import Chat
+from alignax.data.counts import REASONS, Counts, DataError, Said, meaning
+from alignax.data.demonstrations import check_fields, demos
+from alignax.data.dialogue import Prompt, fault, prompt_of, read_rows
+from alignax.data.messages import Turns, texts
+from alignax.data.reshape import Row
 from alignax.data.templates import Ids, Reply, check_train_on, completion_ids, forbidden_tokens, prompt_ids
-from alignax.data.tokenizer import Tokenizer, pad_id
+from alignax.data.tokenizer import Tokenizer, added_tokens, pad_id, spelling
+from alignax.data.values import is_number
 
 
-def encode_prompt(tokenizer: Tokenizer, prompt: Said, template: str) -> Ids:
+def encode_prompt(tokenizer: Tokenizer, prompt: Turns, template: str) -> Ids:
     """The ids that a completion follows: what the sampler is given.
 
     Raises DataError for an unknown template, an empty prompt, bad messages, and control tokens in a chat.
     """
-    asked = Prompt(prompt)
+    ((row,), _) = read_rows([{"prompt": prompt}])
+    asked = prompt_of(row)
     wrong = fault(asked, (), template, forbidden_tokens(tokenizer, template))
     ids = wrong or prompt_ids(tokenizer, [asked], template)[0] or "empty_prompt"
     return ids if isinstance(ids, list) else _refuse(ids, prompt)
 
 
-def encode_completion(tokenizer: Tokenizer, prompt: Said, completion: Said, template: str) -> Ids:
+def encode_completion(tokenizer: Tokenizer, prompt: Turns, completion: Turns, template: str) -> Ids:
     """The ids after `encode_prompt`'s, up to and with the one end: the tokens to learn.
 
     Raises DataError if the completion is empty or holds an end, if it spells control tokens in a chat, and if the
     prompt's ids are no prefix of the row's.
     """
-    asked = Prompt(prompt)
-    if wrong := fault(asked, (completion,), template, forbidden_tokens(tokenizer, template)):
+    ((row,), _) = read_rows([{"prompt": prompt, "completion": completion}])
+    asked, said = prompt_of(row), row["completion"]
+    if wrong := fault(asked, (said,), template, forbidden_tokens(tokenizer, template)):
         return _refuse(wrong, completion)
     before = encode_prompt(tokenizer, prompt, template)
-    reply = completion_ids(tokenizer, [asked], [before], [completion], template)[0]
+    reply = completion_ids(tokenizer, [asked], [before], [said], template)[0]
     return reply.ids if isinstance(reply, Reply) else _refuse(reply, completion)
 
 
@@ -65,63 +71,21 @@ def demo_rows(
     - "assistant": every assistant turn of the dialogue, each with its end, those of the prompt included;
     - "all": every token but the first, which nothing predicts.
 
+    A turn of the weight 0 (`messages.py`) is in no mask; a row that has one cannot be learnt whole.
+
     T is the longest row rounded up to a multiple of 8, at most `max_length` tokens; `pad_to` fixes it. `counts` of the
     source go on here. Raises DataError if a field is missing in all rows, if no row is left, and if `train_on` does not
     fit the rows or the template.
     """
-    rows = list(rows)
+    rows, said = read_rows(rows)
     check_train_on(tokenizer, train_on, template)
-    kept, counts = encode_texts(_demos(rows, template, train_on), tokenizer, template, max_length, counts)
+    kept, counts = encode_texts(demos(rows, template, train_on), tokenizer, template, max_length, counts, said)
     counts.require_rows("demonstration")
     length = padded_length([len(prompt) + len(side.ids) for _, prompt, (side,) in kept], max_length, pad_to)
     batch = side_arrays([(prompt, side) for _, prompt, (side,) in kept], length, pad_id(tokenizer))
     if train_on == "all":
         batch["mask"] = batch["valid"] & (np.arange(length)[None] > 0)
     return batch | {"row": row_ids(kept)}, counts
-
-
-def _demos(rows: list[Row], template: str, train_on: str) -> list[tuple]:
-    """(prompt, reply) of each row, in the form that `train_on` asks for."""
-    given = rows
-    rows = [row if row.get("messages") is None or _is_answered([row]) else _last_turn(row) for row in rows]
-    if _has(rows, "text") and not _is_answered(rows):
-        if train_on != "all" or template != "plain":
-            raise DataError(
-                f"rows of text, with train_on = {train_on!r} and template {template!r}: no turn of them is a reply; "
-                "use train_on = 'all' and template = 'plain', or rows {\"prompt\": ..., \"completion\": ...}"
-            )
-        return [(Prompt("", whole=True), row.get("text")) for row in rows]
-    reply = "completion" if any("completion" in row for row in rows) or not _has(rows, "chosen") else "chosen"
-    if _has(given, "messages") and not _has(rows, reply):
-        talk = next(row["messages"] for row in given if row.get("messages") is not None)
-        raise DataError(
-            f"the field 'messages' is a list in no row, the first is {str(talk)[:80]!r}: expected "
-            '[{"role": ..., "content": text}, ...]; a whole text goes into the field "text"'
-        )
-    check_fields(rows, {"prompt": "text or messages", reply: "text or messages"})
-    if train_on != "assistant":
-        return [(prompt_of(row), row.get(reply)) for row in rows]
-    return [_dialogue(prompt_of(row), row.get(reply)) for row in rows]
-
-
-def _is_answered(rows: list[Row]) -> bool:
-    """Whether the rows hold prompts and replies; else a column of whole dialogues or texts is what they are."""
-    return _has(rows, "prompt") and (_has(rows, "completion") or _has(rows, "chosen"))
-
-
-def _last_turn(row: Row) -> Row:
-    """A row of a dialogue as prompt and completion."""
-    said = row["messages"]
-    return row | ({"prompt": said[:-1], "completion": said[-1:]} if isinstance(said, list) else {"prompt": said})
-
-
-def _dialogue(prompt: Prompt, reply: Any) -> tuple[Prompt, Any]:
-    """Prompt and reply as one dialogue; as they are where they are neither text nor messages, and will be refused."""
-    if not all(isinstance(said, (str, list)) for said in (prompt.said, reply)):
-        return prompt, reply
-    asked, told = ([{"role": role, "content": said}] if isinstance(said, str) else said
-                   for role, said in (("user", prompt.said), ("assistant", reply)))  # fmt: skip
-    return prompt._replace(whole=True), [*asked, *told]
 
 
 def pair_rows(
@@ -140,8 +104,9 @@ def pair_rows(
     Otherwise as `demo_rows`; raises DataError as well for a margin that is no finite number, for a tie that is neither
     true nor false, and where some rows of a data set have one of them and others do not.
     """
-    rows = list(rows)
-    kept, counts = encode_fields(rows, ("prompt", "chosen", "rejected"), tokenizer, template, max_length, counts)
+    rows, said = read_rows(rows)
+    fields = ("prompt", "chosen", "rejected")
+    kept, counts = encode_fields(rows, fields, tokenizer, template, max_length, counts, said)
     counts.require_rows("preference pair")
     lengths = [len(prompt) + len(side.ids) for _, prompt, sides in kept for side in sides]
     length = padded_length(lengths, max_length, pad_to)
@@ -194,7 +159,8 @@ def prompt_rows(
     counts: Counts | None = None,
 ) -> tuple[dict[str, Any], Counts]:
     """Prompts for the sampler as arrays: tokens, valid [N T], padded on the LEFT, and row [N]; see `demo_rows`."""
-    kept, counts = encode_fields(list(rows), ("prompt",), tokenizer, template, max_prompt_length, counts)
+    rows, said = read_rows(rows)
+    kept, counts = encode_fields(rows, ("prompt",), tokenizer, template, max_prompt_length, counts, said)
     counts.require_rows("prompt")
     prompts = [prompt for _, prompt, _ in kept]
     length = padded_length([len(prompt) for prompt in prompts], max_prompt_length, pad_to)
@@ -203,47 +169,69 @@ def prompt_rows(
 
 
 def encode_fields(
-    rows: list[Row], fields: tuple[str, ...], tokenizer: Tokenizer, template: str, limit: int, counts: Counts | None
-) -> tuple[list[Kept], Counts]:
+    rows: list[Row], fields: tuple[str, ...], tokenizer: Tokenizer, template: str, limit: int, counts: Counts | None,
+    said: list[Said],
+) -> tuple[list[Kept], Counts]:  # fmt: skip
     """`encode_texts` of the named fields of the rows: the prompt, then its replies."""
     check_fields(rows, dict.fromkeys(fields, "text"))
-    texts = [(prompt_of(row), *map(row.get, fields[1:])) for row in rows]
-    return encode_texts(texts, tokenizer, template, limit, counts)
+    told = [(prompt_of(row), *map(row.get, fields[1:])) for row in rows]
+    return encode_texts(told, tokenizer, template, limit, counts, said)
 
 
 def encode_texts(
-    texts: list[tuple], tokenizer: Tokenizer, template: str, limit: int, counts: Counts | None
+    told: list[tuple], tokenizer: Tokenizer, template: str, limit: int, counts: Counts | None, said: list[Said]
 ) -> tuple[list[Kept], Counts]:
     """[(row index, prompt ids, [reply, ...])] of the good rows, and the counts with the others.
 
-    `texts` holds per row its `Prompt` and its replies, as many as there are. A row is refused as a whole.
+    `told` holds per row its `Prompt` and its replies, as many as there are, and `said` what `read_rows` came upon. A
+    row is refused as a whole.
     """
     forbidden = forbidden_tokens(tokenizer, template)
-    counts = Counts(len(texts)) if counts is None else copy.copy(counts)
-    if counts["kept"] != len(texts):
+    counts = Counts(len(told)) if counts is None else copy.copy(counts)
+    if counts["kept"] != len(told):
         raise DataError(
-            f"the source's counts say {counts['kept']} rows, but there are {len(texts)}: pass all, or no counts"
+            f"the source's counts say {counts['kept']} rows, but there are {len(told)}: pass all, or no counts"
         )
-    faults = [fault(prompt, replies, template, forbidden) for prompt, *replies in texts]
+    faults = [fault(prompt, replies, template, forbidden) for prompt, *replies in told]
     good = [row for row, wrong in enumerate(faults) if wrong is None]
-    prompts = dict(zip(good, prompt_ids(tokenizer, [texts[row][0] for row in good], template), strict=True))
-    faults = [found if isinstance(found := prompts.get(row), str) else faults[row] for row in range(len(texts))]
+    prompts = dict(zip(good, prompt_ids(tokenizer, [told[row][0] for row in good], template), strict=True))
+    faults = [found if isinstance(found := prompts.get(row), str) else faults[row] for row in range(len(told))]
     asked = {row: ids for row, ids in prompts.items() if not isinstance(ids, str)}
-    owners = [row for row in asked for _ in texts[row][1:]]
-    told, before = [texts[row][0] for row in owners], [asked[row] for row in owners]
-    said = [reply for row in asked for reply in texts[row][1:]]
-    replies = iter(completion_ids(tokenizer, told, before, said, template))
+    owners = [row for row in asked for _ in told[row][1:]]
+    whose, before = [told[row][0] for row in owners], [asked[row] for row in owners]
+    replies = iter(completion_ids(tokenizer, whose, before, [one for row in asked for one in told[row][1:]], template))
     kept = []
     for row, ids in asked.items():
-        sides = list(itertools.islice(replies, len(texts[row]) - 1))
-        if (wrong := _token_fault(texts[row][0], ids, sides, limit)) is None:
+        sides = list(itertools.islice(replies, len(told[row]) - 1))
+        if (wrong := _token_fault(told[row][0], ids, sides, limit)) is None:
             kept.append((row, ids, sides))
         else:
             faults[row] = wrong
     for row, wrong in enumerate(faults):
         if wrong:
             counts.drop(wrong, row)
+    remark(kept, told, said, tokenizer, template, counts)
     return kept, counts
+
+
+def remark(
+    kept: list[Kept], told: list[tuple], said: list[Said], tokenizer: Tokenizer, template: str, counts: Counts
+) -> None:
+    """Puts into the counts what is to be said of the rows that are kept: what no token was made of, and what is read
+    otherwise than it seems to stand there."""
+    spelt = spelling(tokenizer, added_tokens(tokenizer))
+    chat = Chat(tokenizer) if template == "chat" else None
+    for row, _, sides in kept:
+        prompt, *replies = told[row]
+        asked = [] if prompt.whole else [prompt.said]
+        turns = [one for words in (*asked, *replies) if isinstance(words, list) for one in words]
+        if chat:
+            said[row].unread |= chat.unread(turns, prompt.options)
+        if any(map(spelt, texts([asked, replies, prompt.options]))):
+            said[row].notes.add("added_token")
+        if not all(side.ends for side in sides if isinstance(side, Reply)):
+            said[row].notes.add("turn_without_end")
+        counts.say(said[row])
 
 
 def _token_fault(asked: Prompt, prompt: Ids, sides: list[Reply | str], limit: int) -> str | None:
@@ -260,20 +248,5 @@ def _token_fault(asked: Prompt, prompt: Ids, sides: list[Reply | str], limit: in
     return "too_long" if any(len(prompt) + len(reply.ids) > limit for reply in replies) else None
 
 
-def check_fields(rows: list[Row], form: dict[str, str]) -> None:
-    """Raises DataError, saying what was found and the form that is expected, if a field is missing in all rows."""
-    if not rows:
-        raise DataError(f"no rows: expected rows with the fields {', '.join(form)}")
-    for field in form:
-        if not _has(rows, field):
-            found = sorted({name for row in rows for name in row})
-            expected = "{" + ", ".join(f'"{name}": {what}' for name, what in form.items()) + "}"
-            raise DataError(f"no row has the field {field!r}: found {', '.join(found) or 'none'}; expected {expected}")
-
-
-def _has(rows: list[Row], field: str) -> bool:
-    return any(row.get(field) is not None for row in rows)
-
-
-def _refuse(reason: str, said: Said) -> NoReturn:
+def _refuse(reason: str, said: Turns) -> NoReturn:
     raise DataError(f"{reason}: {meaning(reason)}, in {str(said)[:80]!r}; {REASONS[reason][1]}")

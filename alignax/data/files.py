@@ -80,8 +80,8 @@ def quiet() -> Iterator[None]:
 
 
 def fetched(load: Callable[[], Any], fault: Callable[[Exception], DataError], *, loud: bool = False) -> Iterator[Row]:
-    """The rows of a set of the library `datasets`, which `load` gives, without null fields: a table has one for each
-    key of another row. Whatever goes wrong, at any row, is raised as the `fault` that it makes; `loud`: not `quiet`."""
+    """The rows of a set of the library `datasets`, which `load` gives, with the nulls by which a table pads them.
+    Whatever goes wrong, at any row, is raised as the `fault` that it makes; `loud`: not `quiet`."""
     batches: Any = None
     while True:
         try:  # around each step alone: between them the process is somebody else's
@@ -92,14 +92,7 @@ def fetched(load: Callable[[], Any], fault: Callable[[Exception], DataError], *,
             raise fault(error) from error
         if columns is None:
             return
-        yield from (_clean(dict(zip(columns, values))) for values in zip(*columns.values()))
-
-
-def _clean(value: Any) -> Any:
-    """The value without the null keys of what it holds."""
-    if isinstance(value, dict):
-        return {name: _clean(inner) for name, inner in value.items() if inner is not None}
-    return [_clean(inner) for inner in value] if isinstance(value, list) else value
+        yield from (dict(zip(columns, values)) for values in zip(*columns.values()))
 
 
 def _table_rows(file: Path, kind: str) -> Iterator[Row]:

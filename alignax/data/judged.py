@@ -12,11 +12,12 @@ import numpy as np
 
 from alignax.data.arrays import Kept, padded_length, row_ids, side_arrays
 from alignax.data.counts import Counts, DataError
-from alignax.data.dialogue import Prompt, prompt_of, where
+from alignax.data.dialogue import Prompt, prompt_of, read_rows, where
 from alignax.data.encode import check_fields, encode_texts
-from alignax.data.reshape import Row, is_number
+from alignax.data.reshape import Row
 from alignax.data.templates import Ids, Reply, completion_ids
 from alignax.data.tokenizer import Tokenizer, pad_id
+from alignax.data.values import is_number
 
 RANKING = {"prompt": "text", "replies": "[text, ...], best first"}
 RATING = {"prompt": "text", "completion": "text", "ratings": "{attribute: number or null, ...}"}
@@ -38,11 +39,11 @@ def ranking_rows(
     the prompt alone, whose `mask` is empty. A ranking is refused as a whole, if one of its replies is, if two have the
     same tokens, or if there are fewer than two. Otherwise as `encode.pair_rows`.
     """
-    rows = list(rows)
+    rows, said = read_rows(rows)
     check_fields(rows, RANKING)
     lists = [_texts(row.get("replies")) for row in rows]
     texts = [(prompt_of(row), *replies) for row, replies in zip(rows, lists)]
-    kept, counts = encode_texts(texts, tokenizer, template, max_length, counts)
+    kept, counts = encode_texts(texts, tokenizer, template, max_length, counts, said)
     for row, _, replies in kept:
         if len(replies) < 2:
             counts.drop("too_few_replies", row)
@@ -72,11 +73,11 @@ def rating_rows(
     without any rating is refused. Otherwise as `encode.demo_rows`; raises DataError as well for a rating that is no
     finite number, and for one of an attribute that `attributes` does not name.
     """
-    rows = list(rows)
+    rows, said = read_rows(rows)
     check_fields(rows, RATING)
     names = attributes_of(rows) if attributes is None else tuple(attributes)
     texts = [(prompt_of(row), row.get("completion") if _given(row) is not None else None) for row in rows]
-    kept, counts = encode_texts(texts, tokenizer, template, max_length, counts)
+    kept, counts = encode_texts(texts, tokenizer, template, max_length, counts, said)
     rated = [(one, given) for one in kept if (given := _rating(rows[one[0]], names))]
     for row in {row for row, _, _ in kept} - {row for (row, _, _), _ in rated}:
         counts.drop("no_rating", row)
@@ -121,12 +122,12 @@ def step_rows(
     those of the whole, the row is refused. Otherwise as `encode.demo_rows`; raises DataError as well for another number
     of verdicts than of steps, and for a verdict outside of [0, 1].
     """
-    rows = list(rows)
+    rows, said = read_rows(rows)
     check_fields(rows, STEPS)
     verdicts = [_verdicts(row) for row in rows]
     steps = [_texts(row.get("steps")) if told else (None,) for row, told in zip(rows, verdicts)]
     texts = [(prompt_of(row), _joined(parts)) for row, parts in zip(rows, steps)]
-    kept, counts = encode_texts(texts, tokenizer, template, max_length, counts)
+    kept, counts = encode_texts(texts, tokenizer, template, max_length, counts, said)
     ends = _step_ends([prompt_of(rows[row]) for row, _, _ in kept], [steps[row] for row, _, _ in kept], kept,
                       tokenizer, template)  # fmt: skip
     for (row, _, _), end in zip(kept, ends):

@@ -64,7 +64,8 @@ def read(
             f"{path} has no {' or '.join(names)} split (found: {', '.join(splits)}): set data.heldout_percent above 0 "
             "to hold out a share of the training rows, or data.train_split and data.heldout_split to names of splits"
         )
-    # a JSON null is one that somebody wrote, and counts as a field that is not there; deeper ones are kept
+    # a null, whether somebody wrote it or a table pads its rows with it, counts as a field that is not there; deeper
+    # ones are left to what reads the field (`messages.py`)
     found = ({name: value for name, value in row.items() if value is not None} for row in splits[chosen])
     rows = list(islice(found, max_rows or None))
     if not any(rows):

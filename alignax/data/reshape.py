@@ -5,17 +5,18 @@ import json
 import math
 import os.path
 import re
-import sys
 from collections.abc import Iterable, Iterator
-from typing import Any, TypeGuard
+from typing import Any
+
+from alignax.data.messages import role
+from alignax.data.transcripts import ASSISTANT, is_transcript, split_last
+from alignax.data.values import is_number
 
 Row = dict[str, Any]
 # what a row, or the rows of a prompt, become: one row, or the reason (a key of REASONS) why none; or several of these
 Made = Row | str | list[Row | str] | list[str]
 JUDGED = ("completion", "ratings", "score")  # what a rated reply has beside its prompt
 ANSWERED = (*JUDGED, "label", "steps", "verdicts")  # what any judged reply has
-ASSISTANT = "\n\nAssistant:"  # what begins a reply in a dialogue that is one text, as HH's are
-SHAREGPT = {"human": "user", "gpt": "assistant", "chatgpt": "assistant"}  # its names for our roles; others are the same
 
 
 # ---- one layout for each form
@@ -25,19 +26,27 @@ def split_shared(row: Row) -> Made:
     """An implicit preference, `chosen` and `rejected` whole, with the prompt that they share, which ends as late as can
     be; nothing of either is lost.
 
-    Dialogues part at the first message that differs, which must be the assistant's in both. Texts part where a run of
-    white space begins, which goes to the replies, so that no word is cut and neither reply is empty.
+    Dialogues part at the first message that differs, which must be the assistant's in both, and dialogues that are one
+    text each behind the last "\n\nAssistant:". Other texts part where a run of white space begins, which goes to the
+    replies, so that no word is cut and neither reply is empty.
     """
     chosen, rejected = row.get("chosen"), row.get("rejected")
     if isinstance(chosen, list) and isinstance(rejected, list):
         cut = _shared_messages(chosen, rejected)
     elif isinstance(chosen, str) and isinstance(rejected, str):
+        if is_transcript(chosen) and is_transcript(rejected):
+            found = split_last("", [chosen, rejected])
+            return found if isinstance(found, str) else row | _pair(*found)
         cut = _shared_text(chosen, rejected)
     else:
         return "missing_field"
     if not cut:
         return "prompt_mismatch"
     return row | {"prompt": chosen[:cut], "chosen": chosen[cut:], "rejected": rejected[cut:]}
+
+
+def _pair(prompt: str, replies: list[str]) -> Row:
+    return {"prompt": prompt, "chosen": replies[0], "rejected": replies[1]}
 
 
 def ranked(row: Row) -> Made:
@@ -57,7 +66,7 @@ def ranked(row: Row) -> Made:
     if len(level) < 2:
         return "equal_scores" if len(said) > 1 else "too_few_replies"
     replies = [level[value] for value in sorted(level, reverse="scores" in row)]
-    one = _without(row, "completions", "scores", "ranks") | {"replies": replies}
+    one = without(row, "completions", "scores", "ranks") | {"replies": replies}
     return [one, *["level_reply"] * (len(said) - len(level))]
 
 
@@ -67,19 +76,7 @@ def stepwise(row: Row) -> Made:
     if not isinstance(steps, list) or not all(isinstance(step, str) for step in steps):
         return "missing_field"
     joined = [step if i == 0 else "\n" + step for i, step in enumerate(steps)]
-    return _without(row, "completions", "labels") | {"steps": joined, "verdicts": row.get("labels")}
-
-
-def sharegpt(row: Row) -> Made:
-    """`conversations` of {"from", "value"} as `messages`; those that are messages already, under their usual name."""
-    turns = row.get("conversations")
-    if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
-        return "missing_field"
-    known = [
-        {"role": SHAREGPT.get(speaker, speaker), "content": turn.get("value")} if isinstance(speaker, str) else turn
-        for turn, speaker in ((turn, turn.get("from")) for turn in turns)
-    ]
-    return _without(row, "conversations") | {"messages": known}
+    return without(row, "completions", "labels") | {"steps": joined, "verdicts": row.get("labels")}
 
 
 # ---- one form from another, row by row
@@ -90,21 +87,21 @@ def prompt_of(row: Row) -> Made:
     if "prompt" in row or not isinstance(row.get("messages"), list):
         return row
     messages = row["messages"]
-    spoken = [i for i in range(len(messages)) if role(messages[i:]) == "assistant"]
+    spoken = [i for i in range(len(messages)) if role(messages[i]) == "assistant"]
     prompt = messages[: spoken[-1]] if spoken else messages
-    return _without(row, "messages") | {"prompt": prompt} if prompt else "empty_prompt"
+    return without(row, "messages") | {"prompt": prompt} if prompt else "empty_prompt"
 
 
 def chosen_only(row: Row) -> Made:
     """A preference as a demonstration of the chosen reply."""
-    return _without(row, "chosen", "rejected") | {"completion": row.get("chosen")}
+    return without(row, "chosen", "rejected") | {"completion": row.get("chosen")}
 
 
 def best_only(row: Row) -> Made:
     """A ranking as a demonstration of the best reply."""
     replies = row.get("replies")
     return (
-        _without(row, "replies") | {"completion": replies[0]}
+        without(row, "replies") | {"completion": replies[0]}
         if replies and isinstance(replies, list)
         else "missing_field"
     )
@@ -114,12 +111,12 @@ def liked_only(row: Row) -> Made:
     """A reply with a thumb up as a demonstration; one with a thumb down is none."""
     if not isinstance(row.get("label"), bool):
         return "missing_field"
-    return _without(row, "label") if row["label"] else "undesirable"
+    return without(row, "label") if row["label"] else "undesirable"
 
 
 def both_thumbs(row: Row) -> list[Row]:
     """A preference as two replies with a thumb: up for the chosen one, down for the rejected one."""
-    rest = _without(row, "chosen", "rejected")
+    rest = without(row, "chosen", "rejected")
     return [rest | {"completion": row.get(name), "label": name == "chosen"} for name in ("chosen", "rejected")]
 
 
@@ -130,13 +127,13 @@ def pairs(row: Row) -> Made:
         return "missing_field"
     if len(replies) < 2:
         return "too_few_replies"
-    rest = _without(row, "replies")
+    rest = without(row, "replies")
     return [rest | {"chosen": better, "rejected": worse} for better, worse in itertools.combinations(replies, 2)]
 
 
 def ranking_of_two(row: Row) -> Made:
     """A preference as a ranking of two replies."""
-    return _without(row, "chosen", "rejected") | {"replies": [row.get("chosen"), row.get("rejected")]}
+    return without(row, "chosen", "rejected") | {"replies": [row.get("chosen"), row.get("rejected")]}
 
 
 # ---- the judged replies to one prompt together: what each gives, and the reason for each that gives nothing
@@ -150,21 +147,26 @@ def by_prompt(rows: Iterable[Row]) -> Iterator[list[Row]]:
     return iter(groups.values())
 
 
-def mean_rating(row: Row) -> float | None:
-    """The mean of the ratings of a reply; None without any."""
-    ratings = row.get("ratings")
-    given = [value for value in ratings.values() if is_number(value)] if isinstance(ratings, dict) else []
-    return math.fsum(given) / len(given) if given else None
-
-
 def scored(group: list[Row]) -> tuple[list[tuple[float, Row]], list[str]]:
     """(score, row) of the replies to one prompt that are rated, the best first, and a reason for each that is not.
 
-    By `score` where one of them has it, else by the mean of the ratings: one is no measure of the other.
+    By `score` where one of them has it, else by the mean of the ratings that all rated replies have: one is no measure
+    of the other, and a mean over fewer attributes none of one over more.
     """
-    by = (lambda row: row.get("score")) if any(row.get("score") is not None for row in group) else mean_rating
-    told = [(float(score), row) for row in group if is_number(score := by(row))]
-    return sorted(told, key=lambda one: -one[0]), ["no_rating"] * (len(group) - len(told))
+    told = [row for row in group if is_number(row.get("score"))]
+    if any(row.get("score") is not None for row in group):
+        found = [(float(row["score"]), row) for row in told]
+    else:
+        told = [row for row in group if _rated(row)]
+        common = sorted(set.intersection(*({*_rated(row)} for row in told))) if told else []
+        found = [(math.fsum(_rated(row)[name] for name in common) / len(common), row) for row in told if common]
+    return sorted(found, key=lambda one: -one[0]), ["no_rating"] * (len(group) - len(found))
+
+
+def _rated(row: Row) -> dict[str, int | float]:
+    """The ratings of a reply that were given."""
+    ratings = row.get("ratings")
+    return {name: one for name, one in ratings.items() if is_number(one)} if isinstance(ratings, dict) else {}
 
 
 def rated_ranking(group: list[Row]) -> Made:
@@ -173,37 +175,44 @@ def rated_ranking(group: list[Row]) -> Made:
     if len(told) < 2:
         return [*["too_few_replies"] * len(told), *lost]
     replies, scores = [row.get("completion") for _, row in told], [score for score, _ in told]
-    made = ranked(_without(told[0][1], *JUDGED) | {"completions": replies, "scores": scores})
+    made = ranked(without(told[0][1], *JUDGED) | {"completions": replies, "scores": scores})
     return [*(made if isinstance(made, list) else [made]), *lost]
 
 
 def rated_pairs(group: list[Row]) -> Made:
     """Every pair of the rated replies to one prompt of which one is better, with the `margin` of their scores; a pair
-    that is level is counted."""
-    told, lost = scored(group)
+    that is level, or has no attribute in common, is counted."""
+    by_score = any(row.get("score") is not None for row in group)
+    rated = [row for row in group if (is_number(row.get("score")) if by_score else _rated(row))]
+    lost = ["no_rating"] * (len(group) - len(rated))
+    if len(rated) < 2:
+        return [*["too_few_replies"] * len(rated), *lost]
+    return [*(_better(*two) for two in itertools.combinations(rated, 2)), *lost]
+
+
+def _better(one: Row, other: Row) -> Row | str:
+    """The pair of two rated replies, or why there is none."""
+    told, _ = scored([one, other])
     if len(told) < 2:
-        return [*["too_few_replies"] * len(told), *lost]
-    made = [
-        _without(best, *JUDGED)
-        | {"chosen": best.get("completion"), "rejected": worse.get("completion"), "margin": high - low}
-        if high > low
-        else "equal_scores"
-        for (high, best), (low, worse) in itertools.combinations(told, 2)
-    ]
-    return [*made, *lost]
+        return "no_rating"
+    (high, best), (low, worse) = told
+    if high == low:
+        return "equal_scores"
+    replies = {"chosen": best.get("completion"), "rejected": worse.get("completion")}
+    return without(best, *JUDGED) | replies | {"margin": high - low}
 
 
 def best_rated(group: list[Row]) -> Made:
     """The best of the rated replies to one prompt as a demonstration."""
     told, lost = scored(group)
-    return [*(_without(row, "ratings", "score") for _, row in told[:1]), *["worse_reply"] * (len(told) - 1), *lost]
+    return [*(without(row, "ratings", "score") for _, row in told[:1]), *["worse_reply"] * (len(told) - 1), *lost]
 
 
 def one_prompt(group: list[Row]) -> Made:
     """The prompt of several judged replies, once."""
     if group[0].get("prompt") is None:
         return ["missing_field"] * len(group)
-    return [_without(group[0], *ANSWERED), *["repeated_prompt"] * (len(group) - 1)]
+    return [without(group[0], *ANSWERED), *["repeated_prompt"] * (len(group) - 1)]
 
 
 def key_of(prompt: Any) -> str:
@@ -233,22 +242,9 @@ def opening(row: Row) -> str:
     return _shared_opening(said, rejected)
 
 
-def role(messages: list) -> Any:
-    """Who says the first of these messages; None where that is not told."""
-    first = messages[0] if messages else None
-    told = first.get("role", first.get("from")) if isinstance(first, dict) else None
-    return SHAREGPT.get(told, told) if isinstance(told, str) else None
-
-
-def is_number(value: Any) -> TypeGuard[int | float]:
-    """Whether a judgement is a finite number; true and false are none."""
-    limit = sys.float_info.max  # JSON has integers beyond it
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and -limit <= value <= limit
-
-
 def _first_reply(messages: list) -> int | None:
     """Where the assistant first answers a user; None if it never does."""
-    spoken = [role(messages[i:]) for i in range(len(messages))]
+    spoken = [role(messages[i]) for i in range(len(messages))]
     asked = spoken.index("user") if "user" in spoken else len(spoken)
     return spoken.index("assistant", asked) if "assistant" in spoken[asked:] else None
 
@@ -262,7 +258,7 @@ def _shared_opening(chosen: str, rejected: str) -> str:
 def _shared_messages(chosen: list, rejected: list) -> int:
     longest = min(len(chosen), len(rejected)) - 1
     shared = next((i for i in range(longest) if chosen[i] != rejected[i]), max(longest, 0))
-    return shared if shared and role(chosen[shared:]) == role(rejected[shared:]) == "assistant" else 0
+    return shared if shared and role(chosen[shared]) == role(rejected[shared]) == "assistant" else 0
 
 
 def _shared_text(chosen: str, rejected: str) -> int:
@@ -275,5 +271,6 @@ def _shared_text(chosen: str, rejected: str) -> int:
     return 0
 
 
-def _without(row: Row, *names: str) -> Row:
+def without(row: Row, *names: str) -> Row:
+    """The row without these columns."""
     return {name: value for name, value in row.items() if name not in names}

@@ -20,67 +20,89 @@ the reason, a key of `counts.REASONS`. `encode.py` has the same for one row, and
 """
 
 import itertools
+import re
+from collections.abc import Callable
 from typing import NamedTuple
 
-import jinja2
-
 from alignax.data.boundary import Ids, continued, tokenize
+from alignax.data.chat import Chat, Turn, check_turns, end_texts
 from alignax.data.counts import DataError, Refused
-from alignax.data.dialogue import Prompt, Said, Span, check_turns, end_of_turn, messages_of, render, turns
-from alignax.data.tokenizer import Tokenizer, control_tokens, eos_id, eos_ids, told_stops
+from alignax.data.dialogue import Prompt
+from alignax.data.messages import Turns
+from alignax.data.tokenizer import Tokenizer, control_tokens, eos_id, eos_ids, spelling, told_stops
 
 TEMPLATES = ("plain", "chat")
 TRAIN_ON = ("completion", "assistant", "all")
 
 
 class Reply(NamedTuple):
-    """The ids after a prompt, and which of them the policy says: all, but for tool and user turns within a reply."""
+    """The ids after a prompt, and which of them the policy says: all, but for tool and user turns within a reply, and
+    for turns that are not to be learnt; `ends`: each turn that is learnt ends, as far as the template can tell."""
 
     ids: Ids
     mask: list[bool]
+    ends: bool = True
 
 
 def prompt_ids(tokenizer: Tokenizer, prompts: list[Prompt], template: str) -> list[Ids | str]:
     """Per prompt the ids that a completion follows, or the reason why there are none."""
-    bos = _bos(tokenizer) if template == "plain" else []
+    forged = _forgery(tokenizer, template)
     if template == "plain":
-        told = [prompt.said for prompt in prompts]
-        return [bos + ids for ids in tokenize(tokenizer, told, split_special_tokens=True)]
-    texts = [_asked(tokenizer, prompt) for prompt in prompts]
-    ids = iter(tokenize(tokenizer, [text for text in texts if not isinstance(text, Refused)]))
-    return [text if isinstance(text, Refused) else next(ids) for text in texts]
+        bos, told = _bos(tokenizer), [prompt.said for prompt in prompts]
+        found = tokenize(tokenizer, told, split_special_tokens=True)
+        return ["special_token" if forged(ids, "") else bos + ids for ids in found]
+    chat = Chat(tokenizer)
+    texts = [chat.asked(prompt) for prompt in prompts]
+    found = iter(tokenize(tokenizer, [text for text in texts if not isinstance(text, Refused)]))
+    return [
+        text if isinstance(text, Refused) else "special_token" if forged(ids := next(found), text) else ids
+        for text in texts
+    ]
 
 
 def completion_ids(
-    tokenizer: Tokenizer, prompts: list[Prompt], prefixes: list[Ids], completions: list[Said], template: str
+    tokenizer: Tokenizer, prompts: list[Prompt], prefixes: list[Ids], completions: list[Turns], template: str
 ) -> list[Reply | str]:
     """Per row what follows its prefix (the prompt's ids), or the reason why there is nothing."""
+    forged = _forgery(tokenizer, template)
     if template == "plain":
         eos, begins = eos_id(tokenizer), [not prompt.said for prompt in prompts]
         bodies = continued(tokenizer, completions, begins)  # pyright: ignore[reportArgumentType]  # `fault`: texts
-        return [ids if isinstance(ids, str) else _checked([*ids, eos], [0, len(ids) + 1], {eos}) for ids in bodies]
-    ends, stops = end_texts(tokenizer), stop_ids(tokenizer, template)
-    found = [turns(tokenizer, prompt, reply, ends) for prompt, reply in zip(prompts, completions, strict=True)]
-    closed = {i: _close(*one, ends) for i, one in enumerate(found) if not isinstance(one, str)}
+        return [
+            ids if isinstance(ids, str) else _checked([*ids, eos], [0, len(ids) + 1], [True], {eos}, forged(ids, ""))
+            for ids in bodies
+        ]
+    chat, stops = Chat(tokenizer), stop_ids(tokenizer, template)
+    found = [chat.turns(prompt, reply) for prompt, reply in zip(prompts, completions, strict=True)]
+    closed = {i: _close(*one, chat.ends) for i, one in enumerate(found) if not isinstance(one, str)}
     ids = dict(zip(closed, tokenize(tokenizer, [text for text, _ in closed.values()]), strict=True))
-    cuts = {i: _cuts(spans, prompts[i]) for i, (_, spans) in closed.items()}
+    cuts = {i: _cuts(turns, prompts[i]) for i, (_, turns) in closed.items()}
     starts = iter(tokenize(tokenizer, [closed[i][0][:cut] for i in cuts for cut in cuts[i]]))
     parts = {i: [*itertools.islice(starts, len(cuts[i]))] for i in cuts}
     return [
         one
         if isinstance(one, str)
-        else _split(ids[i], prefix, parts[i] if prompts[i].whole else [prefix, *parts[i]], stops)
+        else _split(
+            ids[i],
+            prefix,
+            parts[i] if prompts[i].whole else [prefix, *parts[i]],
+            closed[i][1],
+            stops,
+            forged(ids[i], closed[i][0]),
+        )  # fmt: skip
         for i, (one, prefix) in enumerate(zip(found, prefixes, strict=True))
     ]
 
 
-def forbidden_tokens(tokenizer: Tokenizer, template: str) -> tuple[str, ...]:
-    """The control tokens that a text may not spell under this template; also checks that the template can be used."""
+def forbidden_tokens(tokenizer: Tokenizer, template: str) -> Callable[[str], bool]:
+    """Whether a text spells a control token, which it may not under this template; also checks that the template can
+    be used."""
     if template not in TEMPLATES:
         raise DataError(f"template = {template!r}: expected one of {', '.join(TEMPLATES)}")
     if template == "chat" and not tokenizer.chat_template:
         raise DataError("template = 'chat', but the tokenizer has no chat template: use template 'plain', or set one")
-    return tuple({*control_tokens(tokenizer), *end_texts(tokenizer)}) if template == "chat" else ()
+    tokens = {*control_tokens(tokenizer), *end_texts(tokenizer)} if template == "chat" else ()
+    return spelling(tokenizer, tokens)
 
 
 def check_train_on(tokenizer: Tokenizer, train_on: str, template: str) -> None:
@@ -90,13 +112,7 @@ def check_train_on(tokenizer: Tokenizer, train_on: str, template: str) -> None:
     if train_on == "assistant":
         if template != "chat":
             raise DataError(f"train_on = 'assistant' with template {template!r}: turns need template 'chat'")
-        check_turns(tokenizer, end_texts(tokenizer))
-
-
-def end_texts(tokenizer: Tokenizer) -> tuple[str, ...]:
-    """What ends the assistant's words in a chat, as text: the template's own token, if any, and the tokenizer's."""
-    eos_id(tokenizer)  # raises if there is none
-    return tuple(dict.fromkeys(filter(None, (end_of_turn(tokenizer), tokenizer.eos_token))))
+        check_turns(tokenizer)
 
 
 def stop_ids(tokenizer: Tokenizer, template: str) -> frozenset[int]:
@@ -111,47 +127,59 @@ def stop_ids(tokenizer: Tokenizer, template: str) -> frozenset[int]:
     return eos_ids(tokenizer, (*told, *(tokenizer.convert_tokens_to_ids(end) for end in end_texts(tokenizer))))
 
 
-def _asked(tokenizer: Tokenizer, prompt: Prompt) -> str | Refused:
-    """The text of a prompt, "" where nothing is asked; or that the template refuses it."""
-    try:
-        return "" if prompt.whole else render(tokenizer, messages_of(prompt.said, "user"), prompt.options, ask=True)
-    except jinja2.TemplateError as error:
-        return Refused("template_refused", str(error))
-
-
-def _close(text: str, spans: list[Span], ends: tuple[str, ...]) -> tuple[str, list[Span]]:
+def _close(text: str, turns: list[Turn], ends: tuple[str, ...]) -> tuple[str, list[Turn]]:
     """The text up to the end of the last turn, which gets one if the template writes none."""
-    text = text[: spans[-1][1]]
-    text = text if text.endswith(ends) else text + ends[-1]
-    return text, [*spans[:-1], (spans[-1][0], len(text))]
+    *others, last = turns
+    text = text[: last.stop] if last.closed else text[: last.stop] + ends[-1]
+    return text, [*others, last._replace(stop=len(text), closed=True)]
 
 
-def _cuts(spans: list[Span], prompt: Prompt) -> list[int]:
+def _cuts(turns: list[Turn], prompt: Prompt) -> list[int]:
     """The offsets whose tokens have to be found: not that of the end, nor of the start where the prompt's are known."""
-    return list(itertools.chain(*spans))[0 if prompt.whole else 1 : -1]
+    return [at for turn in turns for at in turn[:2]][0 if prompt.whole else 1 : -1]
 
 
-def _split(ids: Ids, prefix: Ids, parts: list[Ids], stops: frozenset[int]) -> Reply | str:
+def _split(
+    ids: Ids, prefix: Ids, parts: list[Ids], turns: list[Turn], stops: frozenset[int], forged: bool
+) -> Reply | str:
     """The reply of a row. `parts`: the ids up to where each turn begins or ends, which must be how the row begins.
 
     Checked by tokenising, since a tokenizer that trims white space reports offsets that hide a merge over a boundary.
     """
     if any(ids[: len(part)] != part for part in parts):
         return "not_prefix"
-    return _checked(ids[len(prefix) :], [len(part) - len(prefix) for part in [*parts, ids]], stops)
+    cuts = [len(part) - len(prefix) for part in [*parts, ids]]
+    reply = _checked(ids[len(prefix) :], cuts, [turn.learnt for turn in turns], stops, forged)
+    ends = all(turn.closed for turn in turns if turn.learnt)
+    return reply if isinstance(reply, str) or ends else reply._replace(ends=False)
 
 
-def _checked(ids: Ids, cuts: list[int], stops: frozenset[int] | set[int]) -> Reply | str:
-    """The reply whose turns lie between pairs of `cuts`; refused if one holds an end (unk?) or the last is empty."""
+def _checked(
+    ids: Ids, cuts: list[int], learnt: list[bool], stops: frozenset[int] | set[int], forged: bool
+) -> Reply | str:
+    """The reply whose turns lie between pairs of `cuts`; refused if one holds an end (unk?), if the last is empty, if
+    none is learnt, and if the text was `forged`."""
     spans = list(zip(cuts[::2], cuts[1::2], strict=True))
     if any(token in stops for start, stop in spans for token in ids[start : stop - 1]):
         return "eos_inside"
     if spans[-1][1] - spans[-1][0] < 2:
         return "empty_reply"
+    if forged:
+        return "special_token"
     mask = [False] * len(ids)
-    for start, stop in spans:
-        mask[start:stop] = [True] * (stop - start)
-    return Reply(ids, mask)
+    for (start, stop), counts in zip(spans, learnt, strict=True):
+        mask[start:stop] = [counts] * (stop - start)
+    return Reply(ids, mask) if any(mask) else "nothing_learnt"
+
+
+def _forgery(tokenizer: Tokenizer, template: str) -> Callable[[Ids, str], bool]:
+    """Whether ids hold more control tokens than their text spells, none of which it may hold under "plain": words may
+    become one in the tokenizer's own normalisation, or be one in its vocabulary. The unknown token is no such."""
+    tokens = control_tokens(tokenizer)
+    ids = {i for i in map(tokenizer.convert_tokens_to_ids, tokens) if i not in (None, tokenizer.unk_token_id)}
+    spelt = re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True)))) if tokens else None
+    count = lambda text: len(spelt.findall(text)) if spelt and template == "chat" else 0  # noqa: E731
+    return lambda found, text: (n := sum(map(ids.__contains__, found))) > 0 and n > count(text)
 
 
 def _bos(tokenizer: Tokenizer) -> Ids:

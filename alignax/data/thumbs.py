@@ -7,7 +7,7 @@ import numpy as np
 
 from alignax.data.arrays import padded_length, row_ids, side_arrays
 from alignax.data.counts import Counts, DataError
-from alignax.data.dialogue import prompt_of
+from alignax.data.dialogue import prompt_of, read_rows
 from alignax.data.encode import encode_fields
 from alignax.data.reshape import Row, both_thumbs
 from alignax.data.templates import Ids, Reply, completion_ids
@@ -31,7 +31,8 @@ def unpaired_rows(
     have one prompt or one label.
     """
     rows, counts = thumbs(rows, counts)
-    kept, counts = encode_fields(rows, ("prompt", "completion"), tokenizer, template, max_length, counts)
+    rows, said = read_rows(rows)
+    kept, counts = encode_fields(rows, ("prompt", "completion"), tokenizer, template, max_length, counts, said)
     counts.require_rows("rated reply")
     desirable = np.array([rows[row]["label"] for row, _, _ in kept])
     if desirable.all() or not desirable.any():
@@ -64,7 +65,7 @@ def thumbs(rows: Iterable[Row], counts: Counts | None = None) -> tuple[list[Row]
             f"no row has a thumb: found {', '.join(found)}; expected preference pairs, or rows "
             '{"prompt": text, "completion": text, "label": true or false}'
         )
-    return out, Counts.of(len(out), counts.dropped if counts else {})
+    return out, (counts or Counts(len(out))).then(len(out), {})
 
 
 def _mismatched(

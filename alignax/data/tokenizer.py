@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import re
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +84,24 @@ def control_tokens(tokenizer: Tokenizer) -> tuple[str, ...]:
     """The strings that the tokenizer reads as control tokens (end of sequence, roles) when they stand in a text."""
     added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
     return tuple(sorted(added | set(tokenizer.all_special_tokens)))
+
+
+def added_tokens(tokenizer: Tokenizer) -> tuple[str, ...]:
+    """The strings that were added to the vocabulary as tokens of their own, and are no control tokens."""
+    added = {token.content for token in tokenizer.added_tokens_decoder.values()}
+    return tuple(sorted(added - set(control_tokens(tokenizer))))
+
+
+def spelling(tokenizer: Tokenizer, tokens: Iterable[str]) -> Callable[[str], bool]:
+    """Whether a text spells one of these tokens, as the tokenizer looks for them: in the text as it stands and, for a
+    token that it looks for in normalised text, in that (NFKC makes "<tool>" of full-width signs)."""
+    tokens, normalizer = {*tokens}, tokenizer.backend_tokenizer.normalizer
+    late = [t.content for t in tokenizer.added_tokens_decoder.values() if t.normalized and t.content in tokens]
+    plain = re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True)))) if tokens else None
+    if plain is None or normalizer is None or not late:
+        return lambda text: plain is not None and plain.search(text) is not None
+    normal = re.compile("|".join(re.escape(normalizer.normalize_str(token)) for token in late))
+    return lambda text: bool(plain.search(text) or normal.search(normalizer.normalize_str(text)))
 
 
 def tokenizer_hash(tokenizer: Tokenizer) -> str:

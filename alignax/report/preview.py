@@ -53,6 +53,8 @@ def _section(section: dict[str, Any]) -> Iterator[RenderableType]:
         yield Text(f"{split}: {counts}")
     if section["dropped"]:
         yield _table(("dropped", "rows", "why", "fix"), [[*map(str, one)] for one in section["dropped"]])
+    if section["noted"]:
+        yield _table(("kept, but", "rows", "why", "what to do"), [[*map(str, one)] for one in section["noted"]])
     key, limit = section["limit"]
     for name, found in section["lengths"].items():
         yield Text(f"length of {name} in tokens, and as a share of {key} = {limit}", style="bold")
@@ -138,6 +140,13 @@ Shades alternate from token to token; padding is not shown.</p>
 <div class="wide"><table><thead><tr><th>dropped</th><th>rows</th><th>why</th><th>fix</th></tr></thead><tbody>
 {% for reason, rows, why, fix in section.dropped %}
 <tr><td>{{ reason }}</td><td>{{ rows }}</td><td>{{ why }}</td><td>{{ fix }}</td></tr>
+{% endfor %}
+</tbody></table></div>
+{% endif %}
+{% if section.noted %}
+<div class="wide"><table><thead><tr><th>kept, but</th><th>rows</th><th>why</th><th>what to do</th></tr></thead><tbody>
+{% for note, rows, why, what in section.noted %}
+<tr><td>{{ note }}</td><td>{{ rows }}</td><td>{{ why }}</td><td>{{ what }}</td></tr>
 {% endfor %}
 </tbody></table></div>
 {% endif %}

@@ -2,7 +2,9 @@
 
 import copy
 import importlib
+import inspect
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,16 +39,21 @@ def load_rows(
     key: str = "source",
     root: Path | None = None,
     group: str = "",
+    template: str = "",
 ) -> tuple[list[dict], Counts]:
     """(rows, counts) of the source that a config names; its arguments are checked against its signature.
+
+    A source may take the `template` of the stage, and so may the way to the `form`: some texts are laid out by it.
 
     A `path` may name a step that collected judgements, by its folder or as '@name': its file is read. With `form`, rows
     of other forms are made into rows of this one, where there is a way (`alignax.data.forms`).
     """
     function = resolve(source, "alignax.data.sources", key=key)
-    options = bind(function, args, key=group or key.replace("source", "data"), given=("split",))
+    asks = {"template": template} if template and "template" in inspect.signature(function).parameters else {}
+    options = bind(function, args, key=group or key.replace("source", "data"), given=("split", "template")) | asks
     if source == "mixture":
-        options["parts"] = {name: load_part(name, part, split, form, root) for name, part in args["parts"].items()}
+        load = partial(load_part, split=split, form=form, root=root, template=template)
+        options["parts"] = {name: load(name, part) for name, part in args["parts"].items()}
         rows, counts = function(split=split, **options)
         counts.parts = {name: own for name, (_, own) in options["parts"].items()}
         return rows, counts
@@ -55,17 +62,18 @@ def load_rows(
     rows, counts = function(split=split, **options)
     if not form:
         return rows, counts
-    made, counts = convert(rows, form, counts)
-    if made is not rows:
-        console.print(f"{source}, {split}: {form_of(rows)} rows made into {form}: {counts}")
+    own = form_of(rows)
+    made, counts = convert(rows, form, counts, template=template)
+    if own != form or len(made) != len(rows):
+        console.print(f"{source}, {split}: {own} rows made into {form}: {counts}")
     return made, counts
 
 
-def load_part(name: str, part: dict, split: str, form: str, root: Path | None) -> tuple[list[dict], Counts]:
+def load_part(name: str, part: dict, split: str, **options: Any) -> tuple[list[dict], Counts]:
     """`load_rows` of one part of a mixture; an error of its data says which part."""
     (source, args), group = split_part(name, part), f"data.parts.{name}"
     try:
-        return load_rows(source, args, split, form=form, key=f"{group}.source", root=root, group=group)
+        return load_rows(source, args, split, key=f"{group}.source", group=group, **options)
     except DataError as error:
         raise DataError(f"part {name!r} of the mixture: {error}") from error
 
@@ -82,7 +90,7 @@ def encoded(
     cfg = cfg or stage.cfg
     source, args = cfg.source, cfg.data
     form = FORMS[getattr(encode, "func", encode)]
-    rows, counts = load_rows(source, args, split, form=form, key=key, root=root)
+    rows, counts = load_rows(source, args, split, form=form, key=key, root=root, template=options["template"])
     arrays, counts = cache.encoded(encode, rows, tokenizer, counts=counts, **options)
     if source == "mixture" and split == "train":
         arrays = arrays | {"part": part_of(args, rows, arrays)}

@@ -12,7 +12,7 @@ import numpy as np
 
 from alignax.config import ConfigError, plain, record_of, resolve
 from alignax.data import look
-from alignax.data.counts import REASONS, Counts, DataError, meaning
+from alignax.data.counts import NOTES, REASONS, Counts, DataError, meaning
 from alignax.data.encode import demo_rows, prompt_rows
 from alignax.data.judged import attributes_of, rating_rows
 from alignax.data.packing import compared
@@ -111,7 +111,8 @@ def read(config: dict, root: Path | None) -> list[tuple[partial, dict[str, Texts
     out = []
     for encode, splits in readings(config):
         form = inputs.FORMS[encode.func]
-        load = partial(inputs.load_rows, config["source"], config["data"], form=form, root=root)
+        how = {"form": form, "root": root, "template": config["template"]}
+        load = partial(inputs.load_rows, config["source"], config["data"], **how)
         texts = {split: load(split=split) for split in splits}
         if encode.func is rating_rows:
             encode = partial(encode, attributes=attributes_of(texts["train"][0]))
@@ -146,8 +147,9 @@ def seen(config: dict, tokenizer: Tokenizer, texts: list[tuple[partial, dict[str
     return {
         "limit": (key, int(most)),
         "counts": {split: str(found) for split, (_, found) in made.items()},
-        "dropped": [[reason, n, meaning(counts.first(reason)), REASONS[reason][1]]
+        "dropped": [[reason, n, meaning(reason, counts.found.get(reason, "")), REASONS[reason][1]]
                     for reason, n in counts.dropped.items()],
+        "noted": [[note, n, *NOTES[note]] for note, n in counts.noted.items()],
         "parts": parts,
         "lengths": {name: look.lengths(side["valid"].sum(1), int(most)) for name, side in sides.items()},
         "facts": look.facts(batch, sides, encode.keywords.get("attributes", ()))

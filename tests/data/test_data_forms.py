@@ -1,9 +1,12 @@
 """Every form is recognised, each conversion says what it keeps, and no token of a row is lost on the way."""
 
+import json
+
 import pytest
 
-from alignax.data import reshape
+from alignax.data import reshape, values
 from alignax.data.counts import Counts, DataError
+from alignax.data.dialogue import read_rows
 from alignax.data.forms import SHAPES, convert, form_of
 
 
@@ -59,6 +62,9 @@ def test_rows_of_the_right_form_are_left_alone(form):
     if form == "ratings":
         rows = rows[:1] * 2
     got, after = convert(rows, form, counts)
+    if form == "unpaired":  # the encoder would not miss the thumb
+        rows, counts = rows[:1], counts.then(1, {"no_thumb": 1})
+    counts.leave(["id"] * ("id" in rows[0]) + ["other"] * (form not in ("ratings", "unpaired")))
     assert got == rows and all(a is b for a, b in zip(got, rows)) and after == counts
 
 
@@ -135,8 +141,8 @@ def test_scored_and_ranked_completions_become_replies_best_first():
 
 
 def test_an_integer_beyond_every_float_is_no_number():
-    assert not any(map(reshape.is_number, (10**400, -(10**400), float("inf"), float("nan"), True, "1", None)))
-    assert all(map(reshape.is_number, (0, -1, 1.5, 10**300)))
+    assert not any(map(values.is_number, (10**400, -(10**400), float("inf"), float("nan"), True, "1", None)))
+    assert all(map(values.is_number, (0, -1, 1.5, 10**300)))
 
 
 def test_trl_steps_begin_with_the_line_break_that_joins_them():
@@ -155,10 +161,12 @@ def test_ratings_that_are_no_attributes_are_none(form):
 
 def test_sharegpt_conversations_become_messages():
     turns = [{"from": "system", "value": "s"}, {"from": "human", "value": "hi"}, {"from": "gpt", "value": "good"}]
-    assert convert([{"conversations": turns}], "prompt_completion")[0] == [{"messages": [SYSTEM, ASK, GOOD]}]
-    assert convert([{"conversations": [ASK, GOOD]}], "prompt_completion")[0] == [{"messages": [ASK, GOOD]}]
-    nobody = [{"from": ["human"], "value": "h"}, GOOD]  # left as it is: the encoder counts it as a bad message
-    assert convert([{"conversations": nobody}], "prompt_completion")[0] == [{"messages": nobody}]
+    for told in (turns, json.dumps(turns), [SYSTEM, ASK, GOOD]):
+        rows, _ = convert([{"conversations": told}], "prompt_completion")
+        assert read_rows(rows)[0] == [{"messages": [SYSTEM, ASK, GOOD]}]
+    nobody = [{"from": ["human"], "value": "h"}, GOOD]
+    ((row,), _) = read_rows(convert([{"conversations": nobody}], "prompt_completion")[0])
+    assert row["messages"] == "bad_message" and "human" in row["messages"].told
 
 
 # ---- one form from another
@@ -176,25 +184,30 @@ def test_preferences_become_other_forms():
     ]
     assert converted([PAIR], "ranked") == [{"prompt": "p", "replies": [" a", " b"], "id": 7}]
     assert converted([PAIR], "prompt_only") == [PAIR]  # it has one
-    assert convert([PAIR] * 3, "unpaired")[1] == {"rows": 6, "kept": 6}
+    assert convert([PAIR] * 3, "unpaired")[1] == {"rows": 6, "kept": 6, "unread": ["id"]}
 
 
 def test_rankings_become_all_their_pairs():
     row = {"prompt": "p", "replies": ["a", "b", "c"], "id": 1}
     got, counts = convert([row, {"prompt": "q", "replies": ["a"]}, {"prompt": "q", "replies": "ab"}], "preference")
     assert [(one["chosen"], one["rejected"], one["id"]) for one in got] == [("a", "b", 1), ("a", "c", 1), ("b", "c", 1)]
-    assert counts == {"rows": 5, "kept": 3, "dropped_too_few_replies": 1, "dropped_missing_field": 1}
+    lost = {"dropped_too_few_replies": 1, "dropped_missing_field": 1}
+    assert counts == {"rows": 5, "kept": 3, "unread": ["id"]} | lost
     assert converted([row], "prompt_completion") == [{"prompt": "p", "completion": "a", "id": 1}]
 
 
 def test_ratings_become_pairs_with_a_margin_rankings_and_demonstrations():
-    # means: x 2, y 4, z 2 (the null is no rating); alone has no rival
+    # x 1, 3 and y 4, 4 by both attributes; z 2 by help alone, as is what it is compared with; alone has no rival
     got, counts = convert(RATED, "preference")
-    assert [(one["chosen"], one["rejected"], one["margin"]) for one in got] == [("y", "x", 2.0), ("y", "z", 2.0)]
-    assert counts == {"rows": 4, "kept": 2, "dropped_too_few_replies": 1, "dropped_equal_scores": 1}
+    assert [(one["chosen"], one["rejected"], one["margin"]) for one in got] == [
+        ("y", "x", 2.0),
+        ("z", "x", 1.0),
+        ("y", "z", 2.0),
+    ]
+    assert counts == {"rows": 4, "kept": 3, "dropped_too_few_replies": 1}
     got, counts = convert(RATED, "ranked")
-    assert got == [{"prompt": "p", "replies": ["y", "x"]}]
-    assert counts == {"rows": 3, "kept": 1, "dropped_too_few_replies": 1, "dropped_level_reply": 1}
+    assert got == [{"prompt": "p", "replies": ["y", "z", "x"]}]
+    assert counts == {"rows": 2, "kept": 1, "dropped_too_few_replies": 1}
     got, counts = convert(RATED, "prompt_completion")
     assert got == [{"prompt": "p", "completion": "y"}, {"prompt": "q", "completion": "alone"}]
     assert counts == {"rows": 4, "kept": 2, "dropped_worse_reply": 2}
@@ -210,7 +223,8 @@ def test_ratings_become_pairs_with_a_margin_rankings_and_demonstrations():
     got, counts = convert(by_score, "preference")
     assert [(one["chosen"], one["rejected"]) for one in got] == [("x", "z")] and counts["dropped_no_rating"] == 1
     level = [{"prompt": "p", "completion": c, "ratings": {"a": 1}} for c in "xy"]
-    assert convert([*level, *RATED], "preference")[1]["kept"] == 8  # 4 over 2, 2, 1, 1; each 2 over 1, 1
+    both = [*level, *RATED]  # of one prompt: x and y are rated by "a", and by nothing that the others are rated by
+    assert convert(both, "preference")[1].dropped == {"no_rating": 6, "too_few_replies": 1, "equal_scores": 1}
     with pytest.raises(DataError, match="1 equal_scores"):
         convert(level, "preference")
 
@@ -221,14 +235,16 @@ def test_judged_replies_become_each_prompt_once(form):
     rows = [row, row | {"prompt": [ASK]}, row | {"id": 2}, row | {"prompt": [ASK]}, row | {"prompt": None}]
     got, counts = convert(rows, "prompt_only")
     assert got == [{"prompt": "p", "id": 1}, {"prompt": [ASK], "id": 1}]
-    assert counts == {"rows": 5, "kept": 2, "dropped_repeated_prompt": 2, "dropped_missing_field": 1}
+    lost = {"dropped_repeated_prompt": 2, "dropped_missing_field": 1}
+    assert counts == {"rows": 5, "kept": 2, "unread": ["id"]} | lost
 
 
 def test_a_thumb_down_is_no_demonstration():
     rows = [{"prompt": "p", "completion": c, "label": label} for c, label in (("a", True), ("b", False), ("c", 2))]
     got, counts = convert(rows, "prompt_completion")
     assert got == [{"prompt": "p", "completion": "a"}]
-    assert counts == {"rows": 3, "kept": 1, "dropped_undesirable": 1, "dropped_missing_field": 1}
+    assert counts == {"rows": 3, "kept": 1, "dropped_undesirable": 1, "dropped_no_thumb": 1}
+    assert "label 2" in str(counts)
     numbers = [{"prompt": "p", "completion": c, "label": label} for c, label in (("a", 1), ("b", 0))]
     assert converted(numbers, "unpaired") == rows[:2] and converted(numbers, "prompt_completion") == got
     assert form_of([*numbers, rows[2]]) == "prompt_completion"  # of three classes

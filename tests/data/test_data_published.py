@@ -199,8 +199,8 @@ def test_rows_of_wrong_types_are_counted_or_left_to_the_encoder(name, tmp_path):
     assert counts.dropped["missing_field"] > 5
 
 
-def test_prm800k_reads_no_rating_into_text(tmp_path):
-    steps = [step(1, chosen=0), step("1", 2, -1, chosen=0)]
+def test_prm800k_reads_no_rating_into_words(tmp_path):
+    steps = [step(1, chosen=0), step("good", 2, -1, chosen=0)]
     rows, _ = load("prm800k", tmp_path, [{"question": SUM, "label": {"steps": steps}}])
     assert [row["verdicts"] for row in rows] == [[True, False]]
 

@@ -355,15 +355,6 @@ def test_other_damaged_files(name, content, message, tmp_path):
         jsonl(path=str(path if path.parent == tmp_path else path.parent))
 
 
-def test_nulls_of_tables_are_left_out_and_those_of_json_are_kept(tmp_path):
-    calls = [{"role": "assistant", "content": None, "tool_calls": [{"arguments": {"a": 1, "b": None}}]}]
-    rows = [{"messages": calls}, {"messages": [{"role": "user", "content": "hi"}]}]
-    assert jsonl(path=write(tmp_path / "a.jsonl", rows))[0] == rows
-    datasets.Dataset.from_list(rows).to_parquet(tmp_path / "a.parquet")
-    got = jsonl(path=str(tmp_path / "a.parquet"))[0]
-    assert got[1] == rows[1] and got[0]["messages"] == [{"role": "assistant", "tool_calls": [{"arguments": {"a": 1}}]}]
-
-
 def test_rows_that_are_empty_identical_or_of_another_type_are_counted(tmp_path, words):
     pair = {"prompt": "hi", "chosen": "fine", "rejected": "thanks"}
     faults = [{"chosen": ""}, {"rejected": "fine"}, {"chosen": 5}, {"prompt": None}, {"rejected": {"text": "you"}}]

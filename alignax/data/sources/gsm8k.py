@@ -1,24 +1,28 @@
 """GSM8K: grade-school sums with worked solutions."""
 
+from functools import partial
 from typing import Unpack
 
 from alignax.data.counts import Counts
-from alignax.data.known import published, texts
+from alignax.data.known import asked, published, texts
 from alignax.data.read import Reading
 from alignax.data.reshape import Made, Row
 
 
-def gsm8k(*, path: str = "openai/gsm8k", split: str = "train", **reading: Unpack[Reading]) -> tuple[list[Row], Counts]:
+def gsm8k(
+    *, path: str = "openai/gsm8k", split: str = "train", template: str = "chat", **reading: Unpack[Reading]
+) -> tuple[list[Row], Counts]:
     """Rows {"prompt", "completion", "answer"} of Cobbe et al. 2021, "Training Verifiers to Solve Math Word Problems"
     (2110.14168).
 
     Columns: question; answer, a worked solution whose last line is "#### N". The completion is the solution as it is,
-    that line included, and "answer" the N. `name` is "main" or "socratic"; held out is the set's own test split.
+    that line included, and "answer" the N; under template "plain" a line break parts it from the question. `name` is
+    "main" or "socratic"; held out is the set's own test split.
     """
     columns = ("question", "answer")
     return published(
         "gsm8k",
-        demonstration,
+        partial(demonstration, template=template),
         key=lambda row: row.get("question"),
         columns=columns,
         path=path,
@@ -28,9 +32,9 @@ def gsm8k(*, path: str = "openai/gsm8k", split: str = "train", **reading: Unpack
     )
 
 
-def demonstration(row: Row) -> Made:
+def demonstration(row: Row, template: str) -> Made:
     """A sum and its solution."""
     if not texts(row, "question", "answer"):
         return "missing_field"
     answer = row["answer"].rpartition("####")[2].strip()
-    return {"prompt": row["question"], "completion": row["answer"], "answer": answer}
+    return {"prompt": asked(row["question"], template), "completion": row["answer"], "answer": answer}

@@ -2,12 +2,13 @@
 
 from typing import Any, Unpack
 
+from alignax.data.columns import filled
 from alignax.data.counts import Counts
 from alignax.data.forms import each
 from alignax.data.read import Reading, check_columns, read, with_defaults
-from alignax.data.reshape import ASSISTANT, Row, opening
+from alignax.data.reshape import Row, opening
+from alignax.data.transcripts import split_last
 
-HUMAN = "\n\nHuman:"
 FIELDS = ("chosen", "rejected")
 
 
@@ -18,7 +19,8 @@ def hh(
     (2204.05862).
 
     A dialogue is split at its last assistant turn: the prompt ends with "\\n\\nAssistant:", the reply is what follows,
-    its leading space included, so that prompt + reply is the dialogue. `subset` is a folder of the hub's data set, such
+    its leading space included, so that prompt + reply is the dialogue; under template "chat" its turns are made
+    messages (`forms.convert`). `subset` is a folder of the hub's data set, such
     as "harmless-base"; a single file is read whatever it says. Held-out rows are chosen by the dialogue's opening: the
     same conversation at a later turn stays on one side. Raises DataError as `read` does, and if the file has no such
     fields.
@@ -26,7 +28,9 @@ def hh(
     rows = read(path, split=split, key=opening, **with_defaults(path, Reading(data_dir=subset), reading))
     expected = '{"chosen": dialogue, "rejected": dialogue}; for {"prompt", ...} rows use source \'jsonl\''
     check_columns(path, rows, FIELDS, "hh", expected)
+    unread = {name for row in rows for name in filled(row)} - {*FIELDS}
     rows, counts = each(rows, split_pair)
+    counts.leave(unread)
     counts.require_rows(f"preference pair in {path}")
     return rows, counts
 
@@ -35,11 +39,8 @@ def split_pair(row: dict[str, Any]) -> dict[str, str] | str:
     """The row as {"prompt", "chosen", "rejected"}, or the reason (a key of REASONS) why it is none."""
     if not all(isinstance(row.get(field), str) for field in FIELDS):
         return "missing_field"
-    (prompt, turn, chosen), (rival, rival_turn, rejected) = (row[field].rpartition(ASSISTANT) for field in FIELDS)
-    if not turn or not rival_turn:
-        return "no_reply_turn"
-    if HUMAN in chosen or HUMAN in rejected:
-        return "human_last"
-    if prompt != rival:
-        return "prompt_mismatch"
-    return {"prompt": prompt + ASSISTANT, "chosen": chosen, "rejected": rejected}
+    found = split_last("", [row[field] for field in FIELDS])
+    if isinstance(found, str):
+        return found
+    prompt, (chosen, rejected) = found
+    return {"prompt": prompt, "chosen": chosen, "rejected": rejected}

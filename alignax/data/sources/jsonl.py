@@ -9,7 +9,8 @@ from alignax.data.reshape import Row, opening
 
 NAMES = (
     "prompt", "completion", "chosen", "rejected", "label", "replies", "ratings", "score", "steps", "verdicts",
-    "completions", "scores", "ranks", "labels", "messages", "text", "tools", "margin", "tie",
+    "completions", "scores", "ranks", "labels", "messages", "conversations", "text", "system", "history", "tools",
+    "margin", "tie",
 )  # fmt: skip
 
 

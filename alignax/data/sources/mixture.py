@@ -15,12 +15,10 @@ def mixture(*, parts: dict[str, Any], max_repeats: float = 0.0, split: str = "tr
     however many rows they have; a smaller part is gone through more often, and a run that would do so more than
     `max_repeats` > 0 times does not start. Held-out rows are not weighted: each counts once.
     """
-    rows, dropped = [], {}
+    rows = []
     for name in sorted(parts):
-        found, counts = parts[name]
+        found, _ = parts[name]
         if not found:
             raise DataError(f"the part {name!r} of the mixture has no {split} rows: leave it out, or hold out others")
         rows += [row | {"part": name} for row in found]
-        for reason, number in counts.dropped.items():
-            dropped[reason] = dropped.get(reason, 0) + number
-    return rows, Counts.of(len(rows), dropped)
+    return rows, Counts.sum(parts[name][1] for name in sorted(parts))

@@ -3,14 +3,16 @@
 from typing import Any, Unpack
 
 from alignax.data.counts import Counts
-from alignax.data.known import published, texts
+from alignax.data.known import asked, published, texts
 from alignax.data.read import Reading
 from alignax.data.reshape import Made, Row, stepwise
+from alignax.data.values import number
 
 
 def prm800k(
-    *, path: str = "trl-lib/prm800k", neutral: bool = True, split: str = "train", **reading: Unpack[Reading]
-) -> tuple[list[Row], Counts]:
+    *, path: str = "trl-lib/prm800k", neutral: bool = True, split: str = "train", template: str = "chat",
+    **reading: Unpack[Reading],
+) -> tuple[list[Row], Counts]:  # fmt: skip
     """Rows {"prompt", "steps", "verdicts"} of Lightman et al. 2023, "Let's Verify Step by Step" (2305.20050).
 
     Columns of the authors' files, phase1_train.jsonl and so on: question {"problem", ...}; label {"steps": [...]}, each
@@ -20,14 +22,22 @@ def prm800k(
     Columns of TRL's set, made from phase 1, its neutral steps wrong: prompt, completions, labels. The layouts are those
     of TRL's script and of the sets' cards; the files themselves were not at hand.
     """
-    change = lambda row: solutions(row, neutral) if "label" in row else published_by_trl(row)  # noqa: E731
-    return published("prm800k", change, key=problem, columns=(), path=path, split=split, **reading)
+    change = lambda row: _asked(solutions(row, neutral) if "label" in row else published_by_trl(row), template)  # noqa: E731
+    also = ("question", "label", "prompt", "completions", "labels")
+    return published("prm800k", change, key=problem, columns=(), also=also, path=path, split=split, **reading)
 
 
 def problem(row: Row) -> Any:
     """The text of the sum."""
     question = row.get("question")
     return question.get("problem") if isinstance(question, dict) else row.get("prompt")
+
+
+def _asked(made: Made, template: str) -> Made:
+    """Rows whose sums are asked as the template needs it."""
+    if isinstance(made, list):
+        return [one for some in made for one in [_asked(some, template)]]  # pyright: ignore[reportReturnType]
+    return made | {"prompt": asked(made["prompt"], template)} if isinstance(made, dict) else made
 
 
 def published_by_trl(row: Row) -> Made:
@@ -66,7 +76,7 @@ def _sound(step: Any) -> bool:
 
 
 def _verdict(rating: Any, neutral: bool) -> bool | None:
-    return next((told for value, told in ((1, True), (0, neutral), (-1, False)) if rating == value), None)
+    return next((told for value, told in ((1, True), (0, neutral), (-1, False)) if number(rating) == value), None)
 
 
 def _solution(prompt: str, told: list[tuple[str, bool]]) -> Row:

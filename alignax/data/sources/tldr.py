@@ -8,6 +8,8 @@ from alignax.data.known import published, texts
 from alignax.data.read import Reading
 from alignax.data.reshape import Made, Row
 
+ALSO = ("completion", "chosen", "rejected")
+
 
 def tldr(*, path: str = "trl-lib/tldr", split: str = "train", **reading: Unpack[Reading]) -> tuple[list[Row], Counts]:
     """Rows {"prompt", "completion"} of Stiennon et al. 2020, "Learning to summarize from human feedback" (2009.01325).
@@ -17,7 +19,14 @@ def tldr(*, path: str = "trl-lib/tldr", split: str = "train", **reading: Unpack[
     annotators' comparisons as they were published are `tldr_comparisons`.
     """
     return published(
-        "tldr", judged, key=lambda row: row.get("prompt"), columns=("prompt",), path=path, split=split, **reading
+        "tldr",
+        judged,
+        key=lambda row: row.get("prompt"),
+        columns=("prompt",),
+        also=ALSO,
+        path=path,
+        split=split,
+        **reading,
     )
 
 

@@ -6,6 +6,7 @@ from alignax.data.counts import Counts
 from alignax.data.known import published, texts
 from alignax.data.read import Reading
 from alignax.data.reshape import Made, Row
+from alignax.data.values import number
 
 PROMPT = "SUBREDDIT: r/{subreddit}\n\nTITLE: {title}\n\nPOST: {post}\n\nTL;DR:"
 
@@ -41,7 +42,7 @@ def post(row: Row) -> Any:
 
 def pair(row: Row) -> Made:
     """The post with the better and the worse summary."""
-    summaries, choice = row.get("summaries"), row.get("choice")
+    summaries, choice = row.get("summaries"), number(row.get("choice"))
     if not texts(row.get("info"), "subreddit", "title", "post") or choice not in (0, 1):
         return "missing_field"
     if not isinstance(summaries, list) or len(summaries) != 2 or not all(texts(one, "text") for one in summaries):

@@ -17,7 +17,8 @@ def tulu(
     ("allenai/tulu-v2-sft-mixture", 2311.10702) calls the last one dataset. There is one split: hold out by percent,
     which keeps dialogues of one opening on one side.
     """
-    return published("tulu", dialogue, key=opening, columns=("messages",), path=path, split=split, **reading)
+    also = ("source", "dataset")
+    return published("tulu", dialogue, key=opening, columns=("messages",), also=also, path=path, split=split, **reading)
 
 
 def dialogue(row: Row) -> Made:

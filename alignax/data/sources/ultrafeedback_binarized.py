@@ -24,6 +24,7 @@ def ultrafeedback_binarized(
         pair,
         key=lambda row: row.get("prompt"),
         columns=columns,
+        also=("prompt", *SCORES),
         path=path,
         split=split,
         hub=Reading(train_split="train_prefs", heldout_split="test_prefs"),

@@ -1,0 +1,181 @@
+"""What the columns of a row say beside prompt and replies: each that could change the tokens is read, or named.
+
+Functions of one row give the row, or the reason (a key of REASONS) why it cannot be used; a row that nothing changes
+comes back as it is.
+"""
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from alignax.data.counts import DataError, Refused
+from alignax.data.messages import MEDIA, listed, role
+from alignax.data.reshape import Made, Row, without
+from alignax.data.transcripts import HUMAN, is_transcript, messages, split_last
+
+SYSTEM = ("system", "system_prompt")  # columns that hold a system turn
+ALWAYS = ("tools", "chat_template_kwargs", "part")  # what every encoder reads, and the name of a mixture's part
+# columns that tell of a row and are no part of what is said in it, if they hold a word or a number
+LABELS = re.compile(
+    r"(?i)(.*_)?(id|ids|idx|index|uuid|hash|source|origin|dataset|subset|split|lang|language|licen[cs]e|url|model|category"
+    r"|type|topic|domain|date|timestamp|author|annotator|version)"
+)
+
+
+def filled(row: Row) -> set[str]:
+    """The columns that hold something."""
+    return {name for name, value in row.items() if value is not None and value not in ("", [], {})}
+
+
+def with_prompt(row: Row) -> Made:
+    """The row with its dialogue under "messages", and, where replies are judged, what they answer under "prompt"."""
+    if media := sorted({*MEDIA} & filled(row)):
+        return Refused("not_text", f"the column {media[0]!r}")
+    for name in ("messages", "conversations"):
+        if isinstance(row.get(name), str):
+            row = row | {name: listed(row[name])}
+    if row.get("conversations") is not None and row.get("messages") is None:
+        row = without(row, "conversations", "messages") | {"messages": row["conversations"]}
+    talk = row.get("messages")
+    if row.get("prompt") is not None or not isinstance(talk, list) or not talk:
+        return row
+    rest, ends = without(row, "messages"), role(talk[-1]) == "assistant"
+    if row.get("chosen") is not None and row.get("rejected") is not None:
+        chosen = row["chosen"] if isinstance(row["chosen"], list) else [row["chosen"]]
+        if isinstance(row["chosen"], list) and role(chosen[0] if chosen else None) != "assistant":
+            return row  # a whole dialogue
+        same = ends and _said(talk[-1]) in (_said(chosen[-1]), chosen[-1])
+        return rest | {"prompt": talk[:-1] if same else talk}
+    if {"replies", "completions", "steps"} & filled(row):
+        return rest | {"prompt": talk}
+    if {"label", "ratings"} & filled(row) and row.get("completion") is None and ends:
+        return rest | {"prompt": talk[:-1], "completion": talk[-1:]}
+    return row
+
+
+def with_turns(row: Row, replies: Iterable[str], template: str) -> Made:
+    """The row with its `system` and `history` in the prompt, and a dialogue that is one text ("\\n\\nHuman: ...") up to
+    its last turn there: under template "chat" as messages."""
+    turned = _as_turns(row, [name for name in replies if name in row], template)
+    return _with_columns(turned) if isinstance(turned, dict) else turned
+
+
+def repeated(rows: list[Row], replies: tuple[str, ...]) -> list[Made]:
+    """The rows, each without the prompt with which its replies begin, where they are whole texts or dialogues.
+
+    Messages tell so themselves. Words may be repeated by chance, as in "Hello" and "Hello!": texts are whole where they
+    begin with their prompt in more than half of the rows, of which the others then do not share their prompt.
+    """
+    rests = [_rests(row, replies) for row in rows]
+    texts = [i for i, row in enumerate(rows) if isinstance(row.get("prompt"), str) and _replies(row, replies)]
+    whole = 2 * sum(rests[i] is not None for i in texts) > len(texts)
+    out: list[Made] = []
+    for i, (row, rest) in enumerate(zip(rows, rests)):
+        text = isinstance(row.get("prompt"), str) and all(isinstance(one, str) for one in _replies(row, replies))
+        certain = not text or is_transcript(row["prompt"])
+        if rest is not None and (whole or certain):
+            out.append(rest)
+        else:
+            out.append("prompt_mismatch" if whole and text and i in texts and not certain else row)
+    return out
+
+
+def check_prompt(rows: list[Row], read: Iterable[str]) -> None:
+    """Raises DataError if pairs of text have no prompt, and may have one in a column that nothing reads.
+
+    A prompt is else what both replies begin with; words that they happen to share are none where another column holds
+    it.
+    """
+    pairs = [row for row in rows if all(isinstance(row.get(name), str) for name in ("chosen", "rejected"))]
+    open_ended = [row for row in pairs if not all(is_transcript(row[name]) for name in ("chosen", "rejected"))]
+    for name in sorted({name for row in open_ended for name in filled(row)} - {*read}):
+        values = [row[name] for row in open_ended if row.get(name) is not None]
+        words = [value for value in values if isinstance(value, str) and len(value.split()) > 1]
+        if any(isinstance(value, (list, dict)) for value in values) or words or (
+            not LABELS.fullmatch(name) and any(isinstance(value, str) for value in values)
+        ):  # fmt: skip
+            raise DataError(
+                f"pairs without a prompt, beside the column {name!r} ({str(values[0])[:80]!r}), which nothing reads: "
+                f"set data.fields to {{'prompt': {name!r}}} if it holds the prompt, or remove it; words that the "
+                "replies happen to share make none"
+            )
+
+
+def unread(row: Row, read: Iterable[str]) -> set[str]:
+    """The columns of which no token is made."""
+    return filled(row) - {*read, *ALWAYS}
+
+
+def _said(message: Any) -> Any:
+    return message.get("content", message.get("value")) if isinstance(message, dict) else message
+
+
+def _replies(row: Row, names: Iterable[str]) -> list[Any]:
+    """All replies of a row."""
+    told = [row[name] for name in names if row.get(name) is not None]
+    return [one for many in told for one in many] if "replies" in names and told else told
+
+
+def _rests(row: Row, names: tuple[str, ...]) -> Row | None:
+    """The row without the prompt in its replies; None unless all of them begin with it."""
+    replies = _replies(row, names)
+    rests = [_rest(row.get("prompt"), reply) for reply in replies]
+    if not rests or any(rest is None for rest in rests):
+        return None
+    return row | ({"replies": rests} if "replies" in names else dict(zip(names, rests)))
+
+
+def _rest(prompt: Any, reply: Any) -> Any:
+    """What a reply says after the prompt with which it begins; None if it does not."""
+    if isinstance(prompt, str) and isinstance(reply, str):
+        rest = reply.removeprefix(prompt)
+        cut = prompt[-1:].isalnum() and rest[:1].isalnum()  # within a word
+        return rest if prompt.strip() and len(rest) < len(reply) and rest.strip() and not cut else None
+    if not isinstance(reply, list) or not prompt:
+        return None
+    if isinstance(prompt, str):
+        asked = bool(reply) and role(reply[0]) == "user" and _said(reply[0]) == prompt
+        return reply[1:] if asked and len(reply) > 1 else None
+    n = len(prompt) if isinstance(prompt, list) else 0
+    return reply[n:] if n and len(reply) > n and reply[:n] == prompt else None
+
+
+def _as_turns(row: Row, replies: list[str], template: str) -> Made:
+    if template == "chat" and isinstance(row.get("text"), str) and "prompt" not in row and is_transcript(row["text"]):
+        return without(row, "text") | {"messages": messages(row["text"])}
+    prompt, said = row.get("prompt"), _replies(row, replies)
+    if not isinstance(prompt, str) or not is_transcript(prompt) or not all(isinstance(one, str) for one in said):
+        return row
+    if any(HUMAN in reply for reply in said):
+        found = split_last(prompt, said)
+        if isinstance(found, str):
+            return found
+        prompt, said = found
+    if template == "chat":
+        prompt, said = messages(prompt), [reply.strip() for reply in said]
+    told = {"replies": said} if "replies" in replies else dict(zip(replies, said))
+    return row | {"prompt": prompt} | told if prompt != row["prompt"] or said != _replies(row, replies) else row
+
+
+def _with_columns(row: Row) -> Made:
+    """The row with its system column and its earlier turns at the beginning of the dialogue or the prompt."""
+    name = "prompt" if row.get("prompt") is not None else "messages"
+    told = [row[column] for column in SYSTEM if isinstance(row.get(column), str) and row[column].strip()]
+    earlier = _earlier(row.get("history"))
+    said = [{"role": "user", "content": row[name]}] if isinstance(row.get(name), str) else row.get(name)
+    if not (told or earlier) or not isinstance(said, list):
+        return row
+    own = [_said(one) for one in said if role(one) in ("system", "developer")]
+    if len({*told, *own}) > 1:
+        return Refused("bad_turns", "two system turns, of the row and of a column")
+    begin = [{"role": "system", "content": told[0]}] if told and not own else said[: len(own)]
+    return without(row, *SYSTEM, *(("history",) if earlier else ())) | {name: [*begin, *earlier, *said[len(own) :]]}
+
+
+def _earlier(history: Any) -> list[dict]:
+    """Earlier turns, told as pairs of a question and its reply; [] for anything else."""
+    pairs = isinstance(history, list) and all(
+        isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair) for pair in history
+    )
+    told = [text for pair in history for text in pair] if pairs else []
+    return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(told)]
