@@ -23,8 +23,8 @@ import tokenizers
 import transformers
 
 from alignax.data.arrays import fingerprint
-from alignax.data.chat import PING, PONG, render
 from alignax.data.counts import Counts
+from alignax.data.rendering import PING, PONG, render
 from alignax.data.tokenizer import Tokenizer, template_hash, tokenizer_hash
 
 MIN_ROWS = 2000  # fewer are encoded faster than their tokenizer is hashed

@@ -1,4 +1,4 @@
-"""A chat template at work: the text that it writes, where in it the policy speaks, how turns end, what it leaves out.
+"""A chat template at work on rows: where in its text the policy speaks, how turns end, and what it leaves out.
 
 Everything here is about text: which tokens a span holds is for `templates.py`, which asks the tokenizer for those up to
 each offset. Ids are never searched for, since pad, end and unknown may share one.
@@ -7,7 +7,6 @@ each offset. Ids are never searched for, since pad, end and unknown may share on
 import contextlib
 import functools
 import re
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jinja2
@@ -15,16 +14,23 @@ import jinja2
 from alignax.data.counts import REASONS, DataError, Refused
 from alignax.data.dialogue import Prompt, messages_of
 from alignax.data.messages import THOUGHTS, Message, Turns, is_learnt
-from alignax.data.tokenizer import Tokenizer, control_tokens, eos_id
+from alignax.data.rendering import (
+    PING,
+    PONG,
+    end_of_turn,
+    end_texts,
+    first_end,
+    has_marker,
+    last_token,
+    refusals,
+    render,
+    told_of,
+)  # fmt: skip
+from alignax.data.tokenizer import Tokenizer, control_tokens
 from alignax.data.written import in_other_words, unwritten
 
-# what a template raises that adds a list to a text, divides by no turns, or asks for a key or a date that is not there
-FAILURES = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
-MARKER = re.compile(r"\{%-?\s*generation\s*-?%\}")  # what a template writes around the words of the assistant
 OPENED = re.compile(r"([<\[])([\w|]+)([>\]])\s*$")  # how a thought begins that the prompt opens: <think>, [THINK]
-DAY = "26 Jul 2024"  # what Llama 3.1's template falls back on where it cannot know the date
-PING, PONG = [{"role": "user", "content": "ping"}], [{"role": "assistant", "content": "pong"}]
-READ = {"role", "content", "tool_calls"}  # keys of a message that are checked to be written
+READ = {"role", "content", "tool_calls", "learnt"}  # keys of a message whose words are looked for in the text
 
 
 class Turn(NamedTuple):
@@ -39,50 +45,6 @@ class Turn(NamedTuple):
 Found = tuple[str, list[Turn]] | str  # a text with its turns, or the reason (a key of REASONS) why there are none
 
 
-def render(tokenizer: Tokenizer, messages: list[Message], options: dict[str, Any], *, ask: bool = False) -> str:
-    """The text of the messages; with `ask`, up to where the assistant's next words begin. Raises TemplateError.
-
-    A template that prints today's date prints DAY where it asks for `date_string`, as those of Llama 3 do: the tokens
-    of a run then do not depend on when it is. One that asks the clock (SmolLM3's) cannot be told another day.
-    """
-    with _refusals():
-        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask, **_told(options))
-
-
-def end_of_turn(tokenizer: Tokenizer) -> str | None:
-    """The token by which the chat template ends an assistant turn (<|im_end|>, <end_of_turn>, ...), None if by none.
-
-    It is what follows the assistant's words in a rendered dialogue, and need not be the tokenizer's end of sequence.
-    Raises DataError if the template cannot be rendered.
-    """
-    try:
-        _, found, tail = render(tokenizer, PING + PONG, {}).rpartition(PONG[0]["content"])
-    except jinja2.TemplateError as error:
-        raise DataError(f"the chat template fails on one question and answer ({error}): mend it") from error
-    if not found:
-        raise DataError("the chat template leaves out what the assistant says: mend it, or use template 'plain'")
-    added = {token.content for token in tokenizer.added_tokens_decoder.values()} | set(control_tokens(tokenizer))
-    return max((token for token in added if tail.lstrip().startswith(token)), key=len, default=None)
-
-
-def end_texts(tokenizer: Tokenizer) -> tuple[str, ...]:
-    """What ends the assistant's words in a chat, as text: the template's own token, if any, the one of turns that end
-    with a call, where that is another (<|eom_id|>), and the tokenizer's."""
-    eos_id(tokenizer)  # raises if there is none
-    own = end_of_turn(tokenizer)
-    ends = tuple(dict.fromkeys(filter(None, (own, tokenizer.eos_token))))
-    if own is None:
-        return ends
-    call = {"type": "function", "id": "call00000", "function": {"name": "ping", "arguments": {"pong": "pong"}}}
-    try:
-        text = render(tokenizer, [*PING, {"role": "assistant", "content": "", "tool_calls": [call]}], {})
-        start = len(render(tokenizer, PING, {}, ask=True))
-    except jinja2.TemplateError:  # it takes no calls
-        return ends
-    other = None if _first_end(text, start, ends) else _last_token(text[start:], control_tokens(tokenizer))
-    return (*ends[:1], other, *ends[1:]) if other else ends
-
-
 class Chat:
     """The chat template of a tokenizer, for the rows of one data set; it remembers what it was asked about their kinds.
 
@@ -95,7 +57,7 @@ class Chat:
         self.ends_turns = end_of_turn(tokenizer) is not None
         self.control = control_tokens(tokenizer)
         self.words = {*re.findall(r"\w+", tokenizer.get_chat_template())}
-        self._left_out: dict[str, str] = {}
+        self._kinds: dict[str, tuple[str, set[str]]] = {}
         self._opened: dict[str, tuple[str, str] | None] = {}
 
     def asked(self, prompt: Prompt) -> str | Refused:
@@ -135,8 +97,7 @@ class Chat:
 
     def unread(self, messages: list[Message], options: dict[str, Any]) -> set[str]:
         """The keys of messages, and the arguments of the template, that it never asks for."""
-        known = READ | {"learnt"} | ({*THOUGHTS} if self.words & {*THOUGHTS} else set())
-        names = {f"messages.{name}" for message in messages for name in message if name not in known | self.words}
+        names = {f"messages.{name}" for name in self._kind(messages, options)[1]} if messages else set()
         return names | {f"chat_template_kwargs.{name}" for name in options if name not in {"tools"} | self.words}
 
     def left_out(self, messages: list[Message], options: dict[str, Any]) -> str:
@@ -145,16 +106,28 @@ class Chat:
         Found by writing them once with other words in place of theirs. The thoughts of turns are not asked for here:
         many templates leave out those of earlier ones.
         """
+        return self._kind(messages, options)[0]
+
+    def _kind(self, messages: list[Message], options: dict[str, Any]) -> tuple[str, set[str]]:
+        """What the template leaves out of messages of these kinds, and which of their keys change nothing."""
         shape = [(one["role"], bool(one["content"]), len(one.get("tool_calls", ())), sorted(one)) for one in messages]
         key = repr((shape, "tools" in options, {name: x for name, x in options.items() if name != "tools"}))
-        if key not in self._left_out:
-            others, asked, words = in_other_words(messages, options)
-            try:
-                text = render(self.tokenizer, others, asked, ask=messages[-1]["role"] != "assistant")
-            except jinja2.TemplateError:  # it wants other words: nothing can be told by these
-                text = " ".join(words)
-            self._left_out[key] = next((what for word, what in words.items() if word not in text), "")
-        return self._left_out[key]
+        if key in self._kinds:
+            return self._kinds[key]
+        others, asked, words = in_other_words(messages, options)
+        ask = messages[-1]["role"] != "assistant"
+        write = lambda told: render(self.tokenizer, told, asked, ask=ask)  # noqa: E731
+        names = {name for one in messages for name in one} - READ
+        unread = {name for name in names if not self.words & ({*THOUGHTS} if name in THOUGHTS else {name})}
+        lost = ""
+        with contextlib.suppress(jinja2.TemplateError):  # it wants other words: nothing can be told by these
+            text = write(others)
+            lost = next((what for word, what in words.items() if word not in text), "")
+            for name in names - unread - {*THOUGHTS}:
+                if write([{k: x for k, x in one.items() if k != name} for one in others]) == text:
+                    unread.add(name)
+        self._kinds[key] = lost, unread
+        return self._kinds[key]
 
     def opened(self, options: dict[str, Any]) -> tuple[str, str] | None:
         """How a thought begins that the prompt opens already, and how it ends; None where it opens none."""
@@ -182,15 +155,10 @@ class Chat:
     def stop(self, text: str, start: int) -> tuple[int, bool]:
         """Where a turn that begins at `start` stops, behind its end, and whether it has one: the first of `ends`, or
         else the control token by which the text ends."""
-        if known := _first_end(text, start, self.ends):
+        if known := first_end(text, start, self.ends):
             return known, True
-        own = _last_token(text[start:], self.control) if self.ends_turns else None
+        own = last_token(text[start:], self.control) if self.ends_turns else None
         return (len(text.rstrip()), True) if own else (len(text), False)
-
-
-def has_marker(tokenizer: Tokenizer) -> bool:
-    """Whether the chat template says itself what the assistant's words are."""
-    return bool(MARKER.search(tokenizer.get_chat_template()))
 
 
 def check_turns(tokenizer: Tokenizer) -> None:
@@ -232,10 +200,10 @@ def _marked(chat: Chat, before: list[Message], after: list[Message], options: di
     """The spans that the template marks behind the prompt, one for each assistant turn."""
     from transformers.utils.chat_template_utils import render_jinja_template
 
-    given = chat.tokenizer.special_tokens_map | _told(options)
+    given = chat.tokenizer.special_tokens_map | told_of(options)
     tools = given.pop("tools", None)
     template = chat.tokenizer.get_chat_template(tools=tools)
-    with _refusals():
+    with refusals():
         rendered: Any = render_jinja_template(
             [before + after], tools, chat_template=template, return_assistant_tokens_mask=True, **given
         )
@@ -255,28 +223,3 @@ def _closed(chat: Chat, text: str, start: int, stop: int) -> Turn:
     ends = [*chat.ends, *sorted(chat.control, key=len, reverse=True)] if chat.ends_turns else chat.ends
     end = next((behind + len(end) for end in ends if text.startswith(end, behind)), None)
     return Turn(start, end or stop, end is not None)
-
-
-@contextlib.contextmanager
-def _refusals() -> Iterator[None]:
-    """Whatever a template raises, as TemplateError: it is the row that it cannot write."""
-    try:
-        yield
-    except FAILURES as error:
-        raise jinja2.TemplateError(f"{type(error).__name__}: {error}") from error
-
-
-def _told(options: dict[str, Any]) -> dict[str, Any]:
-    """What every rendering of a row tells the template: a prompt, its whole row and the key of the cache agree."""
-    return {"date_string": DAY} | options
-
-
-def _first_end(text: str, start: int, ends: tuple[str, ...]) -> int | None:
-    """The offset behind the first of `ends` at or after `start`."""
-    found = [(at, at + len(end)) for end in ends if (at := text.find(end, start)) >= 0]
-    return min(found)[1] if found else None
-
-
-def _last_token(text: str, tokens: tuple[str, ...]) -> str | None:
-    """The longest of the tokens with which a text ends, white space aside."""
-    return max((token for token in tokens if text.rstrip().endswith(token)), key=len, default=None)

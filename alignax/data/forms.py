@@ -100,7 +100,6 @@ def convert(
     counts = Counts(len(rows)) if counts is None else counts
     if not rows:
         return rows, counts
-    form_of(rows)
     rows, lost = _made(rows, columns.with_prompt)
     made, unread, noted = [], set(), 0
     for own, some in _by_form(rows, form).items():
@@ -156,7 +155,7 @@ def _by_form(rows: list[Row], form: str) -> dict[str, list[Row]]:
     if not rows:
         return {}
     thumbs, main = _are_thumbs(rows), form_of(rows)
-    known = {name for own, names in SHAPES if own == main for name in names}
+    known = _read(main)
     out: dict[str, list[Row]] = {}
     for row in rows:
         found = {name for name, value in row.items() if value is not None}
@@ -167,9 +166,7 @@ def _by_form(rows: list[Row], form: str) -> dict[str, list[Row]]:
     for own, some in out.items():
         whole = (own, form) == ("language_modelling", "prompt_completion") and all("messages" in row for row in some)
         if len(out) > 1 and own != form and (own, form) not in {*BY_PROMPT, *BY_ROW} and not whole:
-            told = ", ".join(
-                f"{len(many)} {name} ({', '.join(sorted(columns.filled(many[0])))})" for name, many in out.items()
-            )
+            told = ", ".join(f"{len(many)} {name} ({_names(many[0])})" for name, many in out.items())
             raise DataError(
                 f"rows of {len(out)} forms in one data set: {told}; no {form} can be made of {own} here: put them into "
                 "files of their own"

@@ -25,10 +25,11 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from alignax.data.boundary import Ids, continued, tokenize
-from alignax.data.chat import Chat, Turn, check_turns, end_texts
+from alignax.data.chat import Chat, Turn, check_turns
 from alignax.data.counts import DataError, Refused
 from alignax.data.dialogue import Prompt
 from alignax.data.messages import Turns
+from alignax.data.rendering import end_texts
 from alignax.data.tokenizer import Tokenizer, control_tokens, eos_id, eos_ids, spelling, told_stops
 
 TEMPLATES = ("plain", "chat")

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from families import ASK, DIALOGUE, FAMILIES, QWEN3, SYSTEM, TURN, spelled, tokenizer_of
 
-from alignax.data.chat import end_of_turn, render
 from alignax.data.counts import REASONS, DataError, meaning
 from alignax.data.encode import demo_rows, encode_completion, encode_prompt, pair_rows, prompt_rows
 from alignax.data.forms import form_of
 from alignax.data.judged import ranking_rows, rating_rows, step_rows
+from alignax.data.rendering import end_of_turn, render
 from alignax.data.templates import stop_ids
 from alignax.data.thumbs import unpaired_rows
 

@@ -12,6 +12,7 @@ SECTION = {
     "name": "sft", "stage": "sft", "template": "chat", "limit": ["max_length", 16],
     "counts": {"train": "3 rows, kept 2, dropped 1 too_long"},
     "dropped": [["too_long", 1, "prompt and reply are longer than max_length", "raise max_length"]],
+    "noted": [["added_token", 2, "read as that token", "nothing, if it is meant"]],
     "lengths": {"demonstration": {"quantiles": [[0, 4.0, 0.25], [100, 8.0, 0.5]], "bins": [[1, 4, 1], [5, 8, 2]]}},
     "facts": [["padding", "12.5%"]], "ends": ["<eos> (id 2)"],
     "rows": [{"row": 7, "sides": [{"name": "demonstration", "tokens": [3, 2], "pieces": [
