@@ -11,7 +11,7 @@ from typing import Any
 from alignax.data.counts import DataError, Refused
 from alignax.data.messages import MEDIA, listed, role
 from alignax.data.reshape import Made, Row, without
-from alignax.data.transcripts import HUMAN, is_transcript, messages, split_last
+from alignax.data.transcripts import HUMAN, has_turns, is_transcript, messages, split_last
 
 SYSTEM = ("system", "system_prompt")  # columns that hold a system turn
 ALWAYS = ("tools", "chat_template_kwargs", "part")  # what every encoder reads, and the name of a mixture's part
@@ -87,7 +87,7 @@ def check_prompt(rows: list[Row], read: Iterable[str]) -> None:
     it.
     """
     pairs = [row for row in rows if all(isinstance(row.get(name), str) for name in ("chosen", "rejected"))]
-    open_ended = [row for row in pairs if not all(is_transcript(row[name]) for name in ("chosen", "rejected"))]
+    open_ended = [row for row in pairs if not all(has_turns(row[name]) for name in ("chosen", "rejected"))]
     for name in sorted({name for row in open_ended for name in filled(row)} - {*read}):
         values = [row[name] for row in open_ended if row.get(name) is not None]
         words = [value for value in values if isinstance(value, str) and len(value.split()) > 1]
@@ -144,14 +144,14 @@ def _as_turns(row: Row, replies: list[str], template: str) -> Made:
     if template == "chat" and isinstance(row.get("text"), str) and "prompt" not in row and is_transcript(row["text"]):
         return without(row, "text") | {"messages": messages(row["text"])}
     prompt, said = row.get("prompt"), _replies(row, replies)
-    if not isinstance(prompt, str) or not is_transcript(prompt) or not all(isinstance(one, str) for one in said):
+    if not isinstance(prompt, str) or not has_turns(prompt) or not all(isinstance(one, str) for one in said):
         return row
     if any(HUMAN in reply for reply in said):
         found = split_last(prompt, said)
         if isinstance(found, str):
             return found
         prompt, said = found
-    if template == "chat":
+    if template == "chat" and is_transcript(prompt):
         prompt, said = messages(prompt), [reply.strip() for reply in said]
     told = {"replies": said} if "replies" in replies else dict(zip(replies, said))
     return row | {"prompt": prompt} | told if prompt != row["prompt"] or said != _replies(row, replies) else row

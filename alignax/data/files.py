@@ -20,6 +20,7 @@ from typing import Any
 
 from alignax.data.counts import DataError
 from alignax.data.reshape import Row
+from alignax.data.values import truth
 
 FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet", ".arrow": "arrow"}
 PACKED = (".gz", ".zst")
@@ -236,10 +237,15 @@ def _header(where: str, cells: list[str]) -> list[str]:
 
 
 def _judgement(where: str, column: str, cell: str) -> Any:
-    """The number, true or false that a cell of text holds. Where there is none the cell is empty: null is a word."""
+    """The number, true or false that a cell of text holds, or a word for one of these two ("yes").
+
+    Where there is none the cell is empty: null is a word.
+    """
     with contextlib.suppress(ValueError):
         value = json.loads(cell.lower())
         if isinstance(value, (bool, int, float)):
             return value
+    if truth(cell) is not None:
+        return cell
     wrong = f"column {column!r} holds {cell[:80]!r}"
     raise DataError(f"{where}: {wrong}: expected a number, true or false, or an empty cell for none")

@@ -102,9 +102,9 @@ def convert(
         return rows, counts
     rows, lost = _made(rows, columns.with_prompt)
     made, unread, noted = [], set(), 0
-    for own, some in _by_form(rows, form).items():
-        some, gone, off = _laid_out(some, own, template)
-        unread |= {name for row in some for name in columns.unread(row, _read(own, row))}
+    for own, found in _by_form(rows, form).items():
+        some, gone, off = _laid_out(found, own, template)
+        unread |= {name for row in some or found for name in columns.unread(row, _read(own, row))}
         if (own, form) in BY_PROMPT:
             some, more = _made(reshape.by_prompt(some), BY_PROMPT[own, form])
         else:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from alignax.data.messages import role
-from alignax.data.transcripts import ASSISTANT, is_transcript, split_last
+from alignax.data.transcripts import ASSISTANT, has_turns, split_last
 from alignax.data.values import is_number
 
 Row = dict[str, Any]
@@ -34,7 +34,7 @@ def split_shared(row: Row) -> Made:
     if isinstance(chosen, list) and isinstance(rejected, list):
         cut = _shared_messages(chosen, rejected)
     elif isinstance(chosen, str) and isinstance(rejected, str):
-        if is_transcript(chosen) and is_transcript(rejected):
+        if has_turns(chosen) and has_turns(rejected):
             found = split_last("", [chosen, rejected])
             return found if isinstance(found, str) else row | _pair(*found)
         cut = _shared_text(chosen, rejected)

@@ -14,6 +14,11 @@ def is_transcript(text: str) -> bool:
     return text.lstrip().startswith("Human:") and ASSISTANT in text
 
 
+def has_turns(text: str) -> bool:
+    """Whether a text has turns of both, whatever stands before them."""
+    return is_transcript(text) or (HUMAN in text and ASSISTANT in text.partition(HUMAN)[2])
+
+
 def split_last(prompt: str, replies: list[str]) -> tuple[str, list[str]] | str:
     """The prompt up to "\\n\\nAssistant:" of the last turn, and what follows in each of the texts prompt + reply; or
     the reason, a key of REASONS, why they have no such prompt in common. Nothing of them is lost."""

@@ -143,6 +143,11 @@ def test_shared_words_are_no_prompt_beside_a_column_that_may_hold_it(name, value
         convert([pair | {name: value}], "preference")
     label = convert([pair | {"id": "a-17", "source": "web", "rank": 3}], "preference")
     assert label[0][0]["prompt"] == "the" and label[1]["unread"] == ["id", "rank", "source"]
+    asked = {"question": value} | {
+        side: [said("assistant", word)] for side, word in (("chosen", "a"), ("rejected", "b"))
+    }
+    with pytest.raises(DataError, match="1 prompt_mismatch; not among the tokens: question"):
+        convert([asked], "preference")
     talk = {"chosen": "\n\nHuman: hi\n\nAssistant: a", "rejected": "\n\nHuman: hi\n\nAssistant: b", name: value}
     assert convert([talk], "preference")[0][0]["prompt"] == "\n\nHuman: hi\n\nAssistant:"
 
@@ -433,6 +438,13 @@ def test_thumbs_mean_the_same_however_they_are_written(up, down):
     made, counts = convert(rows, "unpaired")
     batch, _ = unpaired_rows(made, chat(), counts=counts, **CHAT)
     assert batch["desirable"].tolist() == [False, True] * 2
+
+
+def test_thumbs_of_a_table_of_text_mean_the_same(tmp_path):
+    (tmp_path / "a.csv").write_text("prompt,completion,label\np,a,yes\np,b,No\np,c,1\np,d,-1\n", encoding="utf-8")
+    rows, counts = jsonl(path=str(tmp_path / "a.csv"))
+    made, _ = convert(rows, "unpaired", counts)
+    assert [row["label"] for row in made] == [True, False, True, False]
 
 
 def test_what_is_no_thumb_is_counted_or_a_class():

@@ -329,8 +329,10 @@ def test_cells_of_csv_are_text_but_for_judgements(tmp_path):
         {"prompt": "p", "completion": "c", "label": True},
         {"prompt": "q", "completion": "7", "label": False},
     ]
-    (tmp_path / "b.csv").write_text("prompt,completion,label\np,c,good\n")
-    with pytest.raises(DataError, match="b.csv, line 2: column 'label' holds 'good': expected a number, true or false"):
+    (tmp_path / "b.csv").write_text("prompt,completion,label\np,c,maths\n")
+    with pytest.raises(
+        DataError, match="b.csv, line 2: column 'label' holds 'maths': expected a number, true or false"
+    ):
         jsonl(path=str(tmp_path / "b.csv"))
 
 
