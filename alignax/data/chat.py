@@ -13,10 +13,11 @@ import jinja2
 
 from alignax.data.counts import REASONS, DataError, Refused
 from alignax.data.dialogue import Prompt, messages_of
-from alignax.data.messages import THOUGHTS, Message, Turns, is_learnt
+from alignax.data.messages import THOUGHTS, Message, Turns, is_learnt, with_text_calls
 from alignax.data.rendering import (
     PING,
     PONG,
+    called,
     end_of_turn,
     end_texts,
     first_end,
@@ -25,7 +26,7 @@ from alignax.data.rendering import (
     refusals,
     render,
     told_of,
-)  # fmt: skip
+)
 from alignax.data.tokenizer import Tokenizer, control_tokens
 from alignax.data.written import in_other_words, unwritten
 
@@ -57,6 +58,7 @@ class Chat:
         self.ends_turns = end_of_turn(tokenizer) is not None
         self.control = control_tokens(tokenizer)
         self.words = {*re.findall(r"\w+", tokenizer.get_chat_template())}
+        self.text_calls = (called(tokenizer) or ("", 0, False))[2]
         self._kinds: dict[str, tuple[str, set[str]]] = {}
         self._opened: dict[str, tuple[str, str] | None] = {}
 
@@ -146,6 +148,8 @@ class Chat:
         """The messages, as the template gets them. A reply that ends a thought which it does not begin was said after a
         prompt that opens it: it gets its beginning, by which the template knows the thought."""
         messages = [{name: value for name, value in one.items() if name != "learnt"} for one in messages_of(said, role)]
+        if self.text_calls:
+            messages = [with_text_calls(one) if "tool_calls" in one else one for one in messages]
         if (tags := self.opened(options)) is None:
             return messages
         begin, end = tags
@@ -209,9 +213,19 @@ def _marked(chat: Chat, before: list[Message], after: list[Message], options: di
         )
     (text,), (marks,) = rendered
     asked = len(render(chat.tokenizer, before, options, ask=True)) if before else 0
-    turns = [_closed(chat, text, start, stop) for start, stop in marks if stop > max(asked, start)]
+    turns = [_closed(chat, text, start, stop) for start, stop in _joined(marks) if stop > max(asked, start)]
     spoken = sum(message["role"] == "assistant" for message in after)
     return (text, turns) if len(turns) == spoken else "unmarked_turns"  # which span is whose cannot be told
+
+
+def _joined(marks: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The marked spans; those that touch are one, of a template that marks words and end apart."""
+    out: list[tuple[int, int]] = []
+    for start, stop in marks:
+        if out and out[-1][1] == start:
+            start = out.pop()[0]
+        out.append((start, stop))
+    return out
 
 
 def _closed(chat: Chat, text: str, start: int, stop: int) -> Turn:

@@ -7,6 +7,7 @@ with calls and observations, one message in place of a list, lists of parts, Ope
 without their wrapper, arguments and lists as JSON text, and weights of 0. What cannot be read comes back as the reason.
 """
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -98,6 +99,16 @@ def texts(value: Any) -> Iterator[str]:
 def is_learnt(message: Message) -> bool:
     """Whether a turn of the assistant is one to learn from, as far as the row says."""
     return message.get("learnt", True)
+
+
+def with_text_calls(message: Message) -> Message:
+    """The message with the arguments of its calls as JSON text, for a template that takes no objects."""
+    calls = [
+        call
+        | {"function": call["function"] | {"arguments": json.dumps(call["function"]["arguments"], ensure_ascii=False)}}
+        for call in message["tool_calls"]
+    ]
+    return message | {"tool_calls": calls}
 
 
 def _message(told: Any, said: Said) -> Message | Refused:

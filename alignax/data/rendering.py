@@ -1,6 +1,7 @@
 """A chat template's text of some messages, and the tokens by which it ends the assistant's turns."""
 
 import contextlib
+import json
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -52,14 +53,25 @@ def end_texts(tokenizer: Tokenizer) -> tuple[str, ...]:
     ends = tuple(dict.fromkeys(filter(None, (own, tokenizer.eos_token))))
     if own is None:
         return ends
-    call = {"type": "function", "id": "call00000", "function": {"name": "ping", "arguments": {"pong": "pong"}}}
-    try:
-        text = render(tokenizer, [*PING, {"role": "assistant", "content": "", "tool_calls": [call]}], {})
-        start = len(render(tokenizer, PING, {}, ask=True))
-    except jinja2.TemplateError:  # it takes no calls
+    if (found := called(tokenizer)) is None:
         return ends
+    text, start, _ = found
     other = None if first_end(text, start, ends) else last_token(text[start:], control_tokens(tokenizer))
     return (*ends[:1], other, *ends[1:]) if other else ends
+
+
+def called(tokenizer: Tokenizer) -> tuple[str, int, bool] | None:
+    """The text of a question and a call, where the assistant's turn begins in it, and whether the arguments had to be
+    JSON text, as templates want them that put texts together (DeepSeek V3's). None for a template that takes no calls.
+    """
+    arguments = {"pong": "pong"}
+    for as_text in (False, True):
+        told = json.dumps(arguments) if as_text else arguments
+        call = {"type": "function", "id": "call00000", "function": {"name": "ping", "arguments": told}}
+        with contextlib.suppress(jinja2.TemplateError):
+            turn = {"role": "assistant", "content": "", "tool_calls": [call]}
+            return render(tokenizer, [*PING, turn], {}), len(render(tokenizer, PING, {}, ask=True)), as_text
+    return None
 
 
 def has_marker(tokenizer: Tokenizer) -> bool:

@@ -26,7 +26,15 @@ def in_other_words(
             words[one["content"]] = f"a turn of {message['role']!r}"
         if calls := message.get("tool_calls"):
             name, value = f"zqx{i}name", f"zqx{i}value"
-            one["tool_calls"] = [call | {"function": {"name": name, "arguments": {"key": value}}} for call in calls]
+            told = {"key": value}
+            functions = [
+                {
+                    "name": name,
+                    "arguments": json.dumps(told) if isinstance(call["function"]["arguments"], str) else told,
+                }
+                for call in calls
+            ]
+            one["tool_calls"] = [call | {"function": function} for call, function in zip(calls, functions)]
             words |= dict.fromkeys((name, value), "a call")
         others.append(one)
     if options.get("tools"):
