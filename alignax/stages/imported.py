@@ -100,7 +100,7 @@ def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
     common.console.print(f"{workdir}: {family.name}, {param_count(shapes) / 1e6:.1f}M parameters")
     if left := read_headers(folder).left:
         parts = sorted({name.removeprefix("model.").split(".")[0] for name in left})
-        common.console.print(f"{workdir}: the text part alone; not read: {len(left)} tensors of {', '.join(parts)}")
+        common.console.print(f"{workdir}: the text part alone; not read: {', '.join(parts)} ({len(left)} tensors)")
     kind = stage if labels is None else stage._replace(kind="reward")
     # a folder of the hub's cache is named after its commit
     data = {"fingerprint": identity(folder), "counts": {}, "source": folder.name} | (
