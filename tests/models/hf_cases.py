@@ -21,7 +21,6 @@ _LLAMA3 = dict(
 _YARN = dict(rope_type="yarn", rope_theta=500.0, factor=4.0, original_max_position_embeddings=16)
 _GEMMA = _BASE | dict(head_dim=8, query_pre_attn_scalar=24, attn_logit_softcapping=2.0, final_logit_softcapping=3.0)
 _NEOX = {key: value for key, value in _BASE.items() if key != "num_key_value_heads"} | dict(hidden_size=32)
-_SPARSE = dict(head_dim=8, num_local_experts=4, num_experts_per_tok=2)
 _KINDS = {"s": "sliding_attention", "f": "full_attention"}
 
 
@@ -117,19 +116,15 @@ CASES = {
         model_type="ministral3", **_BASE, head_dim=8, sliding_window=5,
         rope_parameters=dict(rope_theta=500.0, original_max_position_embeddings=4, llama_4_scaling_beta=0.5),
     ),
-    "glm": dict(model_type="glm", **_BASE, head_dim=8),
-    "glm4": dict(model_type="glm4", **_BASE, head_dim=8),
-    "glm4_unbiased": dict(
-        model_type="glm4", **_BASE, head_dim=8, attention_bias=False,
+    "glm": dict(
+        model_type="glm", **_BASE, head_dim=8, attention_bias=False,
         rope_parameters=dict(rope_type="default", rope_theta=500.0, partial_rotary_factor=1.0),
     ),
+    "glm4": dict(model_type="glm4", **_BASE, head_dim=8),  # half of each head is rotated
     "gpt_oss": dict(  # narrow limits: half of the numbers are bounded
-        model_type="gpt_oss", **_BASE | _layers("sf", 4), **_SPARSE, swiglu_limit=0.5,
+        model_type="gpt_oss", **_BASE | _layers("sf", 4), head_dim=8, num_local_experts=4, num_experts_per_tok=2,
+        swiglu_limit=0.5,
         rope_parameters=_YARN | dict(truncate=False, beta_fast=2.0, beta_slow=0.2),
-    ),
-    "gpt_oss_unbiased": dict(
-        model_type="gpt_oss", **_BASE | _layers("fss", 4), **_SPARSE, attention_bias=False, tie_word_embeddings=True,
-        rope_parameters=dict(rope_type="default", rope_theta=500.0),
     ),
 }  # fmt: skip
 

@@ -37,7 +37,6 @@ THEIRS = {
     "mixtral": dict(target_modules=["q_proj", "o_proj"], exclude_modules=["o_proj"]),
     "gpt_neox": dict(target_modules=["query_key_value", "dense"], use_dora=True),
     "glm4": dict(target_modules="all-linear"),
-    "gpt_oss": dict(target_modules="all-linear"),  # of attention alone: experts are no linear layers
 }
 OURS = [
     ("llama", {"rslora": True, "alpha": 5.0}),
