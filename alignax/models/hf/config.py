@@ -30,7 +30,7 @@ OFF = {
     "rope_interleaved": False, "attention_bias": False, "mlp_bias": False, "lm_head_bias": False,
     "sliding_window": None, "use_sliding_window": False, "interpolate_factor": 1, "full_attn_mod": 1,
 }  # fmt: skip
-FIX = {
+FIX = {  # what to do about one of them
     "quantization_config": ": take a folder in bfloat16, or load the model with transformers, which dequantises it, and"
     " save it (MXFP4: Mxfp4Config(dequantize=True))"
 }
