@@ -14,6 +14,8 @@ from jax.sharding import PartitionSpec as P
 RULES = (
     (r"layers/.*(q|k|v|gate|up)/kernel", (None, "fsdp", None)),
     (r"layers/.*(o|down)/kernel", (None, None, "fsdp")),
+    (r"layers/experts/(gate|up)$", (None, None, "fsdp", None)),
+    (r"layers/experts/down$", (None, None, None, "fsdp")),
     (r"(^|/)embed$", ("fsdp", None)),
     (r"(^|/)unembed$", (None, "fsdp")),
 )

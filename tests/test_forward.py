@@ -289,7 +289,10 @@ def demo_batch_shapes(B, T):
     return {"tokens": jnp.zeros((B, T), jnp.int32), "valid": flags, "mask": flags, "row": jnp.zeros(B, jnp.int32)}
 
 
-@pytest.mark.parametrize("changes", [{}, dict(pattern=("sliding", "full"), window=4)], ids=["full", "sliding"])
+GROWING = dict(pattern=("sliding", "full"), window=4, sinks=True, query_growth=0.5, rope_original=3)
+
+
+@pytest.mark.parametrize("changes", [{}, GROWING], ids=["full", "sliding, with sinks and growing queries"])
 def test_replies_to_one_prompt_share_a_row(changes):
     """Log-probs, entropies, values and scores of a group, and their gradients, as if each reply had its own row."""
     model, params = tiny(scalar=True, **changes)

@@ -48,6 +48,18 @@ def test_picture_of_the_specs():
     assert {name: leaf.spec for name, leaf in leaves_by_path(got).items()} == SPECS
 
 
+def test_kernels_of_experts_are_cut_where_those_of_one_layer_are_and_sinks_and_biases_are_not():
+    params = tiny(experts=2, experts_per_token=1, mlp_bias=True, sinks=True)[1]
+    got = leaves_by_path(sharding.shardings(params["decoder"], _mesh("2x4")))
+    cut = {name: leaf.spec for name, leaf in got.items() if "experts" in name or "sinks" in name}
+    assert {name: spec for name, spec in cut.items() if spec != P()} == {
+        "layers/experts/gate": P(None, None, "fsdp", None),
+        "layers/experts/up": P(None, None, "fsdp", None),
+        "layers/experts/down": P(None, None, None, "fsdp"),
+    }
+    assert len(cut) == 9  # kernels and biases of router, gate, up and down; sinks
+
+
 def test_an_axis_that_the_mesh_does_not_divide_stays_whole():
     tree = {"layers": {"q": {"kernel": jnp.zeros((2, 6, 8))}}, "embed": jnp.zeros((64, 16))}
     got = leaves_by_path(sharding.shardings(tree, _mesh("2x4")))

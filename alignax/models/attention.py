@@ -42,19 +42,21 @@ def attention(
     v_BSKH: Float[Array, "B S K H"],
     mask_BTS: Bool[Array, "B T S"],
     *,
+    sinks: Float[Array, " N"] | None = None,
     scale: float | None = None,
     softcap: float = 0.0,
 ) -> Float[Array, "B T N H"]:
     """softmax(scale q k) v over the keys that the mask allows; a query without any key gets a finite average.
 
     `scale` is 1/sqrt(H) unless given. A soft cap c makes the logits c tanh(logits / c) (Gemma 2, arXiv:2408.00118).
+    `sinks` are logits, one for each head, of one more key whose value is zero (gpt-oss, arXiv:2508.10925).
     """
-    if not softcap:
+    if not softcap and sinks is None:
         return jax.nn.dot_product_attention(q_BTNH, k_BSKH, v_BSKH, mask=mask_BTS[:, None], scale=scale)
     B, T, N, H = q_BTNH.shape
     q_BTKGH = q_BTNH.reshape(B, T, k_BSKH.shape[2], -1, H)
     logit = jnp.einsum("btkgh,bskh->bkgts", q_BTKGH, k_BSKH, preferred_element_type=jnp.float32)
-    weight = _softmax(logit, mask_BTS[:, None, None], scale or H**-0.5, softcap)
+    weight = _softmax(logit, mask_BTS[:, None, None], sinks, scale or H**-0.5, softcap)
     return jnp.einsum("bkgts,bskh->btkgh", weight.astype(v_BSKH.dtype), v_BSKH).reshape(B, T, N, H)
 
 
@@ -64,6 +66,7 @@ def attend_one(
     v_BKSH: Float[Array, "B K S H"],
     mask_BS: Bool[Array, "B S"],
     *,
+    sinks: Float[Array, " N"] | None = None,
     scale: float | None = None,
     softcap: float = 0.0,
 ) -> Float[Array, "B N H"]:
@@ -71,11 +74,18 @@ def attend_one(
     B, N, H = q_BNH.shape
     q_BKGH = q_BNH.reshape(B, k_BKSH.shape[1], -1, H)
     logit = jnp.einsum("bkgh,bksh->bkgs", q_BKGH, k_BKSH, preferred_element_type=jnp.float32)
-    weight = _softmax(logit, mask_BS[:, None, None, :], scale or H**-0.5, softcap)
+    weight = _softmax(logit, mask_BS[:, None, None, :], sinks, scale or H**-0.5, softcap)
     return jnp.einsum("bkgs,bksh->bkgh", weight.astype(v_BKSH.dtype), v_BKSH).reshape(B, N, H)
 
 
-def _softmax(logit: Array, mask: Array, scale: float, softcap: float) -> Array:
+def _softmax(logit: Array, mask: Array, sinks_N: Array | None, scale: float, softcap: float) -> Array:
+    """Weights of the keys, from logits [B K G ... S] of the K groups of G heads."""
     logit = logit * scale
     logit = softcap * jnp.tanh(logit / softcap) if softcap else logit
-    return jax.nn.softmax(jnp.where(mask, logit, jnp.finfo(jnp.float32).min), axis=-1)
+    logit = jnp.where(mask, logit, jnp.finfo(jnp.float32).min)
+    weight = jax.nn.softmax(logit, axis=-1)
+    if sinks_N is None:
+        return weight
+    sink = sinks_N.astype(jnp.float32).reshape(1, *logit.shape[1:3], *[1] * (logit.ndim - 3))
+    # with Z = sum_s exp(logit_s), the keys keep Z / (Z + exp(sink)) of the weight
+    return weight * jax.nn.sigmoid(jax.nn.logsumexp(logit, axis=-1, keepdims=True) - sink)

@@ -8,10 +8,10 @@ COMPUTE = ("dtype", "remat", "attention", "vocab_shards")  # how results are com
 _CHOICES = {
     "positions": ("rotary", "learned"),
     "rope_type": ("default", "linear", "llama3", "yarn", "longrope", "dynamic"),
-    "norm": ("rms", "rms_plus_one", "layer"),
+    "norm": ("rms", "rms_plus_one", "layer", "layer_nonparametric"),
     "norm_at": ("before", "after", "both"),
     "qk_norm": ("none", "head", "all"),
-    "activation": ("silu", "gelu", "gelu_tanh"),
+    "activation": ("silu", "gelu", "gelu_tanh", "quick_gelu"),
     "remat": ("none", "dots", "attention", "offload", "full"),
     "attention": ("auto", "xla", "cudnn", "splash"),
     "dtype": ("float32", "bfloat16", "float16"),
@@ -36,6 +36,7 @@ class ModelConfig:
     norm_eps: float = 1e-5
     tie_embeddings: bool = True  # the output layer is the transposed embedding
     logit_softcap: float = 0.0  # c of c tanh(logits / c), the output's soft cap (Gemma 2); 0: off
+    logit_divisor: float = 1.0  # what logits are divided by (Granite)
     vocab_multiple: int = 64  # the embedding is padded to a multiple of it; the padding never gets probability
     vocab_rows: int = 0  # rows of an imported embedding, where they are more than the tokenizer has tokens
 
@@ -43,6 +44,7 @@ class ModelConfig:
     positions: str = "rotary"  # "learned": a table of max_positions rows is added to the embedding (GPT-2)
     max_positions: int = 0  # context length that the model was made for, tokens; 0: not known
     rope_fraction: float = 1.0  # share of each head that is rotated (Phi)
+    rope_interleaved: bool = False  # a pair is two neighbours (GLM); else one of the first half and one of the second
     rope_type: str = "default"  # how frequencies are stretched for a longer context: see `rotary.frequencies`
     rope_factor: float = 1.0  # by how much; "longrope" has rope_factors instead
     rope_low: float = 1.0  # llama3, yarn: a pair that turns less often in rope_original tokens is stretched whole,
@@ -58,18 +60,28 @@ class ModelConfig:
     pattern: Sequence[str] = ("full",)  # KINDS of the layers, repeated: ("sliding", "full") alternates (Gemma 2)
     window: int = 0  # tokens that a sliding layer sees, the token itself included
     qkv_bias: bool = False
+    qkv_clip: float = 0.0  # bound on |queries|, |keys| and |values| before they are rotated (OLMo 1); 0: off
     out_bias: bool = False
+    sinks: bool = False  # each head has a logit of its own that takes attention and gives nothing (gpt-oss)
     qk_norm: str = "none"  # norm of queries and keys: "head", each head (Qwen 3), "all", all heads at once (OLMo 2)
     query_scale_dim: float = 0.0  # queries are scaled by its -1/2 power (Gemma 2); 0: head_dim
+    query_growth: float = 0.0  # beta of 1 + beta log(1 + floor(position / rope_original)), by which queries grow
     attention_softcap: float = 0.0  # c of c tanh(q k / c); 0: off
 
     # ---- residual and feed-forward
-    norm: str = "rms"  # "rms_plus_one": weights are stored less one (Gemma); "layer": with mean and bias (GPT-2)
+    # "rms_plus_one": weights are stored less one (Gemma); "layer": less the mean, with a bias (GPT-2);
+    # "layer_nonparametric": that without weight or bias (OLMo 1)
+    norm: str = "rms"
     norm_at: str = "before"  # of each part; "after": of what it adds to the residual (OLMo 2), "both" (Gemma 2)
     scale_embedding: bool = False  # by sqrt(D) (Gemma)
-    activation: str = "silu"
+    embedding_multiplier: float = 1.0  # (Granite)
+    residual_multiplier: float = 1.0  # of what each part adds to the residual (Granite)
+    parallel_residual: bool = False  # feed-forward reads what attention reads, not what it adds to (GPT-NeoX)
+    activation: str = "silu"  # "quick_gelu": x sigmoid(1.702 x)
     gated: bool = True  # activation(gate) * up; else activation(up)
-    mlp_bias: bool = False
+    glu_limit: float = 0.0  # bound on gate, from above, and on |up| (gpt-oss); 0: off
+    up_offset: float = 0.0  # added to up (gpt-oss: 1)
+    mlp_bias: bool = False  # of experts their router too
     experts: int = 0  # E, feed-forward layers to choose from for each token (Mixtral); 0: one for all
     experts_per_token: int = 0
     renormalise_experts: bool = True  # the chosen experts' weights sum to one
@@ -81,8 +93,8 @@ class ModelConfig:
     # alone, which "offload" moves to the host's memory meanwhile. What is not kept is computed again.
     remat: str = "none"
     # "auto": the device's own kernel where it can do what is asked, else "xla". "xla" can do all, with T x T logits;
-    # "cudnn" (NVIDIA GPUs, Ampere or later): no float32, soft cap, packed rows, nor heads that are no multiple of 8 or
-    # larger than 128 (Hopper: 256); "splash" (TPUs; elsewhere interpreted, for tests): no shared beginnings (branches)
+    # "cudnn" (NVIDIA GPUs, Ampere or later): no float32, soft cap, sinks, packed rows, nor heads that are no multiple
+    # of 8 or larger than 128 (Hopper: 256); "splash" (TPUs; elsewhere interpreted, for tests): no shared beginnings
     attention: str = "auto"
     vocab_shards: int = 1  # devices that the vocabulary is cut over: a chunk of logits takes its columns from all
 
@@ -135,12 +147,14 @@ class ModelConfig:
             raise ValueError(f"max_positions = {self.max_positions}: 'dynamic' changes there, expected at least 1")
         if self.experts and not 0 < self.experts_per_token <= self.experts:
             raise ValueError(f"experts_per_token = {self.experts_per_token}: expected 1 to experts = {self.experts}")
-        if self.experts and (self.mlp_bias or not self.gated):
-            raise ValueError("experts are gated feed-forward layers without biases")
-        if not self.logit_softcap >= 0:
-            raise ValueError(
-                f"logit_softcap = {self.logit_softcap}: expected a bound on |logit|, such as 30, or 0 (off)"
-            )
+        if not self.gated and (self.experts or self.glu_limit or self.up_offset):
+            raise ValueError("gated = False: expected True with experts, glu_limit or up_offset, which are of a gate")
+        for name, example in (("logit_softcap", 30), ("qkv_clip", 8), ("glu_limit", 7), ("query_growth", 0.1)):
+            if not (value := getattr(self, name)) >= 0:
+                raise ValueError(f"{name} = {value}: expected a number above 0, such as {example}, or 0 (off)")
+        for name in ("logit_divisor", "embedding_multiplier", "residual_multiplier"):
+            if not (value := getattr(self, name)) > 0:
+                raise ValueError(f"{name} = {value}: expected a number above 0, or 1 (off)")
 
     @property
     def padded_vocab(self) -> int:

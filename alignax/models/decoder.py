@@ -1,7 +1,8 @@
 """The decoder as a bundle of pure functions: layers scanned over stacked parameters, one cache per layer in decoding.
 
-A parameter tree is `{"decoder": {"embed", "layers" (each leaf [L, ...]), "norm", "positions" (learned ones only),
-"unembed" (untied only)}}`, with `"scalar"` beside it for a reward or value model and `"lora"` for an adapter.
+A parameter tree is `{"decoder": {"embed", "layers" (each leaf [L, ...]), "norm" (if it has weights), "positions"
+(learned ones only), "unembed" (untied only)}}`, with `"scalar"` beside it for a reward or value model and `"lora"` for
+an adapter.
 """
 
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from alignax.models.config import ModelConfig
 from alignax.models.heads import init_scalar, scalar
 from alignax.models.kernels import attended, attender, flush, kernel_of
 from alignax.models.layers import Block, norm
-from alignax.models.rotary import turns
+from alignax.models.rotary import query_growth, turns
 from alignax.types import Layout, Model, Params
 
 _policies = jax.checkpoint_policies
@@ -57,14 +58,15 @@ def decoder(
     def init(key: Array) -> Params:
         x = jnp.zeros((1, 1, config.dim), dtype)
         k_embed, k_layers, k_head, k_norm = jax.random.split(key, 4)
-        see = lambda q, k, v: (attention(q, k, v, jnp.ones((1, 1, 1), bool)), None)  # noqa: E731
+        see = lambda q, k, v, sinks: (attention(q, k, v, jnp.ones((1, 1, 1), bool)), None)  # noqa: E731
         one = lambda k: block.init(k, x, turned(jnp.zeros((1, 1), jnp.int32), kinds[0]), see)["params"]  # noqa: E731
         table = lambda key, rows: config.dim**-0.5 * jax.random.normal(key, (rows, config.dim))  # noqa: E731
         tree = {
             "embed": table(k_embed, config.padded_vocab),
             "layers": jax.vmap(one)(jax.random.split(k_layers, config.layers)),
-            "norm": final.init(k_norm, x)["params"],
         }
+        if "params" in (weights := final.init(k_norm, x)):
+            tree["norm"] = weights["params"]
         if learned:
             tree["positions"] = table(jax.random.fold_in(k_embed, 1), config.max_positions)
         if not config.tie_embeddings:
@@ -77,13 +79,17 @@ def decoder(
     def embed(params: Params, tokens: Array, positions: Array) -> Array:
         x = params["decoder"]["embed"][tokens].astype(dtype)
         x = x * jnp.asarray(config.dim**0.5, dtype) if config.scale_embedding else x
+        x = x * jnp.asarray(config.embedding_multiplier, dtype) if config.embedding_multiplier != 1 else x
         return x + params["decoder"]["positions"][positions].astype(dtype) if learned else x
 
     def finish(params: Params, x: Array) -> Array:
-        return final.apply({"params": params["decoder"]["norm"]}, x)  # pyright: ignore[reportReturnType]
+        return final.apply({"params": params["decoder"].get("norm", {})}, x)  # pyright: ignore[reportReturnType]
 
     def turned(positions: Array, kind: str) -> tuple[Array, Array] | None:
         return None if learned else turns(positions, config, kind)
+
+    def grown(q: Array, positions: Array) -> Array:
+        return q * query_growth(positions, config)[..., None, None].astype(dtype) if config.query_growth else q
 
     def scan(params: Params, tokens_BT: Array, valid_BT: Array | Layout, keep):
         """The residual after the last layer, and what `keep(x, k, v)` keeps of each layer, stacked."""
@@ -99,7 +105,7 @@ def decoder(
 
         def layer(x, scanned):
             p, adapter, kind = scanned
-            see = lambda q, k, v: (attend(q, k, v, kind), (k, v))  # noqa: E731
+            see = lambda q, k, v, sinks: (attend(grown(q, rows.position), k, v, sinks, kind), (k, v))  # noqa: E731
             x = checkpoint_name(x, "input")
             x, (k, v) = block.apply({"params": p, "lora": adapter}, x, pick(turn, kind), see)
             return constrain(x), keep(back(x), back(k), back(v))
@@ -164,10 +170,11 @@ def decoder(
         for p, kind, k_BKSH, v_BKSH in caches:
             mask_BS = near_BS if kind == "sliding" else valid_BS
 
-            def see(q, k, v, k_BKSH=k_BKSH, v_BKSH=v_BKSH, mask_BS=mask_BS):
+            def see(q, k, v, sinks, k_BKSH=k_BKSH, v_BKSH=v_BKSH, mask_BS=mask_BS):
                 k_BKSH = jax.lax.dynamic_update_slice_in_dim(k_BKSH, k.swapaxes(1, 2), index, axis=2)
                 v_BKSH = jax.lax.dynamic_update_slice_in_dim(v_BKSH, v.swapaxes(1, 2), index, axis=2)
-                return attend_one(q[:, 0], k_BKSH, v_BKSH, mask_BS, **scores)[:, None], (k_BKSH, v_BKSH)
+                q_BNH = grown(q, positions_B1)[:, 0]
+                return attend_one(q_BNH, k_BKSH, v_BKSH, mask_BS, sinks=sinks, **scores)[:, None], (k_BKSH, v_BKSH)
 
             x, (k_new, v_new) = block.apply(p, x, turned(positions_B1, kind), see)
             keys.append(k_new)
@@ -176,9 +183,13 @@ def decoder(
         return finish(params, x)[:, 0], cache
 
     def unembed(params: Params) -> Float[Array, "D V"]:
-        """The output matrix, padded vocabulary included; `ops.logprobs` keeps the padding out of the probabilities."""
+        """The output matrix, padded vocabulary included; `ops.logprobs` keeps the padding out of the probabilities.
+
+        `logit_divisor` is in it: logits are a product of hidden states with this matrix, whatever reads them.
+        """
         tree = params["decoder"]
-        return (tree["embed"].T if config.tie_embeddings else tree["unembed"]).astype(dtype)
+        kernel_DV = tree["embed"].T if config.tie_embeddings else tree["unembed"]
+        return (kernel_DV if config.logit_divisor == 1 else kernel_DV / config.logit_divisor).astype(dtype)
 
     return Model(
         config=config, init=init, apply=apply, hidden_states=hidden_states, init_cache=init_cache, prefill=prefill,

@@ -50,6 +50,7 @@ def refusal(kernel: str, config: ModelConfig, device: Any, rows: Array | Layout 
         (capability < 8, f"it needs an NVIDIA GPU of compute capability 8.0, this is {device.device_kind}: use 'auto'"),
         (c.dtype == "float32", "it has no float32: use 'xla', or dtype = 'bfloat16'"),
         (c.attention_softcap, f"it has no soft cap, attention_softcap = {c.attention_softcap}: use 'xla', or 'auto'"),
+        (c.sinks, "it has no sinks: use 'xla', or 'auto'"),
         (c.head_dim % 8, f"it takes heads of a multiple of 8 numbers, head_dim = {c.head_dim}: use 'xla', or 'auto'"),
         (c.head_dim > largest, f"it takes heads of {largest} numbers at most, head_dim = {c.head_dim}: use 'xla'"),
         (packed, "it knows no rows of several texts (packing, branches): use 'xla', or 'auto'"),
@@ -73,8 +74,8 @@ def flush(tokens_BT: Int[Array, "B T"], valid_BT: Bool[Array, "B T"]) -> tuple[A
 
 def attender(
     config: ModelConfig, kernel: str, rows: Layout, *, packed: bool, by_device: Callable, device: Any = None
-) -> Callable[[Array, Array, Array, Array], Array]:
-    """`(q, k, v, kind) -> heads` of a layer, where `kind` (traced) is the place of its kind in `dict.fromkeys(kinds)`.
+) -> Callable[..., Array]:
+    """`(q, k, v, sinks, kind) -> heads` of a layer; `kind` (traced) is the place of its kind in `dict.fromkeys(kinds)`.
 
     Rows of one text each must be flush for a kernel other than "xla"; see `kernel_of` for what each can do.
     """
@@ -85,17 +86,22 @@ def attender(
     if kernel == "xla":
         masks_WBTS = jnp.stack([visible(rows, window) for window in windows])
         seen = lambda kind: masks_WBTS[0 if len(windows) == 1 else of_kind[kind]]  # noqa: E731
-        return lambda q, k, v, kind: checkpoint_name(attention(q, k, v, seen(kind), **scores), KEPT)
+        return lambda q, k, v, sinks, kind: checkpoint_name(attention(q, k, v, seen(kind), sinks=sinks, **scores), KEPT)
     if kernel == "cudnn":
         forms = [by_device(partial(cudnn, window=window, scale=config.query_scale)) for window in windows]
     else:
         interpret = (device or jax.devices()[0]).platform != "tpu"
         forms = [by_device(partial(splash, window=window, interpret=interpret, **scores)) for window in windows]
-    text = (rows.document,) if packed else ()
-    # a kernel's window is part of its program: layers of one body with different windows choose between programs
-    return lambda q, k, v, kind: (
-        forms[0](q, k, v, *text) if len(forms) == 1 else jax.lax.switch(of_kind[kind], forms, q, k, v, *text)
-    )
+    text = rows.document if packed else None
+
+    def attend(q: Array, k: Array, v: Array, sinks: Array | None, kind: Array) -> Array:
+        # each row has a copy of the sinks, because a device is given its part of the rows of all that it is given
+        own = sinks if sinks is None else jnp.broadcast_to(sinks[None], (len(q), len(sinks)))
+        given = (q, k, v) if kernel == "cudnn" else (q, k, v, text, own)
+        # a kernel's window is part of its program: layers of one body with different windows choose between programs
+        return forms[0](*given) if len(forms) == 1 else jax.lax.switch(of_kind[kind], forms, *given)
+
+    return attend
 
 
 def cudnn(
@@ -114,6 +120,7 @@ def splash(
     k_BTKH: Float[Array, "B T K H"],
     v_BTKH: Float[Array, "B T K H"],
     document_BT: Int[Array, "B T"] | None = None,
+    sinks_BN: Float[Array, "B N"] | None = None,
     *,
     window: int,
     scale: float,
@@ -140,6 +147,6 @@ def splash(
     whole = lambda x: jnp.pad(x, ((0, 0), (0, length - T), *((0, 0),) * (x.ndim - 2)))  # noqa: E731
     q_BTNH = (q_BTNH.astype(jnp.float32) * scale).astype(q_BTNH.dtype)  # the kernel has no scale of its own
     heads = [whole(x).swapaxes(1, 2) for x in (q_BTNH, k_BTKH, v_BTKH)]
-    texts = () if document_BT is None else (pallas.SegmentIds(whole(document_BT), whole(document_BT)),)
-    out_BNTH: Any = jax.vmap(kernel)(*heads, *texts)
+    texts = None if document_BT is None else pallas.SegmentIds(whole(document_BT), whole(document_BT))
+    out_BNTH: Any = jax.vmap(kernel)(*heads, texts, sinks_BN)
     return out_BNTH[:, :, :T].swapaxes(1, 2)

@@ -17,6 +17,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "silu": nn.silu,
     "gelu": partial(nn.gelu, approximate=False),
     "gelu_tanh": partial(nn.gelu, approximate=True),
+    "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),
 }
 
 
@@ -36,8 +37,20 @@ class OffsetNorm(nn.Module):
 
 def norm(config: ModelConfig) -> Any:
     """The norm of a config; statistics are taken in float32 whatever the activations are."""
-    kind = {"rms": nn.RMSNorm, "layer": nn.LayerNorm, "rms_plus_one": OffsetNorm}[config.norm]
+    kind = {
+        "rms": nn.RMSNorm,
+        "rms_plus_one": OffsetNorm,
+        "layer": nn.LayerNorm,
+        "layer_nonparametric": partial(nn.LayerNorm, use_scale=False, use_bias=False),
+    }[config.norm]
     return kind(epsilon=config.norm_eps, dtype=jnp.dtype(config.dtype))
+
+
+def gated(config: ModelConfig, gate: Array, up: Array) -> Array:
+    """activation(gate) * up, both bounded and up moved as the config says (gpt-oss, 2508.10925, section 2.2)."""
+    if config.glu_limit:
+        gate, up = jnp.minimum(gate, config.glu_limit), jnp.clip(up, -config.glu_limit, config.glu_limit)
+    return ACTIVATIONS[config.activation](gate) * (up + config.up_offset if config.up_offset else up)
 
 
 class Dense(nn.Module):
@@ -70,6 +83,16 @@ class Dense(nn.Module):
         return y_NF
 
 
+class Sinks(nn.Module):
+    """A logit for each head, to which it may give attention that it gives to no token (gpt-oss, 2508.10925)."""
+
+    heads: int
+
+    @nn.compact
+    def __call__(self) -> Float[Array, " N"]:
+        return self.param("logit", nn.initializers.zeros, (self.heads,))
+
+
 class Experts(nn.Module):
     """A choice of gated feed-forward layers for each token (Mixtral, Jiang et al. 2024, 2401.04088, equation 2).
 
@@ -87,15 +110,25 @@ class Experts(nn.Module):
         router_DE = self.param("router", nn.initializers.normal(c.dim**-0.5), (c.dim, c.experts))
         gate_EDF, up_EDF = (self.param(name, inner, (c.experts, c.dim, c.ffn)) for name in ("gate", "up"))
         down_EFD = self.param("down", outer, (c.experts, c.ffn, c.dim))
-        p_NE = jax.nn.softmax(jnp.dot(x_ND, router_DE.astype(dtype), preferred_element_type=jnp.float32), axis=-1)
+        bias = {}
+        if c.mlp_bias:
+            sizes = {"router": (), "gate": (c.ffn,), "up": (c.ffn,), "down": (c.dim,)}
+            zeros = nn.initializers.zeros
+            bias = {name: self.param(f"{name}_bias", zeros, (c.experts, *size)) for name, size in sizes.items()}
+        logit_NE = jnp.dot(x_ND, router_DE.astype(dtype), preferred_element_type=jnp.float32)
+        p_NE = jax.nn.softmax(logit_NE + bias["router"][None] if bias else logit_NE, axis=-1)
         weight_Nk, chosen_Nk = jax.lax.top_k(p_NE, c.experts_per_token)
         if c.renormalise_experts:
             weight_Nk = weight_Nk / jnp.sum(weight_Nk, axis=-1, keepdims=True)
         order_M = jnp.argsort(chosen_Nk.ravel())  # M = N * k uses of experts, by expert
         token_M, sizes_E = order_M // c.experts_per_token, jnp.bincount(chosen_Nk.ravel(), length=c.experts)
-        each = lambda rows, kernel: jax.lax.ragged_dot(rows, kernel.astype(dtype), sizes_E)  # noqa: E731
+
+        def each(rows: Array, kernel: Array, name: str) -> Array:
+            out = jax.lax.ragged_dot(rows, kernel.astype(dtype), sizes_E)
+            return out + bias[name].astype(dtype)[chosen_Nk.ravel()[order_M]] if bias else out
+
         x_MD = x_ND[token_M]
-        y_MD = each(ACTIVATIONS[c.activation](each(x_MD, gate_EDF)) * each(x_MD, up_EDF), down_EFD)
+        y_MD = each(gated(c, each(x_MD, gate_EDF, "gate"), each(x_MD, up_EDF, "up")), down_EFD, "down")
         y_MD = y_MD * weight_Nk.ravel()[order_M][:, None].astype(dtype)
         return jnp.zeros_like(x_ND).at[token_M].add(y_MD)
 
@@ -122,6 +155,8 @@ class Block(nn.Module):
         self.o = dense(c.dim, c.out_bias, outer)
         if c.qk_norm != "none":
             self.q_norm, self.k_norm = norm(c), norm(c)
+        if c.sinks:
+            self.sinks = Sinks(c.heads)
         if c.experts:
             self.experts = Experts(c)
             return
@@ -132,9 +167,10 @@ class Block(nn.Module):
     def __call__(
         self, x_BTD: Float[Array, "B T D"], turns_BTR: tuple[Array, Array] | None, attend: Callable
     ) -> tuple[Float[Array, "B T D"], Any]:
-        """`attend(q, k, v) -> (heads [B T N H], anything)`: the caller decides what is seen and what is cached.
+        """`attend(q, k, v, sinks) -> (heads [B T N H], anything)`: the caller decides what is seen, and cached.
 
-        `turns_BTR` is what `rotary.turns` gives; None where positions are learned.
+        `sinks` [N] is None where the config has none; `turns_BTR` is what `rotary.turns` gives, None where positions
+        are learned.
         """
         # Dense layers see [B*T, D]: their weight gradient is then one plain matrix product, where XLA on CPU would
         # otherwise copy a transposed [B, T, D] (2.5 times slower for the whole backward pass)
@@ -143,29 +179,36 @@ class Block(nn.Module):
         before, after = c.norm_at != "after", c.norm_at != "before"
         h = self.attn_norm(x) if before else x
         q, k, v = self._heads(h, B, T, turns_BTR)
-        heads, cache = attend(q, k, v)
+        heads, cache = attend(q, k, v, self.sinks() if c.sinks else None)
         h = self.o(heads.reshape(B * T, c.heads * c.head_dim))
-        x = x + (self.attn_post_norm(h) if after else h)
+        y = x + self._scaled(self.attn_post_norm(h) if after else h)
+        x = x if c.parallel_residual else y
         h = self._feed_forward(self.mlp_norm(x) if before else x)
-        x = x + (self.mlp_post_norm(h) if after else h)
-        return x.reshape(B, T, D), cache
+        y = y + self._scaled(self.mlp_post_norm(h) if after else h)
+        return y.reshape(B, T, D), cache
+
+    def _scaled(self, h: Array) -> Array:
+        """What a part adds to the residual; the factor need not be a number of the activations' dtype."""
+        c = self.config
+        return h if c.residual_multiplier == 1 else (c.residual_multiplier * h.astype(jnp.float32)).astype(h.dtype)
 
     def _heads(self, h: Array, B: int, T: int, turns_BTR: tuple[Array, Array] | None) -> tuple[Array, Array, Array]:
         """Queries, keys and values [B T N or K H], normed and rotated."""
         c = self.config
         q, k, v = self.q(h), self.k(h), self.v(h)
+        if c.qkv_clip:
+            q, k, v = (jnp.clip(x, -c.qkv_clip, c.qkv_clip) for x in (q, k, v))
         if c.qk_norm == "all":
             q, k = self.q_norm(q), self.k_norm(k)
         q, k, v = (x.reshape(B, T, -1, c.head_dim) for x in (q, k, v))
         if c.qk_norm == "head":
             q, k = self.q_norm(q), self.k_norm(k)
         if turns_BTR is not None:
-            q, k = rotary(q, *turns_BTR), rotary(k, *turns_BTR)
+            q, k = (rotary(x, *turns_BTR, interleaved=c.rope_interleaved) for x in (q, k))
         return q, k, v
 
     def _feed_forward(self, h: Float[Array, "N D"]) -> Float[Array, "N D"]:
         c = self.config
         if c.experts:
             return self.experts(h)
-        active = ACTIVATIONS[c.activation]
-        return self.down(active(self.gate(h)) * self.up(h) if c.gated else active(self.up(h)))
+        return self.down(gated(c, self.gate(h), self.up(h)) if c.gated else ACTIVATIONS[c.activation](self.up(h)))

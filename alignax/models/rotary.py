@@ -68,11 +68,23 @@ def turns(
     return size * jnp.cos(angle_BTR), size * jnp.sin(angle_BTR)
 
 
+def query_growth(positions: Int[Array, "B T"], config: ModelConfig) -> Float[Array, "B T"]:
+    """1 + beta log(1 + floor(position / n)) with n = rope_original: queries of later tokens are larger (Llama 4)."""
+    return 1.0 + config.query_growth * jnp.log1p(jnp.floor(positions.astype(jnp.float32) / config.rope_original))
+
+
 def rotary(
-    x: Float[Array, "B T N H"], cos_BTR: Float[Array, "B T R"], sin_BTR: Float[Array, "B T R"]
-) -> Float[Array, "B T N H"]:
-    """Turns the pair (x_i, x_{i+R}), for the first 2R numbers of each head: Llama's convention of halves."""
+    x: Float[Array, "B T N H"], cos_BTR: Float[Array, "B T R"], sin_BTR: Float[Array, "B T R"],
+    *, interleaved: bool = False,
+) -> Float[Array, "B T N H"]:  # fmt: skip
+    """Turns the pair (x_i, x_{i+R}), for the first 2R numbers of each head: Llama's convention of halves.
+
+    Interleaved, the pair is (x_{2i}, x_{2i+1}), as the paper has it.
+    """
     R, (cos, sin) = cos_BTR.shape[-1], (cos_BTR[:, :, None, :], sin_BTR[:, :, None, :])
-    left, right = x[..., :R].astype(jnp.float32), x[..., R : 2 * R].astype(jnp.float32)
-    turned = jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1).astype(x.dtype)
+    first, second = (slice(0, 2 * R, 2), slice(1, 2 * R, 2)) if interleaved else (slice(R), slice(R, 2 * R))
+    left, right = x[..., first].astype(jnp.float32), x[..., second].astype(jnp.float32)
+    pair = left * cos - right * sin, right * cos + left * sin
+    whole = jnp.stack(pair, axis=-1).reshape(*x.shape[:-1], 2 * R) if interleaved else jnp.concatenate(pair, axis=-1)
+    turned = whole.astype(x.dtype)
     return turned if x.shape[-1] == 2 * R else jnp.concatenate([turned, x[..., 2 * R :]], axis=-1)

@@ -123,6 +123,11 @@ def _classes(family: Family, params: Any, manifest: dict[str, Any], origin: dict
     """The class to load it with, and the labels of a scalar head."""
     if "scalar" not in params:
         return {"architectures": [family.causal]}
+    if not family.classifier:
+        raise ConfigError(
+            f"transformers has no class of {family.name} with a scalar head: a reward model of this family stays a "
+            "checkpoint of alignax, which every stage reads, or goes out as an adapter (--adapter)"
+        )
     bias = np.asarray(params["scalar"]["bias"])
     theirs = list(origin.get("id2label", {}).values()) if _scores(origin) else []
     labels = rated_attributes(manifest) or (theirs if len(theirs) == bias.size else ["score"])

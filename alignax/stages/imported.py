@@ -21,7 +21,7 @@ from alignax.log import replace_file
 from alignax.manifest import CheckpointError, read_manifest
 from alignax.models.decoder import param_count
 from alignax.models.hf import config as hf_config
-from alignax.models.hf.headers import INDEX, SINGLE, stored_dtypes
+from alignax.models.hf.headers import INDEX, SINGLE, read_headers, stored_dtypes
 from alignax.models.hf.peft_in import CONFIG
 from alignax.models.hf.weights import load_weights
 from alignax.stages import adapted, common, parents
@@ -95,8 +95,12 @@ def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
     if theirs.get(BIAS) is not None:  # of an export of ours
         params["scalar"]["bias"] = parents.place(lambda: jnp.asarray(theirs[BIAS], jnp.float32), mesh=mesh)
     if jax.process_index() == 0:
-        keep_origin(folder, workdir / ORIGIN, prefix=family.rows(model_config)[0].theirs.split(".")[0] + ".")
+        prefix = family.rows(model_config)[0].theirs.split(".")[0] + "."
+        keep_origin(folder, workdir / ORIGIN, theirs, prefix=prefix)
     common.console.print(f"{workdir}: {family.name}, {param_count(shapes) / 1e6:.1f}M parameters")
+    if left := read_headers(folder).left:
+        parts = sorted({name.removeprefix("model.").split(".")[0] for name in left})
+        common.console.print(f"{workdir}: the text part alone; not read: {', '.join(parts)} ({len(left)} tensors)")
     kind = stage if labels is None else stage._replace(kind="reward")
     # a folder of the hub's cache is named after its commit
     data = {"fingerprint": identity(folder), "counts": {}, "source": folder.name} | (
@@ -106,12 +110,17 @@ def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
     return workdir
 
 
-def keep_origin(folder: Path, out: Path, *, prefix: str) -> None:
-    """Writes what the way out needs: the configs, and the dtypes of the tensors, which config.json need not have."""
+def keep_origin(folder: Path, out: Path, theirs: dict[str, Any], *, prefix: str) -> None:
+    """Writes what the way out needs: the configs, and the dtypes of the tensors, which config.json need not have.
+
+    Of a model of text and images the config is `theirs`, that of its text part, since no more goes out.
+    """
     out.mkdir(exist_ok=True)
     for name in KEPT:
         if (folder / name).is_file():
             shutil.copyfile(folder / name, out / name)
+    if json.loads((out / "config.json").read_text(encoding="utf-8"))["model_type"] != theirs["model_type"]:
+        replace_file(out / "config.json", json.dumps(theirs, indent=2) + "\n")
     main, others = stored_dtypes(folder, prefix)
     replace_file(out / STORED, json.dumps({"dtype": main, "others": others}, indent=2) + "\n")
 

@@ -12,9 +12,9 @@ from optax.contrib import MuonDimensionNumbers
 from alignax.sharding import path_name
 
 # What Muon leaves to Adam besides vectors: rows of an embedding and outputs of a head are not a map between features.
-NO_MUON = r"norm|bias|scale|embed|head|scalar"
-# Norm scales, biases and embeddings are not pulled to zero by weight decay.
-NO_DECAY = r"norm|bias|scale|embed"
+NO_MUON = r"norm|bias|scale|embed|head|scalar|sinks"
+# Norm scales, biases, embeddings and the logits of sinks are not pulled to zero by weight decay.
+NO_DECAY = r"norm|bias|scale|embed|sinks"
 
 
 class Optimizer(NamedTuple):

@@ -20,6 +20,7 @@ _LLAMA3 = dict(
 )  # fmt: skip
 _YARN = dict(rope_type="yarn", rope_theta=500.0, factor=4.0, original_max_position_embeddings=16)
 _GEMMA = _BASE | dict(head_dim=8, query_pre_attn_scalar=24, attn_logit_softcapping=2.0, final_logit_softcapping=3.0)
+_NEOX = {key: value for key, value in _BASE.items() if key != "num_key_value_heads"} | dict(hidden_size=32)
 _KINDS = {"s": "sliding_attention", "f": "full_attention"}
 
 
@@ -87,6 +88,43 @@ CASES = {
     ),
     "qwen3_moe_unnormed": dict(
         model_type="qwen3_moe", **_BASE, head_dim=8, num_experts=4, num_experts_per_tok=3, moe_intermediate_size=16
+    ),
+    "gpt_neox": dict(model_type="gpt_neox", **_NEOX),  # a quarter of each head is rotated
+    "gpt_neox_in_series": dict(
+        model_type="gpt_neox", **_NEOX, use_parallel_residual=False, attention_bias=False, tie_word_embeddings=True,
+        hidden_act="gelu_fast", rope_parameters=dict(rope_type="linear", factor=2.0, partial_rotary_factor=1.0),
+    ),
+    "olmo": dict(model_type="olmo", **_BASE, tie_word_embeddings=True),
+    "olmo_clipped": dict(model_type="olmo", **_BASE, clip_qkv=0.5),
+    "olmo3": dict(
+        model_type="olmo3", **_BASE | _layers("ssf", 4),
+        rope_parameters=dict(full_attention=_YARN, sliding_attention=dict(rope_type="default", rope_theta=500.0)),
+    ),
+    "granite": dict(
+        model_type="granite", **_BASE, tie_word_embeddings=True, attention_bias=True, mlp_bias=True,
+        embedding_multiplier=12.0, attention_multiplier=2.3, residual_multiplier=0.22, logits_scaling=3,
+    ),
+    "ministral": dict(model_type="ministral", **_BASE | _layers("fs", 4), head_dim=8),
+    "ministral3": dict(  # 12 tokens: queries grow at the 4th and the 8th
+        model_type="ministral3", **_BASE, head_dim=8, tie_word_embeddings=True,
+        rope_parameters=_YARN | dict(
+            original_max_position_embeddings=4, max_position_embeddings=64, mscale=1.0, mscale_all_dim=1.0,
+            llama_4_scaling_beta=0.5,
+        ),
+    ),
+    "ministral3_unstretched": dict(
+        model_type="ministral3", **_BASE, head_dim=8, sliding_window=5,
+        rope_parameters=dict(rope_theta=500.0, original_max_position_embeddings=4, llama_4_scaling_beta=0.5),
+    ),
+    "glm": dict(
+        model_type="glm", **_BASE, head_dim=8, attention_bias=False,
+        rope_parameters=dict(rope_type="default", rope_theta=500.0, partial_rotary_factor=1.0),
+    ),
+    "glm4": dict(model_type="glm4", **_BASE, head_dim=8),  # half of each head is rotated
+    "gpt_oss": dict(  # narrow limits: half of the numbers are bounded
+        model_type="gpt_oss", **_BASE | _layers("sf", 4), head_dim=8, num_local_experts=4, num_experts_per_tok=2,
+        swiglu_limit=0.5,
+        rope_parameters=_YARN | dict(truncate=False, beta_fast=2.0, beta_slow=0.2),
     ),
 }  # fmt: skip
 

@@ -42,6 +42,17 @@ def test_picture_of_the_parameter_tree(tied, scalar):
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
 
 
+def test_picture_of_what_a_gpt_oss_has_besides_and_an_olmo_lacks():
+    model, _ = tiny(experts=3, experts_per_token=2, mlp_bias=True, sinks=True, norm="layer_nonparametric")
+    tree = jax.eval_shape(model.init, jax.random.key(0))["decoder"]
+    got = {name: leaf.shape for name, leaf in leaves_by_path(tree).items() if "kernel" not in name}
+    experts = {"router": (16, 3), "gate": (3, 16, 32), "up": (3, 16, 32), "down": (3, 32, 16)}
+    biases = {"router": (3,), "gate": (3, 32), "up": (3, 32), "down": (3, 16)}
+    want = {f"layers/experts/{name}": (2, *shape) for name, shape in experts.items()}
+    want |= {f"layers/experts/{name}_bias": (2, *shape) for name, shape in biases.items()}
+    assert got == want | {"embed": (64, 16), "layers/sinks/logit": (2, 4)}
+
+
 def test_param_count():
     shapes = jax.eval_shape(tiny()[0].init, jax.random.key(0))
     # embed 64*16 + 2 layers of (q 512 + k 256 + v 256 + o 512 + gate, up, down 3*512 + norms 32) + norm 16
@@ -230,6 +241,7 @@ def _is_jaxpr(x) -> bool:
         {"attention_softcap": 30.0, "logit_softcap": 30.0, "qk_norm": "head"},
         {"norm": "rms_plus_one", "norm_at": "both", "experts": 2, "experts_per_token": 1},
         {"norm": "layer", "positions": "learned", "max_positions": 16},
+        {"norm": "layer_nonparametric", "sinks": True, "query_growth": 0.1, "residual_multiplier": 0.22},
         {"attention": "splash", "attention_softcap": 30.0},
     ],
 )

@@ -44,6 +44,9 @@ def _config(folder, **changes):
         ("phi3", {"rslora": True, "alpha": 5.0, "rank": 3}),
         ("gemma2", {"dora": True, "rslora": True}),
         ("qwen3_moe", {"targets": "^(q|k|v|o)$"}),
+        ("gpt_neox", {"dora": True, "targets": "^(q|v|down)$"}),
+        ("glm4", {}),
+        ("gpt_oss", {"rslora": True}),
     ],
 )
 def test_an_adapter_comes_back_bit_for_bit(name, settings, tmp_path):
@@ -105,6 +108,20 @@ def test_a_joined_layer_is_the_same_product_and_its_parts_share_a_without_a_note
     one, other = (lora.merge(params | {"lora": {"layers": x}})["decoder"]["layers"] for x in (back, adapter["layers"]))
     for name in one:
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), one[name], other[name])
+
+
+def test_the_parts_of_a_layer_that_is_joined_head_by_head_take_turns_in_b(tmp_path):
+    """Heads of 8: rows 0 to 7 of B are queries, the next 8 keys, and then values, of each of four heads."""
+    model, params = hf_adapters.base("gpt_neox")
+    adapter = hf_adapters.fresh(params, targets="^(q|k|v)$")
+    out = hf_adapters.save(tmp_path / "a", "gpt_neox", model, params | {"lora": adapter})
+    tensors = load_file(out / "adapter_model.safetensors")
+    stem = "base_model.model.gpt_neox.layers.1.attention.query_key_value.lora_"
+    got = (tensors[f"{stem}B.weight"] @ tensors[f"{stem}A.weight"]).T
+    for part, name in enumerate("qkv"):
+        one = adapter["layers"][name]
+        mine = np.concatenate([got[:, 24 * head + 8 * part :][:, :8] for head in range(4)], axis=1)
+        np.testing.assert_allclose(mine, one["a"][1] @ one["b"][1], atol=1e-6)
 
 
 def test_a_note_that_the_tensors_do_not_bear_out_is_refused(tmp_path):

@@ -4,6 +4,7 @@ Those of transformers come from a file, which tests/goldens/make_families.py mak
 """
 
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 
@@ -19,7 +20,18 @@ from alignax.models.hf import config as hf_config
 from alignax.models.hf.families import FAMILIES
 from alignax.models.hf.weights import save_weights
 
-DECODED = ("gpt2", "mistral_short_window", "gemma2", "gemma3", "smollm3", "mixtral")  # all that decoding does apart
+# all that decoding does apart
+DECODED = (
+    "gpt2",
+    "mistral_short_window",
+    "gemma2",
+    "gemma3",
+    "smollm3",
+    "mixtral",
+    "gpt_neox",
+    "ministral3",
+    "gpt_oss",
+)
 GOLDEN = np.load(Path(__file__).parents[1] / "goldens" / "families.npz")
 
 
@@ -44,8 +56,13 @@ def test_configs_come_back_as_they_were_and_name_their_family(name):
     assert hf_config.from_hf(hf_config.family_of(plain), hf_config.to_hf(plain, hf_config.family_of(plain))) == config
 
 
-@pytest.mark.parametrize("name", ["gpt2", "phi3", "qwen3_moe", "gemma2"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "name, dtype",
+    [
+        *itertools.product(("gpt2", "phi3", "qwen3_moe", "gemma2"), ("float32", "bfloat16")),
+        *(("gpt_neox", "bfloat16"), ("gpt_oss", "bfloat16")),
+    ],
+)
 def test_weights_go_out_as_they_came_in_over_several_files_and_devices(name, dtype, tmp_path):
     np_dtype = np.dtype(jax.numpy.dtype(dtype))
     first = hf_runs.write(name, tmp_path / "in", dtype=np_dtype)
@@ -69,12 +86,22 @@ def test_weights_go_out_as_they_came_in_over_several_files_and_devices(name, dty
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(again), jax.device_get(params))
 
 
-def test_a_checkpoint_of_the_bare_decoder_has_the_same_tensors_without_the_prefix(tmp_path):
-    folder = hf_runs.write("gpt2", tmp_path / "gpt2")
+@pytest.mark.parametrize(
+    "name, prefix, buffers",
+    [
+        ("gpt2", "transformer.", ("h.0.attn.bias",)),
+        (
+            "gpt_neox_in_series", "gpt_neox.",
+            tuple(f"layers.0.attention.{x}" for x in ("bias", "masked_bias", "rotary_emb.inv_freq")),
+        ),
+    ],
+)  # fmt: skip
+def test_a_checkpoint_of_the_bare_decoder_has_the_same_tensors_without_the_prefix(name, prefix, buffers, tmp_path):
+    folder = hf_runs.write(name, tmp_path / name)
     _, want = hf_runs.load(folder)
     tensors = load_file(folder / "model.safetensors")
-    buffers = {"h.0.attn.bias": np.ones((1, 1, 4, 4), np.float32)}  # which old files carry
-    bare = {name.removeprefix("transformer."): x for name, x in tensors.items()} | buffers
+    old = {buffer: np.ones((1, 1, 4, 4), np.float32) for buffer in buffers}  # which old files carry
+    bare = {name.removeprefix(prefix): x for name, x in tensors.items()} | old
     save_file(bare, folder / "model.safetensors")
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(hf_runs.load(folder)[1]), jax.device_get(want))
 
@@ -103,6 +130,13 @@ def test_rows_of_the_embedding_beyond_the_tokenizer_stay_and_get_no_probability(
         ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention = True: supported is None or F"),
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx = True: supported is F"),
         ("qwen3_moe", {"mlp_only_layers": [0]}, r"mlp_only_layers = \[0\]: supported is \[\]"),
+        ("gpt_oss", {"swiglu_alpha": 1.5}, "swiglu_alpha = 1.5: supported is 1.702"),
+        (
+            "gpt_oss",
+            {"quantization_config": {"quant_method": "mxfp4"}},
+            "quantization_config = .*mxfp4.*: supported is None: .*dequantize",
+        ),
+        ("ministral3", {"rope_parameters": {"rope_theta": 1e4}}, "llama_4_scaling_beta is missing"),
     ],
 )
 def test_what_alignax_cannot_compute_is_named_and_never_ignored(name, change, message, tmp_path):
@@ -140,18 +174,26 @@ def _rewritten(folder, change):
     return folder
 
 
-@pytest.mark.parametrize("dtype", [np.float32, jax.numpy.bfloat16])
-def test_an_output_layer_of_its_own_in_a_tied_model_is_told_and_a_copy_is_none(dtype, tmp_path):
-    name, embedding = "qwen2", "model.embed_tokens.weight"
+@pytest.mark.parametrize(
+    "name, embedding, output, dtype",
+    [
+        ("qwen2", "model.embed_tokens.weight", "lm_head.weight", np.float32),
+        ("qwen2", "model.embed_tokens.weight", "lm_head.weight", jax.numpy.bfloat16),
+        ("gpt_neox_in_series", "gpt_neox.embed_in.weight", "embed_out.weight", np.float32),
+    ],
+)
+def test_an_output_layer_of_its_own_in_a_tied_model_is_told_and_a_copy_is_none(
+    name, embedding, output, dtype, tmp_path
+):
     folder = hf_runs.write(name, tmp_path / name, dtype=np.dtype(dtype))
     _, want = hf_runs.load(folder)
-    _rewritten(folder, lambda t: t.update({"lm_head.weight": t[embedding].copy()}))
+    _rewritten(folder, lambda t: t.update({output: t[embedding].copy()}))
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(hf_runs.load(folder)[1]), jax.device_get(want))
-    _rewritten(folder, lambda t: t["lm_head.weight"].__setitem__((0, 0), 9.0))
-    with pytest.raises(ValueError, match="lm_head.weight differs from model.embed_tokens.weight, although config.json"):
+    _rewritten(folder, lambda t: t[output].__setitem__((0, 0), 9.0))
+    with pytest.raises(ValueError, match=f"{output} differs from {embedding}, although config.json"):
         hf_runs.load(folder)
-    _rewritten(folder, lambda t: t.update({"lm_head.weight": t["lm_head.weight"][:40]}))
-    with pytest.raises(ValueError, match=r"lm_head.weight \(40, 24\): expected \(50, 24\)"):
+    _rewritten(folder, lambda t: t.update({output: t[output][:40]}))
+    with pytest.raises(ValueError, match=rf"{output} \(40, \d+\): expected \(50, \d+\)"):
         hf_runs.load(folder)
 
 
@@ -213,7 +255,10 @@ def test_an_architecture_that_no_family_has_says_why_for_each():
         (dict(pattern=("ring",)), "pattern = .*: expected layers among full, sliding, nope"),
         (dict(positions="learned"), "max_positions = 0: learned positions need a table"),
         (dict(experts=4), "experts_per_token = 0: expected 1 to experts = 4"),
-        (dict(experts=2, experts_per_token=1, mlp_bias=True), "experts are gated feed-forward layers without biases"),
+        (dict(experts=2, experts_per_token=1, gated=False), "gated = False: expected True with experts"),
+        (dict(up_offset=1.0, gated=False), "gated = False: expected True with .* up_offset"),
+        (dict(qkv_clip=-8.0), "qkv_clip = -8.0: expected a number above 0, such as 8"),
+        (dict(logit_divisor=0.0), "logit_divisor = 0.0: expected a number above 0"),
         (dict(rope_fraction=0.3), "head_dim \\* rope_fraction must be even"),
         (dict(rope_type="longrope", rope_factors=(1.0, 2.0)), r"rope_factors = \(1.0, 2.0\): expected 3 numbers above"),
         (dict(rope_type="dynamic"), "max_positions = 0: 'dynamic' changes there"),

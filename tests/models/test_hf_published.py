@@ -24,6 +24,71 @@ _GEMMA = dict(attention_bias=False, head_dim=16, pad_token_id=0, cache_implement
 _GEMMA |= dict(hidden_activation="gelu_pytorch_tanh", query_pre_attn_scalar=16)
 _CAPS = dict(attn_logit_softcapping=50.0, final_logit_softcapping=30.0, sliding_window=1024, rope_theta=1e4)
 _LONG = dict(short_factor=[1.0] * 6, long_factor=[2.0] * 6)
+_NEOX = {k: v for k, v in (_OWN | _SIZES).items() if k not in ("num_key_value_heads", "rms_norm_eps")} | dict(
+    model_type="gpt_neox",
+    architectures=["GPTNeoXForCausalLM"],
+    layer_norm_eps=1e-5,
+    rotary_emb_base=10000,
+    rotary_pct=0.25,
+    tie_word_embeddings=False,
+)
+_OLMO = {k: v for k, v in (_OWN | _SIZES).items() if k != "rms_norm_eps"} | dict(
+    model_type="olmo",
+    architectures=["OlmoForCausalLM"],
+    attention_bias=False,
+    pad_token_id=1,
+    rope_scaling=None,
+    rope_theta=1e4,
+)
+_OLMO_YARN = dict(
+    rope_type="yarn",
+    factor=8.0,
+    original_max_position_embeddings=8192,
+    beta_fast=32.0,
+    beta_slow=1.0,
+    attention_factor=1.2079441541679836,
+)
+_GROWING = dict(
+    rope_type="yarn",
+    type="yarn",
+    rope_theta=1e6,
+    factor=16.0,
+    original_max_position_embeddings=256,
+    beta_fast=32.0,
+    beta_slow=1.0,
+    mscale=1.0,
+    mscale_all_dim=1.0,
+    llama_4_scaling_beta=0.1,
+)
+_GLM = dict(attention_bias=True, head_dim=16, pad_token_id=0, partial_rotary_factor=0.5, rope_theta=1e4)
+_TEXT = _SIZES | dict(head_dim=32, initializer_range=0.02, sliding_window=None, use_cache=True, vocab_size=96)
+_PIXTRAL = dict(
+    model_type="pixtral",
+    attention_dropout=0.0,
+    head_dim=16,
+    hidden_act="gelu",
+    hidden_size=32,
+    image_size=28,
+    initializer_range=0.02,
+    intermediate_size=64,
+    num_attention_heads=2,
+    num_channels=3,
+    num_hidden_layers=1,
+    patch_size=14,
+    rope_theta=1e4,
+)
+_MISTRAL_3 = dict(
+    model_type="mistral3",
+    architectures=["Mistral3ForConditionalGeneration"],
+    dtype="bfloat16",
+    image_token_index=10,
+    multimodal_projector_bias=False,
+    projector_hidden_act="gelu",
+    spatial_merge_size=2,
+    transformers_version="4.50.0",
+    vision_config=_PIXTRAL,
+    vision_feature_layer=-1,
+)
 _CODE = {"AutoConfig": "configuration_phi3.Phi3Config", "AutoModelForCausalLM": "modeling_phi3.Phi3ForCausalLM"}
 
 PUBLISHED = {
@@ -103,6 +168,56 @@ PUBLISHED = {
         model_type="mixtral", architectures=["MixtralForCausalLM"], num_experts_per_tok=2, num_local_experts=8,
         output_router_logits=False, rope_theta=1e6, router_aux_loss_coef=0.02, sliding_window=None,
     ),
+    "pythia": _NEOX | dict(hidden_act="gelu", use_parallel_residual=True, bos_token_id=0, eos_token_id=0),
+    "gpt-neox-20b": _NEOX | dict(hidden_act="gelu_fast", attention_probs_dropout_prob=0, hidden_dropout_prob=0),
+    "olmo-1b": _OLMO | dict(clip_qkv=None, tie_word_embeddings=True),
+    "olmo-7b-0424": _OLMO | dict(clip_qkv=8.0, tie_word_embeddings=False),
+    "olmo-3": _OWN | _SIZES | dict(
+        model_type="olmo3", architectures=["Olmo3ForCausalLM"], attention_bias=False, pad_token_id=0,
+        layer_types=["sliding_attention"] * 3 + ["full_attention"], rope_scaling=_OLMO_YARN, rope_theta=500000,
+        sliding_window=64, tie_word_embeddings=False, max_position_embeddings=65536,
+    ),
+    "granite-3.3": _OWN | _SIZES | dict(
+        model_type="granite", architectures=["GraniteForCausalLM"], attention_bias=False, mlp_bias=False,
+        attention_multiplier=0.015625, embedding_multiplier=12.0, logits_scaling=8.0, residual_multiplier=0.22,
+        pad_token_id=0, rope_scaling=None, rope_theta=1e7, tie_word_embeddings=True,
+    ),
+    "ministral": _OWN | _SIZES | dict(
+        model_type="ministral", architectures=["MinistralForCausalLM"], head_dim=32, rope_theta=1e8, sliding_window=64,
+        layer_types=["full_attention"] + ["sliding_attention"] * 3, tie_word_embeddings=False,
+    ),
+    "ministral-3": _MISTRAL_3 | dict(
+        text_config=_TEXT | dict(model_type="ministral3", rope_parameters=_GROWING, tie_word_embeddings=True)
+    ),
+    "mistral-small-3.1": _MISTRAL_3 | dict(text_config=_TEXT | dict(model_type="mistral", rope_theta=1e9)),
+    "gemma-3 with images": dict(
+        model_type="gemma3", architectures=["Gemma3ForConditionalGeneration"], boi_token_index=90, eoi_token_index=91,
+        eos_token_id=[1, 2], image_token_index=92, initializer_range=0.02, mm_tokens_per_image=4,
+        torch_dtype="bfloat16", transformers_version="4.50.0.dev0",
+        text_config=dict(
+            hidden_size=64, intermediate_size=128, model_type="gemma3_text", num_hidden_layers=4, vocab_size=96,
+            rope_scaling=dict(factor=8.0, rope_type="linear"), sliding_window=1024,
+        ),
+        vision_config=dict(
+            model_type="siglip_vision_model", hidden_size=32, image_size=28, intermediate_size=64, patch_size=14,
+            num_attention_heads=2, num_hidden_layers=1, vision_use_head=False,
+        ),
+    ),
+    "glm-4-9b-chat": _OWN | _SIZES | _GLM | dict(model_type="glm", architectures=["GlmForCausalLM"]),
+    "glm-4-0414": _OWN | _SIZES | _GLM | dict(
+        model_type="glm4", architectures=["Glm4ForCausalLM"], eos_token_id=[2, 3, 4], tie_word_embeddings=False
+    ),
+    "gpt-oss, dequantised": _OWN | _SIZES | dict(
+        model_type="gpt_oss", architectures=["GptOssForCausalLM"], attention_bias=True, experts_per_token=2,
+        head_dim=16, initial_context_length=4096, layer_types=["sliding_attention", "full_attention"] * 2,
+        num_experts_per_tok=2, num_local_experts=4, output_router_logits=False, pad_token_id=0,
+        rope_scaling=dict(
+            beta_fast=32.0, beta_slow=1.0, factor=32.0, original_max_position_embeddings=4096, rope_type="yarn",
+            truncate=False,
+        ),
+        rope_theta=150000, router_aux_loss_coef=0.9, sliding_window=128, swiglu_limit=7.0, tie_word_embeddings=False,
+        max_position_embeddings=131072,
+    ),
 }  # fmt: skip
 
 
@@ -128,6 +243,9 @@ def test_configs_as_they_are_published_go_in_and_out(name, tmp_path):
         ("phi-4-mini", {"full_attn_mod": 2}, "full_attn_mod = 2: supported is 1"),
         ("llama-2", {"hidden_size": 63}, "config.json cannot be read"),
         ("llama-2", {"hidden_size": "wide"}, "config.json cannot be read"),
+        ("mistral-small-3.1", {"quantization_config": {"quant_method": "fp8"}}, "quantization_config = .*supported is"),
+        ("mistral-small-3.1", {"frobnicate": 3}, "frobnicate = 3 is not supported"),
+        ("ministral-3", {"text_config": dict(model_type="mamba")}, "architecture 'mamba' is not supported"),
     ],
 )
 def test_the_same_keys_at_values_that_change_the_model_are_refused(name, change, message, tmp_path):
@@ -157,6 +275,13 @@ def test_a_bare_decoder_an_old_spelling_and_no_class_are_a_language_model(change
     family, theirs, _ = _read(tmp_path, PUBLISHED["llama-2"] | {"architectures": change})
     assert not hf_config.check_class(family, theirs)
     assert hf_config.check_class(family, theirs | {"architectures": ["LlamaForSequenceClassification"]})
+
+
+def test_a_family_without_a_class_for_scores_has_the_other_two(tmp_path):
+    family, theirs, _ = _read(tmp_path, PUBLISHED["granite-3.3"])
+    assert not hf_config.check_class(family, theirs | {"architectures": ["GraniteModel"]})
+    with pytest.raises(ValueError, match="GraniteForSequenceClassification.*expected one of GraniteForCausalLM, Gran"):
+        hf_config.check_class(family, theirs | {"architectures": ["GraniteForSequenceClassification"]})
 
 
 @pytest.mark.parametrize("name", ["LlamaForTokenClassification", "LlamaForRewardModelWithGating", "MistralForCausalLM"])

@@ -27,7 +27,9 @@ HOPPER = SimpleNamespace(platform="gpu", device_kind="NVIDIA H100 80GB HBM3", co
 AMPERE = SimpleNamespace(platform="gpu", device_kind="NVIDIA A100-SXM4-80GB", compute_capability="8.0")
 VOLTA = SimpleNamespace(platform="gpu", device_kind="NVIDIA V100", compute_capability="7.0")
 AMD = SimpleNamespace(platform="gpu", device_kind="AMD Instinct MI300X", compute_capability="gfx942")
-MIXED = {"pattern": ("sliding", "full"), "window": 3, "attention_softcap": 5.0, "query_scale_dim": 13.0}
+MIXED = {
+    "pattern": ("sliding", "full"), "window": 3, "attention_softcap": 5.0, "query_scale_dim": 13.0, "sinks": True,
+}  # fmt: skip
 
 
 def _layout(*rows, T: int, branch: bool = False) -> Layout:
@@ -41,12 +43,17 @@ def _layout(*rows, T: int, branch: bool = False) -> Layout:
 
 # 520 tokens take two blocks of 512, the second one nearly empty; 150 one block of 256
 @pytest.mark.parametrize(
-    "T, documents, window, softcap",
-    [(520, None, 0, 0.0), (520, ((100, 250, 170), (513, 3)), 40, 5.0), (150, ((70, 80), (149,)), 0, 5.0)],
+    "T, documents, window, softcap, sinks",
+    [
+        (520, None, 0, 0.0, ()),
+        (520, ((100, 250, 170), (513, 3)), 40, 5.0, ()),
+        (150, ((70, 80), (149,)), 0, 5.0, (3.0, -1.0, 0.0, 1.0)),
+    ],
 )
-def test_splash_equals_the_plain_form_in_value_and_gradient(T, documents, window, softcap):
+def test_splash_equals_the_plain_form_in_value_and_gradient(T, documents, window, softcap, sinks):
     rng = np.random.default_rng(0)
     q, k, v = (jnp.asarray(rng.normal(size=(2, T, n, 8)), jnp.float32) for n in (4, 2, 2))
+    own = jnp.array(sinks) if sinks else None
     rows = _layout(*documents, T=T) if documents else _layout((T,), (T,), T=T)
     weight = jnp.asarray(rng.normal(size=(2, T, 4, 8)), jnp.float32) * (rows.document > 0)[..., None, None]
     scores = {"scale": 0.3, "softcap": softcap}
@@ -57,10 +64,11 @@ def test_splash_equals_the_plain_form_in_value_and_gradient(T, documents, window
             out = attend(*heads) * jnp.sign(jnp.abs(weight))
             return jnp.sum(out * weight), out
 
-        return jax.jit(jax.grad(score, (0, 1, 2), has_aux=True))(q, k, v)
+        return jax.jit(jax.grad(score, (0, 1, 2, 3), has_aux=True))(q, k, v, own)
 
-    want = run(lambda q, k, v: attention(q, k, v, visible(rows, window), **scores))
-    got = run(lambda q, k, v: splash(q, k, v, text, window=window, interpret=True, **scores))
+    by_row = lambda sinks: None if sinks is None else jnp.stack([sinks, sinks])  # noqa: E731
+    want = run(lambda q, k, v, own: attention(q, k, v, visible(rows, window), sinks=own, **scores))
+    got = run(lambda q, k, v, own: splash(q, k, v, text, by_row(own), window=window, interpret=True, **scores))
     close(got, want, atol=2e-5)
     assert min(np.abs(leaf).max() for leaf in jax.tree.leaves(want)) > 0.5
 
@@ -115,10 +123,10 @@ def test_a_model_with_splash_is_the_model_with_xla(rows):
 
 def test_devices_with_splash_each_take_their_own_rows():
     mesh = sharding.make_mesh({"data": 2, "fsdp": 2}, jax.devices()[:4])
-    loss, params = _loss("splash", "plain", mesh)
+    loss, params = _loss("splash", "plain", mesh, sinks=True)
     run = jax.jit(jax.value_and_grad(loss))
     got, grads = run(jax.device_put(params, sharding.shardings(params, mesh)))
-    want, wanted = _learns("xla", "plain")
+    want, wanted = _learns("xla", "plain", sinks=True)
     np.testing.assert_allclose(got, want, rtol=1e-4)
     close(grads, wanted, atol=1e-4)
     # a device calls the kernel with 1 of the 4 rows; 3 rows do not divide, and each device takes all
@@ -161,6 +169,7 @@ def test_a_layout_without_branches_is_one_whose_tokens_all_belong_to_the_beginni
 
 BF16 = ModelConfig(**SHAPE, dtype="bfloat16")
 CAPPED = ModelConfig(**SHAPE, dtype="bfloat16", attention_softcap=50.0)
+SUNK = ModelConfig(**SHAPE, dtype="bfloat16", sinks=True)
 PACKED, BRANCHED = _layout((2, 2), T=4), _layout((2, 2), T=4, branch=True)
 
 
@@ -173,6 +182,8 @@ PACKED, BRANCHED = _layout((2, 2), T=4), _layout((2, 2), T=4, branch=True)
         (HOPPER, BF16, PADDED, "cudnn"),
         (HOPPER, BF16, PACKED, "xla"),
         (HOPPER, CAPPED, None, "xla"),
+        (HOPPER, SUNK, None, "xla"),
+        (TPU, SUNK, PACKED, "splash"),
         (HOPPER, ModelConfig(**SHAPE), None, "xla"),  # float32
         (HOPPER, dataclasses.replace(BF16, head_dim=256), None, "cudnn"),
         (AMPERE, dataclasses.replace(BF16, head_dim=256), None, "xla"),
@@ -192,6 +203,7 @@ def test_auto_takes_the_kernel_of_the_device_where_it_can(device, config, rows, 
         ("cudnn", VOLTA, {}, None, "needs an NVIDIA GPU of compute capability 8.0, this is NVIDIA V100: use 'auto'"),
         ("cudnn", HOPPER, {"dtype": "float32"}, None, "has no float32: use 'xla', or dtype = 'bfloat16'"),
         ("cudnn", HOPPER, {"attention_softcap": 50.0}, None, "has no soft cap, attention_softcap = 50.0: use 'xla'"),
+        ("cudnn", HOPPER, {"sinks": True}, None, "has no sinks: use 'xla'"),
         ("cudnn", HOPPER, {"head_dim": 12}, None, "takes heads of a multiple of 8 numbers, head_dim = 12: use 'xla'"),
         ("cudnn", AMPERE, {"head_dim": 136}, None, "takes heads of 128 numbers at most, head_dim = 136: use 'xla'"),
         ("cudnn", HOPPER, {}, PACKED, "knows no rows of several texts .packing, branches.: use 'xla'"),
@@ -213,7 +225,7 @@ def _lowered(device, platform: str, T: int, rows=None, **changes) -> str:
     model = decoder(ModelConfig(**SHAPE, **changes), device=device)
     tokens, given = jnp.zeros((2, T), jnp.int32), jnp.ones((2, T), bool) if rows is None else rows
     loss = lambda params: jnp.sum(model.apply(params, tokens, given).astype(jnp.float32))  # noqa: E731
-    return jax.jit(jax.grad(loss)).trace(tiny()[1]).lower(lowering_platforms=(platform,)).as_text()
+    return jax.jit(jax.grad(loss)).trace(tiny(**changes)[1]).lower(lowering_platforms=(platform,)).as_text()
 
 
 @pytest.mark.parametrize("rows", [None, _layout((100, 50), (3, 140), T=160)])

@@ -8,7 +8,7 @@ import pytest
 from alignax.models.attention import attend_one, attention
 from alignax.models.config import ModelConfig
 from alignax.models.heads import init_scalar, scalar, weighted
-from alignax.models.rotary import rotary, turns
+from alignax.models.rotary import query_growth, rotary, turns
 
 
 def _random(seed, *shape):
@@ -35,6 +35,22 @@ def test_rotary_turns_the_pair_i_and_i_plus_half_by_position_times_its_frequency
     np.testing.assert_allclose(got, [np.cos(2), np.cos(0.2), np.sin(2), np.sin(0.2)], rtol=1e-5)
 
 
+def test_interleaved_the_pairs_are_neighbours():
+    # H = 4, theta = 100, as above: pairs (0, 1) and (2, 3); what is beyond the angles given stays as it is
+    x = jnp.array([1.0, 0.0, 1.0, 0.0]).reshape(1, 1, 1, 4)
+    angles = turns(jnp.array([[2]]), ModelConfig(8, head_dim=4, rope_theta=100.0))
+    got = rotary(x, *angles, interleaved=True)[0, 0, 0]
+    np.testing.assert_allclose(got, [np.cos(2), np.sin(2), np.cos(0.2), np.sin(0.2)], rtol=1e-5)
+    half = rotary(x, *(angle[..., :1] for angle in angles), interleaved=True)[0, 0, 0]
+    np.testing.assert_allclose(half, [np.cos(2), np.sin(2), 1, 0], rtol=1e-5)
+
+
+def test_queries_grow_with_the_number_of_whole_lengths_before_them():
+    # n = 4: positions 0 to 3 lie in the first length, 1 + 0.5 log 1; 4 and 11 have 1 and 2 lengths before them
+    got = query_growth(jnp.array([[0, 3, 4, 11]]), ModelConfig(8, query_growth=0.5, rope_original=4))
+    np.testing.assert_allclose(got, [[1, 1, 1 + 0.5 * np.log(2), 1 + 0.5 * np.log(3)]], rtol=1e-6)
+
+
 def test_rotary_products_depend_on_the_distance_only():
     q, k = _random(1, 1, 1, 1, 8), _random(2, 1, 1, 1, 8)
     product = lambda i, j: jnp.vdot(_rotary(q, jnp.array([[i]]), 1e4), _rotary(k, jnp.array([[j]]), 1e4))  # noqa: E731
@@ -42,12 +58,13 @@ def test_rotary_products_depend_on_the_distance_only():
     assert abs(product(7, 4) - product(7, 6)) > 1e-3
 
 
-@pytest.mark.parametrize("kv_heads", [4, 2, 1])
-def test_attention_equals_a_loop_and_one_query_against_a_cache_agrees(kv_heads):
+@pytest.mark.parametrize("kv_heads, sinks", [(4, None), (2, (0.5, -1.0, 2.0, 0.0)), (1, None)])
+def test_attention_equals_a_loop_and_one_query_against_a_cache_agrees(kv_heads, sinks):
     B, T, N, H = 2, 5, 4, 6
     q, k, v = _random(1, B, T, N, H), _random(2, B, T, kv_heads, H), _random(3, B, T, kv_heads, H)
     mask = np.tril(np.ones((T, T), bool))[None] & np.array([[1, 1, 1, 1, 1], [0, 1, 1, 1, 1]], bool)[:, None]
-    got = np.asarray(attention(q, k, v, jnp.asarray(mask)))
+    own = None if sinks is None else jnp.array(sinks)
+    got = np.asarray(attention(q, k, v, jnp.asarray(mask), sinks=own))
     for b, t, n in np.ndindex(B, T, N):
         seen = mask[b, t]
         if not seen.any():
@@ -55,8 +72,9 @@ def test_attention_equals_a_loop_and_one_query_against_a_cache_agrees(kv_heads):
             continue
         group = n * kv_heads // N
         weight = np.exp(np.asarray(k)[b, seen, group] @ np.asarray(q)[b, t, n] / np.sqrt(H))
-        np.testing.assert_allclose(got[b, t, n], weight / weight.sum() @ np.asarray(v)[b, seen, group], atol=1e-5)
-    one = attend_one(q[:, -1], k.swapaxes(1, 2), v.swapaxes(1, 2), jnp.asarray(mask[:, -1]))
+        total = weight.sum() + (0 if sinks is None else np.exp(sinks[n]))
+        np.testing.assert_allclose(got[b, t, n], weight / total @ np.asarray(v)[b, seen, group], atol=1e-5)
+    one = attend_one(q[:, -1], k.swapaxes(1, 2), v.swapaxes(1, 2), jnp.asarray(mask[:, -1]), sinks=own)
     np.testing.assert_allclose(one, got[:, -1], atol=1e-5)
 
 

@@ -1,6 +1,7 @@
 """What alignax writes, transformers loads: no tensor missing or left over, the same logits and the same scores."""
 
 import dataclasses
+import itertools
 import sys
 from pathlib import Path
 
@@ -36,7 +37,13 @@ def _loads(auto, folder):
     return model.eval()
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama3_scaled", "gemma3", "phi3", "smollm3", "qwen3_moe"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("gpt2", "llama3_scaled", "gemma3", "phi3", "smollm3", "qwen3_moe"),
+        *("gpt_neox", "olmo3", "granite", "ministral3", "glm4", "gpt_oss"),
+    ],
+)
 def test_a_config_and_weights_of_ours_give_transformers_the_same_model(name, tmp_path):
     model, params = hf_runs.load(hf_runs.write(name, tmp_path / "in"))
     out = tmp_path / "out"
@@ -50,8 +57,13 @@ def test_a_config_and_weights_of_ours_give_transformers_the_same_model(name, tmp
     np.testing.assert_allclose(torch_families.run(out)["logits"][valid], GOLDEN[name][valid], atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama", "gemma3"])
-@pytest.mark.parametrize("labels", [1, 3])
+@pytest.mark.parametrize(
+    "name, labels",
+    [
+        *itertools.product(("gpt2", "llama", "gemma3"), (1, 3)),
+        *(("gpt_neox", 1), ("olmo", 1), ("glm4", 3), ("gpt_oss", 1)),
+    ],
+)
 def test_scores_are_those_of_the_classes_with_a_scalar_head_and_go_back(name, labels, tmp_path):
     there = torch_families.build(name, AutoModelForSequenceClassification, num_labels=labels, pad_token_id=0)
     torch_families.save(there, tmp_path / "in")

@@ -1,5 +1,6 @@
 """transformers' PyTorch model of every family: what it computes now is what the goldens say, layer by layer as ours."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -46,3 +47,19 @@ def test_pytorch_says_what_the_goldens_say_and_its_layers_are_ours(name, tmp_pat
     states, last = both(params, jnp.asarray(tokens), jnp.asarray(valid))
     got = np.concatenate([states[:-1], last[None]])  # transformers' last one is after the final norm
     np.testing.assert_allclose(got[:, valid], want["hidden"][:, valid], rtol=1e-5, atol=1e-5)
+
+
+def test_the_text_part_of_a_model_of_text_and_images_is_what_it_says_of_text(tmp_path):
+    """Mistral 3's, whose class says by default that the output layer is the embedding, although its file has one."""
+    sizes = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, head_dim=8)
+    vision = transformers.PixtralVisionConfig(**sizes, image_size=28, patch_size=14)
+    text = hf_cases.CASES["ministral3"] | {"tie_word_embeddings": False}
+    config = transformers.Mistral3Config(text_config=text, vision_config=vision, tie_word_embeddings=False)
+    auto = transformers.AutoModelForImageTextToText
+    torch_families.save(auto.from_config(config, attn_implementation="eager"), tmp_path)
+    told = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(told | {"tie_word_embeddings": True}))
+    model, params = hf_runs.load(tmp_path)
+    _, valid = hf_cases.inputs()
+    want = torch_families.run(tmp_path, auto)["logits"]
+    np.testing.assert_allclose(hf_runs.forward(model, params)[valid], want[valid], atol=1e-4)

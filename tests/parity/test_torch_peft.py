@@ -35,11 +35,14 @@ THEIRS = {
     ),
     "gemma2": dict(target_modules="all-linear", use_dora=True, use_rslora=True),
     "mixtral": dict(target_modules=["q_proj", "o_proj"], exclude_modules=["o_proj"]),
+    "gpt_neox": dict(target_modules=["query_key_value", "dense"], use_dora=True),
+    "glm4": dict(target_modules="all-linear"),
 }
 OURS = [
     ("llama", {"rslora": True, "alpha": 5.0}),
     ("gpt2", {"dora": True, "targets": "^(q|v|down)$"}),  # k keeps its own length in the joined layer
     ("phi3", {"dora": True, "rslora": True}),
+    ("gpt_neox", {"dora": True, "targets": "^(q|v|down)$"}),
 ]
 
 

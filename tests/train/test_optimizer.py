@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from alignax.train.optimizer import adamw, muon, scale_by_adam_tf, sgd, warmup_then
+from alignax.train.optimizer import adamw, matrices, muon, scale_by_adam_tf, sgd, warmup_then
 from alignax.train.state import new_learner
 from alignax.train.step import apply_gradients
 
@@ -124,6 +124,18 @@ def test_muon_takes_the_layers_of_a_stack_one_by_one():
     stack = jnp.asarray(np.random.default_rng(0).normal(size=(3, 4, 6)) * [[[1.0]], [[10.0]], [[100.0]]], jnp.float32)
     alone = np.stack([_muon_update(layer) for layer in stack])
     np.testing.assert_allclose(_muon_update(stack), alone, rtol=1e-4, atol=1e-6)
+
+
+def test_stacked_sinks_and_biases_of_experts_are_no_matrices_and_are_not_decayed():
+    experts = {"gate": jnp.ones((2, 3, 4, 5)), "gate_bias": jnp.ones((2, 3, 5))}
+    params = {"layers": {"sinks": {"logit": jnp.ones((2, 4))}, "experts": experts}}
+    taken = matrices(params)["layers"]
+    assert taken["sinks"]["logit"] is None and taken["experts"]["gate_bias"] is None
+    assert (taken["experts"]["gate"].reduction_axis, taken["experts"]["gate"].output_axis) == (2, 3)
+    learner = new_learner(params, optimizer := adamw(total_steps=10, weight_decay=0.5, warmup_percent=0.0))
+    after = apply_gradients(learner, jax.tree.map(jnp.zeros_like, params), optimizer).params["layers"]
+    assert (after["sinks"]["logit"] == 1).all() and (after["experts"]["gate_bias"] == 1).all()
+    assert (after["experts"]["gate"] < 1).all()
 
 
 def test_muon_leaves_norms_embeddings_and_heads_to_adam():

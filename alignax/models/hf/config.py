@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from alignax.models.config import ModelConfig
+from alignax.models.hf.composite import COMPOSITES, text_config
 from alignax.models.hf.families import FAMILIES, Family
+from alignax.models.hf.headers import tensor_names
 
 # Of training, of generation, of the file, or of another program: they do not change what a language model computes.
 # Dropout is among them: alignax trains without. `pad_token_id` says where a *ForSequenceClassification reads its score:
@@ -28,12 +30,17 @@ OFF = {
     "rope_interleaved": False, "attention_bias": False, "mlp_bias": False, "lm_head_bias": False,
     "sliding_window": None, "use_sliding_window": False, "interpolate_factor": 1, "full_attn_mod": 1,
 }  # fmt: skip
+FIX = {  # what to do about one of them
+    "quantization_config": ": take a folder in bfloat16, or load the model with transformers, which dequantises it, and"
+    " save it (MXFP4: Mxfp4Config(dequantize=True))"
+}
 
 
 def read_config(folder: str | Path) -> tuple[Family, dict[str, Any]]:
     """The family of a checkpoint and its config, old spellings brought up to date by transformers.
 
-    Raises ValueError for a model_type that is not in FAMILIES, or that transformers does not know.
+    Of a model of text and images they are those of its text part. Raises ValueError for a model_type that is not in
+    FAMILIES, or that transformers does not know.
     """
     from transformers import AutoConfig
 
@@ -41,11 +48,13 @@ def read_config(folder: str | Path) -> tuple[Family, dict[str, Any]]:
         config = AutoConfig.from_pretrained(str(folder))
     except Exception as error:  # of many kinds: each config class checks its fields in its own way
         raise ValueError(f"{folder}: config.json cannot be read: {_first_line(error)}") from error
-    if config.model_type not in FAMILIES:
+    composite = config.model_type in COMPOSITES
+    theirs = text_config(config, tensor_names(Path(folder))) if composite else config.to_dict()
+    if theirs["model_type"] not in FAMILIES:
         raise ValueError(
-            f"{folder}: architecture {config.model_type!r} is not supported: expected one of {', '.join(FAMILIES)}"
+            f"{folder}: architecture {theirs['model_type']!r} is not supported: expected one of {', '.join(FAMILIES)}"
         )
-    return FAMILIES[config.model_type], config.to_dict()
+    return FAMILIES[theirs["model_type"]], theirs
 
 
 def from_hf(family: Family, theirs: Mapping[str, Any], *, tokens: int | None = None) -> ModelConfig:
@@ -118,7 +127,7 @@ def _unknown(family: Family, theirs: Mapping[str, Any]) -> list[str]:
     known = own | IGNORED | set(PretrainedConfig().to_dict()) | set(OFF)
     wrong = [f"{key} = {theirs[key]!r} is not supported" for key in sorted(set(theirs) - known)]
     return wrong + [
-        f"{key} = {theirs[key]!r}: supported is {value!r}"
+        f"{key} = {theirs[key]!r}: supported is {value!r}{FIX.get(key, '')}"
         for key, value in OFF.items()
         if key not in own and theirs.get(key, value) not in (value, None)
     ]
@@ -130,11 +139,12 @@ def check_class(family: Family, theirs: Mapping[str, Any]) -> bool:
     The language model, the classifier, the bare decoder, and a config that names no class are all that is known to
     compute what the table says.
     """
-    bare = family.classifier.replace("ForSequenceClassification", "Model")
-    known = {name.lower(): name == family.classifier for name in (family.causal, bare, family.classifier)}
+    bare = (family.classifier or family.causal).replace("ForSequenceClassification", "Model")
+    classes = [name for name in (family.causal, family.classifier, bare.replace("ForCausalLM", "Model")) if name]
+    known = {name.lower(): name == family.classifier for name in classes}
     names = theirs.get("architectures") or [family.causal]
     if unknown := [name for name in names if name.lower() not in known]:
-        expected = ", ".join((family.causal, family.classifier, bare))
+        expected = ", ".join(classes)
         raise ValueError(f"architectures = {unknown}: not supported for {family.name}: expected one of {expected}")
     return any(known[name.lower()] for name in names)
 

@@ -1,7 +1,6 @@
-"""The table of every family: which fields of its config.json are which of ours, and which tensor is which leaf.
+"""The table of every family: its classes, which fields of its config.json are which of ours, and its tensors.
 
-One table serves both directions. A tensor's row says its name, our leaves below "decoder/" (several where theirs are
-ours joined along the output axis) and whether it is transposed: PyTorch's linear layers are [out, in], ours [in, out].
+One table serves both directions.
 """
 
 from collections.abc import Callable
@@ -9,14 +8,8 @@ from typing import Any, NamedTuple
 
 from alignax.models.config import ModelConfig
 from alignax.models.hf import fields as f
-
-
-class Row(NamedTuple):
-    """One tensor of a checkpoint; `{i}` stands for the layer and `{e}` for the expert."""
-
-    theirs: str
-    ours: tuple[str, ...]
-    turned: bool = False
+from alignax.models.hf import rows
+from alignax.models.hf.rows import OUTPUT, Row
 
 
 class Family(NamedTuple):
@@ -24,110 +17,21 @@ class Family(NamedTuple):
 
     name: str
     causal: str  # the class of language models, as `architectures` names it
-    classifier: str  # that with a scalar head
+    classifier: str  # that with a scalar head; "": transformers has none
     fixed: dict[str, Any]  # fields of ModelConfig that all its models share
     fields: tuple[f.Field, ...]
     rows: Callable[[ModelConfig], list[Row]]
+    output: str = OUTPUT  # the tensor of the output layer, which some files of tied models have as well
 
-
-# ---- tensors
-
-LAYER = "model.layers.{i}."
-NORMS = {
-    "before": {"attn_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"},
-    "after": {"attn_post_norm": "post_attention_layernorm", "mlp_post_norm": "post_feedforward_layernorm"},
-    "both": {
-        "attn_norm": "input_layernorm",
-        "attn_post_norm": "post_attention_layernorm",
-        "mlp_norm": "pre_feedforward_layernorm",
-        "mlp_post_norm": "post_feedforward_layernorm",
-    },
-}
-
-
-def _linear(theirs: str, *ours: str, bias: bool = False) -> list[Row]:
-    rows = [Row(f"{theirs}.weight", tuple(f"layers/{name}/kernel" for name in ours), turned=True)]
-    return rows + ([Row(f"{theirs}.bias", tuple(f"layers/{name}/bias" for name in ours))] if bias else [])
-
-
-def _outside(c: ModelConfig) -> list[Row]:
-    rows = [Row("model.embed_tokens.weight", ("embed",)), Row("model.norm.weight", ("norm/scale",))]
-    return rows + ([] if c.tie_embeddings else [Row("lm_head.weight", ("unembed",), turned=True)])
-
-
-def _norms(c: ModelConfig) -> list[Row]:
-    rows = [Row(f"{LAYER}{theirs}.weight", (f"layers/{ours}/scale",)) for ours, theirs in NORMS[c.norm_at].items()]
-    if c.qk_norm != "none":
-        rows += [Row(f"{LAYER}self_attn.{x}_norm.weight", (f"layers/{x}_norm/scale",)) for x in "qk"]
-    return rows
-
-
-def _attention(c: ModelConfig) -> list[Row]:
-    rows = [row for x in "qkv" for row in _linear(f"{LAYER}self_attn.{x}_proj", x, bias=c.qkv_bias)]
-    return rows + _linear(f"{LAYER}self_attn.o_proj", "o", bias=c.out_bias)
-
-
-def _llama(c: ModelConfig) -> list[Row]:
-    mlp = [row for x in ("gate", "up", "down") for row in _linear(f"{LAYER}mlp.{x}_proj", x, bias=c.mlp_bias)]
-    return _outside(c) + _norms(c) + _attention(c) + mlp
-
-
-def _phi3(c: ModelConfig) -> list[Row]:
-    joined = _linear(f"{LAYER}self_attn.qkv_proj", "q", "k", "v") + _linear(f"{LAYER}mlp.gate_up_proj", "gate", "up")
-    alone = _linear(f"{LAYER}self_attn.o_proj", "o") + _linear(f"{LAYER}mlp.down_proj", "down")
-    return _outside(c) + _norms(c) + joined + alone
-
-
-def _sparse(module: str, names: dict[str, str]) -> Callable[[ModelConfig], list[Row]]:
-    def rows(c: ModelConfig) -> list[Row]:
-        router = Row(f"{LAYER}{module}.gate.weight", ("layers/experts/router",), turned=True)
-        each = [
-            Row(f"{LAYER}{module}.experts.{{e}}.{theirs}.weight", (f"layers/experts/{ours}",), turned=True)
-            for ours, theirs in names.items()
-        ]
-        return _outside(c) + _norms(c) + _attention(c) + [router, *each]
-
-    return rows
-
-
-def _gpt2(c: ModelConfig) -> list[Row]:
-    """Its Conv1D weights are [in, out], as ours."""
-
-    def conv(theirs: str, *ours: str) -> list[Row]:
-        names = ("weight", "kernel"), ("bias", "bias")
-        return [
-            Row(f"transformer.h.{{i}}.{theirs}.{x}", tuple(f"layers/{name}/{y}" for name in ours)) for x, y in names
-        ]
-
-    def layer_norm(theirs: str, ours: str) -> list[Row]:
-        return [Row(f"transformer.{theirs}.{x}", (f"{ours}/{y}",)) for x, y in (("weight", "scale"), ("bias", "bias"))]
-
-    return [
-        Row("transformer.wte.weight", ("embed",)),
-        Row("transformer.wpe.weight", ("positions",)),
-        *layer_norm("ln_f", "norm"),
-        *layer_norm("h.{i}.ln_1", "layers/attn_norm"),
-        *layer_norm("h.{i}.ln_2", "layers/mlp_norm"),
-        *conv("attn.c_attn", "q", "k", "v"),
-        *conv("attn.c_proj", "o"),
-        *conv("mlp.c_fc", "up"),
-        *conv("mlp.c_proj", "down"),
-    ]
-
-
-# ---- families
 
 _PLAIN = (*f.SHAPE, f.HEAD_DIM, f.ROPE, f.activation("hidden_act"))
-_NO_HEAD_DIM = (
-    *f.SHAPE,
-    f.Field((), lambda t: {"head_dim": t["hidden_size"] // t["num_attention_heads"]}, lambda c: {}),
-    f.activation("hidden_act"),
-)
+_EQUAL_HEADS = f.Field((), lambda t: {"head_dim": t["hidden_size"] // t["num_attention_heads"]}, lambda c: {})
+_NO_HEAD_DIM = (*f.SHAPE, _EQUAL_HEADS, f.activation("hidden_act"))
 _GEMMA = (*f.SHAPE, f.HEAD_DIM, f.ATTENTION_BIAS, f.only("use_bidirectional_attention", None, False))
 _GEMMA_FIRST = (f.activation("hidden_act"), f.only("hidden_activation", None, "gelu_pytorch_tanh"))
 _GEMMA_CAPPED = (
     f.activation("hidden_activation"),
-    f.Field(("hidden_act",), lambda t: {}, lambda c: {}),  # in published files; nothing of these families reads it
+    f.unread("hidden_act"),  # in published files; nothing of these families reads it
     f.BY_LAYER,
     f.QUERY_SCALE,
     f.optional("attn_logit_softcapping", "attention_softcap"),
@@ -158,21 +62,49 @@ _GPT2_FIXED = {
     "norm": "layer", "positions": "learned", "qkv_bias": True, "out_bias": True, "mlp_bias": True, "gated": False,
     "tie_embeddings": True,
 }  # fmt: skip
-
-
-# of the layers without experts, of which there are none: see mlp_only_layers
-_DENSE_WIDTH = f.Field(("intermediate_size",), lambda t: {}, lambda c: {})
+_GPT_NEOX = (
+    *f.without("num_key_value_heads", "rms_norm_eps"),
+    f.Field((), lambda t: {"kv_heads": t["num_attention_heads"]}, lambda c: {}),
+    _EQUAL_HEADS,
+    f.same("layer_norm_eps", "norm_eps"),
+    f.same("use_parallel_residual", "parallel_residual"),
+    f.activation("hidden_act"),
+    f.ROPE_WITH_SHARE,
+    f.ATTENTION_BIAS,
+    f.unread("hidden_dropout", "attention_probs_dropout_prob", "hidden_dropout_prob", "is_decoder"),
+)
+_GRANITE = (
+    f.same("mlp_bias", "mlp_bias"),
+    f.ATTENTION_MULTIPLIER,
+    f.number("embedding_multiplier", "embedding_multiplier"),
+    f.number("residual_multiplier", "residual_multiplier"),
+    f.number("logits_scaling", "logit_divisor"),
+)
+_GLM = (*f.SHAPE, f.HEAD_DIM, f.activation("hidden_act"), f.ROPE_WITH_SHARE, f.same("attention_bias", "qkv_bias"))
+_GPT_OSS = (
+    f.BY_LAYER,
+    f.ATTENTION_BIAS,
+    f.only("hidden_act", "silu"),  # in every file; the experts have the next one
+    f.only("swiglu_alpha", 1.702),
+    f.number("swiglu_limit", "glu_limit"),
+    f.unread("experts_per_token", "initial_context_length"),  # num_experts_per_tok and the rope's original length again
+)
+_GPT_OSS_FIXED = {"activation": "quick_gelu", "up_offset": 1.0, "mlp_bias": True, "sinks": True}
 
 
 def _sparse_fields(count: str, width: str, *others: f.Field) -> tuple[f.Field, ...]:
-    shape = tuple(field for field in f.SHAPE if field.keys != ("intermediate_size",))
+    shape = f.without("intermediate_size")
     ours = f.same(count, "experts"), f.same("num_experts_per_tok", "experts_per_token"), f.same(width, "ffn")
-    return (*shape, f.HEAD_DIM, f.ROPE, f.activation("hidden_act"), *ours, *others)
+    return (*shape, f.HEAD_DIM, f.ROPE, *ours, *others)
 
 
-def _family(name: str, causal: str, fields: tuple, rows: Callable = _llama, classifier: str = "", **fixed) -> Family:
-    classifier = classifier or causal.replace("ForCausalLM", "ForSequenceClassification")
-    return Family(name, causal, classifier, fixed, fields, rows)
+def _family(
+    name: str, causal: str, fields: tuple, tensors: Callable = rows.llama, classifier: str | None = None,
+    output: str = OUTPUT, **fixed,
+) -> Family:  # fmt: skip
+    if classifier is None:
+        classifier = causal.replace("ForCausalLM", "ForSequenceClassification")
+    return Family(name, causal, classifier, fixed, fields, tensors, output)
 
 
 FAMILIES = {
@@ -188,7 +120,7 @@ FAMILIES = {
             "gemma3_text", "Gemma3ForCausalLM", (*_GEMMA, f.TWO_ROPES, *_GEMMA_CAPPED), norm_at="both", qk_norm="head",
             classifier="Gemma3TextForSequenceClassification", **_GEMMA_FIXED,
         ),
-        _family("phi3", "Phi3ForCausalLM", (*_NO_HEAD_DIM, f.PARTIAL_ROPE, f.ALL_SLIDING), _phi3),
+        _family("phi3", "Phi3ForCausalLM", (*_NO_HEAD_DIM, f.PARTIAL_ROPE, f.ALL_SLIDING), rows.phi3),
         _family(
             "olmo2", "Olmo2ForCausalLM", (*_NO_HEAD_DIM, f.ROPE, f.ATTENTION_BIAS), norm_at="after", qk_norm="all",
             classifier="Olmo2ForSequenceClassification",
@@ -198,19 +130,49 @@ FAMILIES = {
             (*_NO_HEAD_DIM, f.ROPE, f.ATTENTION_BIAS, f.same("mlp_bias", "mlp_bias"), f.SOMETIMES_ROTATED),
         ),
         _family(
-            "mixtral", "MixtralForCausalLM", _sparse_fields("num_local_experts", "intermediate_size", f.ALL_SLIDING),
-            _sparse("block_sparse_moe", {"gate": "w1", "down": "w2", "up": "w3"}),
+            "mixtral", "MixtralForCausalLM",
+            _sparse_fields("num_local_experts", "intermediate_size", f.activation("hidden_act"), f.ALL_SLIDING),
+            rows.sparse("block_sparse_moe", {"gate": "w1", "down": "w2", "up": "w3"}),
         ),
         _family(
             "qwen3_moe", "Qwen3MoeForCausalLM",
             _sparse_fields(
-                "num_local_experts", "moe_intermediate_size", f.ATTENTION_BIAS, _DENSE_WIDTH,
+                "num_local_experts", "moe_intermediate_size", f.activation("hidden_act"), f.ATTENTION_BIAS,
+                f.unread("intermediate_size"),  # of layers without experts, of which there are none: mlp_only_layers
                 f.same("norm_topk_prob", "renormalise_experts"), f.only("decoder_sparse_step", 1),
                 f.only("mlp_only_layers", [], None), f.only("sliding_window", None),
                 f.only("use_sliding_window", False),
             ),
-            _sparse("mlp", {name: f"{name}_proj" for name in ("gate", "up", "down")}), qk_norm="head",
+            rows.sparse("mlp", {name: f"{name}_proj" for name in ("gate", "up", "down")}), qk_norm="head",
         ),
-        _family("gpt2", "GPT2LMHeadModel", _GPT2, _gpt2, classifier="GPT2ForSequenceClassification", **_GPT2_FIXED),
+        _family("gpt2", "GPT2LMHeadModel", _GPT2, rows.gpt2, classifier="GPT2ForSequenceClassification", **_GPT2_FIXED),
+        _family(
+            "gpt_neox", "GPTNeoXForCausalLM", _GPT_NEOX, rows.gpt_neox, output=rows.NEOX_OUTPUT, norm="layer",
+            gated=False, mlp_bias=True,
+        ),
+        _family(
+            "olmo", "OlmoForCausalLM",
+            (
+                *f.without("rms_norm_eps"), _EQUAL_HEADS, f.activation("hidden_act"), f.ROPE, f.ATTENTION_BIAS,
+                f.optional("clip_qkv", "qkv_clip"),
+            ),
+            norm="layer_nonparametric", norm_eps=1e-5,
+        ),
+        _family(
+            "olmo3", "Olmo3ForCausalLM", (*_NO_HEAD_DIM, f.TWO_ROPES, f.BY_LAYER, f.ATTENTION_BIAS), norm_at="after",
+            qk_norm="all",
+        ),
+        _family("granite", "GraniteForCausalLM", (*_NO_HEAD_DIM, f.ROPE, f.ATTENTION_BIAS, *_GRANITE), classifier=""),
+        _family("ministral", "MinistralForCausalLM", (*_PLAIN, f.BY_LAYER)),
+        _family(
+            "ministral3", "Ministral3ForCausalLM",
+            (*f.SHAPE, f.HEAD_DIM, f.activation("hidden_act"), f.ROPE_WITH_GROWTH, f.ALL_SLIDING),
+        ),
+        _family("glm", "GlmForCausalLM", _GLM, rows.glm, rope_interleaved=True),
+        _family("glm4", "Glm4ForCausalLM", _GLM, rows.glm, rope_interleaved=True, norm_at="both"),
+        _family(
+            "gpt_oss", "GptOssForCausalLM", _sparse_fields("num_local_experts", "intermediate_size", *_GPT_OSS),
+            rows.gpt_oss, **_GPT_OSS_FIXED,
+        ),
     )
 }  # fmt: skip

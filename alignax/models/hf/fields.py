@@ -6,7 +6,10 @@ from typing import Any, NamedTuple
 
 from alignax.models.config import ModelConfig
 
-ACTIVATIONS = {"silu": "silu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh"}
+ACTIVATIONS = {
+    "silu": "silu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh", "quick_gelu": "quick_gelu",
+}  # fmt: skip
 KINDS = {"full_attention": "full", "sliding_attention": "sliding"}
 
 
@@ -21,6 +24,16 @@ class Field(NamedTuple):
 def same(theirs: str, ours: str) -> Field:
     """One value under two names."""
     return Field((theirs,), lambda t: {ours: t[theirs]}, lambda c: {theirs: getattr(c, ours)})
+
+
+def number(theirs: str, ours: str) -> Field:
+    """One number under two names, of which theirs may be an integer."""
+    return Field((theirs,), lambda t: {ours: float(t[theirs])}, lambda c: {theirs: getattr(c, ours)})
+
+
+def unread(*theirs: str) -> Field:
+    """Keys that say nothing about the model."""
+    return Field(theirs, lambda t: {}, lambda c: {})
 
 
 def optional(theirs: str, ours: str) -> Field:
@@ -60,6 +73,18 @@ QUERY_SCALE = Field(
     lambda t: {"query_scale_dim": float(t["query_pre_attn_scalar"])},
     lambda c: {"query_pre_attn_scalar": int(c.query_scale_dim) if c.query_scale_dim % 1 == 0 else c.query_scale_dim},
 )
+
+
+def _write_multiplier(c: ModelConfig) -> dict:
+    """The shortest number that `ATTENTION_MULTIPLIER` reads as this scale."""
+    exact = c.query_scale
+    found = (x for x in (round(exact, n) for n in range(17)) if x and x**-2 == (c.query_scale_dim or c.head_dim))
+    return {"attention_multiplier": next(found, exact)}
+
+
+ATTENTION_MULTIPLIER = Field(
+    ("attention_multiplier",), lambda t: {"query_scale_dim": float(t["attention_multiplier"]) ** -2}, _write_multiplier
+)
 ATTENTION_BIAS = Field(
     ("attention_bias",),
     lambda t: {"qkv_bias": bool(t.get("attention_bias")), "out_bias": bool(t.get("attention_bias"))},
@@ -75,6 +100,11 @@ SHAPE = (
     same("max_position_embeddings", "max_positions"),
     same("tie_word_embeddings", "tie_embeddings"),
 )
+
+
+def without(*keys: str) -> tuple[Field, ...]:
+    """SHAPE without these keys."""
+    return tuple(field for field in SHAPE if not set(field.keys) & set(keys))
 
 
 # ---- rotary positions
@@ -169,6 +199,31 @@ PARTIAL_ROPE = Field(
     ("rope_parameters", "partial_rotary_factor"),  # which transformers has put into the group
     read=lambda t: _read_rope(t, t["rope_parameters"], partial=True),
     write=_write_partial_rope,
+)
+
+
+ROPE_WITH_SHARE = Field(  # always: transformers has a share below 1 where a file of these families says none
+    ("rope_parameters", "partial_rotary_factor"),
+    read=lambda t: _read_rope(t, t["rope_parameters"], partial=True),
+    write=lambda c: {"rope_parameters": {"partial_rotary_factor": c.rope_fraction} | _write_rope(c)},
+)
+_GROWTH = ("llama_4_scaling_beta", "original_max_position_embeddings")
+
+
+def _read_growing_rope(t: Mapping[str, Any]) -> dict:
+    """Ministral 3's: queries grow from the original length on, whether the rotation is stretched or not."""
+    beta, original = (t["rope_parameters"][name] for name in _GROWTH)
+    kept = _ROPES.get(t["rope_parameters"].get("rope_type", "default"), ())
+    # "max_position_embeddings" stands in the group a second time
+    spare = {"max_position_embeddings", *_GROWTH} - set(kept)
+    rope = {key: value for key, value in t["rope_parameters"].items() if key not in spare}
+    return _read_rope(t, rope) | {"query_growth": float(beta), "rope_original": int(original)}
+
+
+ROPE_WITH_GROWTH = Field(
+    ("rope_parameters",),
+    _read_growing_rope,
+    lambda c: {"rope_parameters": _write_rope(c) | dict(zip(_GROWTH, (c.query_growth, c.rope_original), strict=True))},
 )
 
 

@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from alignax.models.hf.composite import text_names
+
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # as safetensors and as numpy call them
 
@@ -19,15 +21,14 @@ class Header(NamedTuple):
     shapes: dict[str, tuple[int, ...]]
     dtypes: dict[str, str]  # as safetensors calls them
     metadata: dict[str, str]
+    stored: dict[str, str]  # tensor -> its name in the file
+    left: dict[str, tuple[int, ...]]  # shapes of what is there and not read: of images
 
 
 def read_headers(folder: Path) -> Header:
-    """The header of a checkpoint folder, of one file or several."""
+    """The header of a checkpoint folder, of one file or several; of text and images, that of the text part."""
     if (folder / INDEX).is_file():
-        try:
-            files = sorted(set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{folder / INDEX} is damaged ({error!r}): fetch it again") from error
+        files = sorted(set(_weight_map(folder).values()))
     elif (folder / SINGLE).is_file():
         files = [SINGLE]
     else:
@@ -38,11 +39,31 @@ def read_headers(folder: Path) -> Header:
     lost = [file for file in files if not (folder / file).is_file()]
     if lost:
         raise ValueError(f"{folder}: {INDEX} names files that are not there: {', '.join(lost)}: fetch them")
-    whole = Header({}, {}, {}, {})
+    whole = Header({}, {}, {}, {}, {}, {})
     for file in files:
         for kept, found in zip(whole, read_header(folder / file)):
             kept |= found
-    return whole
+    stored = text_names(whole.shapes)
+    renamed = lambda part: {name: part[old] for name, old in stored.items()}  # noqa: E731
+    read = set(stored.values())
+    left = {name: shape for name, shape in whole.shapes.items() if name not in read}
+    where, shapes, dtypes = renamed(whole.where), renamed(whole.shapes), renamed(whole.dtypes)
+    return Header(where, shapes, dtypes, whole.metadata, stored, left)
+
+
+def tensor_names(folder: Path) -> list[str] | None:
+    """Of all tensors of a checkpoint folder; None where neither index nor weights are there."""
+    if (folder / INDEX).is_file():
+        return list(_weight_map(folder))
+    return list(read_header(folder / SINGLE).shapes) if (folder / SINGLE).is_file() else None
+
+
+def _weight_map(folder: Path) -> dict[str, str]:
+    """{tensor: file} of the index."""
+    try:
+        return dict(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].items())
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{folder / INDEX} is damaged ({error!r}): fetch it again") from error
 
 
 def read_header(file: Path) -> Header:
@@ -54,7 +75,8 @@ def read_header(file: Path) -> Header:
             slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
             shapes = {name: tuple(found.get_shape()) for name, found in slices.items()}
             dtypes = {name: found.get_dtype() for name, found in slices.items()}
-            return Header(dict.fromkeys(shapes, file), shapes, dtypes, opened.metadata() or {})
+            stored = {name: name for name in shapes}
+            return Header(dict.fromkeys(shapes, file), shapes, dtypes, opened.metadata() or {}, stored, {})
     except SafetensorError as error:
         raise ValueError(f"{file} is damaged ({error}): fetch it again") from error
 

@@ -16,6 +16,7 @@ import numpy as np
 from alignax.models.config import ModelConfig
 from alignax.models.hf.families import Family
 from alignax.models.hf.headers import Header, check_finite, differences, raise_all, read_header, wrong_dtypes
+from alignax.models.hf.rows import split
 from alignax.models.hf.weights import HEAD
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
@@ -52,12 +53,14 @@ class Linear(NamedTuple):
     path: str
     names: tuple[str, ...]  # our projections
     turned: bool  # theirs is [out, in]
+    block: int  # of `rows.Row`
 
 
 def linears(family: Family, config: ModelConfig) -> list[Linear]:
     """Those with a kernel of ours: not the experts', which have none, nor embedding and output layer."""
     rows = [row for row in family.rows(config) if row.ours[0].endswith("/kernel")]
-    return [Linear(r.theirs.removesuffix(".weight"), tuple(p.split("/")[1] for p in r.ours), r.turned) for r in rows]
+    names = lambda row: tuple(path.split("/")[1] for path in row.ours)  # noqa: E731
+    return [Linear(row.theirs.removesuffix(".weight"), names(row), row.turned, row.block) for row in rows]
 
 
 def read_adapter(folder: str | Path) -> Adapter:
@@ -201,11 +204,11 @@ def _parts(
     a_DR, b_RF = (tensors[f"{PREFIX}{path}.lora_{x}.weight"].T for x in "AB")
     R, alpha = len(b_RF), _by_pattern(theirs, "lora_alpha", "alpha_pattern", path)
     scale = np.float32(alpha / (R**0.5 if theirs.get("use_rslora") else R))
-    edges = np.cumsum([kernels[name][2] for name in one.names])[:-1]
-    b_parts = dict(zip(one.names, np.split(b_RF, edges, axis=1), strict=True))
+    sizes = [kernels[name][2] for name in one.names]
+    b_parts = dict(zip(one.names, split(b_RF, sizes, one.block), strict=True))
     out: dict[str, dict[str, Any]] = {name: {"a": a_DR, "b": b, "scale": scale} for name, b in b_parts.items()}
     if theirs.get("use_dora"):
-        lengths = np.split(tensors[f"{PREFIX}{path}.lora_magnitude_vector"], edges)
+        lengths = split(tensors[f"{PREFIX}{path}.lora_magnitude_vector"], sizes, one.block)
         out = {name: part | {"m": m} for (name, part), m in zip(out.items(), lengths, strict=True)}
     return out if not blocks else _cut(out, blocks, path)
 

@@ -18,6 +18,7 @@ import numpy as np
 from alignax.models.config import ModelConfig
 from alignax.models.hf.families import Family
 from alignax.models.hf.peft_in import CONFIG, PREFIX, TENSORS, Linear, linears
+from alignax.models.hf.rows import join
 from alignax.models.hf.weights import HEAD
 
 
@@ -42,7 +43,7 @@ def save_adapter(
         for i in range(config.layers):
             path, part = one.path.format(i=i), {n: {k: x[i] for k, x in leaves.items()} for n, leaves in own.items()}
             kernels = {n: params["decoder"]["layers"][n]["kernel"][i] for n in one.names}
-            layer = _joined(part, kernels, alike)
+            layer = _joined(part, kernels, alike, one.block)
             R = len(layer["lora_A.weight"])
             settings[path] = R, _alpha(next(iter(part.values()))["scale"], R**0.5 if rslora else R)
             tensors |= {f"{PREFIX}{path}.{key}": np.ascontiguousarray(x.astype(dtype)) for key, x in layer.items()}
@@ -74,24 +75,26 @@ def _alike(one: Linear, own: Mapping[str, Mapping[str, np.ndarray]]) -> bool:
     return len(own) == len(one.names) and all(same)
 
 
-def _joined(own: Mapping[str, Mapping[str, Any]], kernels: Mapping[str, Any], alike: bool) -> dict[str, np.ndarray]:
+def _joined(
+    own: Mapping[str, Mapping[str, Any]], kernels: Mapping[str, Any], alike: bool, block: int
+) -> dict[str, np.ndarray]:
     """A, B and with DoRA the lengths of one layer; `kernels` [D F] are those of all parts, adapted or not, in order."""
     scale = next(iter(own.values()))["scale"]
     a_RD = np.concatenate([part["a"].T for part in own.values()][: 1 if alike else None])
-    b_FR, column = [], 0
+    b_RF, column = [], 0
     for name, kernel in kernels.items():
         rows = np.zeros((kernel.shape[-1], len(a_RD)), np.float32)
         if name in own:  # the ratio is 1 but for parts of different scales, since one scale is that of all
             b = own[name]["b"].T * (own[name]["scale"] / scale)
             rows[:, column : column + b.shape[1]] = b
             column += 0 if alike else b.shape[1]
-        b_FR.append(rows)
-    out = {"lora_A.weight": a_RD, "lora_B.weight": np.concatenate(b_FR)}
+        b_RF.append(rows.T)
+    out = {"lora_A.weight": a_RD, "lora_B.weight": join(b_RF, block).T}
     if not any("m" in part for part in own.values()):
         return out
     # a part without an adapter keeps its columns by their own lengths
     lengths = [own[n]["m"] if n in own else np.asarray(jnp.linalg.norm(x, axis=0)) for n, x in kernels.items()]
-    return out | {"lora_magnitude_vector": np.concatenate(lengths)}
+    return out | {"lora_magnitude_vector": join(lengths, block)}
 
 
 def _alpha(scale: np.floating, unit: int | float) -> int | float:

@@ -22,7 +22,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from alignax.models.config import ModelConfig
-from alignax.models.hf.families import Family, Row
+from alignax.models.hf.families import Family
 from alignax.models.hf.headers import (
     INDEX,
     SINGLE,
@@ -34,12 +34,14 @@ from alignax.models.hf.headers import (
     read_headers,
     wrong_dtypes,
 )  # fmt: skip
+from alignax.models.hf.rows import Row, join, split
 
 HEAD = "score.weight"  # of the classes *ForSequenceClassification
 VOCABULARY = {"embed": 0, "unembed": 1}  # leaf -> the axis that is padded
-OUTPUT = "lm_head.weight"
 # buffers that old files carry
-LEFT_OUT = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")
+LEFT_OUT = (
+    ".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias",
+)  # fmt: skip
 
 
 class Tensor(NamedTuple):
@@ -90,51 +92,51 @@ def load_weights(
     wanted = plan(family, config, {path: leaf.shape for path, leaf in leaves.items()})
     named = _names(wanted, header.shapes)
     head = targets.get("scalar")
-    check(folder, named, header, config, head)
-    if config.tie_embeddings and head is None and OUTPUT in header.shapes:
-        _check_tied(header, _embedding(named))
+    check(folder, named, header, config, head, family.output)
+    if config.tie_embeddings and head is None and family.output in header.shapes:
+        _check_tied(header, _embedding(named), family.output)
     arrays = {path: _zeros(leaf) for path, leaf in leaves.items()}
-    for name, value in _read(progress(sorted(named, key=lambda name: (where[name], name))), where):
+    for name, value in _read(progress(sorted(named, key=lambda name: (where[name], name))), header):
         _put(arrays, named[name], value)
     out = {"decoder": unflatten_dict(arrays, sep="/")}
     if head is not None:
-        ((_, kernel),) = _read([HEAD], where)
+        ((_, kernel),) = _read([HEAD], header)
         kernel = kernel.astype(np.float32).T.reshape(head["kernel"].shape)
         bias = np.zeros(head["bias"].shape, np.float32)
         out["scalar"] = jax.tree.map(_place, {"kernel": kernel, "bias": bias}, head)
     return out
 
 
-def _read(names: Iterable[str], where: Mapping[str, Path]) -> Iterator[tuple[str, np.ndarray]]:
+def _read(names: Iterable[str], header: Header) -> Iterator[tuple[str, np.ndarray]]:
     """(name, tensor) one by one. A file is closed before the next is opened: what is read of it stays mapped meanwhile.
 
     Raises ValueError for a tensor that holds inf or nan.
     """
     from safetensors import safe_open
 
-    for file, group in itertools.groupby(names, key=lambda name: where[name]):
+    for file, group in itertools.groupby(names, key=lambda name: header.where[name]):
         with safe_open(str(file), framework="numpy") as opened:
             for name in group:
-                value = opened.get_tensor(name)
+                value = opened.get_tensor(header.stored[name])
                 check_finite(name, value, file)
                 yield name, value
 
 
-def _check_tied(header: Header, embedding: str) -> None:
+def _check_tied(header: Header, embedding: str, output: str) -> None:
     """Raises ValueError for an output layer of its own in a checkpoint that says it has none; transformers takes it."""
     from safetensors import safe_open
 
     with contextlib.ExitStack() as stack:
         ours, theirs = (
-            stack.enter_context(safe_open(str(header.where[name]), "numpy")).get_slice(name)
-            for name in (embedding, OUTPUT)
+            stack.enter_context(safe_open(str(header.where[name]), "numpy")).get_slice(header.stored[name])
+            for name in (embedding, output)
         )
         rows = header.shapes[embedding][0]  # a part at a time: they are the largest tensors
         parts = (slice(i, min(i + 4096, rows)) for i in range(0, rows, 4096))
         if all(np.array_equal(ours[part], theirs[part]) for part in parts):
             return
     raise ValueError(
-        f"{header.where[OUTPUT]}: {OUTPUT} differs from {embedding}, although config.json has tie_word_embeddings = "
+        f"{header.where[output]}: {output} differs from {embedding}, although config.json has tie_word_embeddings = "
         "True: set that to false to keep both, or delete the tensor to keep the embedding"
     )
 
@@ -152,15 +154,17 @@ def _names(wanted: dict[str, Tensor], found: Mapping[str, Any]) -> dict[str, Ten
     return wanted
 
 
-def check(folder: str | Path, wanted: Mapping[str, Tensor], header: Header, config: ModelConfig, head: Any) -> None:
+def check(
+    folder: str | Path, wanted: Mapping[str, Tensor], header: Header, config: ModelConfig, head: Any, output: str
+) -> None:
     """Raises ValueError with all tensors that are missing, left over, or of another shape or dtype."""
     expected = {name: tensor.shape for name, tensor in wanted.items()}
     if head is not None:
         kernel = head["kernel"].shape
         expected[HEAD] = (kernel[1] if len(kernel) == 2 else 1, kernel[0])
-    elif config.tie_embeddings and OUTPUT in header.shapes:
-        expected[OUTPUT] = expected[_embedding(wanted)]
-    spare = {OUTPUT} if head is not None else set()
+    elif config.tie_embeddings and output in header.shapes:
+        expected[output] = expected[_embedding(wanted)]
+    spare = {output} if head is not None else set()
     free = {name for name in header.shapes if name in spare or name.endswith(LEFT_OUT)} - set(expected)
     left = {name: shape for name, shape in header.shapes.items() if name not in free}
     wrong = differences(expected, left, unknown="no such tensor in this architecture")
@@ -171,8 +175,7 @@ def check(folder: str | Path, wanted: Mapping[str, Tensor], header: Header, conf
 def _put(arrays: dict[str, jax.Array], tensor: Tensor, value: np.ndarray) -> None:
     """Writes one tensor into its slots."""
     value = value.T if tensor.row.turned else value
-    edges = np.cumsum(tensor.sizes)[:-1]
-    for path, part in zip(tensor.row.ours, np.split(value, edges, axis=-1), strict=True):
+    for path, part in zip(tensor.row.ours, split(value, tensor.sizes, tensor.row.block), strict=True):
         leaf = arrays.pop(path)
         assert isinstance(leaf.sharding, NamedSharding)  # the rules of sharding.py name axes
         spec = (*leaf.sharding.spec, *[None] * leaf.ndim)[len(tensor.slot) : leaf.ndim]
@@ -259,7 +262,7 @@ def _tensors(family: Family, config: ModelConfig, params: Any, cast: Callable) -
         if scalar is not None and tensor.row.ours == ("unembed",):
             continue
         own = [_host(leaves[path], tensor.slot) for path in tensor.row.ours]
-        value = np.concatenate(own, axis=-1) if len(own) > 1 else own[0]
+        value = join(own, tensor.row.block) if len(own) > 1 else own[0]
         value = value.T if tensor.row.turned else value
         value = value[tuple(slice(size) for size in tensor.shape)]  # without the padding of the vocabulary
         yield name, cast(name, value)
