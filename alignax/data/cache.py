@@ -61,7 +61,7 @@ def key(encode: Encoder, rows: list[dict], tokenizer: Tokenizer, counts: Counts,
     whose += [template_hash(tokenizer, str(options.get("template"))), transformers.__version__, tokenizers.__version__]
     if options.get("template") == "chat":
         whose.append(today(tokenizer))
-    for told in (whose, options, counts, *rows):
+    for told in (whose, options, counts, counts.found, *rows):
         digest.update(json.dumps(told, default=str).encode())  # in their own order: a chat template may show it
         digest.update(b"\n")
     return hashlib.sha256(digest.digest() + _code(encode.__module__)).hexdigest()

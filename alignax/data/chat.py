@@ -120,14 +120,15 @@ class Chat:
         ask = messages[-1]["role"] != "assistant"
         write = lambda told: render(self.tokenizer, told, asked, ask=ask)  # noqa: E731
         names = {name for one in messages for name in one} - READ
-        unread = {name for name in names if not self.words & ({*THOUGHTS} if name in THOUGHTS else {name})}
+        thoughts = names & {*THOUGHTS}  # transformers hands each on under all of their names
+        unread = {name for name in names - thoughts if name not in self.words}
         lost = ""
         with contextlib.suppress(jinja2.TemplateError):  # it wants other words: nothing can be told by these
             text = write(others)
             lost = next((what for word, what in words.items() if word not in text), "")
-            for name in names - unread - {*THOUGHTS}:
-                if write([{k: x for k, x in one.items() if k != name} for one in others]) == text:
-                    unread.add(name)
+            for group in [{name} for name in names - unread - thoughts] + [thoughts] * bool(thoughts):
+                if write([{k: x for k, x in one.items() if k not in group} for one in others]) == text:
+                    unread |= group
         self._kinds[key] = lost, unread
         return self._kinds[key]
 

@@ -5,21 +5,25 @@ comes back as it is.
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from alignax.data.counts import DataError, Refused
-from alignax.data.messages import MEDIA, listed, role
+from alignax.data.counts import DataError, Refused, Said
+from alignax.data.messages import MEDIA, canonical, role
 from alignax.data.reshape import Made, Row, without
-from alignax.data.transcripts import HUMAN, has_turns, is_transcript, messages, split_last
+from alignax.data.transcripts import ASSISTANT, HUMAN, has_turns, is_transcript, messages, split_last
+from alignax.data.values import is_absent
 
 SYSTEM = ("system", "system_prompt")  # columns that hold a system turn
 ALWAYS = ("tools", "chat_template_kwargs", "part")  # what every encoder reads, and the name of a mixture's part
-# columns that tell of a row and are no part of what is said in it, if they hold a word or a number
+ANSWERED = ("completion", "chosen", "replies", "completions", "steps")  # columns that answer a prompt
+# columns that tell of a row and are no part of what is said in it, if they hold a few words
 LABELS = re.compile(
     r"(?i)(.*_)?(id|ids|idx|index|uuid|hash|source|origin|dataset|subset|split|lang|language|licen[cs]e|url|model|category"
-    r"|type|topic|domain|date|timestamp|author|annotator|version)"
+    r"|type|topic|domain|date|time|timestamp|created|author|annotator|version|tags?)"
 )
+FEW = 4  # words
 
 
 def filled(row: Row) -> set[str]:
@@ -28,27 +32,27 @@ def filled(row: Row) -> set[str]:
 
 
 def with_prompt(row: Row) -> Made:
-    """The row with its dialogue under "messages", and, where replies are judged, what they answer under "prompt"."""
-    if media := sorted({*MEDIA} & filled(row)):
-        return Refused("not_text", f"the column {media[0]!r}")
-    for name in ("messages", "conversations"):
-        if isinstance(row.get(name), str):
-            row = row | {name: listed(row[name])}
-    if row.get("conversations") is not None and row.get("messages") is None:
-        row = without(row, "conversations", "messages") | {"messages": row["conversations"]}
+    """The row, of `dialogue.read_row`, with its dialogue under "messages", and, where replies are judged, what they
+    answer under "prompt"."""
+    for name in MEDIA:
+        if isinstance(row.get(name), (str, bytes, list, dict)) and row[name]:
+            return Refused("not_text", f"the column {name!r}")
+    answered = filled(row) & {*ANSWERED}
+    if row.get("conversations") and not row.get("messages") and (row.get("prompt") is None or not answered):
+        row = without(row, "conversations", "messages") | {"messages": canonical(row["conversations"], Said())}
     talk = row.get("messages")
     if row.get("prompt") is not None or not isinstance(talk, list) or not talk:
         return row
     rest, ends = without(row, "messages"), role(talk[-1]) == "assistant"
-    if row.get("chosen") is not None and row.get("rejected") is not None:
-        chosen = row["chosen"] if isinstance(row["chosen"], list) else [row["chosen"]]
-        if isinstance(row["chosen"], list) and role(chosen[0] if chosen else None) != "assistant":
+    if {"chosen", "rejected"} <= filled(row):
+        chosen = row["chosen"]
+        if isinstance(chosen, list) and role(chosen[0]) != "assistant":
             return row  # a whole dialogue
-        same = ends and _said(talk[-1]) in (_said(chosen[-1]), chosen[-1])
+        same = ends and _said(talk[-1]) == (_said(chosen[-1]) if isinstance(chosen, list) else chosen)
         return rest | {"prompt": talk[:-1] if same else talk}
-    if {"replies", "completions", "steps"} & filled(row):
+    if answered - {"completion"}:
         return rest | {"prompt": talk}
-    if {"label", "ratings"} & filled(row) and row.get("completion") is None and ends:
+    if {"label", "ratings"} & filled(row) and not answered and ends:
         return rest | {"prompt": talk[:-1], "completion": talk[-1:]}
     return row
 
@@ -60,24 +64,24 @@ def with_turns(row: Row, replies: Iterable[str], template: str) -> Made:
     return _with_columns(turned) if isinstance(turned, dict) else turned
 
 
-def repeated(rows: list[Row], replies: tuple[str, ...]) -> list[Made]:
-    """The rows, each without the prompt with which its replies begin, where they are whole texts or dialogues.
+def repeated(rows: list[Row], replies: tuple[str, ...]) -> tuple[list[Row], Counter]:
+    """The rows, each without the prompt with which its replies begin, where they are whole texts or dialogues, and how
+    often that, or its chance, was met (keys of NOTES).
 
-    Messages tell so themselves. Words may be repeated by chance, as in "Hello" and "Hello!": texts are whole where they
-    begin with their prompt in more than half of the rows, of which the others then do not share their prompt.
+    Messages and dialogues that are one text tell so themselves. Other words may be repeated by chance, as in "Hello"
+    and "Hello!": texts are whole where they begin with their prompt in nine of ten rows.
     """
     rests = [_rests(row, replies) for row in rows]
-    texts = [i for i, row in enumerate(rows) if isinstance(row.get("prompt"), str) and _replies(row, replies)]
-    whole = 2 * sum(rests[i] is not None for i in texts) > len(texts)
-    out: list[Made] = []
-    for i, (row, rest) in enumerate(zip(rows, rests)):
-        text = isinstance(row.get("prompt"), str) and all(isinstance(one, str) for one in _replies(row, replies))
-        certain = not text or is_transcript(row["prompt"])
-        if rest is not None and (whole or certain):
-            out.append(rest)
-        else:
-            out.append("prompt_mismatch" if whole and text and i in texts and not certain else row)
-    return out
+    texts = [row for row in rows if isinstance(row.get("prompt"), str) and _replies(row, replies)]
+    found = sum(rest is not None and isinstance(row.get("prompt"), str) for row, rest in zip(rows, rests))
+    whole, out, notes = 10 * found >= 9 * len(texts), [], Counter()
+    for row, rest in zip(rows, rests):
+        certain = not isinstance(row.get("prompt"), str) or is_transcript(row["prompt"])
+        certain = certain or any(isinstance(one, list) for one in _replies(row, replies))
+        out.append(row if rest is None or not (whole or certain) else rest)
+        if rest is not None:
+            notes["prompt_repeated" if whole or certain else "prompt_echoed"] += 1
+    return out, notes
 
 
 def check_prompt(rows: list[Row], read: Iterable[str]) -> None:
@@ -88,17 +92,23 @@ def check_prompt(rows: list[Row], read: Iterable[str]) -> None:
     """
     pairs = [row for row in rows if all(isinstance(row.get(name), str) for name in ("chosen", "rejected"))]
     open_ended = [row for row in pairs if not all(has_turns(row[name]) for name in ("chosen", "rejected"))]
-    for name in sorted({name for row in open_ended for name in filled(row)} - {*read}):
-        values = [row[name] for row in open_ended if row.get(name) is not None]
-        words = [value for value in values if isinstance(value, str) and len(value.split()) > 1]
-        if any(isinstance(value, (list, dict)) for value in values) or words or (
-            not LABELS.fullmatch(name) and any(isinstance(value, str) for value in values)
-        ):  # fmt: skip
+    known = {*read, *ALWAYS, *SYSTEM, "history"}
+    for name in sorted({name for row in open_ended for name in filled(row)} - known):
+        values = [row[name] for row in open_ended if name in filled(row)]
+        if any(map(_may_ask, values, [bool(LABELS.fullmatch(name))] * len(values))):
             raise DataError(
                 f"pairs without a prompt, beside the column {name!r} ({str(values[0])[:80]!r}), which nothing reads: "
                 f"set data.fields to {{'prompt': {name!r}}} if it holds the prompt, or remove it; words that the "
                 "replies happen to share make none"
             )
+
+
+def _may_ask(value: Any, label: bool) -> bool:
+    """Whether a value may be what a row asks: text, unless it is a number or a date, or a few words of a label."""
+    if isinstance(value, (list, tuple)):  # a list of words is one of tags
+        return any(isinstance(one, dict) or (isinstance(one, str) and " " in one.strip()) for one in value)
+    words = value.split() if isinstance(value, str) else []
+    return isinstance(value, dict) or (any(map(str.isalpha, value)) if words and not label else len(words) > FEW)
 
 
 def unread(row: Row, read: Iterable[str]) -> set[str]:
@@ -107,13 +117,13 @@ def unread(row: Row, read: Iterable[str]) -> set[str]:
 
 
 def _said(message: Any) -> Any:
-    return message.get("content", message.get("value")) if isinstance(message, dict) else message
+    return message.get("content") if isinstance(message, dict) else message
 
 
 def _replies(row: Row, names: Iterable[str]) -> list[Any]:
     """All replies of a row."""
     told = [row[name] for name in names if row.get(name) is not None]
-    return [one for many in told for one in many] if "replies" in names and told else told
+    return [one for many in told for one in (many if isinstance(many, list) else [])] if "replies" in names else told
 
 
 def _rests(row: Row, names: tuple[str, ...]) -> Row | None:
@@ -146,12 +156,13 @@ def _as_turns(row: Row, replies: list[str], template: str) -> Made:
     prompt, said = row.get("prompt"), _replies(row, replies)
     if not isinstance(prompt, str) or not has_turns(prompt) or not all(isinstance(one, str) for one in said):
         return row
+    whole = is_transcript(prompt) or prompt.rstrip().endswith(ASSISTANT.strip())  # and no more than quoted there
     if any(HUMAN in reply for reply in said):
         found = split_last(prompt, said)
         if isinstance(found, str):
             return found
         prompt, said = found
-    if template == "chat" and is_transcript(prompt):
+    if template == "chat" and whole:
         prompt, said = messages(prompt), [reply.strip() for reply in said]
     told = {"replies": said} if "replies" in replies else dict(zip(replies, said))
     return row | {"prompt": prompt} | told if prompt != row["prompt"] or said != _replies(row, replies) else row
@@ -160,19 +171,19 @@ def _as_turns(row: Row, replies: list[str], template: str) -> Made:
 def _with_columns(row: Row) -> Made:
     """The row with its system column and its earlier turns at the beginning of the dialogue or the prompt."""
     name = "prompt" if row.get("prompt") is not None else "messages"
-    told = [row[column] for column in SYSTEM if isinstance(row.get(column), str) and row[column].strip()]
-    earlier = _earlier(row.get("history"))
+    told = [row[column] for column in SYSTEM if isinstance(row.get(column), str) and not is_absent(row[column])]
+    before = earlier(row.get("history"))
     said = [{"role": "user", "content": row[name]}] if isinstance(row.get(name), str) else row.get(name)
-    if not (told or earlier) or not isinstance(said, list):
+    if not (told or before) or not isinstance(said, list):
         return row
     own = [_said(one) for one in said if role(one) in ("system", "developer")]
-    if len({*told, *own}) > 1:
+    if any(one != (told or own)[0] for one in (*told, *own)):
         return Refused("bad_turns", "two system turns, of the row and of a column")
     begin = [{"role": "system", "content": told[0]}] if told and not own else said[: len(own)]
-    return without(row, *SYSTEM, *(("history",) if earlier else ())) | {name: [*begin, *earlier, *said[len(own) :]]}
+    return without(row, *SYSTEM, *(("history",) if before else ())) | {name: [*begin, *before, *said[len(own) :]]}
 
 
-def _earlier(history: Any) -> list[dict]:
+def earlier(history: Any) -> list[dict]:
     """Earlier turns, told as pairs of a question and its reply; [] for anything else."""
     pairs = isinstance(history, list) and all(
         isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair) for pair in history

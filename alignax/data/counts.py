@@ -104,6 +104,10 @@ NOTES = {
         "the replies begin with their prompt, which is taken off",
         "nothing, if they are whole texts or dialogues",
     ),
+    "prompt_echoed": (
+        "the replies begin with their prompt, as those of most rows do not, and are learnt as they are",
+        "take the prompt off, if these are whole texts",
+    ),
     "turn_without_end": (
         "the template ends turns by no token, so that earlier turns are learnt without an end",
         "use train_on = 'completion', whose one turn gets the end of sequence, or a template that ends turns",
@@ -132,6 +136,7 @@ def meaning(reason: str, found: str = "") -> str:
 class Said:
     """What the reading of one row came upon beside its tokens."""
 
+    columns: str = ""  # the names of those that hold something
     notes: set[str] = dataclasses.field(default_factory=set)  # keys of NOTES
     unread: set[str] = dataclasses.field(default_factory=set)  # names of columns, and of keys within messages
 
@@ -143,13 +148,15 @@ class Counts(dict):
     "no_rating" replies, "equal_scores" pairs that are level. `noted_<note>` counts rows that are kept and of which
     something is to be said (NOTES), and `unread` lists the columns of which no token is made.
     A plain dict, so that it goes into a manifest as it is; `str()` is one line for people. Those of a mixture have
-    `epochs` as well, {part: how often a run reads each of its rows}. Beside the dict, and not in a manifest: `found`,
-    {reason: what was found in the first row that was dropped for it}; `lost`, {index of a row that an encoder dropped:
-    reason}, and `parts`, {part of a mixture: its own counts}, which the source gives and no encoder hands on.
+    `epochs` as well, {part: how often a run reads each of its rows}. Beside the dict, and not in a manifest: `made`,
+    columns that a source made, for rewards and reports, and that are none of the file's; `found`, {reason: what was
+    found in the first row that was dropped for it}; `lost`, {index of a row that an encoder dropped: reason}, and
+    `parts`, {part of a mixture: its own counts}, which the source gives and no encoder hands on.
     """
 
     def __init__(self, rows: int = 0):
         super().__init__(rows=rows, kept=rows)
+        self.made: set[str] = set()
         self.found: dict[str, str] = {}
         self.lost: dict[int, str] = {}
         self.parts: dict[str, Counts] = {}
@@ -158,7 +165,7 @@ class Counts(dict):
         out = Counts()
         out.clear()
         out.update(self)
-        out.found, out.lost = dict(self.found), dict(self.lost)
+        out.made, out.found, out.lost = {*self.made}, dict(self.found), dict(self.lost)
         return out
 
     def drop(self, reason: str, row: int | None = None) -> None:
@@ -187,6 +194,7 @@ class Counts(dict):
         """The counts once the kept rows were made into `kept` others, and some lost; what was said before stays."""
         out = Counts.of(kept, Counter(self.dropped) + Counter(lost))
         out |= {name: value for name, value in self.items() if name.startswith("noted_") or name == "unread"}
+        out.made = {*self.made}
         out.found = {str(reason): told for reason in lost if (told := getattr(reason, "told", ""))} | self.found
         return out
 
@@ -208,7 +216,7 @@ class Counts(dict):
             found = one.found | out.found
             out = out.then(kept, one.dropped)
             out |= noted
-            out.found = found
+            out.made, out.found = out.made | one.made, found
             out.leave(one.get("unread", ()))
         return out
 

@@ -7,16 +7,28 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from alignax.data.counts import DataError, Refused, Said
-from alignax.data.messages import THOUGHTS, Message, Turns, canonical, listed, texts, without_nulls
+from alignax.data.messages import THOUGHTS, Message, Turns, canonical, texts, without_nulls
 from alignax.data.reshape import Row
-from alignax.data.values import kind, parsed
+from alignax.data.values import is_absent, kind, parsed, unpacked
 
 RESERVED = (  # what `apply_chat_template` takes for itself, and what it tells a template besides
     "add_generation_prompt", "chat_template", "continue_final_message", "conversation", "conversations", "max_length",
     "messages", "padding", "return_assistant_tokens_mask", "return_dict", "return_tensors", "sanitize_control_tokens",
     "tokenize", "tokenizer_kwargs", "tools", "truncation",
 )  # fmt: skip
-REPLIES = ("completion", "chosen", "rejected")
+SAID = ("prompt", "completion", "chosen", "rejected", "messages")  # columns of text or messages,
+LISTS = ("replies", "completions")  # of several of them,
+PACKED = (
+    *LISTS,
+    "scores",
+    "ranks",
+    "steps",
+    "verdicts",
+    "labels",
+    "ratings",
+    "history",
+    "chat_template_kwargs",
+)  # lists
 
 
 class Prompt(NamedTuple):
@@ -33,19 +45,23 @@ def read_rows(rows: Iterable[Row]) -> tuple[list[Row], list[Said]]:
     The one gate to every encoder. Messages that cannot be read are, in their place, the reason. Raises DataError, with
     the row, if `tools` or `chat_template_kwargs` is of the wrong type.
     """
-    out, heard = [], []
+    heard, out = [], []
     for row in rows:
-        said = Said()
-        told = {name: canonical(row[name], said) for name in ("prompt", *REPLIES) if name in row}
-        if "messages" in row:
-            told["messages"] = canonical(listed(row["messages"]), said)
-        if isinstance(row.get("replies"), (list, tuple)):
-            told["replies"] = [canonical(one, said) for one in row["replies"]]
-        if row.get("tools") is not None:
-            told["tools"] = without_nulls(_tools(row), said)
-        out.append(row | told)
-        heard.append(said)
+        heard.append(Said(columns=", ".join(sorted(name for name, value in row.items() if value is not None))))
+        out.append(read_row(row, heard[-1]))
     return out, heard
+
+
+def read_row(row: Row, said: Said) -> Row:
+    """One row of `read_rows`."""
+    told: Row = {name: unpacked(row[name]) for name in PACKED if isinstance(row.get(name), str)}
+    told |= {name: canonical(row[name], said) for name in SAID if row.get(name) is not None}
+    for name in LISTS:
+        if isinstance(many := told.get(name, row.get(name)), (list, tuple)):
+            told[name] = [canonical(one, said) for one in many]
+    if row.get("tools") is not None:
+        told["tools"] = without_nulls(_tools(row), said)
+    return row | told if any(value is not row[name] for name, value in told.items()) else row
 
 
 def prompt_of(row: Row) -> Prompt:
@@ -63,7 +79,8 @@ def prompt_of(row: Row) -> Prompt:
 def _tools(row: Row) -> list[dict]:
     """The schemas of a row, which may be JSON text, all together or each."""
     try:
-        told = parsed(row["tools"] or "[]") if isinstance(row["tools"], str) else row["tools"]
+        told = unpacked(row["tools"]) if isinstance(row["tools"], str) and not is_absent(row["tools"]) else row["tools"]
+        told = [] if is_absent(told) else told
         tools = [parsed(tool) if isinstance(tool, str) else tool for tool in told] if isinstance(told, list) else told
     except ValueError as error:
         raise DataError(f"{where('tools', row['tools'], row)}: no JSON ({error}); expected a list") from error
@@ -89,7 +106,7 @@ def fault(prompt: Prompt, replies: Sequence[Any], template: str, forbidden: Call
     if refused := next((one for one in said if isinstance(one, Refused)), None):
         return refused
     if wrong := [one for one in said if not isinstance(one, (str, list))]:
-        return Refused("missing_field", f"found {kind(wrong[0])}")
+        return "missing_field" if wrong[0] is None else Refused("missing_field", f"found {kind(wrong[0])}")
     if prompt.said == [] and not prompt.whole:
         return "empty_prompt"
     lists = [one for one in said if isinstance(one, list)]
@@ -98,7 +115,7 @@ def fault(prompt: Prompt, replies: Sequence[Any], template: str, forbidden: Call
     if any(map(_is_empty, replies)):
         return "empty_reply"
     if not _in_turn(prompt, [one for one in replies if isinstance(one, list)]):
-        return "bad_turns"
+        return Refused("bad_turns", f"found {', '.join(one['role'] for many in lists for one in many)}")
     spelt = next((text for text in texts([said, prompt.options]) if forbidden(text)), None)
     return None if spelt is None else Refused("special_token", repr(spelt[:80]))
 

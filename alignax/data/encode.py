@@ -14,7 +14,7 @@ import numpy as np
 
 from alignax.data.arrays import Kept, pad, padded_length, row_ids, side_arrays
 from alignax.data.chat import Chat
-from alignax.data.counts import REASONS, Counts, DataError, Said, meaning
+from alignax.data.counts import REASONS, Counts, DataError, Refused, Said, meaning
 from alignax.data.demonstrations import check_fields, demos
 from alignax.data.dialogue import Prompt, fault, prompt_of, read_rows
 from alignax.data.messages import Turns, texts
@@ -193,6 +193,10 @@ def encode_texts(
             f"the source's counts say {counts['kept']} rows, but there are {len(told)}: pass all, or no counts"
         )
     faults = [fault(prompt, replies, template, forbidden) for prompt, *replies in told]
+    faults = [
+        Refused(wrong, f"found {one.columns}") if wrong == "missing_field" and not isinstance(wrong, Refused) else wrong
+        for wrong, one in zip(faults, said, strict=True)
+    ]
     good = [row for row, wrong in enumerate(faults) if wrong is None]
     prompts = dict(zip(good, prompt_ids(tokenizer, [told[row][0] for row in good], template), strict=True))
     faults = [found if isinstance(found := prompts.get(row), str) else faults[row] for row in range(len(told))]

@@ -13,14 +13,13 @@ import itertools
 import json
 import re
 import zlib
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from alignax.data.counts import DataError
 from alignax.data.reshape import Row
-from alignax.data.values import truth
+from alignax.data.values import is_absent, keys_once, truth
 
 FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet", ".arrow": "arrow"}
 PACKED = (".gz", ".zst")
@@ -157,7 +156,7 @@ def _parsed(file: Path, first: int, text: str, listed: bool = False) -> Any:
 
 def _value(text: str) -> Any:
     """What a JSON text says, if all of it is text, numbers that Python reads, and keys that an object has once."""
-    value = json.loads(text, object_pairs_hook=_keys_once)
+    value = json.loads(text, object_pairs_hook=keys_once)
     if "\\u" in text:  # a lone surrogate is valid JSON, but no text
         json.dumps(value, ensure_ascii=False).encode()
     return value
@@ -176,14 +175,6 @@ def _bad_item(text: str) -> int:
         except (ValueError, RecursionError):
             return number
     return 0
-
-
-def _keys_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
-        raise ValueError(f"an object has the key {twice!r} twice")
-    return found
 
 
 def _object(where: str, value: Any) -> Row:
@@ -237,15 +228,15 @@ def _header(where: str, cells: list[str]) -> list[str]:
 
 
 def _judgement(where: str, column: str, cell: str) -> Any:
-    """The number, true or false that a cell of text holds, or a word for one of these two ("yes").
-
-    Where there is none the cell is empty: null is a word.
-    """
+    """The number, true or false that a cell of text holds, or a word for one of these ("yes"); None where it says that
+    there is none. A label may be any word: that of a class."""
     with contextlib.suppress(ValueError):
         value = json.loads(cell.lower())
         if isinstance(value, (bool, int, float)):
             return value
-    if truth(cell) is not None:
+    if is_absent(cell):
+        return None
+    if column == "label" or truth(cell) is not None:
         return cell
     wrong = f"column {column!r} holds {cell[:80]!r}"
     raise DataError(f"{where}: {wrong}: expected a number, true or false, or an empty cell for none")

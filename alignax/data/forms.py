@@ -24,8 +24,9 @@ from functools import partial
 from typing import Any
 
 from alignax.data import columns, reshape
-from alignax.data.counts import Counts, DataError, Refused
-from alignax.data.messages import role
+from alignax.data.counts import Counts, DataError, Refused, Said
+from alignax.data.dialogue import read_row
+from alignax.data.layouts import normal, verdicts
 from alignax.data.reshape import Made, Row
 from alignax.data.values import is_absent, is_number, number, truth
 
@@ -64,8 +65,16 @@ BY_ROW = {
 }
 
 
-# what each form reads beside the columns that tell it, and where its replies stand
-BESIDE = {"preference": ("prompt", "margin", "tie"), "ratings": ("score",)}
+# the columns of each form as the encoders take it, and where its replies stand
+LAYOUT = {
+    "stepwise": ("prompt", "steps", "verdicts"),
+    "ranked": ("prompt", "replies"),
+    "preference": ("prompt", "chosen", "rejected", "margin", "tie"),
+    "ratings": ("prompt", "completion", "ratings", "score"),
+    "unpaired": ("prompt", "completion", "label"),
+    "prompt_completion": ("prompt", "completion"),
+    "prompt_only": ("prompt",),
+}
 REPLIES = {"preference": ("chosen", "rejected"), "ranked": ("replies",)} | dict.fromkeys(
     ("ratings", "unpaired", "prompt_completion"), ("completion",)
 )
@@ -76,9 +85,9 @@ def form_of(rows: Iterable[Row]) -> str:
 
     Raises DataError, naming the columns that it found, if they make no form.
     """
-    made = [columns.with_prompt(row) for row in rows]
+    made = [columns.with_prompt(read_row(row, Said())) for row in rows]
     rows = [row for row in made if isinstance(row, dict)]
-    found = {name for row in rows for name, value in row.items() if value is not None}
+    found = {name for row in rows for name in _present(row)}
     if form := _form(found, _are_thumbs(rows)):
         return form
     if made and not rows:
@@ -100,22 +109,33 @@ def convert(
     counts = Counts(len(rows)) if counts is None else counts
     if not rows:
         return rows, counts
-    rows, lost = _made(rows, columns.with_prompt)
-    made, unread, noted = [], set(), 0
+    rows, lost = _made(rows, partial(_read, counts))
+    made, unread, notes = [], set(), Counter()
     for own, found in _by_form(rows, form).items():
-        some, gone, off = _laid_out(found, own, template)
-        unread |= {name for row in some or found for name in columns.unread(row, _read(own, row))}
+        some, gone, noted = _laid_out(found, own, template)
+        unread |= {name for row in some or found for name in columns.unread(row, _layout(own, row))}
         if (own, form) in BY_PROMPT:
             some, more = _made(reshape.by_prompt(some), BY_PROMPT[own, form])
         else:
             some, more = _made(some, BY_ROW.get((own, form), lambda row: row))
-        made, lost, noted = made + some, lost + gone + more, noted + off
+        made, lost, notes = made + some, lost + gone + more, notes + noted
     counts = counts.then(len(made), lost)
-    counts.leave(unread)
-    if noted:
-        counts["noted_prompt_repeated"] = noted
+    counts.leave(unread - counts.made)
+    counts |= {f"noted_{note}": number for note, number in notes.items()}
     counts.require_rows(f"row of the form {form!r}")
     return made, counts
+
+
+def _read(counts: Counts, row: Row) -> Made:
+    """The row with its messages in one layout, but for what cannot be read, which the encoder will refuse; what is to
+    be said of it goes into the counts."""
+    said = Said()
+    told = read_row(row, said)
+    kept = {name: row[name] for name, value in told.items() if isinstance(value, Refused)}
+    made = columns.with_prompt(told | kept if kept else told)
+    if isinstance(made, dict):
+        counts.say(said)
+    return made
 
 
 def each(rows: Iterable[Any], change: Callable[[Any], Made]) -> tuple[list[Row], Counts]:
@@ -132,11 +152,17 @@ def _made(rows: Iterable[Any], change: Callable[[Any], Made]) -> tuple[list[Row]
         for one in some if isinstance(some, list) else [some]:
             if isinstance(one, dict):
                 out.append(one)
-            elif one == "missing_field" and isinstance(row, dict) and not isinstance(one, Refused):
+            elif one in ("missing_field", "prompt_mismatch") and isinstance(row, dict) and not isinstance(one, Refused):
                 lost[Refused(one, f"found {_names(row) or 'no column'}")] += 1
             else:
                 lost[one] += 1
     return out, lost
+
+
+def _present(row: Row) -> set[str]:
+    """The columns that may tell a form: those of lists hold one (a number of replies is none)."""
+    lists = ("replies", "completions", "steps", "verdicts")
+    return {name for name, value in row.items() if value is not None and (name not in lists or isinstance(value, list))}
 
 
 def _form(found: set[str], thumbs: bool) -> str | None:
@@ -155,10 +181,10 @@ def _by_form(rows: list[Row], form: str) -> dict[str, list[Row]]:
     if not rows:
         return {}
     thumbs, main = _are_thumbs(rows), form_of(rows)
-    known = _read(main)
+    known = {*LAYOUT.get(main, ())}.union(*(names for own, names in SHAPES if own == main))
     out: dict[str, list[Row]] = {}
     for row in rows:
-        found = {name for name, value in row.items() if value is not None}
+        found = _present(row)
         own = _form(found, thumbs)
         shapes = [names for other, names in SHAPES if other == own and found.issuperset(names)]
         other = own not in (None, main) and not any(known.issuperset(names) for names in shapes)
@@ -174,94 +200,24 @@ def _by_form(rows: list[Row], form: str) -> dict[str, list[Row]]:
     return out
 
 
-def _laid_out(rows: list[Row], form: str, template: str) -> tuple[list[Row], Counter, int]:
-    """The rows in the layout that the encoders take, how often each reason was given, and from how many replies the
-    prompt was taken off."""
+def _laid_out(rows: list[Row], form: str, template: str) -> tuple[list[Row], Counter, Counter]:
+    """The rows in the layout that the encoders take, how often each reason was given, and each note."""
     whole = not any(row.get("prompt") is not None for row in rows)
     if whole and form == "preference":
-        columns.check_prompt(rows, _read(form))
-    neutral = -1 in [number(one) for row in rows for one in _verdicts(row) if not isinstance(one, bool)]
+        columns.check_prompt(rows, LAYOUT[form])
+    neutral = -1 in [number(one) for row in rows for one in verdicts(row, form) if not isinstance(one, bool)]
     rows, lost = _made(rows, partial(normal, form=form, whole=whole, neutral=neutral))
     replies = REPLIES.get(form, ())
-    made = columns.repeated(rows, replies) if replies and not whole else rows
-    off = sum(isinstance(one, dict) and one is not row for one, row in zip(made, rows))
-    rows, gone = _made(made, lambda one: one)
-    rows, more = _made(rows, partial(columns.with_turns, replies=replies, template=template))
-    return rows, lost + gone + more, off
-
-
-def normal(row: Row, form: str, whole: bool = False, neutral: bool = False) -> Made:
-    """The row in the layout that the encoders take, or the reason why it has none.
-
-    whole: no row has a prompt; neutral: a verdict of 0 is neither up nor down, since others are -1.
-    """
-    if form == "preference":
-        row = _judged(row, margin=number, tie=lambda tie: tie if truth(tie) is None else truth(tie))
-        return reshape.split_shared(row) if whole or _holds_prompt(row) else row
-    if form == "unpaired" and not isinstance(row.get("label"), bool):
-        verdict = None if neutral and number(row.get("label")) == 0 else truth(row.get("label"))
-        return Refused("no_thumb", f"label {row.get('label')!r}") if verdict is None else row | {"label": verdict}
-    if form == "ratings":
-        return _judged(row, score=number, ratings=_ratings)
-    if form == "ranked" and "completions" in row and "replies" not in row:
-        return reshape.ranked(_judged(row, scores=_numbers, ranks=_numbers))
-    if form == "stepwise":
-        made = reshape.stepwise(row) if "completions" in row and "steps" not in row else row
-        if neutral and 0 in [number(one) for one in _verdicts(row) if not isinstance(one, bool)]:
-            return Refused("no_rating", "a verdict of 0 beside others of -1")
-        return _judged(made, verdicts=lambda said: [*map(_verdict, said)] if isinstance(said, list) else said)
-    return row
-
-
-def _judged(row: Any, **read: Callable[[Any], Any]) -> Any:
-    """The row with what its judgements say; as it is where nothing of it is read otherwise."""
-    told = {
-        name: meant(row[name]) for name, meant in read.items() if isinstance(row, dict) and row.get(name) is not None
-    }
-    same = all(repr(row[name]) == repr(value) for name, value in told.items())
-    return row if same else row | told
-
-
-def _ratings(told: Any) -> Any:
-    return (
-        {name: None if is_absent(one) else number(one) for name, one in told.items()}
-        if isinstance(told, dict)
-        else told
-    )
-
-
-def _numbers(told: Any) -> Any:
-    return [*map(number, told)] if isinstance(told, list) else told
-
-
-def _verdict(told: Any) -> Any:
-    """A verdict on a step: true, false, or a rate."""
-    said = truth(told)
-    return number(told) if said is None or (is_number(told) and told != -1) else said
-
-
-def _verdicts(row: Row) -> list[Any]:
-    """The thumb or the verdicts on steps of a row."""
-    told = row.get("verdicts") or row.get("labels") or row.get("label")
-    return told if isinstance(told, list) else [told]
+    rows, notes = columns.repeated(rows, replies) if replies else (rows, Counter())
+    rows, gone = _made(rows, partial(columns.with_turns, replies=replies, template=template))
+    return rows, lost + gone, notes
 
 
 def _names(row: Row) -> str:
     return ", ".join(sorted(columns.filled(row)))
 
 
-def _read(form: str, row: Row | None = None) -> set[str]:
-    """The columns that rows of a form are made of; of a dialogue its messages, or else its text."""
-    if form == "language_modelling" and row is not None:
-        return {"messages"} if row.get("messages") is not None else {"text"}
-    return {*BESIDE.get(form, ())}.union(*(names for own, names in SHAPES if own == form))
-
-
-def _holds_prompt(row: Row) -> bool:
-    """A prompt of text beside whole dialogues, which begin with it as a message (UltraFeedback's binarized pairs)."""
-    chosen = row.get("chosen")
-    return (
-        isinstance(row.get("prompt"), str)
-        and isinstance(chosen, list)
-        and role(chosen[0] if chosen else None) != "assistant"
-    )
+def _layout(form: str, row: Row) -> tuple[str, ...]:
+    """The columns that a row of a form is encoded from; of a dialogue its messages, or else its text."""
+    dialogue = "messages" if isinstance(row.get("messages"), list) else "text"
+    return (dialogue,) if form == "language_modelling" else LAYOUT[form]

@@ -34,6 +34,7 @@ def published(
     check_columns(path, rows, columns, source, f"the columns {', '.join(columns)}")
     made, counts = each(rows, change)
     counts.leave({name for row in rows for name in filled(row)} - {*columns, *also, *judged})
+    counts.made = {name for row in made for name in row}
     counts.require_rows(f"row of {source} in {path}")
     return made, counts
 

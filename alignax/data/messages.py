@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from alignax.data.counts import Refused, Said
-from alignax.data.values import is_absent, kind, parsed, truth
+from alignax.data.values import finite, is_absent, kind, number, parsed, truth, unpacked
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 SPEAKERS = {  # ShareGPT's names for our roles; others are the same
@@ -32,6 +32,7 @@ WEIGHTS = (
     "loss",
     "loss_weight",
 )  # keys by which a turn counts, or does not
+ARGUMENTS = ("arguments", "parameters", "args", "input")  # keys of what a call is given
 MASKS = ("mask", "masked", "loss_mask")  # keys of which nobody can tell whether true means learnt or left out
 MEDIA = ("image", "images", "video", "videos", "audio", "audios")  # columns of what no text model reads
 Message = dict[str, Any]
@@ -40,15 +41,19 @@ Turns = str | list[Message]  # a text, or messages
 
 def role(message: Any) -> Any:
     """Who says a message, in our names; None where that is not told."""
-    told = message.get("role", message.get("from")) if isinstance(message, dict) else None
+    if not isinstance(message, dict):
+        return None
+    told = message["from"] if message.get("role") is None and "from" in message else message.get("role")
     return SPEAKERS.get(told, told) if isinstance(told, str) else None
 
 
 def canonical(told: Any, said: Said) -> Any:
     """A prompt or a reply in the layout above: a text as it is, messages one by one, or the reason why not.
 
-    What is neither text nor messages comes back as it is. `said` hears what has to be told of the row.
+    Messages may come as JSON text, as tables keep them. What is neither text nor messages comes back as it is. `said`
+    hears what has to be told of the row.
     """
+    told = listed(told)
     if isinstance(told, dict) and role(told) is not None:
         told = [told]
     if not isinstance(told, list):
@@ -63,14 +68,17 @@ def canonical(told: Any, said: Said) -> Any:
 
 
 def listed(value: Any) -> Any:
-    """The list that JSON text of one says, as tables keep lists of messages; any other value as it is."""
-    if isinstance(value, str) and value.lstrip().startswith("["):
-        try:
-            found = parsed(value)
-        except ValueError:
-            return value
-        return found if isinstance(found, list) and all(isinstance(one, dict) for one in found) else value
-    return value
+    """The messages that a text is (`values.unpacked`); any other value, other JSON among them, as it is."""
+    if not isinstance(value, str) or isinstance(value, Refused) or ("role" not in value and "from" not in value):
+        return value
+    found = unpacked(value)
+    messages = [found] if isinstance(found, dict) else found
+    return found if isinstance(messages, list) and messages and all(map(_speaks, messages)) else value
+
+
+def _speaks(message: Any) -> bool:
+    """Whether a value is a message beyond doubt: somebody known says something."""
+    return role(message) in ROLES and bool({"content", "value", "tool_calls", "function_call"} & {*message})
 
 
 def without_nulls(value: Any, said: Said) -> Any:
@@ -121,10 +129,11 @@ def _message(told: Any, said: Said) -> Message | Refused:
     speaker = rest.pop("role", speaker)
     if who not in ROLES:
         return Refused("bad_message", "a message without a role" if speaker is None else f"role {speaker!r}")
-    content = _content(rest.pop("content", rest.pop("value", None)), rest)
+    content = _content(rest.pop("content", rest.pop("value", None)), rest, said)
     if isinstance(content, Refused):
         return content
-    calls = rest.pop("tool_calls", None) or rest.pop("function_call", None)
+    told_calls = [rest.pop(name, None) for name in ("tool_calls", "function_call")]
+    calls = next((one for one in told_calls if one and not is_absent(one)), None)
     if speaker == "function_call":
         content, calls = "", content or calls
     calls = _calls(calls, said) if calls else []
@@ -138,7 +147,7 @@ def _message(told: Any, said: Said) -> Message | Refused:
     return {"role": who, "content": content or ""} | ({"tool_calls": calls} if calls else {}) | weighed
 
 
-def _content(told: Any, rest: Message) -> str | None | Refused:
+def _content(told: Any, rest: Message, said: Said) -> str | None | Refused:
     """The text of a message. Parts are joined; one that is a thought goes into `rest` under the first of THOUGHTS."""
     if told is None or isinstance(told, str):
         return told
@@ -146,43 +155,58 @@ def _content(told: Any, rest: Message) -> str | None | Refused:
         return Refused("bad_message", f"content that is {kind(told)}")
     words: list[str] = []
     for part in told:
-        name = part.get("type", "text") if isinstance(part, dict) else "text"
-        text = part if isinstance(part, str) else part.get(name, part.get("text")) if isinstance(part, dict) else None
-        if name in ("thinking", *THOUGHTS) and isinstance(text, str):
+        if isinstance(part, str):
+            words.append(part)
+            continue
+        if not isinstance(part, dict):
+            return Refused("bad_message", f"a part of content that is {kind(part)}")
+        name = str(part.get("type") or "text")
+        text = next((part[key] for key in (name, "text", "content") if isinstance(part.get(key), str)), None)
+        if weights := [key for key in (*WEIGHTS, *MASKS) if part.get(key) is not None]:
+            return Refused("turn_weight", f"{weights[0]} = {part[weights[0]]!r} of a part of a message")
+        said.unread |= {f"content.{key}" for key in part if part[key] is not None} - {
+            f"content.{key}" for key in ("type", "text", "content", name)
+        }
+        if name in ("thinking", *THOUGHTS) and text is not None:
             rest[THOUGHTS[0]] = rest.get(THOUGHTS[0], "") + text
-        elif name in ("text", "input_text", "output_text") and isinstance(text, str):
-            words.append(text)
         elif name in ("text", "input_text", "output_text"):
-            return Refused("bad_message", f"a part of content that is {kind(part)} without text")
+            if text is None:
+                return Refused("bad_message", "a part of content without text")
+            words.append(text)
         else:
-            call = "tool" in str(name) or "function" in str(name)
-            return Refused("bad_message" if call else "not_text", f"a part of the type {name!r}")
+            called = "tool" in name or "function" in name
+            return Refused("bad_message" if called else "not_text", f"a part of the type {name!r}")
     return "".join(words)
 
 
 def _calls(told: Any, said: Said) -> list[Message] | Refused:
     """Calls with their arguments as objects."""
-    if isinstance(told, str):
-        try:
-            told = parsed(told)
-        except ValueError as error:
-            return Refused("bad_call", f"{error}: {told[:80]!r}")
+    try:
+        told = parsed(told) if isinstance(told, str) else told
+    except ValueError as error:
+        return Refused("bad_call", f"{error}: {str(told)[:80]!r}")
     calls = []
-    for call in told if isinstance(told, list) else [told]:
+    for call in told if isinstance(told, list) else [] if told is None else [told]:
         function = call.get("function", call) if isinstance(call, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             return Refused("bad_call", f"{kind(call)} without a name in place of a call")
-        arguments = function.get("arguments", function.get("parameters"))
-        if isinstance(arguments, str):
-            try:
-                arguments = parsed(arguments)
-            except ValueError as error:
-                return Refused("bad_call", f"arguments {arguments[:80]!r}: {error}")
-        if not isinstance(arguments, dict | None):
+        arguments = next((function[key] for key in ARGUMENTS if not is_absent(function.get(key))), {})
+        try:
+            arguments = parsed(arguments) if isinstance(arguments, str) else finite(arguments)
+            arguments = without_nulls({} if arguments is None else arguments, said)
+        except (ValueError, RecursionError) as error:
+            deep = isinstance(error, RecursionError)
+            return Refused(
+                "bad_call", "arguments nested too deeply" if deep else f"arguments {str(arguments)[:80]!r}: {error}"
+            )
+        if not isinstance(arguments, dict):
             return Refused("bad_call", f"arguments that are {kind(arguments)}: {str(arguments)[:80]!r}")
         outer = {name: call[name] for name in ("id", "index") if call.get(name) is not None}
-        made = {"name": function["name"], "arguments": without_nulls(arguments or {}, said)}
-        calls.append({"type": "function", **outer, "function": made})
+        known = {"type", "function", "id", "index", "name", *ARGUMENTS}
+        said.unread |= {f"tool_calls.{key}" for one in (call, function) for key in one if one[key] is not None} - {
+            f"tool_calls.{key}" for key in known
+        }
+        calls.append({"type": "function", **outer, "function": {"name": function["name"], "arguments": arguments}})
     return calls
 
 
@@ -194,10 +218,10 @@ def _weighed(who: str, rest: Message, said: Said) -> Message | Refused:
         if is_absent(rest.get(name)):
             continue
         counts = truth(rest[name])
-        if who != "assistant":  # it is never learnt
-            said.unread |= {f"{name} of {who} turns"} if counts or counts is None else set()
-        elif name in MASKS or counts is None or rest[name] == -1:
+        if name not in MASKS and counts is False and number(rest[name]) != -1:
+            learnt = False
+        elif who != "assistant":  # it is learnt under train_on = 'all' alone, and then with all others
+            said.unread |= {f"{name} of {who} turns"}
+        elif name in MASKS or counts is not True:
             return Refused("turn_weight", f"{name} = {rest[name]!r}")
-        else:
-            learnt = learnt and counts
     return out if learnt else out | {"learnt": False}

@@ -10,7 +10,7 @@ import jinja2
 
 from alignax.data.counts import DataError
 from alignax.data.messages import Message
-from alignax.data.tokenizer import Tokenizer, control_tokens, eos_id
+from alignax.data.tokenizer import Tokenizer, added_tokens, control_tokens, eos_id
 
 # what a template raises that adds a list to a text, divides by no turns, or asks for a key or a date that is not there
 FAILURES = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
@@ -56,7 +56,9 @@ def end_texts(tokenizer: Tokenizer) -> tuple[str, ...]:
     if (found := called(tokenizer)) is None:
         return ends
     text, start, _ = found
-    other = None if first_end(text, start, ends) else last_token(text[start:], control_tokens(tokenizer))
+    merely = [token for token in added_tokens(tokenizer) if not token.startswith(("</", "[/"))]  # these close a call
+    tokens = (*control_tokens(tokenizer), *merely)
+    other = None if first_end(text, start, ends) else last_token(text[start:], tokens)
     return (*ends[:1], other, *ends[1:]) if other else ends
 
 

@@ -3,13 +3,12 @@
 import itertools
 import json
 import math
-import os.path
-import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from alignax.data.counts import Refused
 from alignax.data.messages import role
-from alignax.data.transcripts import ASSISTANT, has_turns, split_last
+from alignax.data.transcripts import has_turns, split_last
 from alignax.data.values import is_number
 
 Row = dict[str, Any]
@@ -37,7 +36,7 @@ def split_shared(row: Row) -> Made:
         if has_turns(chosen) and has_turns(rejected):
             found = split_last("", [chosen, rejected])
             return found if isinstance(found, str) else row | _pair(*found)
-        cut = _shared_text(chosen, rejected)
+        cut = shared_text(chosen, rejected)
     else:
         return "missing_field"
     if not cut:
@@ -83,17 +82,20 @@ def stepwise(row: Row) -> Made:
 
 
 def prompt_of(row: Row) -> Made:
-    """The row with a prompt: its own, or its dialogue up to the last assistant turn."""
-    if "prompt" in row or not isinstance(row.get("messages"), list):
+    """The row with a prompt: its own, or its dialogue without the assistant's turn at the end, if it has one."""
+    messages = row.get("messages")
+    if not isinstance(messages, list):
         return row
-    messages = row["messages"]
-    spoken = [i for i in range(len(messages)) if role(messages[i]) == "assistant"]
-    prompt = messages[: spoken[-1]] if spoken else messages
+    spoken = [i for i, message in enumerate(messages) if role(message) == "assistant"]
+    ends = bool(spoken) and spoken[-1] == len(messages) - 1
+    prompt = messages[: spoken[-1]] if ends else messages
     return without(row, "messages") | {"prompt": prompt} if prompt else "empty_prompt"
 
 
 def chosen_only(row: Row) -> Made:
-    """A preference as a demonstration of the chosen reply."""
+    """A preference as a demonstration of the chosen reply; a tie has none."""
+    if row.get("tie"):
+        return Refused("equal_scores", "a tie")
     return without(row, "chosen", "rejected") | {"completion": row.get("chosen")}
 
 
@@ -114,8 +116,10 @@ def liked_only(row: Row) -> Made:
     return without(row, "label") if row["label"] else "undesirable"
 
 
-def both_thumbs(row: Row) -> list[Row]:
-    """A preference as two replies with a thumb: up for the chosen one, down for the rejected one."""
+def both_thumbs(row: Row) -> list[Row | str]:
+    """A preference as two replies with a thumb: up for the chosen one, down for the rejected one; a tie has neither."""
+    if row.get("tie"):
+        return [Refused("equal_scores", "a tie")]
     rest = without(row, "chosen", "rejected")
     return [rest | {"completion": row.get(name), "label": name == "chosen"} for name in ("chosen", "rejected")]
 
@@ -132,7 +136,9 @@ def pairs(row: Row) -> Made:
 
 
 def ranking_of_two(row: Row) -> Made:
-    """A preference as a ranking of two replies."""
+    """A preference as a ranking of two replies; a tie is none."""
+    if row.get("tie"):
+        return Refused("equal_scores", "a tie")
     return without(row, "chosen", "rejected") | {"replies": [row.get("chosen"), row.get("rejected")]}
 
 
@@ -140,10 +146,11 @@ def ranking_of_two(row: Row) -> Made:
 
 
 def by_prompt(rows: Iterable[Row]) -> Iterator[list[Row]]:
-    """The rows of each prompt, in the order of its first one."""
+    """The rows of each prompt, in the order of its first one; of one prompt are those that tell a template the same."""
     groups: dict[str, list[Row]] = {}
     for row in rows:
-        groups.setdefault(key_of(row.get("prompt")), []).append(row)
+        told = [row[name] for name in ("tools", "chat_template_kwargs") if row.get(name)]
+        groups.setdefault(key_of([row.get("prompt"), *told]), []).append(row)
     return iter(groups.values())
 
 
@@ -220,48 +227,13 @@ def key_of(prompt: Any) -> str:
     return prompt if isinstance(prompt, str) else json.dumps(prompt, sort_keys=True, ensure_ascii=False, default=str)
 
 
-def opening(row: Row) -> str:
-    """What the rows of one conversation share: how its prompt, dialogue or text begins, whatever comes later.
-
-    By this a row is held out, so that no conversation is on both sides. Messages, of a prompt too, count up to the
-    reply to the first user turn; a text up to its first "\\n\\nAssistant:". Other texts count whole, but for a pair
-    without a prompt: of what both begin with, the whole lines, or without a line break the first sentence, since the
-    words that replies happen to share differ from pair to pair. A whole line of both replies counts as asked.
-    """
-    names = ("messages", "conversations", "chosen", "text")
-    asked = row.get("prompt")
-    said = asked if asked is not None else next((row[name] for name in names if row.get(name)), row)
-    if isinstance(said, list):
-        return key_of(said[: _first_reply(said)])
-    if not isinstance(said, str):
-        return key_of(said)
-    begun, marker, _ = said.partition(ASSISTANT)
-    rejected = row.get("rejected")
-    if marker or asked is not None or said is not row.get("chosen") or not isinstance(rejected, str):
-        return begun
-    return _shared_opening(said, rejected)
-
-
-def _first_reply(messages: list) -> int | None:
-    """Where the assistant first answers a user; None if it never does."""
-    spoken = [role(messages[i]) for i in range(len(messages))]
-    asked = spoken.index("user") if "user" in spoken else len(spoken)
-    return spoken.index("assistant", asked) if "assistant" in spoken[asked:] else None
-
-
-def _shared_opening(chosen: str, rejected: str) -> str:
-    shared = os.path.commonprefix([chosen, rejected]).lstrip()
-    whole = re.match(r"(?s).*\n|.*?[.?!](?=\s|$)", shared)
-    return whole.group().strip() if whole else chosen[: _shared_text(chosen, rejected)] or chosen
-
-
 def _shared_messages(chosen: list, rejected: list) -> int:
     longest = min(len(chosen), len(rejected)) - 1
     shared = next((i for i in range(longest) if chosen[i] != rejected[i]), max(longest, 0))
     return shared if shared and role(chosen[shared]) == role(rejected[shared]) == "assistant" else 0
 
 
-def _shared_text(chosen: str, rejected: str) -> int:
+def shared_text(chosen: str, rejected: str) -> int:
     longest = min(len(chosen), len(rejected))
     parted = next((i for i in range(longest) if chosen[i] != rejected[i]), longest)
     for cut in range(parted, 0, -1):

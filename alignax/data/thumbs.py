@@ -56,13 +56,15 @@ def thumbs(rows: Iterable[Row], counts: Counts | None = None) -> tuple[list[Row]
     out: list[Row] = []
     for row in rows:
         if "chosen" in row or "rejected" in row:
-            out += both_thumbs(row)
+            out += [one for one in both_thumbs(row | {"tie": None}) if isinstance(one, dict)]
         else:
             out.append(row if isinstance(row.get("label"), bool) else row | {"completion": None})
     if rows and not any(isinstance(row.get("label"), bool) for row in out):
         found = sorted({name for row in rows for name in row})
+        labels = sorted({repr(row["label"])[:40] for row in rows if row.get("label") is not None})[:5]
+        told = f", labels {', '.join(labels)}" if labels else ""
         raise DataError(
-            f"no row has a thumb: found {', '.join(found)}; expected preference pairs, or rows "
+            f"no row has a thumb: found {', '.join(found)}{told}; expected preference pairs, or rows "
             '{"prompt": text, "completion": text, "label": true or false}'
         )
     return out, (counts or Counts(len(out))).then(len(out), {})

@@ -4,9 +4,12 @@ JSON lines have types, CSV has none, and a Parquet column has one for all of its
 0, -1, "false" or "no". Every judgement of a row is read by these functions, and by no other rule.
 """
 
+import ast
+import datetime
 import json
 import math
 import sys
+from collections import Counter
 from typing import Any, TypeGuard
 
 YES = {"true", "yes", "up", "thumbs_up", "like", "liked", "good", "desirable", "chosen", "+", "\N{THUMBS UP SIGN}"}
@@ -54,16 +57,50 @@ def truth(value: Any) -> bool | None:
     return value == 1 if is_number(value) and value in (-1, 0, 1) else None
 
 
+def keys_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON. Raises ValueError for a key that it has twice, of which a dict would keep the last."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"an object has the key {twice!r} twice")
+    return found
+
+
 def parsed(text: str) -> Any:
-    """What a JSON text says. Raises ValueError if it is none; NaN and Infinity, which Python reads, are none either."""
-
-    def refuse(word: str) -> None:
-        raise ValueError(f"{word} is no JSON")
-
+    """What a JSON text says. Raises ValueError if it is none, NaN and numbers beyond every float included."""
     try:
-        return json.loads(text, parse_constant=refuse)
+        return finite(json.loads(text, object_pairs_hook=keys_once))
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
+
+
+def finite(value: Any) -> Any:
+    """A value as JSON has it: dates as text. Raises ValueError for a number that is not finite, and for other types."""
+    if isinstance(value, dict):
+        return {str(name): finite(inner) for name, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(inner) for inner in value]
+    if isinstance(value, float) and not is_number(value):
+        raise ValueError(f"{value} is no JSON")
+    if value is None or isinstance(value, (str, bool, int, float)):
+        return value
+    if isinstance(value, datetime.date | datetime.time):
+        return value.isoformat()
+    raise ValueError(f"{type(value).__name__} is no JSON")
+
+
+def unpacked(value: Any) -> Any:
+    """The list or object that a text is, as tables keep them, in JSON or as Python prints it; else the value itself."""
+    if not isinstance(value, str) or not value.lstrip().startswith(("[", "{")):
+        return value
+    try:
+        return parsed(value)
+    except ValueError:
+        pass
+    try:
+        return finite(ast.literal_eval(value.strip()))
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return value
 
 
 def kind(value: Any) -> str:

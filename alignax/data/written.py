@@ -6,16 +6,13 @@ from typing import Any
 
 from alignax.data.messages import THOUGHTS, Message
 
-KEY = {"type": "string", "description": "about it"}
-TOOL = {"name": "zqxtool", "description": "does it", "parameters": {"type": "object", "properties": {"zqxkey": KEY}}}
-
 
 def in_other_words(
     messages: list[Message], options: dict[str, Any]
 ) -> tuple[list[Message], dict[str, Any], dict[str, str]]:
     """The messages and options with words that stand nowhere else, and {word: what it is a part of}.
 
-    A template that writes a turn, a call or the tools has to write these words; thoughts have some as well, and are not
+    A template that writes a turn, a call or a tool has to write these words; thoughts have some as well, and are not
     among what has to be written, since many templates leave out those of earlier turns.
     """
     others, words = [], {}
@@ -24,38 +21,54 @@ def in_other_words(
         if message["content"].strip():
             one["content"] = f"zqx{i}said"
             words[one["content"]] = f"a turn of {message['role']!r}"
-        if calls := message.get("tool_calls"):
-            name, value = f"zqx{i}name", f"zqx{i}value"
-            told = {"key": value}
-            functions = [
-                {
-                    "name": name,
-                    "arguments": json.dumps(told) if isinstance(call["function"]["arguments"], str) else told,
-                }
-                for call in calls
-            ]
-            one["tool_calls"] = [call | {"function": function} for call, function in zip(calls, functions)]
-            words |= dict.fromkeys((name, value), "a call")
+        if "tool_calls" in message:
+            one["tool_calls"] = [_other_call(call, f"zqx{i}n{j}") for j, call in enumerate(message["tool_calls"])]
+            told = (f"zqx{i}n{j}{part}" for j in range(len(message["tool_calls"])) for part in ("name", "value"))
+            words |= dict.fromkeys(told, "a call")
         others.append(one)
     if options.get("tools"):
-        options = options | {"tools": [{"type": "function", "function": TOOL}]}
-        words[TOOL["name"]] = "the tools"
+        options = options | {"tools": [_other_tool(f"zqxtool{i}") for i in range(len(options["tools"]))]}
+        words |= {tool["function"]["name"]: "the tools" for tool in options["tools"]}
     return others, options, words
 
 
+def _other_call(call: dict[str, Any], word: str) -> dict[str, Any]:
+    told = {"key": f"{word}value"}
+    as_text = isinstance(call["function"]["arguments"], str)
+    return call | {"function": {"name": f"{word}name", "arguments": json.dumps(told) if as_text else told}}
+
+
+def _other_tool(name: str) -> dict[str, Any]:
+    key = {"type": "string", "description": "about it"}
+    schema = {"type": "object", "properties": {"key": key}, "required": ["key"]}
+    return {"type": "function", "function": {"name": name, "description": "does it", "parameters": schema}}
+
+
 def unwritten(message: Message, text: str) -> str:
-    """What of a turn's words does not stand in its text, white space aside; "" if all of them do."""
-    text = _squashed(text)
-    if _squashed(message["content"]) not in text:
-        return "a part of what the assistant says"
-    if any(_squashed(message[name]) not in text for name in THOUGHTS if isinstance(message.get(name), str)):
-        return "a thought of the assistant"
+    """What of a turn's words does not stand in its text, white space aside; "" if all of them do.
+
+    Each piece has a place of its own there, the longest found first: one that is left out is not excused by another
+    that holds its words.
+    """
+    pieces = [((message["content"],), "a part of what the assistant says")]
+    pieces += [((message[name],), "a thought of the assistant") for name in _thoughts(message)]
     for call in message.get("tool_calls", ()):
         function = call["function"]
         leaves = [function["name"], *_leaves(function["arguments"])]
-        if not all(any(_squashed(form) in text for form in _forms(leaf)) for leaf in leaves):
-            return "a part of a call"
+        pieces += [(_forms(leaf), "a part of a call") for leaf in leaves]
+    text = _squashed(text)
+    for forms, what in sorted(pieces, key=lambda one: -max(map(len, one[0]))):
+        found = next((form for form in map(_squashed, forms) if form in text), None)
+        if found is None:
+            return what
+        text = text.replace(found, "\0", 1)
     return ""
+
+
+def _thoughts(message: Message) -> list[str]:
+    """The keys of its thoughts, each told once: what is copied under several names is one thought."""
+    told = {message[name]: name for name in reversed(THOUGHTS) if isinstance(message.get(name), str)}
+    return [*told.values()]
 
 
 def _leaves(value: Any) -> Iterator[Any]:

@@ -95,8 +95,8 @@ CSV = {
     "no name": ("prompt,\na,b\n", "line 1: the header has no name for column 2"),
     "open quote": ('prompt,completion\na,b\nc,"d\ne,f\n', "line 3: .*a quote that is never closed"),
     "quote within": ('prompt,completion\n"a "b" c",d\n', "line 2: the row that begins here is no CSV"),
-    "list": ("prompt,label\na,[1]\n", r"line 2: column 'label' holds '\[1\]': expected a number"),
-    "null": ("prompt,label\na,null\n", "line 2: column 'label' holds 'null': .* or an empty cell for none"),
+    "list": ("prompt,score\na,[1]\n", r"line 2: column 'score' holds '\[1\]': expected a number"),
+    "word": ("prompt,score\na,high\n", "line 2: column 'score' holds 'high': .* or an empty cell for none"),
 }
 
 

@@ -8,7 +8,25 @@ import json
 
 import datasets
 import pytest
-from families import ASK, FAMILIES, Family, tokenizer_of
+from families import ASK
+from meant import (
+    ASKS,
+    CHAT,
+    CHATML,
+    DROPS,
+    HEAD,
+    MARKED,
+    NO_END,
+    OPENS,
+    PLAIN,
+    TURN,
+    TWO_AND_TWO,
+    calls,
+    chat,
+    learnt,
+    said,
+    text_of,
+)
 from tokenizers import AddedToken, normalizers
 
 from alignax.data.counts import DataError
@@ -18,73 +36,6 @@ from alignax.data.rendering import end_texts
 from alignax.data.sources.jsonl import jsonl
 from alignax.data.templates import stop_ids
 from alignax.data.thumbs import unpaired_rows
-
-CHATML = FAMILIES["chatml"]
-HEAD = "{% if tools %}{{ '<|im_start|>system\n' + tools | tojson + '<|im_end|>\n' }}{% endif %}"
-CALLS = (
-    "{% for c in m.tool_calls or [] %}{{ '<tool_call>' + {'name': c.function.name, 'arguments': c.function.arguments}"
-    " | tojson + '</tool_call>' }}{% endfor %}"
-)
-TURN = (
-    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + (m.content or '') }}" + CALLS + "{{ END }}{% endfor %}"
-)
-ASKS = "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-PLAIN = HEAD + TURN.replace("END", "'<|im_end|>\n'") + ASKS
-# the prompt opens a thought, and the last turn shows the one that it is told under its own key or between its tags
-OPENS = (
-    "{% set ns = namespace(last=-1) %}{% for m in messages %}{% if m.role == 'user' %}{% set ns.last = loop.index0 %}"
-    "{% endif %}{% endfor %}"
-    "{% for m in messages %}{% set said = m.content %}{% set thought = m.reasoning_content or '' %}"
-    "{% if m.role == 'assistant' and '<think>' in said and '</think>' in said %}"
-    "{% set thought = said.split('</think>')[0].split('<think>')[-1].strip('\n') %}"
-    "{% set said = said.split('</think>')[-1].lstrip('\n') %}{% endif %}{{ '<|im_start|>' + m.role + '\n' }}"
-    "{% if m.role == 'assistant' and loop.index0 > ns.last %}{{ '<think>\n' + thought + '\n</think>\n\n' }}{% endif %}"
-    "{{ said + '<|im_end|>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n<think>\n' }}{% endif %}"
-)
-DROPS = CHATML.template.replace("m.content", "m.content.split('</think>')[-1]")
-MARKED = (
-    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% if m.role == 'assistant' %}{% generation %}"
-    "{{ m.content + '<|im_end|>' }}{% endgeneration %}{{ '\n' }}{% else %}{{ m.content + '<|im_end|>\n' }}{% endif %}"
-    "{% endfor %}" + ASKS
-)
-NO_END = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content }}{% endfor %}" + ASKS
-CHAT = {"template": "chat", "max_length": 512}
-TWO_AND_TWO = "<think>\ntwo and two\n</think>\n\nfour"
-
-
-def chat(template=PLAIN, normalizer=None, tokens=()):
-    """A tokenizer of bytes with this template, and with <tool_call> and <think> as merely added tokens."""
-    out = tokenizer_of(Family(template, (*CHATML.tokens, *tokens), "", True, ""))
-    added = [AddedToken(f"<{end}{name}>", special=False) for name in ("tool_call", "think") for end in ("", "/")]
-    out.backend_tokenizer.add_tokens(added)
-    if normalizer:
-        out.backend_tokenizer.normalizer = normalizer
-    return type(out)(tokenizer_object=out.backend_tokenizer, eos_token=out.eos_token, chat_template=template)
-
-
-def said(role, content, **rest):
-    return {"role": role, "content": content} | rest
-
-
-def calls(*arguments, name="f"):
-    told = [{"type": "function", "function": {"name": name, "arguments": one}} for one in arguments]
-    return said("assistant", "", tool_calls=told)
-
-
-def learnt(rows, tokenizer, form="prompt_completion", encode=demo_rows, **options):
-    """What is in the mask of each row, as text, and the counts; rows as a source gives them."""
-    rows, counts = convert(rows, form, template="chat")
-    batch, counts = encode(rows, tokenizer, counts=counts, **CHAT | options)
-    return [tokenizer.decode(t[m]) for t, m in zip(batch["tokens"], batch["mask"])], counts
-
-
-def text_of(rows, tokenizer, **options):
-    """The whole text of the first row."""
-    rows, _ = convert(rows, "prompt_completion", template="chat")
-    batch, _ = demo_rows(rows, tokenizer, **CHAT | options)
-    return tokenizer.decode(batch["tokens"][0][batch["valid"][0]])
-
 
 # ---- what a row says is used or named
 
@@ -135,8 +86,9 @@ def test_columns_of_which_no_token_is_made_are_named():
     assert counts["unread"] == ["messages.channel", "messages.tool_call_id"]
 
 
-@pytest.mark.parametrize("name, value", [("question", "which boat ?"), ("instruction", "why?"), ("context", ["a", "b"]),
-                                         ("id", "the boat to the isle")])  # fmt: skip
+@pytest.mark.parametrize("name, value", [
+    ("question", "which boat ?"), ("instruction", "why?"), ("context", ["the sea", "a"]), ("id", "a boat to the isle"),
+])  # fmt: skip
 def test_shared_words_are_no_prompt_beside_a_column_that_may_hold_it(name, value):
     pair = {"chosen": "the ferry .", "rejected": "the raft ."}
     with pytest.raises(DataError, match=rf"the column '{name}'.*data.fields.*'prompt': '{name}'"):
@@ -146,7 +98,7 @@ def test_shared_words_are_no_prompt_beside_a_column_that_may_hold_it(name, value
     asked = {"question": value} | {
         side: [said("assistant", word)] for side, word in (("chosen", "a"), ("rejected", "b"))
     }
-    with pytest.raises(DataError, match="1 prompt_mismatch; not among the tokens: question"):
+    with pytest.raises(DataError, match="1 prompt_mismatch .*question.*; not among the tokens: question"):
         convert([asked], "preference")
     talk = {"chosen": "\n\nHuman: hi\n\nAssistant: a", "rejected": "\n\nHuman: hi\n\nAssistant: b", name: value}
     assert convert([talk], "preference")[0][0]["prompt"] == "\n\nHuman: hi\n\nAssistant:"
@@ -216,7 +168,10 @@ def test_a_dialogue_that_is_one_text_becomes_turns_of_the_chat_template():
     talk = [ASK, said("assistant", "a"), said("user", "why")]
     assert made == [{"prompt": talk, "chosen": "so", "rejected": "no"}]
     assert convert(rows, "preference", template="plain")[0] == rows
-    assert convert([{"prompt": f"Be kind.{HH}"}], "prompt_only", template="chat")[0] == [{"prompt": f"Be kind.{HH}"}]
+    kind = {"prompt": f"Be kind.{HH}"}
+    assert convert([kind], "prompt_only", template="chat")[0] == [{"prompt": [said("system", "Be kind."), ASK]}]
+    quoted = [{"prompt": f"Who is right?{HH} a\n\nAnswer:"}]  # a text that holds a dialogue is none
+    assert convert(quoted, "prompt_only", template="chat")[0] == quoted
     assert convert([{"text": f"{HH} a"}], "language_modelling", template="chat")[0] == [
         {"messages": [ASK, said("assistant", "a")]}
     ]
@@ -244,13 +199,14 @@ def test_a_prompt_that_opens_the_replies_is_no_part_of_them(prompt, opening):
 def test_words_that_replies_repeat_by_chance_stay():
     told = (("Hello", "Hello!", "Hello there"), ("a", "b", "c"), ("d", "e", "f"))
     rows = [{"prompt": prompt, "chosen": good, "rejected": bad} for prompt, good, bad in told]
-    assert convert(rows, "preference") == (rows, {"rows": 3, "kept": 3})
+    assert convert(rows, "preference") == (rows, {"rows": 3, "kept": 3, "noted_prompt_echoed": 1})
     echo = [{"prompt": "say a", "completion": "say a"}, {"prompt": "hi", "completion": "high"}]
     assert convert(echo, "prompt_completion")[0] == echo
-    whole = [{"prompt": f"Q{i}:", "completion": f"Q{i}: a"} for i in range(3)] + rows[1:2]
-    whole[3] = {"prompt": "Q3:", "completion": "Q4: a"}
+    whole = [{"prompt": f"Q{i}:", "completion": f"Q{i}: a"} for i in range(9)] + [{"prompt": "R:", "completion": "b"}]
     made, counts = convert(whole, "prompt_completion")
-    assert [row["completion"] for row in made] == [" a"] * 3 and counts["dropped_prompt_mismatch"] == 1
+    assert [row["completion"] for row in made] == [" a"] * 9 + ["b"] and counts["noted_prompt_repeated"] == 9
+    some, counts = convert(whole[-3:], "prompt_completion")
+    assert some == whole[-3:] and counts["noted_prompt_echoed"] == 2
 
 
 def test_rows_of_two_forms_are_read_or_refused_together():
@@ -504,7 +460,9 @@ def test_arguments_mean_the_same_as_text(told, meant):
         assert learnt([{"messages": [ASK, turn]}], chat())[0] == [text]
 
 
-@pytest.mark.parametrize("told", ['{"a": ', "call f", "[1]", '"x"', "", '{"a": NaN}', [1], 3])
+@pytest.mark.parametrize("told", [
+    '{"a": ', "call f", "[1]", '"x"', '{"a": NaN}', '{"a": 1e400}', '{"a": 1, "a": 2}', [1], 3, {"a": float("nan")},
+])  # fmt: skip
 def test_arguments_that_are_no_object_are_counted(told):
     good = {"messages": [ASK, said("assistant", "a")]}
     _, counts = learnt([{"messages": [ASK, calls(told)]}, good], chat())
@@ -538,7 +496,7 @@ def test_a_refusal_says_what_was_found():
     _, counts = learnt([good, {"prompt": "p", "completion": {"text": "c"}}], chat())
     assert "1 missing_field (found an object)" in str(counts)
     _, counts = learnt([good, {"prompt": "p", "completion": None}], chat())
-    assert "1 missing_field (found null)" in str(counts)
+    assert "1 missing_field (found prompt)" in str(counts)
     _, counts = convert([{"prompt": "p", "completions": ["a", "b"], "scores": [1, 2]},
                          {"prompt": "p", "completions": "ab", "scores": [1, 2], "id": 1}], "ranked")  # fmt: skip
     assert "(found completions, id, prompt, scores)" in str(counts)

@@ -329,9 +329,11 @@ def test_cells_of_csv_are_text_but_for_judgements(tmp_path):
         {"prompt": "p", "completion": "c", "label": True},
         {"prompt": "q", "completion": "7", "label": False},
     ]
-    (tmp_path / "b.csv").write_text("prompt,completion,label\np,c,maths\n")
+    (tmp_path / "d.csv").write_text("prompt,completion,label,margin\np,c,maths,N/A\n")  # a class, and nothing
+    assert jsonl(path=str(tmp_path / "d.csv"))[0] == [{"prompt": "p", "completion": "c", "label": "maths"}]
+    (tmp_path / "b.csv").write_text("prompt,completion,score\np,c,maths\n")
     with pytest.raises(
-        DataError, match="b.csv, line 2: column 'label' holds 'maths': expected a number, true or false"
+        DataError, match="b.csv, line 2: column 'score' holds 'maths': expected a number, true or false"
     ):
         jsonl(path=str(tmp_path / "b.csv"))
 

@@ -5,8 +5,9 @@ from typing import Any, Unpack
 from alignax.data.columns import filled
 from alignax.data.counts import Counts
 from alignax.data.forms import each
+from alignax.data.openings import opening
 from alignax.data.read import Reading, check_columns, read, with_defaults
-from alignax.data.reshape import Row, opening
+from alignax.data.reshape import Row
 from alignax.data.transcripts import split_last
 
 FIELDS = ("chosen", "rejected")

@@ -4,8 +4,9 @@ from typing import Unpack
 
 from alignax.data.counts import Counts, DataError
 from alignax.data.forms import form_of
+from alignax.data.openings import opening
 from alignax.data.read import JUDGEMENTS, Reading, check_columns, read
-from alignax.data.reshape import Row, opening
+from alignax.data.reshape import Row
 
 NAMES = (
     "prompt", "completion", "chosen", "rejected", "label", "replies", "ratings", "score", "steps", "verdicts",

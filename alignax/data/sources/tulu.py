@@ -4,8 +4,9 @@ from typing import Unpack
 
 from alignax.data.counts import Counts
 from alignax.data.known import published
+from alignax.data.openings import opening
 from alignax.data.read import Reading
-from alignax.data.reshape import Made, Row, opening
+from alignax.data.reshape import Made, Row
 
 
 def tulu(
