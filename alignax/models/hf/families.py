@@ -4,7 +4,7 @@ One table serves both directions. A tensor's row says its name, our leaves below
 ours joined along the output axis) and whether it is transposed: PyTorch's linear layers are [out, in], ours [in, out].
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from alignax.models.config import ModelConfig
@@ -118,33 +118,31 @@ def _gpt2(c: ModelConfig) -> list[Row]:
 # ---- families
 
 _PLAIN = (*f.SHAPE, f.HEAD_DIM, f.ROPE, f.activation("hidden_act"))
-_NO_HEAD_DIM = (
-    *f.SHAPE,
-    f.Field((), lambda t: {"head_dim": t["hidden_size"] // t["num_attention_heads"]}, lambda c: {}),
-    f.activation("hidden_act"),
-)
+_NO_HEAD_DIM = (*f.SHAPE, f.OWN_HEAD_DIM, f.activation("hidden_act"))
 _GEMMA = (*f.SHAPE, f.HEAD_DIM, f.ATTENTION_BIAS, f.only("use_bidirectional_attention", None, False))
-_GEMMA_FIRST = (f.activation("hidden_act"), f.only("hidden_activation", None, "gelu_pytorch_tanh"))
 _GEMMA_CAPPED = (
     f.activation("hidden_activation"),
-    f.Field(("hidden_act",), lambda t: {}, lambda c: {}),  # in published files; nothing of these families reads it
     f.BY_LAYER,
     f.QUERY_SCALE,
-    f.optional("attn_logit_softcapping", "attention_softcap"),
     f.optional("final_logit_softcapping", "logit_softcap"),
 )
+_ATTENTION_CAP = f.optional("attn_logit_softcapping", "attention_softcap")
 _GEMMA_FIXED = {"norm": "rms_plus_one", "scale_embedding": True}
+
+
+def _gpt2_heads(t: Mapping[str, Any]) -> dict:
+    if t["n_head"] < 1 or t["n_embd"] % t["n_head"]:
+        raise ValueError(f"n_head = {t['n_head']}: expected a divisor of n_embd = {t['n_embd']}")
+    return {"heads": t["n_head"], "kv_heads": t["n_head"], "head_dim": t["n_embd"] // t["n_head"]}
+
+
 _GPT2 = (
     f.same("n_embd", "dim"),
     f.same("n_layer", "layers"),
-    f.Field(
-        ("n_head",),
-        lambda t: {"heads": t["n_head"], "kv_heads": t["n_head"], "head_dim": t["n_embd"] // t["n_head"]},
-        lambda c: {"n_head": c.heads},
-    ),
+    f.Field(("n_head",), _gpt2_heads, lambda c: {"n_head": c.heads}),
     f.Field(
         ("n_inner",),
-        lambda t: {"ffn": t.get("n_inner") or 4 * t["n_embd"]},
+        lambda t: {"ffn": 4 * t["n_embd"] if t.get("n_inner") is None else t["n_inner"]},
         lambda c: {"n_inner": None if c.ffn == 4 * c.dim else c.ffn},
     ),
     f.same("n_positions", "max_positions"),
@@ -152,6 +150,7 @@ _GPT2 = (
     f.activation("activation_function"),
     f.only("scale_attn_weights", True),
     f.only("scale_attn_by_inverse_layer_idx", False),
+    f.only("add_cross_attention", False),
     f.only("tie_word_embeddings", True),
 )
 _GPT2_FIXED = {
@@ -161,13 +160,13 @@ _GPT2_FIXED = {
 
 
 # of the layers without experts, of which there are none: see mlp_only_layers
-_DENSE_WIDTH = f.Field(("intermediate_size",), lambda t: {}, lambda c: {})
+_DENSE_WIDTH = f.unused("intermediate_size")
 
 
 def _sparse_fields(count: str, width: str, *others: f.Field) -> tuple[f.Field, ...]:
     shape = tuple(field for field in f.SHAPE if field.keys != ("intermediate_size",))
-    ours = f.same(count, "experts"), f.same("num_experts_per_tok", "experts_per_token"), f.same(width, "ffn")
-    return (*shape, f.HEAD_DIM, f.ROPE, f.activation("hidden_act"), *ours, *others)
+    ours = f.count(count, "experts"), f.same("num_experts_per_tok", "experts_per_token"), f.same(width, "ffn")
+    return (*shape, f.ROPE, f.activation("hidden_act"), *ours, *others)
 
 
 def _family(name: str, causal: str, fields: tuple, rows: Callable = _llama, classifier: str = "", **fixed) -> Family:
@@ -182,10 +181,14 @@ FAMILIES = {
         _family("mistral", "MistralForCausalLM", (*_PLAIN, f.ALL_SLIDING)),
         _family("qwen2", "Qwen2ForCausalLM", (*_NO_HEAD_DIM, f.ROPE, f.SOMETIMES_SLIDING), qkv_bias=True),
         _family("qwen3", "Qwen3ForCausalLM", (*_PLAIN, f.ATTENTION_BIAS, f.SOMETIMES_SLIDING), qk_norm="head"),
-        _family("gemma", "GemmaForCausalLM", (*_GEMMA, f.ROPE, *_GEMMA_FIRST), **_GEMMA_FIXED),
-        _family("gemma2", "Gemma2ForCausalLM", (*_GEMMA, f.ROPE, *_GEMMA_CAPPED), norm_at="both", **_GEMMA_FIXED),
+        _family("gemma", "GemmaForCausalLM", (*_GEMMA, f.ROPE, f.activation("hidden_act")), **_GEMMA_FIXED),
         _family(
-            "gemma3_text", "Gemma3ForCausalLM", (*_GEMMA, f.TWO_ROPES, *_GEMMA_CAPPED), norm_at="both", qk_norm="head",
+            "gemma2", "Gemma2ForCausalLM", (*_GEMMA, f.ROPE, *_GEMMA_CAPPED, _ATTENTION_CAP), norm_at="both",
+            **_GEMMA_FIXED,
+        ),
+        _family(
+            "gemma3_text", "Gemma3ForCausalLM",
+            (*_GEMMA, f.TWO_ROPES, *_GEMMA_CAPPED, f.unused("attn_logit_softcapping")), norm_at="both", qk_norm="head",
             classifier="Gemma3TextForSequenceClassification", **_GEMMA_FIXED,
         ),
         _family("phi3", "Phi3ForCausalLM", (*_NO_HEAD_DIM, f.PARTIAL_ROPE, f.ALL_SLIDING), _phi3),
@@ -198,13 +201,14 @@ FAMILIES = {
             (*_NO_HEAD_DIM, f.ROPE, f.ATTENTION_BIAS, f.same("mlp_bias", "mlp_bias"), f.SOMETIMES_ROTATED),
         ),
         _family(
-            "mixtral", "MixtralForCausalLM", _sparse_fields("num_local_experts", "intermediate_size", f.ALL_SLIDING),
+            "mixtral", "MixtralForCausalLM",
+            _sparse_fields("num_local_experts", "intermediate_size", f.NULL_HEAD_DIM, f.ALL_SLIDING),
             _sparse("block_sparse_moe", {"gate": "w1", "down": "w2", "up": "w3"}),
         ),
         _family(
             "qwen3_moe", "Qwen3MoeForCausalLM",
             _sparse_fields(
-                "num_local_experts", "moe_intermediate_size", f.ATTENTION_BIAS, _DENSE_WIDTH,
+                "num_local_experts", "moe_intermediate_size", f.HEAD_DIM, f.ATTENTION_BIAS, _DENSE_WIDTH,
                 f.same("norm_topk_prob", "renormalise_experts"), f.only("decoder_sparse_step", 1),
                 f.only("mlp_only_layers", [], None), f.only("sliding_window", None),
                 f.only("use_sliding_window", False),

@@ -23,9 +23,33 @@ def same(theirs: str, ours: str) -> Field:
     return Field((theirs,), lambda t: {ours: t[theirs]}, lambda c: {theirs: getattr(c, ours)})
 
 
+def positive(group: Mapping[str, Any], key: str, *, where: str = "", whole: bool = False) -> Any:
+    """A number above 0, as it is. Raises ValueError for anything else, KeyError for a key that is not there."""
+    if key not in group:
+        raise KeyError(where + key)
+    value = group[key]
+    if isinstance(value, bool) or not isinstance(value, int if whole else int | float) or not 0 < value < math.inf:
+        raise ValueError(f"{where}{key} = {value!r}: expected a {'whole ' if whole else ''}number above 0")
+    return value
+
+
+def count(theirs: str, ours: str) -> Field:
+    """One number of things under two names, where 0 of ours means something else."""
+    return Field((theirs,), lambda t: {ours: positive(t, theirs, whole=True)}, lambda c: {theirs: getattr(c, ours)})
+
+
 def optional(theirs: str, ours: str) -> Field:
-    """One number under two names, where 0 is written as null."""
-    return Field((theirs,), lambda t: {ours: float(t.get(theirs) or 0)}, lambda c: {theirs: getattr(c, ours) or None})
+    """One number under two names, where null is 0 of ours; a 0 of theirs would be no number but a fault."""
+
+    def read(t):
+        return {ours: 0.0 if t.get(theirs) is None else float(positive(t, theirs))}
+
+    return Field((theirs,), read, lambda c: {theirs: getattr(c, ours) or None})
+
+
+def unused(theirs: str) -> Field:
+    """A key that the code reads and makes nothing of."""
+    return Field((theirs,), lambda t: {}, lambda c: {})
 
 
 def only(theirs: str, *values: Any) -> Field:
@@ -50,14 +74,26 @@ def activation(key: str) -> Field:
     return Field((key,), read, lambda c: {key: next(k for k, v in ACTIVATIONS.items() if v == c.activation)})
 
 
-HEAD_DIM = Field(
+def _read_head_dim(t: Mapping[str, Any]) -> dict:
+    return {"head_dim": positive(t, "head_dim", whole=True) if "head_dim" in t else _share(t)}
+
+
+def _share(t: Mapping[str, Any]) -> int:
+    return t["hidden_size"] // t["num_attention_heads"]
+
+
+HEAD_DIM = Field(("head_dim",), _read_head_dim, lambda c: {"head_dim": c.head_dim})
+NULL_HEAD_DIM = Field(  # null is as if the key were not there
     ("head_dim",),
-    lambda t: {"head_dim": t.get("head_dim") or t["hidden_size"] // t["num_attention_heads"]},
+    lambda t: _read_head_dim(t) if t.get("head_dim") is not None else {"head_dim": _share(t)},
     lambda c: {"head_dim": c.head_dim},
+)
+OWN_HEAD_DIM = Field(  # a key that published configs lack; the code takes it where it is
+    ("head_dim",), _read_head_dim, lambda c: {} if c.head_dim == c.dim // c.heads else {"head_dim": c.head_dim}
 )
 QUERY_SCALE = Field(
     ("query_pre_attn_scalar",),
-    lambda t: {"query_scale_dim": float(t["query_pre_attn_scalar"])},
+    lambda t: {"query_scale_dim": float(positive(t, "query_pre_attn_scalar"))},
     lambda c: {"query_pre_attn_scalar": int(c.query_scale_dim) if c.query_scale_dim % 1 == 0 else c.query_scale_dim},
 )
 ATTENTION_BIAS = Field(
@@ -79,7 +115,7 @@ SHAPE = (
 
 # ---- rotary positions
 
-_ROPES = {  # rope_type -> the keys that it may have
+ROPES = {  # rope_type -> the keys that its function reads, beside rope_theta and partial_rotary_factor
     "default": (),
     "dynamic": ("factor",),
     "linear": ("factor",),
@@ -92,47 +128,55 @@ _ROPES = {  # rope_type -> the keys that it may have
 }  # fmt: skip
 
 
-def _read_rope(t: Mapping[str, Any], rope: Mapping[str, Any], *, partial: bool = False) -> dict:
-    """The fields of one group of rotary parameters, of a config.json `t`."""
+def _read_rope(
+    t: Mapping[str, Any], rope: Mapping[str, Any], *, partial: bool = False, where: str = "rope_parameters."
+) -> dict:
+    """The fields of one group of rotary parameters, of a config.json `t`, which calls it `where`.
+
+    What the function of its type does not read is not looked at: see `reads.unread_rope`.
+    """
     kind = rope.get("rope_type", "default")
-    if kind not in _ROPES:
-        raise ValueError(f"rope_parameters.rope_type = {kind!r}: supported are {', '.join(_ROPES)}")
-    # "type" is an old name of rope_type, which transformers has read by now
-    known = {"type", "rope_type", "rope_theta", *_ROPES[kind]} | ({"partial_rotary_factor"} if partial else set())
-    extra = set(rope) - known
-    if extra:
-        raise ValueError(f"rope_parameters.{', '.join(sorted(extra))}: not supported beside {kind!r} in this family")
-    fields = {"rope_theta": float(rope["rope_theta"]), "rope_type": kind}
-    if (fraction := rope.get("partial_rotary_factor")) is not None:
+    if kind not in tuple(ROPES):  # a list of JSON has no hash
+        raise ValueError(f"{where}rope_type = {kind!r}: supported are {', '.join(ROPES)}")
+    if groups := [key for key, value in rope.items() if isinstance(value, Mapping)]:
+        raise ValueError(f"{where}{', '.join(groups)}: kinds of layers share one group in this family")
+    number = lambda key, **as_: positive(rope, key, where=where, **as_)  # noqa: E731
+    maybe = lambda key: number(key) if rope.get(key) is not None else None  # noqa: E731
+    fields = {"rope_theta": float(number("rope_theta")), "rope_type": kind}
+    if (partial or kind != "default") and (fraction := maybe("partial_rotary_factor")) is not None:
+        if not partial and fraction != 1:
+            raise ValueError(f"{where}partial_rotary_factor = {fraction}: supported is 1 in this family")
         fields["rope_fraction"] = float(fraction)
     if kind in ("dynamic", "linear", "llama3"):
-        fields["rope_factor"] = float(rope["factor"])
+        fields["rope_factor"] = float(number("factor"))
     if kind == "llama3":
-        fields |= {"rope_low": float(rope["low_freq_factor"]), "rope_high": float(rope["high_freq_factor"])}
-    if "original_max_position_embeddings" in _ROPES[kind]:
-        fields["rope_original"] = int(rope["original_max_position_embeddings"])
+        fields |= {"rope_low": float(number("low_freq_factor")), "rope_high": float(number("high_freq_factor"))}
+    if "original_max_position_embeddings" in ROPES[kind]:
+        fields["rope_original"] = int(number("original_max_position_embeddings", whole=True))
     if kind in ("yarn", "longrope"):
-        factor = float(rope.get("factor") or t["max_position_embeddings"] / fields["rope_original"])
-        fields["rope_magnitude"] = _magnitude(rope, factor, fields["rope_original"])
+        factor = float(maybe("factor") or t["max_position_embeddings"] / fields["rope_original"])
+        scales = {key: number(key) for key in ("mscale", "mscale_all_dim") if rope.get(key)}
+        scales["attention_factor"] = maybe("attention_factor")
+        fields["rope_magnitude"] = _magnitude(kind, scales, factor, fields["rope_original"])
     if kind == "yarn":
-        slow, fast = float(rope.get("beta_slow") or 1), float(rope.get("beta_fast") or 32)
+        slow, fast = (float(number(key) if rope.get(key) else x) for key, x in (("beta_slow", 1), ("beta_fast", 32)))
         fields |= {"rope_factor": factor, "rope_low": slow, "rope_high": fast}
-        fields["rope_truncate"] = bool(rope.get("truncate", True))
+        fields["rope_truncate"] = bool(t["rope_parameters"].get("truncate", True))  # beside groups, where there are two
     if kind == "longrope":
         fields |= {"rope_factors": tuple(rope["short_factor"]), "rope_long_factors": tuple(rope["long_factor"])}
     return fields
 
 
-def _magnitude(rope: Mapping[str, Any], factor: float, original: int) -> float:
+def _magnitude(kind: str, scales: Mapping[str, Any], factor: float, original: int) -> float:
     """What the rotated numbers are multiplied with: as given, or by the rule of YaRN or LongRoPE."""
-    if rope.get("attention_factor") is not None:
-        return float(rope["attention_factor"])
+    if scales["attention_factor"] is not None:
+        return float(scales["attention_factor"])
     if factor <= 1:
         return 1.0
-    if rope["rope_type"] == "longrope":
+    if kind == "longrope":
         return math.sqrt(1 + math.log(factor) / math.log(original))
     grown = lambda scale: 0.1 * scale * math.log(factor) + 1  # noqa: E731
-    over, under = rope.get("mscale"), rope.get("mscale_all_dim")
+    over, under = scales.get("mscale"), scales.get("mscale_all_dim")
     return grown(over) / grown(under) if over and under else grown(1)
 
 
@@ -146,9 +190,9 @@ def _write_rope(c: ModelConfig) -> dict:
         rope |= {"beta_slow": c.rope_low, "beta_fast": c.rope_high, "truncate": c.rope_truncate}
     if c.rope_type == "longrope":
         rope |= {"short_factor": list(c.rope_factors), "long_factor": list(c.rope_long_factors)}
-    if "original_max_position_embeddings" in _ROPES[c.rope_type]:
+    if "original_max_position_embeddings" in ROPES[c.rope_type]:
         rope["original_max_position_embeddings"] = c.rope_original
-    if "attention_factor" in _ROPES[c.rope_type]:
+    if "attention_factor" in ROPES[c.rope_type]:
         rope["attention_factor"] = c.rope_magnitude
     return rope
 
@@ -174,12 +218,13 @@ PARTIAL_ROPE = Field(
 
 def _read_two_ropes(t: Mapping[str, Any]) -> dict:
     rope = t["rope_parameters"]
-    local = _read_rope(t, rope["sliding_attention"])
+    local = _read_rope(t, rope["sliding_attention"], where="rope_parameters.sliding_attention.")
     if local["rope_type"] != "default":
         raise ValueError(
             f"rope_parameters.sliding_attention.rope_type = {local['rope_type']!r}: supported is 'default'"
         )
-    return _read_rope(t, rope["full_attention"]) | {"rope_theta_sliding": local["rope_theta"]}
+    full = _read_rope(t, rope["full_attention"], where="rope_parameters.full_attention.")
+    return full | {"rope_theta_sliding": local["rope_theta"]}
 
 
 TWO_ROPES = Field(
@@ -199,7 +244,7 @@ TWO_ROPES = Field(
 
 ALL_SLIDING = Field(  # every layer has the window, or none
     ("sliding_window",),
-    lambda t: {"pattern": ("sliding",), "window": t["sliding_window"]} if t.get("sliding_window") else {},
+    lambda t: {} if t.get("sliding_window") is None else {"pattern": ("sliding",), "window": t["sliding_window"]},
     lambda c: {"sliding_window": c.window if "sliding" in c.pattern else None},
 )
 
@@ -210,7 +255,9 @@ def _read_kinds(t: Mapping[str, Any]) -> dict:
     if unknown:
         raise ValueError(f"layer_types with {', '.join(unknown)}: supported are {', '.join(KINDS)}")
     kinds = [KINDS[name] for name in types]
-    rotated = t.get("no_rope_layers") or [1] * len(kinds)
+    rotated = t.get("no_rope_layers", [1] * len(kinds))[: len(kinds)]  # more are left over, as in transformers
+    if len(rotated) < len(kinds):
+        raise ValueError(f"no_rope_layers has {len(rotated)} entries: expected {len(kinds)}, one for each layer")
     if any(kind == "sliding" and not turns for kind, turns in zip(kinds, rotated)):
         raise ValueError("no_rope_layers: a sliding layer without rotary positions is not supported")
     kinds = [kind if turns else "nope" for kind, turns in zip(kinds, rotated)]

@@ -22,14 +22,14 @@ class Header(NamedTuple):
 
 
 def read_headers(folder: Path) -> Header:
-    """The header of a checkpoint folder, of one file or several."""
-    if (folder / INDEX).is_file():
+    """The header of a checkpoint folder, of one file or several; of one where both are there, as transformers takes."""
+    if (folder / SINGLE).is_file():
+        files = [SINGLE]
+    elif (folder / INDEX).is_file():
         try:
             files = sorted(set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{folder / INDEX} is damaged ({error!r}): fetch it again") from error
-    elif (folder / SINGLE).is_file():
-        files = [SINGLE]
     else:
         raise ValueError(
             f"{folder}: no {SINGLE} and no {INDEX}; files of pickled tensors are not read: load the model once with "
