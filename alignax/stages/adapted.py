@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from alignax.config import ConfigError
+from alignax.data.counts import DataError
 from alignax.data.tokenizer import load_tokenizer, tokenizer_hash, vocabulary
 from alignax.manifest import check_parent, read_manifest
 from alignax.models.config import ModelConfig
@@ -54,9 +55,12 @@ def say_own(folder: Path, used: Any) -> None:
     template, files = folder / "chat_template.jinja", [folder / f"tokenizer{end}.json" for end in ("", "_config")]
     differ = []
     if any(file.is_file() for file in files):
-        own = load_tokenizer(str(folder))
-        differ += ["tokenizer"] if tokenizer_hash(own) != tokenizer_hash(used) else []
-        differ += ["chat template"] if own.chat_template != used.chat_template else []
+        try:
+            own = load_tokenizer(str(folder))
+            differ += ["tokenizer"] if tokenizer_hash(own) != tokenizer_hash(used) else []
+            differ += ["chat template"] if own.chat_template != used.chat_template else []
+        except DataError:  # of a kind that is not read: no reason to refuse the weights
+            differ = ["tokenizer"]
     elif template.is_file() and template.read_text(encoding="utf-8") != used.chat_template:
         differ = ["chat template"]
     if differ:

@@ -60,6 +60,8 @@ def export(
     _, params = parents.whole(checkpoint, manifest)
     spelled = [key for key in ("dtype", "torch_dtype") if key in base] or ["dtype"]
     keys = base | dict.fromkeys(spelled, said or main) | _classes(found, params, manifest, origin)
+    if "scalar" in params:
+        keys.pop("num_labels", None)  # the labels' names are their number
     with _appearing(out) as folder:
         save_weights(folder, found, config, params, dtype=main, others=others, shard_bytes=shard_bytes)
         pads = _scores(keys) and not (kept and _scores(origin))  # else the origin's pad token has said it
