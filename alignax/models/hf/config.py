@@ -49,7 +49,7 @@ def read_config(folder: str | Path) -> tuple[Family, dict[str, Any]]:
         theirs = config.to_dict()
     except Exception as error:  # of many kinds: each config class checks its fields in its own way
         fault = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"{file}: config.json cannot be read: {fault}{_at_fault(file)}") from error
+        raise ValueError(f"{file} cannot be read: {fault}{_at_fault(file)}") from error
     if config.model_type not in FAMILIES:
         raise ValueError(
             f"{folder}: architecture {config.model_type!r} is not supported: expected one of {', '.join(FAMILIES)}"
