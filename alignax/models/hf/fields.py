@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 from alignax.models.config import ModelConfig
@@ -74,22 +75,16 @@ def activation(key: str) -> Field:
     return Field((key,), read, lambda c: {key: next(k for k, v in ACTIVATIONS.items() if v == c.activation)})
 
 
-def _read_head_dim(t: Mapping[str, Any]) -> dict:
-    return {"head_dim": positive(t, "head_dim", whole=True) if "head_dim" in t else _share(t)}
-
-
-def _share(t: Mapping[str, Any]) -> int:
-    return t["hidden_size"] // t["num_attention_heads"]
+def _read_head_dim(t: Mapping[str, Any], *, null: bool = False) -> dict:
+    if "head_dim" not in t or (null and t["head_dim"] is None):
+        return {"head_dim": t["hidden_size"] // t["num_attention_heads"]}
+    return {"head_dim": positive(t, "head_dim", whole=True)}
 
 
 HEAD_DIM = Field(("head_dim",), _read_head_dim, lambda c: {"head_dim": c.head_dim})
-NULL_HEAD_DIM = Field(  # null is as if the key were not there
-    ("head_dim",),
-    lambda t: _read_head_dim(t) if t.get("head_dim") is not None else {"head_dim": _share(t)},
-    lambda c: {"head_dim": c.head_dim},
-)
-OWN_HEAD_DIM = Field(  # a key that published configs lack; the code takes it where it is
-    ("head_dim",), _read_head_dim, lambda c: {} if c.head_dim == c.dim // c.heads else {"head_dim": c.head_dim}
+NULL_HEAD_DIM = HEAD_DIM._replace(read=partial(_read_head_dim, null=True))  # null is as if the key were not there
+OWN_HEAD_DIM = HEAD_DIM._replace(  # a key that published configs lack; the code takes it where it is
+    write=lambda c: {} if c.head_dim == c.dim // c.heads else {"head_dim": c.head_dim}
 )
 QUERY_SCALE = Field(
     ("query_pre_attn_scalar",),
