@@ -80,12 +80,14 @@ def write_manifest(
     metrics: Mapping[str, Any] | None = None,
     files: Sequence[str] = (),
     base: Mapping[str, str] | None = None,
+    longest_text: int | None = None,
 ) -> dict[str, Any]:
     """Writes `<workdir>/manifest.json`, atomically, and returns it. Call it last: it declares the stage complete.
 
     `parents` maps a role to what `parent_record` gave when the parent was loaded. `files` names the files that
     `content_hash` covers, for a stage without parameters. `base` is the record of the checkpoint on which an adapter
-    stands, for a stage whose parameters are one.
+    stands, for a stage whose parameters are one. `longest_text` is the number of tokens up to which the parameters were
+    trained, ancestors included.
     """
     manifest = {
         "format": FORMAT,
@@ -105,6 +107,7 @@ def write_manifest(
         "content_hash": content_hash,
         "step": int(step),
         "base": base,
+        "longest_text": longest_text,
     }
     manifest = _plain(manifest)
     replace_file(Path(workdir) / "manifest.json", json.dumps(manifest, indent=1, allow_nan=False) + "\n")

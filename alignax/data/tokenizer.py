@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from alignax.data.counts import DataError
@@ -32,17 +33,13 @@ def load_tokenizer(path_or_name: str) -> Tokenizer:
         for name in ("is_local", "local_files_only"):  # of this call, which would be saved with the tokenizer
             found.init_kwargs.pop(name, None)
         return found
-    except (OSError, ValueError) as error:
+    except Exception as error:  # of many kinds: a config.json beside it is read and checked too
         raise DataError(
-            f"no tokenizer could be loaded from {path_or_name!r} ({_first_line(error)}): {_EXPECTED}"
+            f"no tokenizer could be loaded from {path_or_name!r} ({shorten(str(error), 300)}): {_EXPECTED}"
         ) from error
 
 
 _EXPECTED = "expected a folder with tokenizer.json and tokenizer_config.json, or the name of a model on the hub"
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def vocabulary(tokenizer: Tokenizer) -> int:

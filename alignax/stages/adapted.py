@@ -7,7 +7,8 @@ import jax
 import numpy as np
 
 from alignax.config import ConfigError
-from alignax.data.tokenizer import load_tokenizer, vocabulary
+from alignax.data.counts import DataError
+from alignax.data.tokenizer import load_tokenizer, tokenizer_hash, vocabulary
 from alignax.manifest import check_parent, read_manifest
 from alignax.models.config import ModelConfig
 from alignax.models.hf.peft_in import Adapter, load_adapter, read_adapter
@@ -33,6 +34,7 @@ def import_adapter(stage: common.Stage, folder: Path, *, trusted: bool) -> Path:
     tokenizer, mesh = load_tokenizer(cfg.tokenizer or str(base / "tokenizer")), parents.get_mesh(cfg)
     cfg.finish()
     model = parents.on_mesh(ModelConfig(**manifest["architecture"]), mesh)
+    say_own(folder, tokenizer)
     if vocabulary(tokenizer) != model.config.vocab_size:
         given = f"config.tokenizer has {vocabulary(tokenizer)} tokens, the base {model.config.vocab_size}"
         raise ConfigError(f"{given}: an adapter does not change them; leave it empty")
@@ -46,6 +48,27 @@ def import_adapter(stage: common.Stage, folder: Path, *, trusted: bool) -> Path:
     data |= labels_of(found, params)
     common.finish(kind, params=params, step=0, model=model, tokenizer=tokenizer, data=data)
     return workdir
+
+
+def say_own(folder: Path, used: Any) -> None:
+    """Says so if an adapter's folder brings a tokenizer or a chat template other than those that are `used`."""
+    template, files = folder / "chat_template.jinja", [folder / f"tokenizer{end}.json" for end in ("", "_config")]
+    differ = []
+    if any(file.is_file() for file in files):
+        try:
+            own = load_tokenizer(str(folder))
+            differ += ["tokenizer"] if tokenizer_hash(own) != tokenizer_hash(used) else []
+            differ += ["chat template"] if own.chat_template != used.chat_template else []
+        except DataError:  # of a kind that is not read: no reason to refuse the weights
+            differ = ["tokenizer"]
+    elif template.is_file() and template.read_text(encoding="utf-8") != used.chat_template:
+        differ = ["chat template"]
+    if differ:
+        common.console.print(
+            f"[yellow]{folder} brings another {' and '.join(differ)}, which is not used: the base's is, or that of "
+            f"--tokenizer; --tokenizer={folder} takes the adapter's[/]",
+            soft_wrap=True,
+        )
 
 
 def settings_of(found: Adapter, params: Params) -> dict[str, Any]:

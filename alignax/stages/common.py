@@ -24,7 +24,7 @@ from alignax.manifest import parent_record, read_manifest, start, why_stale, wri
 from alignax.models.config import ModelConfig
 from alignax.models.flops import batch_flops, ideal_seconds
 from alignax.ops.masked import metric_ratios, metric_sums
-from alignax.stages.context import check_context
+from alignax.stages.context import check_context, longest_of, longest_text
 from alignax.stages.precheck import bind_term, precheck, weights_of
 from alignax.train.loop import fit, resume
 from alignax.train.optimizer import Optimizer
@@ -284,6 +284,7 @@ def finish(
     if params is not None and origin and origin.is_dir():  # what an imported checkpoint brought, for the way out
         shutil.copytree(origin, stage.workdir / "hf", dirs_exist_ok=True)
     adapted = params is not None and "lora" in params
+    before = longest_text(read_manifest(stage.parents["policy"])) if "policy" in stage.parents else 0
     write_manifest(
         stage.workdir,
         base=parent_record(stage.workdir, base_of(stage.parents["policy"])) if adapted else None,
@@ -297,6 +298,7 @@ def finish(
         tokenizer_hash=tokenizer_hash(tokenizer) if tokenizer is not None else None,
         template_hash=template_hash(tokenizer, template) if template is not None else None,
         files=files,
+        longest_text=max(before, longest_of(stage.config)) if params is not None else None,
         **fields,
     )
     console.print(f"[green]{stage.workdir}[/]: done in {time.perf_counter() - stage.begun:.0f} s")

@@ -1,5 +1,6 @@
-"""Whether a stage's texts fit into the models that read them: from the config and what the models are made of."""
+"""How long a stage's texts are, and whether they fit into the models that read them: from the config alone."""
 
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from alignax.config import ConfigError
@@ -8,6 +9,26 @@ from alignax.models.config import ModelConfig
 READ = ("max_length",)  # tokens of a text of the data,
 SAMPLED = ("max_prompt_length", "max_new_tokens")  # and, together, of one that a policy writes
 NOT_PROBED = ("teacher", "reward", "critic")  # roles that read the stage's own texts alone
+
+
+def longest_text(manifest: Mapping[str, Any]) -> int:
+    """Tokens that a text may have had on which a checkpoint or its ancestors were trained; 0: they were not.
+
+    Manifests of before this was recorded have their own config to say it.
+    """
+    return manifest.get("longest_text") or longest_of(manifest["config"])
+
+
+def longest_of(config: Mapping[str, Any]) -> int:
+    """Tokens that a text of one stage may have, of its data or of its samples."""
+    return max((longest for _, longest in _lengths(config)), default=0)
+
+
+def _lengths(group: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], int]]:
+    """(keys, their sum) of the texts that a config, or its probe, reads; a `group` without on-policy texts has none."""
+    for keys in (READ,) if group.get("on_policy") == 0 else (READ, SAMPLED):
+        if all(key in group for key in keys):
+            yield keys, sum(group[key] for key in keys)
 
 
 def check_context(model: ModelConfig, config: dict[str, Any], role: str = "policy") -> None:
@@ -19,8 +40,7 @@ def check_context(model: ModelConfig, config: dict[str, Any], role: str = "polic
     if role not in NOT_PROBED and config.get("probe", {}).get("source"):
         groups["probe."] = config["probe"]
     for prefix, group in groups.items():
-        for keys in (READ,) if group.get("on_policy") == 0 else (READ, SAMPLED):
-            longest = sum(group[key] for key in keys) if all(key in group for key in keys) else 0
+        for keys, longest in _lengths(group):
             if 0 < model.context < longest:
                 what = "learned positions" if model.positions == "learned" else f"rope_type {model.rope_type!r}"
                 raise ConfigError(

@@ -4,6 +4,7 @@ With `--adapter`, an adapter alone -> a folder that peft loads.
 """
 
 import contextlib
+import dataclasses
 import json
 import shutil
 import tempfile
@@ -26,7 +27,8 @@ from alignax.models.hf.families import Family
 from alignax.models.hf.peft_out import save_adapter
 from alignax.models.hf.weights import save_weights
 from alignax.stages import common, parents
-from alignax.stages.imported import BIAS, generation_ends
+from alignax.stages.context import longest_text
+from alignax.stages.imported import BIAS, ends_of, generation_ends
 from alignax.stages.origin import ORIGIN, family_of, origin_of, stored_of
 from alignax.stages.parents import rated_attributes
 
@@ -52,9 +54,14 @@ def export(
     main, said = main or _dtype(said or "float32"), dtype or said
     # a family that was asked for and a model without an origin are told by the table; else the origin's words stay
     kept = bool(origin) and found.name == origin["model_type"]
+    if not config.max_positions:  # trained here from random parameters, by a preset that says no number
+        config = dataclasses.replace(config, max_positions=longest_text(manifest))
     base = origin if kept else hf_config.to_hf(config, found)
     _, params = parents.whole(checkpoint, manifest)
-    keys = base | {"dtype": said or main, **_classes(found, params, manifest, origin)}
+    spelled = [key for key in ("dtype", "torch_dtype") if key in base] or ["dtype"]
+    keys = base | dict.fromkeys(spelled, said or main) | _classes(found, params, manifest, origin)
+    if "scalar" in params:
+        keys.pop("num_labels", None)  # the labels' names are their number
     with _appearing(out) as folder:
         save_weights(folder, found, config, params, dtype=main, others=others, shard_bytes=shard_bytes)
         pads = _scores(keys) and not (kept and _scores(origin))  # else the origin's pad token has said it
@@ -162,7 +169,10 @@ def _scoring_pad(tokenizer: Any, stops: list[int]) -> int | None:
 def _write_configs(
     folder: Path, checkpoint: Path, family: Family, keys: dict[str, Any], *, manifest: dict, own_ids: bool, pads: bool
 ) -> None:
-    """config.json, the generation config of the origin, and the tokenizer, whose ids go into a config of our own."""
+    """config.json, the generation config of the origin, and the tokenizer, whose ids go into a config of our own.
+
+    An origin's config.json keeps its spelling, and what no modelling code reads: settings of generation, for one.
+    """
     from transformers import AutoConfig, AutoTokenizer
 
     tokenizer = load_tokenizer(str(checkpoint / "tokenizer"))
@@ -172,7 +182,10 @@ def _write_configs(
     ids = {name: getattr(tokenizer, name) for name in names}
     if pads:
         ids["pad_token_id"] = _scoring_pad(tokenizer, stops)
-    AutoConfig.for_model(**keys | ids | {"model_type": family.name}).save_pretrained(folder)
+    if own_ids:
+        AutoConfig.for_model(**keys | ids | {"model_type": family.name}).save_pretrained(folder)
+    else:
+        replace_file(folder / "config.json", json.dumps(keys | ids, indent=2) + "\n")
     tokenizer.save_pretrained(folder)
     theirs = AutoTokenizer.from_pretrained(str(folder))
     if tokenizer_hash(theirs) != tokenizer_hash(tokenizer):  # see load_tokenizer
@@ -182,7 +195,7 @@ def _write_configs(
         )
     file = checkpoint / ORIGIN / "generation_config.json"
     told = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    known = generation_ends(file.parent) or [tokenizer.eos_token_id]
+    known = generation_ends(file.parent, ends_of((keys | ids).get("eos_token_id"), "config.json"))
     if not set(stops) <= set(known):  # what ends a reply in training has to end one in `generate`
         told["eos_token_id"] = sorted({*known, *stops} - {None})
         replace_file(folder / "generation_config.json", json.dumps(told, indent=2) + "\n")

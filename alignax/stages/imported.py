@@ -67,19 +67,22 @@ def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
         folder = fetch(cfg.path, commit)
     if stage.parents:
         return adapted.import_adapter(stage, folder, trusted=trusted)
-    if (folder / CONFIG).is_file() and not any((folder / name).is_file() for name in (INDEX, SINGLE)):
-        raise ConfigError(f"{folder} is an adapter: name the checkpoint that it stands on (--base=CHECKPOINT)")
-    tokenizer = load_tokenizer(cfg.tokenizer or str(folder))
-    stops = [i for i in generation_ends(folder) if i < vocabulary(tokenizer) and i != tokenizer.eos_token_id]
-    if stops:  # the tokenizer's folder is what every later stage reads
-        tokenizer.init_kwargs[STOPS] = stops
+    check_alone(folder)
     family, theirs = hf_config.read_config(folder)
+    tokenizer = load_tokenizer(cfg.tokenizer or str(folder))
+    set_stops(tokenizer, folder, theirs)
     model_config = hf_config.from_hf(family, theirs, tokens=vocabulary(tokenizer))
     labels = labels_of(theirs) if hf_config.check_class(family, theirs) else None
     if labels is not None:  # those classes have no output layer of their own
         model_config = dataclasses.replace(model_config, tie_embeddings=True)
     mesh = parents.get_mesh(cfg)
     cfg.finish()
+    if spare := hf_config.unread(folder, family, theirs):
+        common.console.print(
+            f"config.json: the code of {family.name} in transformers reads nothing of {', '.join(spare)}; kept for the "
+            "export",
+            soft_wrap=True,
+        )
     if labels is not None:
         check_pad(tokenizer, theirs)
     elif theirs.get(BIAS) is not None:
@@ -149,21 +152,57 @@ def fetch(path: str, revision: str = "", patterns: tuple[str, ...] = (*SMALL, *W
         raise ConfigError(f"config.path = {path!r}: not a folder here, and the hub did not give it: {first}") from error
 
 
+def check_alone(folder: Path) -> None:
+    """Raises ConfigError for an adapter, of which nobody said the base, and for one in a folder of whole weights."""
+    if not (folder / CONFIG).is_file():
+        return
+    if any((folder / name).is_file() for name in (INDEX, SINGLE)):
+        raise ConfigError(
+            f"{folder} holds whole weights and {CONFIG}: transformers would put the adapter on them; move its files "
+            "to a folder of their own, import the weights, and then the adapter with --base"
+        )
+    raise ConfigError(f"{folder} is an adapter: name the checkpoint that it stands on (--base=CHECKPOINT)")
+
+
 def check_unchanged(folder: Path, workdir: Path) -> None:
     """Raises CheckpointError if a folder is not the one any more that was imported into `workdir`."""
     if folder.is_dir() and read_manifest(workdir)["data"]["fingerprint"] != identity(folder):
         raise CheckpointError(f"{folder} has changed since {workdir} was made of it: delete {workdir}, or name another")
 
 
-def generation_ends(folder: Path) -> list[int]:
-    """The end-of-sequence ids of generation_config.json: one, several, or none. Raises ValueError for anything else."""
+def set_stops(tokenizer: Any, folder: Path, theirs: dict[str, Any]) -> None:
+    """Notes the ids that end a text, beside the tokenizer's own, in its settings, which every later stage reads.
+
+    Those of generation_config.json, and where it names none of config.json. Says which of them count for nothing.
+    """
+    own, size = ends_of(theirs.get("eos_token_id"), "config.json"), vocabulary(tokenizer)
+    ends = generation_ends(folder, own) or own
+    if lost := sorted(set(own) - set(ends)):
+        common.console.print(f"eos_token_id: {lost} of config.json are not in generation_config.json, which counts")
+    if lost := sorted(end for end in ends if not 0 <= end < size):
+        common.console.print(f"[yellow]eos_token_id: {lost} are no tokens of the tokenizer, nothing ends there[/]")
+    if stops := [end for end in ends if 0 <= end < size and end != tokenizer.eos_token_id]:
+        tokenizer.init_kwargs[STOPS] = stops
+
+
+def generation_ends(folder: Path, own: list[int]) -> list[int]:
+    """The ids at which `generate` of transformers stops: of generation_config.json, without one `own`, of config.json.
+
+    Raises ValueError for a damaged file and for what are no ids.
+    """
     file = folder / "generation_config.json"
+    if not file.is_file():
+        return own
     try:
-        told = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id") if file.is_file() else None
-    except (ValueError, AttributeError) as error:
+        return ends_of(json.loads(file.read_text(encoding="utf-8")).get("eos_token_id"), str(file))
+    except (json.JSONDecodeError, AttributeError) as error:
         raise ValueError(f"{file} is damaged ({error}): fetch it again, or delete it") from error
+
+
+def ends_of(told: Any, file: str) -> list[int]:
+    """A key of one token id, several, or none, as a list. Raises ValueError for anything else."""
     ends = [] if told is None else told if isinstance(told, list) else [told]
-    if not all(isinstance(end, int) for end in ends):
+    if not all(isinstance(end, int) and not isinstance(end, bool) for end in ends):
         raise ValueError(f"{file}: eos_token_id = {told!r}: expected the id of a token, or a list of them")
     return ends
 

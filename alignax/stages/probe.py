@@ -19,6 +19,7 @@ from alignax.data.loader import eval_batches
 from alignax.data.templates import stop_ids
 from alignax.data.tokenizer import pad_id
 from alignax.evals.policy import make_measure, texts, total_reward
+from alignax.manifest import read_manifest
 from alignax.models.heads import weighted
 from alignax.stages import common, inputs, parents
 from alignax.types import Model, Params
@@ -113,13 +114,13 @@ def load_reward(
     """Model and parameters of a reward model with one score.
 
     The head of one that rates attributes is folded into the scalar head of sum_a weights_a score_a; an attribute that
-    `weights`, the config's `key`, does not name has weight 1. A process reward model scores a reply by its verdict at
-    the last token, which for a whole reply is that on the last step. `bases`: see `parents.load_model`. Raises
-    ConfigError for weights of a model that rates no attributes, of an attribute that it does not rate, and for a weight
-    that is no finite number.
+    `weights`, the config's `key`, does not name has weight 1. Of an imported classifier, whose labels may be classes
+    and of opposite signs, each has to be named. A process reward model scores a reply by its verdict at the last token,
+    which for a whole reply is that on the last step. `bases`: see `parents.load_model`. Raises ConfigError for weights
+    of a model that rates no attributes, of an attribute that it does not rate, for one that has to be named and is not,
+    and for a weight that is no finite number.
     """
-    options = {"tokenizer": tokenizer, "template": template, "compute": parents.compute_of(stage.cfg), "mesh": mesh}
-    model, params, manifest = parents.load_model(stage, role, ("reward",), bases=bases, **options)
+    manifest = read_manifest(stage.parents[role])
     known = parents.rated_attributes(manifest)
     for name, value in weights.items():
         if not known:
@@ -128,6 +129,15 @@ def load_reward(
             raise ConfigError(f"config.{key}.{name}: the reward model rates no such attribute{suggest(name, known)}")
         if not math.isfinite(typed(value, float, key=f"{key}.{name}")):
             raise ConfigError(f"config.{key}.{name} = {value}: expected a finite weight")
+    missing = [name for name in known if name not in weights] if manifest["config"]["stage"] == "imported" else []
+    if missing:
+        example = {name: float(weights.get(name, 0.0)) for name in known}
+        raise ConfigError(
+            f"config.{key} says no weight of {', '.join(map(repr, missing))}: {stage.parents[role]} is an imported "
+            f"classifier of {len(known)} labels, of which each needs one, such as --config.{key}={example}"
+        )
+    options = {"tokenizer": tokenizer, "template": template, "compute": parents.compute_of(stage.cfg), "mesh": mesh}
+    model, params, _ = parents.load_model(stage, role, ("reward",), bases=bases, **options)
     if not known:
         return model, params
     weights_A = jnp.array([float(weights.get(name, 1.0)) for name in known])

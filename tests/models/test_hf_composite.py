@@ -7,8 +7,8 @@ import hf_runs
 import jax
 import numpy as np
 import pytest
+from hf_published import PUBLISHED
 from safetensors.numpy import load_file, save_file
-from test_hf_published import PUBLISHED
 
 from alignax.models.hf import config as hf_config
 from alignax.models.hf.headers import INDEX, SINGLE, read_headers

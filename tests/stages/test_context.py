@@ -5,7 +5,7 @@ import pytest
 from alignax.config import ConfigError
 from alignax.models.config import ModelConfig
 from alignax.stages import collect, distill, evaluate, offline, online, reward, sft
-from alignax.stages.context import check_context
+from alignax.stages.context import check_context, longest_of, longest_text
 
 LEARNED = ModelConfig(8, positions="learned", max_positions=64)
 LONG = ModelConfig(8, rope_type="longrope", rope_original=64, rope_factors=(1.0,) * 16, rope_long_factors=(2.0,) * 16)
@@ -75,3 +75,20 @@ def test_the_message_names_the_kind_of_positions():
     for model in (LONG, DYNAMIC):
         with pytest.raises(ConfigError, match=f"a model with rope_type '{model.rope_type}' .* at most 64 tokens"):
             check_context(model, _config(sft, max_length=65))
+
+
+@pytest.mark.parametrize(
+    "stage, values, want",
+    [
+        (sft, dict(max_length=65), 65),
+        (online, dict(max_prompt_length=40, max_new_tokens=50), 90),
+        (distill, dict(max_length=65, max_new_tokens=50), 82),  # 32 + 50 of its own samples
+        (distill, dict(max_length=65, max_new_tokens=50, on_policy=0.0), 65),
+        (offline, dict(probe_max_new_tokens=500), 64),  # a probe trains nothing
+    ],
+)
+def test_the_longest_text_is_that_of_the_data_or_of_the_samples(stage, values, want):
+    config = _config(stage, **values)
+    assert longest_of(config) == want
+    assert longest_text({"config": config}) == want  # a manifest of before it was recorded
+    assert longest_text({"config": config, "longest_text": 100}) == 100  # an ancestor's

@@ -186,8 +186,9 @@ def test_the_sampler_stops_at_every_end_that_generation_config_names(ours, their
     assert stop_ids(tokenizer, "chat") == {1} | stop_ids(build_tokenizer(), "chat")
     export(ours, tmp_path / "out")
     assert "stop_ids" not in (tmp_path / "out/tokenizer_config.json").read_text()
-    shutil.copyfile(theirs / "config.json", tmp_path / "config.json")
-    assert imported.generation_ends(tmp_path) == []  # none is named
+    assert imported.generation_ends(tmp_path, [4]) == [4]  # without a file, config.json's own
+    (tmp_path / "generation_config.json").write_text("{}")
+    assert imported.generation_ends(tmp_path, [4]) == []
 
 
 def test_an_export_of_an_import_changes_nothing(ours, theirs, tmp_path):

@@ -1,35 +1,34 @@
 """A checkpoint's config.json as a ModelConfig, and back."""
 
+import dataclasses
+import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from alignax.models.config import ModelConfig
-from alignax.models.hf.composite import COMPOSITES, text_config
+from alignax.models.hf.composite import COMPOSITES, beside, text_config
 from alignax.models.hf.families import FAMILIES, Family
-from alignax.models.hf.headers import tensor_names
+from alignax.models.hf.headers import raise_all, tensor_names
+from alignax.models.hf.reads import keys_read, unread_rope
+from alignax.models.hf.said import at_fault, clashes
 
-# Of training, of generation, of the file, or of another program: they do not change what a language model computes.
-# Dropout is among them: alignax trains without. `pad_token_id` says where a *ForSequenceClassification reads its score:
-# see `stages.export`. `max_window_layers` is what transformers made `layer_types` of, `n_ctx` is `n_positions`, and
-# `auto_map` names code beside the weights, which counts only for a class that `check_class` refuses.
+# Read by the code of transformers, and of no consequence for what a language model computes: of training (alignax
+# trains without dropout), of how weights are stored and outputs are wrapped, of a classifier's loss.
 IGNORED = {
     "vocab_size", "attention_dropout", "attn_pdrop", "embd_pdrop", "resid_pdrop", "summary_first_dropout",
-    "classifier_dropout", "initializer_range", "use_cache", "pretraining_tp", "output_router_logits",
-    "router_aux_loss_coef", "router_jitter_noise", "reorder_and_upcast_attn", "summary_activation",
-    "summary_proj_to_labels", "summary_type", "summary_use_proj", "original_max_position_embeddings",
-    "_sliding_window_pattern", "sliding_window_pattern", "cache_implementation", "bos_token_id", "eos_token_id",
-    "pad_token_id", "torch_dtype", "dtype", "model_type", "transformers_version", "_name_or_path",
-    "_attn_implementation", "_attn_implementation_autoset", "_flash_attn_2_enabled", "attn_implementation",
-    "score_bias", "is_llama_config", "task_specific_params", "transformers.js_config", "unsloth_fixed",
-    "unsloth_version", "max_sequence_length", "max_window_layers", "n_ctx", "auto_map",
+    "summary_last_dropout", "classifier_dropout", "hidden_dropout", "initializer_range", "init_std",
+    "initializer_factor", "gradient_checkpointing", "use_cache", "output_router_logits", "router_aux_loss_coef",
+    "router_jitter_noise", "reorder_and_upcast_attn", "summary_activation", "summary_proj_to_labels", "summary_type",
+    "summary_use_proj", "bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "name_or_path", "torch_dtype",
+    "tie_last_hidden_states", "num_labels", "_attn_implementation", "_attn_implementation_internal",
+    # of which transformers has made others by now: layer_types, and a part of rope_parameters
+    "_sliding_window_pattern", "sliding_window_pattern", "original_max_position_embeddings",
+    "score_bias",  # of an export of ours
 }  # fmt: skip
 # Supported at these values, in a family whose table does not have them: they are then off.
-OFF = {
-    "is_encoder_decoder": False, "add_cross_attention": False, "quantization_config": None, "use_mrope": False,
-    "rope_interleaved": False, "attention_bias": False, "mlp_bias": False, "lm_head_bias": False,
-    "sliding_window": None, "use_sliding_window": False, "interpolate_factor": 1, "full_attn_mod": 1,
-}  # fmt: skip
+OFF = {"is_encoder_decoder": False, "quantization_config": None, "is_causal": True, "sliding_window": None}
 FIX = {  # what to do about one of them
     "quantization_config": ": take a folder in bfloat16, or load the model with transformers, which dequantises it, and"
     " save it (MXFP4: Mxfp4Config(dequantize=True))"
@@ -37,24 +36,36 @@ FIX = {  # what to do about one of them
 
 
 def read_config(folder: str | Path) -> tuple[Family, dict[str, Any]]:
-    """The family of a checkpoint and its config, old spellings brought up to date by transformers.
+    """The family of a checkpoint and its config as transformers' modelling code will see it, old spellings renewed.
 
-    Of a model of text and images they are those of its text part. Raises ValueError for a model_type that is not in
-    FAMILIES, or that transformers does not know.
+    Of a model of text and images they are those of its text part. Raises ValueError for a file that transformers cannot
+    read, with the keys at fault; for a model_type that is not in FAMILIES; for what is said twice with two values, of
+    which one would silently win; and for keys beside the text part that its code, or that of the whole, reads.
     """
     from transformers import AutoConfig
 
+    file = Path(folder) / "config.json"
     try:
         config = AutoConfig.from_pretrained(str(folder))
+        text = config.text_config if config.model_type in COMPOSITES else config
+        if hasattr(text, "rope_parameters"):
+            text.standardize_rope_params()  # as each rotary function does: some keys beside the group go into it
+        theirs = text.to_dict()
     except Exception as error:  # of many kinds: each config class checks its fields in its own way
-        raise ValueError(f"{folder}: config.json cannot be read: {_first_line(error)}") from error
-    composite = config.model_type in COMPOSITES
-    theirs = text_config(config, tensor_names(Path(folder))) if composite else config.to_dict()
-    if theirs["model_type"] not in FAMILIES:
+        fault = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{file} cannot be read: {fault}{at_fault(file)}") from error
+    if text.model_type not in FAMILIES:
         raise ValueError(
-            f"{folder}: architecture {theirs['model_type']!r} is not supported: expected one of {', '.join(FAMILIES)}"
+            f"{folder}: architecture {text.model_type!r} is not supported: expected one of {', '.join(FAMILIES)}"
         )
-    return FAMILIES[theirs["model_type"]], theirs
+    said, wrong = json.loads(file.read_text(encoding="utf-8")), []
+    if text is not config:
+        theirs = text_config(config, theirs, tensor_names(Path(folder)))
+        theirs, wrong = _with_the_whole(said, theirs)
+        said = said.get("text_config") or {}
+    wrong += clashes(said, theirs, text.attribute_map)
+    raise_all(wrong, f"{file}: values that do not count, delete or correct them:")
+    return FAMILIES[text.model_type], theirs
 
 
 def from_hf(family: Family, theirs: Mapping[str, Any], *, tokens: int | None = None) -> ModelConfig:
@@ -63,25 +74,49 @@ def from_hf(family: Family, theirs: Mapping[str, Any], *, tokens: int | None = N
     Raises ValueError with every field that is not supported, by name and value, and for a tokenizer larger than the
     embedding.
     """
-    wrong, ours = _unknown(family, theirs), dict(family.fixed)
+    wrong, ours, source = _unsupported(family, theirs), dict(family.fixed), {}
     for field in family.fields:
         try:
-            ours |= field.read(theirs)
+            found = field.read(theirs)
+            ours |= found
+            source |= dict.fromkeys(found, ", ".join(field.keys))
         except KeyError as error:
             wrong.append(f"{error.args[0]} is missing")
         except ValueError as error:
             wrong.append(str(error))
         except (TypeError, ArithmeticError, AttributeError) as error:  # a value of another type, or of no meaning
             wrong.append(f"{', '.join(f'{key} = {theirs.get(key)!r}' for key in field.keys)}: {error}")
-    rows = theirs["vocab_size"]
+    rows, pad = theirs["vocab_size"], theirs.get("pad_token_id")
     if tokens is not None and tokens > rows:
         wrong.append(f"the tokenizer has {tokens} tokens, the embedding {rows} rows: expected no more tokens than rows")
+    if pad is not None and not -rows <= pad < rows:  # torch counts a negative one from the end
+        wrong.append(f"pad_token_id = {pad}: the embedding has vocab_size = {rows} rows, expected one of them or null")
     if not wrong:
         try:
             return ModelConfig(vocab_size=tokens or rows, vocab_rows=rows, **ours)
         except (ValueError, TypeError) as error:
-            wrong.append(str(error))
-    raise ValueError(f"a {family.name} config that alignax cannot compute:" + "".join(f"\n  {line}" for line in wrong))
+            keys = {keys for name, keys in source.items() if re.search(rf"\b{name}\b", str(error))}
+            wrong.append(f"{error} ({'; '.join(sorted(keys)) or 'vocab_size'})")
+    raise ValueError(
+        f"config.json of a {family.name} model that alignax cannot compute:" + "".join(f"\n  {line}" for line in wrong)
+    )
+
+
+def unread(folder: str | Path, family: Family, theirs: Mapping[str, Any]) -> list[str]:
+    """What a config.json says and no modelling code reads: it changes no number, at whatever value.
+
+    Settings of generation are among it; `generate` takes them from here where there is no generation_config.json.
+    """
+    from transformers import GenerationConfig
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    said = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+    said = set(beside(said) | (said.get("text_config") or {}) if said["model_type"] in COMPOSITES else said)
+    declared = {field.name for field in dataclasses.fields(CONFIG_MAPPING[family.name])}
+    spare = {key for key in _undecided(family, theirs) & said - declared if not key.startswith("_")}
+    spare = spare - keys_read(family.name) if spare else spare
+    settings = said & set(GenerationConfig().to_dict()) - set(theirs)
+    return [*sorted(spare | settings), *unread_rope(family.fields, theirs)]
 
 
 def to_hf(config: ModelConfig, family: Family) -> dict[str, Any]:
@@ -119,18 +154,48 @@ def family_of(config: ModelConfig) -> Family:
     raise ValueError("no family of transformers has this architecture:\n  " + "\n  ".join(reasons))
 
 
-def _unknown(family: Family, theirs: Mapping[str, Any]) -> list[str]:
-    """Fields that neither the family's table nor the base class of all configs knows: they may change the model."""
-    from transformers import PretrainedConfig
-
-    own = {key for field in family.fields for key in field.keys}
-    known = own | IGNORED | set(PretrainedConfig().to_dict()) | set(OFF)
-    wrong = [f"{key} = {theirs[key]!r} is not supported" for key in sorted(set(theirs) - known)]
-    return wrong + [
+def _unsupported(family: Family, theirs: Mapping[str, Any]) -> list[str]:
+    """A line for every key that transformers reads for this family and we do not compute, at a value that counts."""
+    own, spare = _own(family), _undecided(family, theirs)
+    read = sorted(spare & keys_read(family.name)) if spare else []
+    off = OFF | {"layer_types": ["full_attention"] * len(theirs.get("layer_types") or [])}
+    return [
+        f"{key} = {theirs[key]!r}: transformers reads it, alignax does not: not supported"
+        for key in read
+        if key not in off
+    ] + [
         f"{key} = {theirs[key]!r}: supported is {value!r}{FIX.get(key, '')}"
-        for key, value in OFF.items()
+        for key, value in off.items()
         if key not in own and theirs.get(key, value) not in (value, None)
     ]
+
+
+def _own(family: Family) -> set[str]:
+    """The keys that the family's table has."""
+    return {key for field in family.fields for key in field.keys}
+
+
+def _undecided(family: Family, theirs: Mapping[str, Any]) -> set[str]:
+    """The keys of a config of which neither a table of ours nor the base class of all configs says anything."""
+    from transformers import PretrainedConfig
+
+    return set(theirs) - _own(family) - IGNORED - set(OFF) - set(PretrainedConfig().to_dict())
+
+
+def _with_the_whole(said: Mapping[str, Any], theirs: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """A text part's config with what the whole says beside it and nothing reads; a line for each key that is read.
+
+    Those that the code of the part reads it reads within, and what the whole's own code makes of any other is unknown:
+    at another value than the part's they are refused.
+    """
+    read, spare = keys_read(said["model_type"]) | keys_read(theirs["model_type"]), beside(said)
+    wrong = [
+        f"{key} = {value!r} beside text_config, which has {theirs.get(key)!r}"
+        for key, value in spare.items()
+        if key in read and value not in (None, theirs.get(key, OFF.get(key)))
+    ]
+    unread = {key: value for key, value in spare.items() if key not in read}
+    return unread | dict(theirs), wrong + clashes(spare, theirs, {})
 
 
 def check_class(family: Family, theirs: Mapping[str, Any]) -> bool:
@@ -143,11 +208,8 @@ def check_class(family: Family, theirs: Mapping[str, Any]) -> bool:
     classes = [name for name in (family.causal, family.classifier, bare.replace("ForCausalLM", "Model")) if name]
     known = {name.lower(): name == family.classifier for name in classes}
     names = theirs.get("architectures") or [family.causal]
-    if unknown := [name for name in names if name.lower() not in known]:
+    names = names if isinstance(names, list) else [names]
+    if unknown := [name for name in names if str(name).lower() not in known]:
         expected = ", ".join(classes)
         raise ValueError(f"architectures = {unknown}: not supported for {family.name}: expected one of {expected}")
     return any(known[name.lower()] for name in names)
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)

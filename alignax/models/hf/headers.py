@@ -26,11 +26,14 @@ class Header(NamedTuple):
 
 
 def read_headers(folder: Path) -> Header:
-    """The header of a checkpoint folder, of one file or several; of text and images, that of the text part."""
-    if (folder / INDEX).is_file():
-        files = sorted(set(_weight_map(folder).values()))
-    elif (folder / SINGLE).is_file():
+    """The header of a checkpoint folder, of one file or several; of text and images, that of the text part.
+
+    Of one where both are there, as transformers takes.
+    """
+    if (folder / SINGLE).is_file():
         files = [SINGLE]
+    elif (folder / INDEX).is_file():
+        files = sorted(set(_weight_map(folder).values()))
     else:
         raise ValueError(
             f"{folder}: no {SINGLE} and no {INDEX}; files of pickled tensors are not read: load the model once with "
@@ -53,9 +56,9 @@ def read_headers(folder: Path) -> Header:
 
 def tensor_names(folder: Path) -> list[str] | None:
     """Of all tensors of a checkpoint folder; None where neither index nor weights are there."""
-    if (folder / INDEX).is_file():
-        return list(_weight_map(folder))
-    return list(read_header(folder / SINGLE).shapes) if (folder / SINGLE).is_file() else None
+    if (folder / SINGLE).is_file():  # which counts where both are there
+        return list(read_header(folder / SINGLE).shapes)
+    return list(_weight_map(folder)) if (folder / INDEX).is_file() else None
 
 
 def _weight_map(folder: Path) -> dict[str, str]:
