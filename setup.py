@@ -41,7 +41,7 @@ setup(
         "cuda": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],
         "plan": ["libtpu"],  # the TPU compiler without a TPU; slows ordinary starts, hence not a default
-        "test": ["beartype", "ipykernel", "nbclient", "nbformat", "pyright", "pytest", "pytest-xdist", "ruff"],
+        "test": ["beartype", "filelock", "ipykernel", "nbclient", "nbformat", "pyright", "pytest", "pytest-xdist", "ruff"],
         "parity": ["torch", "peft"],  # PyTorch references for parity tests only
         "docs": ["jupyterlab"],
     },

@@ -7,15 +7,21 @@ from pathlib import Path
 import jax
 import pytest
 import stage_runs
+from filelock import FileLock
 
 from alignax.stages import pipeline
 
 
 @pytest.fixture(scope="session")
-def compiled(tmp_path_factory):
-    """The folder of compiled programs: that of JAX_COMPILATION_CACHE_DIR, or a new one for all processes of a run."""
+def shared(tmp_path_factory):
+    """A folder for all processes of a run of the tests."""
     base = tmp_path_factory.getbasetemp()
-    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="session")
+def compiled(shared):
+    """The folder of compiled programs: that of JAX_COMPILATION_CACHE_DIR, or a new one for all processes of a run."""
     folder = Path(jax.config.jax_compilation_cache_dir or shared / "compiled")
     folder.mkdir(exist_ok=True)
     return folder
@@ -29,11 +35,15 @@ def cache(compiled):
 
 
 @pytest.fixture(scope="session")
-def run(compiled, tmp_path_factory):
-    """The folder of a finished tiny pipeline, for reading only: a test that changes it makes a copy."""
-    folder = tmp_path_factory.mktemp("runs") / "tiny"
-    with stage_runs.cached(compiled):
-        pipeline.run(stage_runs.tiny(), folder)
+def run(compiled, shared):
+    """The folder of a finished tiny pipeline, for reading only: a test that changes it makes a copy.
+
+    One for all processes of a run: the first that needs it makes it, and the others wait.
+    """
+    folder = shared / "runs/tiny"
+    with FileLock(shared / "runs.lock"), stage_runs.cached(compiled):
+        if not (folder / "summary.json").is_file():
+            pipeline.run(stage_runs.tiny(), folder)
     return folder
 
 

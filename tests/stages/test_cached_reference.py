@@ -50,7 +50,9 @@ def test_cached_equals_online(run, tmp_path, loss):
     if loss == "dpo":
         assert numbers(cached)[0]["loss"] == pytest.approx(np.log(2), rel=1e-6)  # trap 29
     for one, other in zip(numbers(online), numbers(cached), strict=True):
-        assert one == pytest.approx(other, rel=1e-5, abs=1e-6)
+        # other metrics are differences of the log-probabilities of whole replies, and round as these do
+        sums = max(abs(value) for name, value in other.items() if name.startswith("logps/"))
+        assert one == pytest.approx(other, rel=1e-5, abs=2.4e-7 * sums)
     trees = [load_params(folder / "params") for folder in (online, cached)]
     moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), trees[0], load_params(run / "sft/params"))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-2 * max(jax.tree.leaves(moved))), *trees)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from stage_runs import metrics, read, tiny
+from stage_runs import metrics, quick, read, tiny
 
 from alignax import catalogue
 from alignax.config import ConfigError
@@ -25,14 +25,14 @@ def config(run, step, **values):
     return c
 
 
-@pytest.mark.parametrize("name", OFFLINE)
+@pytest.mark.parametrize("name", quick(OFFLINE, "ipo", "simpo", "aot", "wpo", "bco"))
 def test_an_offline_objective_trains(run, tmp_path, name):
     first, second = metrics(offline.run(config(run, "dpo", loss=name, loss_args={}), tmp_path / name))
     assert np.isfinite(first["loss"]) and first["grad_norm"] > 0 and first["loss"] != second["loss"]
     assert np.isfinite(read(tmp_path / name / "manifest.json")["metrics"]["eval/loss"])
 
 
-@pytest.mark.parametrize("name", SCORED)
+@pytest.mark.parametrize("name", quick(SCORED, "davidson", "bradley_terry_margin"))
 def test_a_reward_model_objective_trains(run, tmp_path, name):
     first, second = metrics(reward.run(config(run, "reward", loss=name, loss_args={}), tmp_path / name))
     assert np.isfinite(first["loss"]) and first["grad_norm"] > 0 and first["loss"] != second["loss"]

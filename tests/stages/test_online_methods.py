@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from stage_runs import file_config, metrics
+from stage_runs import file_config, metrics, quick
 
 from alignax.config import ConfigError
 from alignax.stages import online, probe
@@ -22,7 +22,7 @@ def config(run, recipe, **values):
     return c
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", quick(RECIPES, "grpo", "dapo", "remax", "online_dpo", "nash_md", "raft"))
 def test_a_recipe_runs_and_starts_on_policy(run, tmp_path, name):
     c = config(run, name, **({"oversample": 2} if name == "dapo" else {}))
     first, second = metrics(online.run(c, tmp_path / name))
