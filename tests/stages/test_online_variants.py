@@ -25,7 +25,7 @@ def ppo(run):
 def test_a_reward_over_text_with_a_critic_from_the_policy_and_an_adaptive_coefficient(ppo, tmp_path):
     """Two programs with the gold program between them, which cannot score every reply."""
     target, horizon, batch = 0.01, 100.0, 16
-    first, second = ppo(tmp_path / "ppo", "short", kl_coef=0.05, reward="partial_gold:partial_gold")
+    first, second = ppo(tmp_path / "ppo", "short", kl_coef=0.05, reward="own_parts:partial_gold")
     assert first["objective/kl_coef"] == pytest.approx(0.05)
     # Ziegler et al. 2019: coef * (1 + clip(kl / target - 1, -0.2, 0.2) * batch / horizon); at the first iteration the
     # policy is the reference, so kl = 0 and the error is clipped at -0.2: 0.05 * (1 - 0.2 * 16 / 100) = 0.0484
