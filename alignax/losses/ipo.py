@@ -8,11 +8,11 @@ from alignax.types import Loss, Pair
 
 
 def ipo(pair: Pair, *, beta: Scalar = 0.1, aggregation: str = "sum") -> Loss:
-    """L = (h - 1 / (2 beta))^2, mean over pairs (Azar et al. 2023, equation 17, whose tau is beta here).
+    """L = (h - 1 / (2 beta))^2, mean over pairs (Azar et al. 2023, 2310.12036, equation 17, whose tau is beta here).
 
-    h = r_w - r_l with r = log pi(y|x) - log ref(y|x). `aggregation` "sum" adds r over the tokens, as the formula reads;
-    "mean" divides it by the length of its reply, as TRL and HALOs do after asking the authors. The two ask for margins
-    in different units (nats, nats per token), so a beta does not carry over. value, weight: [B].
+    h = r_w - r_l with r = log pi(y|x) - log ref(y|x). `aggregation` "sum" adds r over the tokens: the paper's formula,
+    and OpenRLHF; "mean" divides it by the length of its reply: TRL and HALOs, after asking the authors. The two ask for
+    margins in different units (nats, nats per token), so a beta does not carry over. value, weight: [B].
 
     Metrics: those of `ops.preference.pair_metrics`, for rewards beta r (r as aggregated; TRL logs the sum).
     Raises ValueError if beta is not positive, aggregation is unknown, or ref_logp is missing.

@@ -12,7 +12,7 @@ from jax import Array
 from jaxtyping import Bool, Float, Int
 
 from alignax.ops.checks import Scalar, require
-from alignax.ops.masked import masked_sum, masked_var, ratio, whiten
+from alignax.ops.masked import masked_mean, masked_sum, masked_var, ratio, whiten
 from alignax.ops.returns import gae, token_rewards
 
 # ---- groups -------------------------------------------------------------------------------------------------------
@@ -39,12 +39,12 @@ def leave_one_out(score_B: Float[Array, " B"], *, group: int) -> Float[Array, " 
     """R_i - mean_{j != i} R_j over the group: RLOO (Kool et al. 2019; Ahmadian et al. 2024, arXiv 2402.14740).
 
     The baseline does not know R_i, so the policy gradient is unbiased. It is M / (M - 1) times `group_mean`. A row that
-    is its group's only one with a score has no baseline and gets 0.
+    is its group's only one with a score has no baseline and gets 0, and equal scores give exactly 0.
     """
     score_PM, counts_PM = _groups(score_B, group)
     total_P1, count_P1 = (jnp.sum(x, axis=1, keepdims=True) for x in (score_PM, counts_PM.astype(jnp.float32)))
     others_PM = ratio(total_P1 - score_PM, jnp.broadcast_to(count_P1 - 1, score_PM.shape))
-    return jnp.where(counts_PM & (count_P1 > 1), score_PM - others_PM, 0.0).ravel()
+    return jnp.where(counts_PM & _differ(score_PM, counts_PM), score_PM - others_PM, 0.0).ravel()
 
 
 def group_standardise(score_B: Float[Array, " B"], *, group: int, eps: Scalar = 1e-4) -> Float[Array, " B"]:
@@ -66,6 +66,16 @@ def informative(score_B: Float[Array, " B"], *, group: int) -> Bool[Array, " B"]
     """
     score_PM, counts_PM = _groups(score_B, group)
     return (counts_PM & _differ(score_PM, counts_PM)).ravel()
+
+
+def level_share(score_B: Float[Array, " B"], *, group: int) -> Float[Array, ""]:
+    """The share of groups whose scores are all equal, of those with two scores or more; 0 if there is none.
+
+    A group with fewer has nothing to be level with: it was not scored, which says nothing of the reward.
+    """
+    score_PM, counts_PM = _groups(score_B, group)
+    level_P = ~_differ(score_PM, counts_PM)[:, 0]
+    return masked_mean(level_P.astype(jnp.float32), jnp.sum(counts_PM, axis=1) > 1)
 
 
 def winners(score_B: Float[Array, " B"], *, group: int) -> Bool[Array, " B"]:

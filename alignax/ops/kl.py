@@ -10,9 +10,19 @@ pi. What each is good for depends on where it is put: in a reward it is a consta
 | k3 | KL(pi, ref) | that of KL(pi, ref) - KL(ref, pi): 0 to first order near ref | that of KL(ref, pi) |
 | k3+k2 | KL(pi, ref) | as k3 | that of KL(pi, ref) |
 
-All expectations are on-policy, for one token. Summed over the tokens of a sequence, k1 in the reward has the gradient
-of the whole KL; a sum in the loss lacks one part of it: how a token changes the KL of those after it. The tests find
-each entry, and that part, by enumeration.
+All expectations are on-policy, for one token, without weights. Summed over the tokens of a sequence, k1 in the reward
+has the gradient of the whole KL; a sum in the loss lacks one part of it: how a token changes the KL of those after it.
+The tests find each entry, and that part, by enumeration.
+
+After its first update a rollout is no longer the policy's own: at KL(old || pi) of 0.0013, 0.019 and 0.14 nats, k2 in
+the loss is off by 3, 13 and 48% of the gradient's length (a policy that drifts away from the reference, in the tests).
+With rho = pi / old as a constant weight, expectations under old are those under pi, and
+
+    grad (rho k2) = rho log(pi / ref) grad log pi, whose expectation is grad KL(pi || ref).
+
+Token by token that is also the gradient of rho k3 with rho differentiated, rho (k3 + 1 - ref / pi) grad log pi: the
+unbiased estimate of DeepSeek-V3.2 (2512.02556). So `losses.kl` takes it for every estimator, which then only chooses
+the value that is shown. Only the token's own distribution is corrected: what stands before it is old's, as in PPO.
 """
 
 from typing import NamedTuple
@@ -47,8 +57,12 @@ def k3_k2(logp: Float[Array, "*shape"], ref_logp: Float[Array, "*shape"]) -> Flo
 
     Its gradient is not that of its value, so finite differences do not find it. Known as "k3+" in verl.
     """
-    slope = k2(logp, ref_logp)
-    return jax.lax.stop_gradient(k3(logp, ref_logp)) + (slope - jax.lax.stop_gradient(slope))
+    return straight_through(k3(logp, ref_logp), k2(logp, ref_logp))
+
+
+def straight_through(value: Float[Array, "*shape"], slope: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """The first with the gradient of the second."""
+    return jax.lax.stop_gradient(value) + (slope - jax.lax.stop_gradient(slope))
 
 
 ESTIMATORS = {"k1": k1, "k2": k2, "k3": k3, "k3+k2": k3_k2}
@@ -95,12 +109,27 @@ def adaptive_kl(coef: Scalar, kl: Scalar, *, target: float, horizon: float, batc
 
     The proportional controller of Ziegler et al. 2019, with the fixed point kl = target. `kl` is the mean over
     sequences of the summed KL that the reward is charged for, in nats, and `target` has that unit; `horizon` and
-    `batch_size` count episodes. Raises ValueError if target or horizon is not positive.
+    `batch_size` count episodes.
+
+    The rule is for batches that are small beside the horizon: from 5 horizons on its factor would be 0 or less. A batch
+    of more than one horizon counts as n = ceil(batch_size / horizon) equal ones, each with this error, so the factor is
+
+        (1 + clip(kl / target - 1, -0.2, 0.2) * batch_size / (n * horizon))^n, at least 0.8^n.
+
+    A KL that is not finite changes nothing. Raises ValueError if target, horizon or batch_size is not positive.
     """
     require(target > 0, f"adaptive_kl: target = {target}: expected a positive number of nats; fixed_kl has no target")
     require(horizon > 0, f"adaptive_kl: horizon = {horizon}: expected a positive number of episodes, such as 10000")
-    error = jnp.clip(jnp.asarray(kl, jnp.float32) / target - 1.0, -0.2, 0.2)
-    return jnp.asarray(coef, jnp.float32) * (1.0 + error * batch_size / horizon)
+    require(batch_size > 0, f"adaptive_kl: batch_size = {batch_size}: expected the episodes of an iteration, 1 or more")
+    parts = jnp.maximum(jnp.ceil(jnp.float32(batch_size / horizon)), 1.0)
+    factor = 1.0 + _relative_error(kl, target, 0.2) * batch_size / (parts * horizon)
+    return jnp.asarray(coef, jnp.float32) * factor**parts
+
+
+def _relative_error(kl: Scalar, target: Scalar, clip: Scalar) -> Float[Array, ""]:
+    """kl / target - 1, cut to [-clip, clip]; 0 where the KL is not finite."""
+    kl = jnp.asarray(kl, jnp.float32)
+    return jnp.where(jnp.isfinite(kl), jnp.clip(kl / target - 1.0, -clip, clip), 0.0)
 
 
 def fixed_kl(coef: Scalar, kl: Scalar) -> Float[Array, ""]:
@@ -142,7 +171,7 @@ def pid_kl(
     require(clip > 0, f"pid_kl: clip = {clip}: expected a positive largest relative error, such as 0.2")
     for name, gain in (("kp", kp), ("ki", ki), ("kd", kd)):
         require(gain >= 0, f"pid_kl: {name} = {gain}: expected 0 (off) or more; less drives KL away from its target")
-    error = jnp.clip(jnp.asarray(kl, jnp.float32) / target - 1.0, -clip, clip)
+    error = _relative_error(kl, target, clip)
     change = jnp.where(memory.seen >= 1, error - memory.error, 0.0)
     bend = jnp.where(memory.seen >= 2, error - 2.0 * memory.error + memory.before, 0.0)
     new = jnp.asarray(coef, jnp.float32) * jnp.exp(kp * change + ki * error + kd * bend)

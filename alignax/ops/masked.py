@@ -53,10 +53,13 @@ def whiten(
 
     PPO whitens advantages with the shift and, optionally, rewards without it (Ziegler et al. 2019; Huang et al. 2024,
     details 24 and 25). The variance is the unbiased one, as in TRL. Take it over the whole batch, not a microbatch.
+    Lanes that are all equal are exactly at their mean: the rounding of a mean is not what sqrt(eps) shall divide.
     """
     safe_BT = jnp.where(mask_BT, x_BT.astype(jnp.float32), 0.0)
     mean = masked_mean(safe_BT, mask_BT)
-    white_BT = (safe_BT - mean) * jax.lax.rsqrt(masked_var(safe_BT, mask_BT, ddof=1) + eps)
+    least, most = (f(safe_BT, where=mask_BT, initial=end) for f, end in ((jnp.min, jnp.inf), (jnp.max, -jnp.inf)))
+    away_BT = jnp.where(least < most, safe_BT - mean, 0.0)
+    white_BT = away_BT * jax.lax.rsqrt(masked_var(safe_BT, mask_BT, ddof=1) + eps)
     return jnp.where(mask_BT, white_BT if shift_mean else white_BT + mean, 0.0)
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float
 
-from alignax.ops.checks import Scalar
+from alignax.ops.checks import Scalar, require
 
 
 def token_rewards(
@@ -41,8 +41,11 @@ def gae(
         returns = A + V
 
     where t' is the next *action* token, and V_t' = A_t' = 0 after the last one: an episode ends there, so nothing is
-    bootstrapped. V_t is the value of the state before token t. Rewards outside the mask are ignored.
+    bootstrapped. V_t is the value of the state before token t. Rewards outside the mask are ignored. Raises ValueError
+    if gamma or lam is not in [0, 1].
     """
+    for name, value in (("gamma", gamma), ("lam", lam)):
+        require((value >= 0) & (value <= 1), f"gae: {name} = {value}: expected a number in [0, 1], such as 1.0")
     rewards_BT = jnp.where(mask_BT, rewards_BT.astype(jnp.float32), 0.0)
     values_BT = jnp.where(mask_BT, values_BT.astype(jnp.float32), 0.0)
 

@@ -1,21 +1,36 @@
 """The functional sampler: prompts and keys in, a Rollout out, under jit."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
 from alignax.ops import output
+from alignax.ops.checks import require
 from alignax.sampling.filters import top_k as keep_top_k
 from alignax.sampling.filters import top_p as keep_top_p
 from alignax.types import Model, Params, Rollout
 
 
 def row_keys(key: Array, rows: Int[Array, " B"]) -> Array:
-    """One key per row from its id: a row's noise depends neither on its place in the batch nor on the batch's size."""
-    return jax.vmap(partial(jax.random.fold_in, key))(rows)
+    """One key per row from its id, 0 or more: its noise depends neither on its place nor on the size of the batch.
+
+    A row that comes again in the *global* batch draws anew: its key also has how often it came before.
+    """
+
+    def one(row: Array, before: Array) -> Array:
+        other = jax.random.fold_in(key, jnp.uint32(0) - before.astype(jnp.uint32))  # 2^32 - n is no id: nobody's key
+        return jnp.where(before > 0, jax.random.fold_in(other, row), jax.random.fold_in(key, row))
+
+    return jax.vmap(one)(rows, occurrences(rows))
+
+
+def occurrences(rows: Int[Array, " B"]) -> Int[Array, " B"]:
+    """How often each row's id stands before it."""
+    order_B = jnp.argsort(rows, stable=True)
+    sorted_B = rows[order_B]
+    before_B = jnp.arange(rows.shape[0]) - jnp.searchsorted(sorted_B, sorted_B)  # place in a run of equal ids
+    return jnp.zeros_like(before_B).at[order_B].set(before_B)
 
 
 def sample(
@@ -40,8 +55,8 @@ def sample(
       capacity: room for new tokens, in tokens; static, so a new value compiles again. Everything below is traced.
       eos_ids: every id that ends a sequence; the first one sampled is kept and masked in, what follows is masked out.
       pad_id: fills the rest; may equal an end-of-sequence id, since masks come from lengths.
-      temperature: 0 takes the most probable token. `old_logp` is log softmax(logits / temperature) at the sampled
-        token (of the untempered distribution where temperature is 0).
+      temperature: 0 takes the most probable token; negative and nan are refused. `old_logp` is log softmax(logits /
+        temperature) at the sampled token (of the untempered distribution where temperature is 0).
       max_new_tokens: limit in tokens, at most `capacity`.
       filters: None, or (top_k, top_p); k <= 0 and p >= 1 are off. `old_logp` is then that of the filtered
         distribution, so a ratio to the unfiltered policy would be biased: online training does not use it.
@@ -52,6 +67,7 @@ def sample(
     B, P = tokens.shape
     if tokens.shape != valid.shape or P < 1:
         raise ValueError(f"prompts {tokens.shape} and their validity {valid.shape} must be one non-empty [B, P] shape")
+    require(temperature >= 0, f"temperature = {temperature}: expected 0 (greedy) or more, such as 1.0")
     T, vocab_size = P + capacity, model.config.vocab_size
     limit = jnp.minimum(capacity if max_new_tokens is None else max_new_tokens, capacity)
     greedy = jnp.asarray(temperature) <= 0

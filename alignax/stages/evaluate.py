@@ -65,24 +65,30 @@ def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
 
 
 def describe(rows: list[dict], base: list[dict], prompts: list[dict]) -> dict[str, Any]:
-    """Means of one policy over the prompts, with intervals, and its wins against `base` on the same prompts."""
+    """Means of one policy over the prompts, with intervals, and its wins against `base` on the same prompts.
+
+    The gold reward is over the prompts whose reply has one, gains and wins over those where both replies have.
+    """
     column = lambda name: [row[name] for row in rows]  # noqa: E731
     out = {"kl": float(np.mean(column("kl"))), "kl_ci95": bootstrap(column("kl"))}
     out |= {"length": float(np.mean(column("length"))), "eos_rate": float(np.mean(column("finished")))}
     if "proxy" in rows[0]:
         out |= {"proxy_reward": float(np.mean(column("proxy"))), "proxy_reward_ci95": bootstrap(column("proxy"))}
-    if "gold" in rows[0]:
-        gold = np.array(column("gold"))
-        gain = gold - np.array([row["gold"] for row in base])
-        wins = np.sign(gain) / 2 + 0.5
+    scored = [i for i, row in enumerate(rows) if row.get("gold") is not None]
+    both = [i for i in scored if base[i].get("gold") is not None]
+    gold = np.array([rows[i]["gold"] for i in scored])
+    if scored:
         out |= {"gold_reward": float(gold.mean()), "gold_reward_ci95": bootstrap(gold), "gold_sd": float(gold.std())}
+    if both:
+        gain = np.array([rows[i]["gold"] - base[i]["gold"] for i in both])
+        wins = np.sign(gain) / 2 + 0.5
         out |= {"gold_gain": float(gain.mean()), "gold_gain_ci95": bootstrap(gain)}  # paired by prompt
         out |= {"win_rate": float(wins.mean()), "win_rate_ci95": bootstrap(wins)}
-        parts = rows[0]["parts"]
-        out["gold_parts"] = {part: float(np.mean([row["parts"][part] for row in rows])) for part in parts}
-        families = sorted({row.get("family", "") for row in prompts} - {""})
-        of = np.array([row.get("family", "") for row in prompts])
-        out["families"] = {family: float(gold[of == family].mean()) for family in families}
+    if scored:
+        parts = rows[scored[0]]["parts"]
+        out["gold_parts"] = {part: float(np.mean([rows[i]["parts"][part] for i in scored])) for part in parts}
+        of = np.array([prompts[i].get("family", "") for i in scored])
+        out["families"] = {family: float(gold[of == family].mean()) for family in sorted(set(of.tolist()) - {""})}
     return out
 
 

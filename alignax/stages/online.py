@@ -23,6 +23,7 @@ from alignax.sampling.opponent import beside, mixture
 from alignax.sampling.sample import finished, row_keys, sample
 from alignax.stages import common, inputs, parents, probe, programs, roles
 from alignax.stages.precheck import bind_term
+from alignax.stages.settings import episodes
 from alignax.train import online
 from alignax.train.state import new_online_state
 from alignax.types import Pair, Rollout
@@ -69,6 +70,7 @@ def get_config() -> ConfigDict:
     c.kl_coef = 0.05  # at the start
     c.kl_placement = "reward"  # or "loss"
     c.kl_estimator = "k1"  # "k1" in the reward; "k2", "k3" or "k3+k2" in the loss
+    c.kl_loss_args = ConfigDict()  # of alignax.losses.kl, in the loss: dict(importance_weighted=False) for GRPO's own
     c.kl_controller = "fixed_kl"  # function of alignax.ops.kl: fixed_kl, adaptive_kl or pid_kl
     c.kl_controller_args = ConfigDict()
     c.update_args = ConfigDict()  # of alignax.train.online.updates
@@ -157,6 +159,8 @@ def make_parts(cfg: Any, model: Any, critic_model: Any, ends: jax.Array, pad: in
     mixed = mixture(model, share) if rival == "mixture" else model
     check_placement(cfg.kl_estimator, cfg.kl_placement)
     in_reward = cfg.kl_placement == "reward"
+    kl_args = bind(kl_loss, cfg.kl_loss_args, key="kl_loss_args", given=("estimator",))
+    penalty = partial(kl_loss, estimator=cfg.kl_estimator, **kl_args)
     policy_loss = resolve(cfg.loss, "alignax.losses", key="loss")
     on_pairs = record_of(policy_loss, RECORDS, key="loss") is Pair
     alone = rival != "none" and not on_pairs
@@ -169,8 +173,8 @@ def make_parts(cfg: Any, model: Any, critic_model: Any, ends: jax.Array, pad: in
     update_settings = online.updates(**bind(online.updates, cfg.update_args, key="update_args"))
     control = resolve(cfg.kl_controller, "alignax.ops.kl", key="kl_controller")
     control_args = bind(control, cfg.kl_controller_args, key="kl_controller_args", given=("batch_size",))
-    if "batch_size" in inspect.signature(control).parameters:  # episodes of one iteration
-        control_args["batch_size"] = cfg.batch_size * (group if rival == "none" else 1) * cfg.oversample
+    if "batch_size" in inspect.signature(control).parameters:
+        control_args["batch_size"] = episodes(cfg.batch_size, group, rival, cfg.oversample)
     control_kl, kl_memory = with_memory(partial(control, **control_args))
     total = cfg.total_steps * update_settings.epochs * update_settings.minibatches
 
@@ -213,7 +217,7 @@ def make_parts(cfg: Any, model: Any, critic_model: Any, ends: jax.Array, pad: in
         record = forward.best_and_worst(view, group) if on_pairs else view
         terms = {"loss/policy_avg": (1.0, policy_loss(record, **loss_args))}
         terms |= {f"loss/{name}_avg": (coefficient, term(record)) for name, (coefficient, term) in further.items()}
-        return terms if in_reward else terms | {"loss/kl_avg": (kl_coef, kl_loss(view, estimator=cfg.kl_estimator))}
+        return terms if in_reward else terms | {"loss/kl_avg": (kl_coef, penalty(view))}
 
     def critic_objective(params, rollout):
         value_BT = forward.values(critic_model, params, rollout.tokens, rollout.valid, **rows)

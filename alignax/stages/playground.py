@@ -24,7 +24,7 @@ def complete(
     top_k: int = 0, max_new_tokens: int = 64, seed: int = 0,
 ) -> list[list[tuple[str, bool]]]:  # fmt: skip
     """`n` completions of each prompt as (text, whether it ended by itself), with the template of the checkpoint."""
-    if n < 1 or max_new_tokens < 1 or temperature < 0 or not 0 < top_p <= 1:
+    if n < 1 or max_new_tokens < 1 or not temperature >= 0 or not 0 < top_p <= 1:
         given = f"n = {n}, max_new_tokens = {max_new_tokens}, temperature = {temperature}, top_p = {top_p}"
         raise ConfigError(f"{given}: expected n >= 1, max_new_tokens >= 1, temperature >= 0, 0 < top_p <= 1")
     folder = Path(checkpoint)

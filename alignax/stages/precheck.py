@@ -9,6 +9,7 @@ import jax
 
 from alignax import lora
 from alignax.config import ConfigError, bind, check, plain, record_of, resolve, typed
+from alignax.losses.kl import kl as kl_loss
 from alignax.models.config import ModelConfig
 from alignax.models.kernels import kernel_of
 from alignax.ops.advantages import truncated_weights
@@ -35,6 +36,7 @@ CHOICES = {
 FIXED = {
     "scoring_args": (online.shape_scores, ("max_tokens",)),
     "correction_args": (truncated_weights, ()),
+    "kl_loss_args": (kl_loss, ("estimator",)),
     "update_args": (online.updates, ()),
     "annotator_args": (Annotator, ()),
     "lora_args": (lora.init, ()),
@@ -64,6 +66,9 @@ def precheck(config: dict[str, Any], prefix: str = "") -> None:
     sizes(config, prefix)
     optimizers(config, prefix)
     kind = losses(config, prefix)
+    for part, place in ((config, prefix), (config.get("probe", {}), f"{prefix}probe.")):
+        if "temperature" in part:
+            settings.sampling(part, place)
     if "packing" in config:
         settings.packing(config, prefix)
     if name == "sft":
@@ -166,6 +171,7 @@ def sizes(config: dict[str, Any], prefix: str) -> None:
     """Batches must divide over the devices, and into the parts that they are cut into."""
     devices, batch = jax.device_count(), config.get("batch_size", jax.device_count())
     update = bind(online.updates, config.get("update_args", {}), key=f"{prefix}update_args")
+    tried(partial(online.updates, **update), key=f"{prefix}update_args")
     for key in ("epochs", "minibatches", "microbatches"):
         if update[key] < 1:
             raise ConfigError(f"config.{prefix}update_args.{key} = {update[key]}: expected 1 or more")

@@ -45,7 +45,8 @@ class Probe(NamedTuple):
     """Prompts and the function that runs a policy on them."""
 
     prompts: list[dict]  # text rows
-    measure: Callable[[Params, Params], list[dict]]  # (policy, reference) -> one dict per prompt, in their order
+    # (policy, reference) -> one dict per prompt, in their order; "gold" is None where the reply could not be scored
+    measure: Callable[[Params, Params], list[dict]]
 
 
 def build(
@@ -88,8 +89,9 @@ def build(
                 if got.proxy is not None:
                     entry["proxy"] = float(got.proxy[i])
                 if gold:
-                    parts = total_reward(gold, row, completion, done)
-                    entry |= {"gold": parts.pop("total"), "parts": parts}
+                    parts = total_reward(gold, row, completion, done, missing=True)
+                    total = parts.pop("total")
+                    entry |= {"gold": None, "parts": {}} if math.isnan(total) else {"gold": total, "parts": parts}
                 out.append(entry)
         return out
 
@@ -145,8 +147,9 @@ def load_reward(
 
 
 def summary(rows: list[dict]) -> dict[str, float]:
-    """Means over the prompts, under the names of the log's "eval" rows."""
-    mean = lambda name: float(np.mean([row[name] for row in rows]))  # noqa: E731
+    """Means over the prompts, under the names of the log's "eval" rows; of the gold reward over those that have one."""
+    mean = lambda name, of=rows: float(np.mean([row[name] for row in of]))  # noqa: E731
     out = {"eval/kl": mean("kl"), "eval/mean_length": mean("length"), "eval/eos_rate": mean("finished")}
-    out |= {"eval/gold_reward": mean("gold")} if "gold" in rows[0] else {}
+    scored = [row for row in rows if row.get("gold") is not None]
+    out |= {"eval/gold_reward": mean("gold", scored)} if scored else {}
     return out | ({"eval/proxy_reward": mean("proxy")} if "proxy" in rows[0] else {})

@@ -39,20 +39,24 @@ def two_programs(parts: online.Parts, score: Any, frozen: dict, state: Any) -> A
 
     def step(state, prompts):
         rollout, finished_B = roll(state, arrays, prompts)
-        return learn(state, arrays, rollout, finished_B, jnp.asarray(score(rollout, finished_B, prompts)))
+        scores = online.one_for_each(score(rollout, finished_B, prompts), finished_B)
+        return learn(state, arrays, rollout, finished_B, scores)
 
     return step
 
 
 def text_scorer(reward: Any, rows: list[dict], tokenizer: Any, template: str, group: int = 1) -> Any:
-    """A reward over text as a function of arrays; a reply finds its row by the id that travels with its prompt."""
+    """A reward over text as a function of arrays; a reply finds its row by the id that travels with its prompt.
+
+    One that the reward cannot score (None or nan) has the score nan.
+    """
     ends, before = sorted(stop_ids(tokenizer, template)), lead(tokenizer, template)
 
     def score(rollout, finished_B, prompts):
         completions = texts(tokenizer, rollout, ends, before)
         ids, done = jax.device_get((prompts["row"], finished_B))
         replies = zip(np.repeat(ids, group), completions, done, strict=True)
-        totals = [total_reward(reward, rows[row], text, bool(end))["total"] for row, text, end in replies]
+        totals = [total_reward(reward, rows[row], text, bool(end), missing=True)["total"] for row, text, end in replies]
         return jnp.asarray(totals, jnp.float32)
 
     return score

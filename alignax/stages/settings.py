@@ -50,6 +50,13 @@ def packing(config: dict[str, Any], prefix: str) -> None:
         )
 
 
+def sampling(config: dict[str, Any], prefix: str) -> None:
+    """What is sampled can be: of a stage, or of its probe."""
+    if not config["temperature"] >= 0 or config["max_new_tokens"] < 1:
+        given = f"config.{prefix}temperature = {config['temperature']}, max_new_tokens = {config['max_new_tokens']}"
+        raise ConfigError(f"{given}: expected a temperature of 0 (greedy) or more, and 1 token or more")
+
+
 def online(config: dict[str, Any], prefix: str, defaults: dict[str, Any], kind: Any) -> None:
     """Settings of the online stage that need, or exclude, each other."""
     if bool(config["reward"]) == bool(config["reward_from"]):
@@ -65,9 +72,18 @@ def online(config: dict[str, Any], prefix: str, defaults: dict[str, Any], kind: 
             f"config.{prefix}critic_init = 'reward' needs config.reward_from; with a text reward use 'policy', or "
             "'none' if the advantage needs no critic"
         )
+    if not config["kl_coef"] >= 0:
+        raise ConfigError(
+            f"config.{prefix}kl_coef = {config['kl_coef']}: expected 0 (no penalty) or more; less rewards the KL"
+        )
     if not config["kl_coef"] > 0 and config["kl_controller"] in ("adaptive_kl", "pid_kl"):
         raise ConfigError(
             f"config.{prefix}kl_coef = {config['kl_coef']}: {config['kl_controller']} multiplies it; expected > 0"
+        )
+    if config["kl_placement"] != "loss" and config["kl_loss_args"]:
+        raise ConfigError(
+            f"config.{prefix}kl_loss_args is set, but kl_placement = {config['kl_placement']!r}: no loss reads it; set "
+            "kl_placement to 'loss'"
         )
     if config["kl_placement"] == "loss" and "kl" in config["terms"]:
         raise ConfigError(f"config.{prefix}terms.kl: kl_placement = 'loss' adds that term already, times kl_coef")
@@ -85,6 +101,11 @@ def online(config: dict[str, Any], prefix: str, defaults: dict[str, Any], kind: 
     except ValueError as error:
         raise ConfigError(f"config.{prefix}kl_estimator, config.{prefix}kl_placement: {error}") from None
     values(config, prefix, kind)
+
+
+def episodes(batch_size: int, samples_per_prompt: int, opponent: str, oversample: int) -> int:
+    """Replies that the policy itself samples in one iteration: what a KL controller counts in."""
+    return batch_size * (samples_per_prompt if opponent == "none" else 1) * oversample
 
 
 def opponent(config: dict[str, Any], prefix: str, defaults: dict[str, Any]) -> None:
@@ -120,7 +141,7 @@ def opponent(config: dict[str, Any], prefix: str, defaults: dict[str, Any]) -> N
 
 
 def distill(config: dict[str, Any], prefix: str) -> None:
-    """There is a teacher, and what is sampled can be."""
+    """There is a teacher, and a share of steps to sample in."""
     if not config["teacher_from"]:
         raise ConfigError(
             f"config.{prefix}teacher_from is empty: expected the folder of a finished policy to learn from"
@@ -130,9 +151,6 @@ def distill(config: dict[str, Any], prefix: str) -> None:
             f"config.{prefix}on_policy = {config['on_policy']}: expected a share of the steps, from 0 (only the data's "
             "completions) to 1 (only the student's own samples)"
         )
-    if config["temperature"] < 0 or config["max_new_tokens"] < 1:
-        given = f"config.{prefix}temperature = {config['temperature']}, max_new_tokens = {config['max_new_tokens']}"
-        raise ConfigError(f"{given}: expected a temperature of 0 (greedy) or more, and 1 token or more")
 
 
 def advantage(config: dict[str, Any], prefix: str, defaults: dict[str, Any], kind: Any) -> None:
@@ -209,7 +227,8 @@ def values(config: dict[str, Any], prefix: str, kind: Any) -> None:
         tried(partial(value_loss, **args), rollout, key=key)
 
     control = resolve(config["kl_controller"], "alignax.ops.kl", key=f"{prefix}kl_controller")
-    key, given = f"{prefix}kl_controller_args", {"batch_size": config["batch_size"]}
+    sampled = episodes(*(config[name] for name in ("batch_size", "samples_per_prompt", "opponent", "oversample")))
+    key, given = f"{prefix}kl_controller_args", {"batch_size": sampled}
     args = bind(control, config["kl_controller_args"], key=key, given=tuple(given))
     takes_size = "batch_size" in inspect.signature(control).parameters
     tried(partial(control, **args, **(given if takes_size else {})), number, number, key=key)

@@ -4,6 +4,9 @@ Each takes keyword-only `kl_in_reward` (False where the KL penalty is a term of 
 prompt, which are neighbours among the rows; the config's `advantage_args` are the others. A rollout comes back with
 `advantage`, and with `returns` where a critic learns. The mathematics is in `ops.returns` and `ops.advantages`.
 
+A reply whose score or KL is not finite teaches nothing: its row is masked, for policy and critic, and no statistic sees
+it. So is one whose opponents all lack a score; where some have one, it is compared with those.
+
 Where an opponent replies as well (`Rollout.opponent`), the first reply of each group is the policy's, and KL, entropy
 and the metrics are of the policy's alone.
 """
@@ -35,10 +38,11 @@ def gae(
     """
     del group
     (old_value_BT,) = needs(rollout, "old_value")
-    mask_BT = rollout.mask
     kl_BT, kl, charged, metrics = _penalty(rollout, kl_coef, kl_in_reward)
+    known_B = ops.scorable(score_B - charged * kl_BT.sum(1))
+    mask_BT = rollout.mask & known_B[:, None]
     rewards_BT = returns.token_rewards(score_B, kl_BT, mask_BT, charged)
-    metrics["objective/rlhf_reward"] = rewards_BT.sum(1).mean()
+    metrics["objective/rlhf_reward"] = masked_mean(rewards_BT.sum(1), known_B)
     if whiten_rewards:
         rewards_BT = whiten(rewards_BT, mask_BT, shift_mean=False)
     advantage_BT, returns_BT = returns.gae(rewards_BT, old_value_BT, mask_BT, gamma=gamma, lam=lam)
@@ -47,7 +51,7 @@ def gae(
     metrics["critic/values"] = masked_mean(old_value_BT, mask_BT)
     if whiten_advantages:
         advantage_BT = whiten(advantage_BT, mask_BT)
-    return rollout.replace(advantage=advantage_BT, returns=returns_BT), kl, metrics
+    return rollout.replace(mask=mask_BT, advantage=advantage_BT, returns=returns_BT), kl, metrics
 
 
 def group_baseline(
@@ -62,14 +66,14 @@ def group_baseline(
     """
     require(baseline in BASELINES, f"baseline = {baseline!r}: expected one of {', '.join(BASELINES)}")
     kl_BT, kl, charged, metrics = _penalty(rollout, kl_coef, kl_in_reward)
-    informative_B = ops.informative(score_B, group=group)  # of the reward: every reply has another KL
-    score_B = score_B - charged * kl_BT.sum(1)
-    keep_B = ops.scorable(score_B) & (informative_B | (not only_informative))
+    informative_B = ops.informative(score_B, group=group)  # of the score: every reply has another KL
+    reward_B = score_B - charged * kl_BT.sum(1)
+    keep_B = ops.scorable(reward_B) & (informative_B | (not only_informative))
     mask_BT = rollout.mask & keep_B[:, None]
-    advantage_BT = ops.spread(BASELINES[baseline](score_B, group=group), mask_BT)
+    advantage_BT = ops.spread(BASELINES[baseline](reward_B, group=group), mask_BT)
     if whiten_advantages:
         advantage_BT = whiten(advantage_BT, mask_BT)
-    metrics |= _of_groups(rollout, score_B, informative_B)
+    metrics |= _of_groups(rollout, score_B, reward_B, group)
     return rollout.replace(mask=mask_BT, advantage=advantage_BT), kl, metrics
 
 
@@ -80,9 +84,10 @@ def reinforce_plus_plus(
     """The reward to go of each token, -coef * k1 and the score at the end, whitened over the batch: no baseline."""
     del group
     kl_BT, kl, charged, metrics = _penalty(rollout, kl_coef, kl_in_reward)
-    mask_BT = rollout.mask & ops.scorable(score_B)[:, None]
+    reward_B = score_B - charged * kl_BT.sum(1)
+    mask_BT = rollout.mask & ops.scorable(reward_B)[:, None]
     advantage_BT = ops.reinforce_plus_plus(score_B, kl_BT, mask_BT, charged, gamma=gamma)
-    metrics["objective/rlhf_reward"] = jnp.nanmean(score_B - charged * kl_BT.sum(1))
+    metrics["objective/rlhf_reward"] = _own_mean(rollout, reward_B)
     return rollout.replace(mask=mask_BT, advantage=advantage_BT), kl, metrics
 
 
@@ -91,10 +96,9 @@ def winners(
 ) -> Advantages:
     """Advantage 1 for the best reply of each group, the others masked: with loss 'reinforce' this is RAFT."""
     kl_BT, kl, charged, metrics = _penalty(rollout, kl_coef, kl_in_reward)
-    informative_B = ops.informative(score_B, group=group)
-    score_B = score_B - charged * kl_BT.sum(1)
-    mask_BT = rollout.mask & ops.winners(score_B, group=group)[:, None]
-    metrics |= _of_groups(rollout, score_B, informative_B)
+    reward_B = score_B - charged * kl_BT.sum(1)
+    mask_BT = rollout.mask & ops.winners(reward_B, group=group)[:, None]
+    metrics |= _of_groups(rollout, score_B, reward_B, group)
     return rollout.replace(mask=mask_BT, advantage=mask_BT.astype(jnp.float32)), kl, metrics
 
 
@@ -107,10 +111,10 @@ def best_and_worst(
     """
     kl_BT, kl, charged, metrics = _penalty(rollout, kl_coef, kl_in_reward)
     informative_B = ops.informative(score_B, group=group)
-    score_B = score_B - charged * kl_BT.sum(1)
-    sign_B = ops.winners(score_B, group=group).astype(jnp.float32) - ops.winners(-score_B, group=group)
+    reward_B = score_B - charged * kl_BT.sum(1)
+    sign_B = ops.winners(reward_B, group=group).astype(jnp.float32) - ops.winners(-reward_B, group=group)
     mask_BT = rollout.mask & (informative_B & (sign_B != 0))[:, None]
-    metrics |= _of_groups(rollout, score_B, informative_B)
+    metrics |= _of_groups(rollout, score_B, reward_B, group)
     return rollout.replace(mask=mask_BT, advantage=ops.spread(sign_B, mask_BT)), kl, metrics
 
 
@@ -124,9 +128,10 @@ def remax(
     """
     kl_BT, kl, charged, metrics = _penalty(rollout, kl_coef, kl_in_reward)
     reward_B = score_B - charged * kl_BT.sum(1)
-    advantage_B = ops.remax(reward_B, score_B.reshape(-1, group)[:, 1])
+    greedy_P = score_B.reshape(-1, group)[:, 1]
     metrics["objective/rlhf_reward"] = _own_mean(rollout, reward_B)
-    return _learn_from_own(rollout, advantage_B, ops.scorable(score_B)), kl, metrics
+    known_B = ops.scorable(reward_B) & jnp.repeat(ops.scorable(greedy_P), group)
+    return _learn_from_own(rollout, ops.remax(reward_B, greedy_P), known_B), kl, metrics
 
 
 def win_probability(
@@ -139,11 +144,12 @@ def win_probability(
     'nash_md', whose KL is inside. Opponents are masked.
     """
     kl_BT, kl, charged, metrics = _penalty(rollout, kl_coef, kl_in_reward)
-    score_PM = score_B.reshape(-1, group)
-    win_P = jnp.mean(jax.nn.sigmoid(score_PM[:, :1] - score_PM[:, 1:]), axis=1)
-    reward_B = jnp.repeat(win_P, group) - charged * kl_BT.sum(1)
-    metrics |= {"objective/rlhf_reward": _own_mean(rollout, reward_B), "objective/win_rate": jnp.nanmean(win_P)}
-    return _learn_from_own(rollout, reward_B - 0.5, ops.scorable(score_B)), kl, metrics
+    own_P1, theirs_PM, met_PM = _sides(score_B, group)
+    win_P = masked_mean(jax.nn.sigmoid(own_P1 - theirs_PM), met_PM, axis=1)
+    reward_B = jnp.repeat(jnp.where(met_PM.any(1), win_P, jnp.nan), group) - charged * kl_BT.sum(1)
+    win_rate = masked_mean(win_P, met_PM.any(1))
+    metrics |= {"objective/rlhf_reward": _own_mean(rollout, reward_B), "objective/win_rate": win_rate}
+    return _learn_from_own(rollout, reward_B - 0.5, ops.scorable(reward_B)), kl, metrics
 
 
 def vbon(
@@ -159,13 +165,13 @@ def vbon(
     """
     require(n >= 2, f"vbon: n = {n}: expected the n of best-of-n, 2 or more")
     kl_BT, kl, charged, metrics = _penalty(rollout, kl_coef, kl_in_reward)
-    score_PM = score_B.reshape(-1, group)
-    known_PM = ops.scorable(score_B).reshape(-1, group)[:, 1:]
-    rank_P = (1 + jnp.sum(score_PM[:, 1:] <= score_PM[:, :1], axis=1, where=known_PM)) / (1 + known_PM.sum(1))
-    reward_B = jnp.repeat((n - 1) * jnp.log(rank_P), group) - charged * kl_BT.sum(1)
-    rank = jnp.mean(rank_P, where=ops.scorable(score_B)[::group])
+    own_P1, theirs_PM, met_PM = _sides(score_B, group)
+    rank_P = (1 + jnp.sum(theirs_PM <= own_P1, axis=1, where=met_PM)) / (1 + met_PM.sum(1))
+    reward_P = jnp.where(met_PM.any(1), (n - 1) * jnp.log(rank_P), jnp.nan)
+    reward_B = jnp.repeat(reward_P, group) - charged * kl_BT.sum(1)
+    rank = masked_mean(rank_P, met_PM.any(1))
     metrics |= {"objective/rlhf_reward": _own_mean(rollout, reward_B), "objective/rank": rank}
-    learnt = _learn_from_own(rollout, reward_B, ops.scorable(score_B))
+    learnt = _learn_from_own(rollout, reward_B, ops.scorable(reward_B))
     (advantage_BT,) = needs(learnt, "advantage")
     if whiten_advantages:
         advantage_BT = whiten(advantage_BT, learnt.mask)
@@ -187,20 +193,26 @@ def _penalty(rollout: Rollout, kl_coef: Float[Array, ""], kl_in_reward: bool):
     return kl_BT, kl, charged, metrics
 
 
+def _sides(score_B: Float[Array, " B"], group: int) -> tuple[Array, Array, Array]:
+    """Scores of the policy's replies [P 1] and of their opponents' [P M-1], and which of these can be compared."""
+    score_PM, known_PM = (x.reshape(-1, group) for x in (score_B, ops.scorable(score_B)))
+    return score_PM[:, :1], score_PM[:, 1:], known_PM[:, :1] & known_PM[:, 1:]
+
+
 def _own_mean(rollout: Rollout, x_B: Float[Array, " B"]) -> Float[Array, ""]:
-    """The mean over the policy's replies that have a score."""
-    return jnp.nanmean(jnp.where(rollout.own, x_B, jnp.nan))
+    """The mean over the policy's replies that have a score; 0 if none has."""
+    return masked_mean(x_B, rollout.own & ops.scorable(x_B))
 
 
-def _learn_from_own(rollout: Rollout, advantage_B: Float[Array, " B"], scored_B: Bool[Array, " B"]) -> Rollout:
-    """The rollout with advantages, its opponents' rows masked, and those without a score."""
-    known_B = scored_B & ops.scorable(advantage_B)
+def _learn_from_own(rollout: Rollout, advantage_B: Float[Array, " B"], known_B: Bool[Array, " B"]) -> Rollout:
+    """The rollout with advantages, its opponents' rows masked, and those whose advantage is not known."""
     mask_BT = rollout.mask & (rollout.own & known_B)[:, None]
     return rollout.replace(mask=mask_BT, advantage=ops.spread(advantage_B, mask_BT))
 
 
-def _of_groups(rollout, score_B, informative_B) -> dict:
+def _of_groups(rollout: Rollout, score_B: Float[Array, " B"], reward_B: Float[Array, " B"], group: int) -> dict:
+    """The mean reward, less its KL, and the share of groups that teach nothing: of the scores, as every KL differs."""
     return {
-        "objective/rlhf_reward": _own_mean(rollout, score_B),
-        "frac_reward_zero_std": 1.0 - informative_B.astype(jnp.float32).mean(),  # groups that teach nothing
+        "objective/rlhf_reward": _own_mean(rollout, reward_B),
+        "frac_reward_zero_std": ops.level_share(score_B, group=group),
     }

@@ -12,9 +12,10 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
-from alignax.ops.advantages import informative, overlong_penalty
-from alignax.ops.masked import masked_mean
-from alignax.train.optimizer import Optimizer
+from alignax.ops.advantages import informative, overlong_penalty, scorable
+from alignax.ops.checks import require
+from alignax.ops.masked import masked_mean, masked_sum, masked_var
+from alignax.train.optimizer import Optimizer, updates_done
 from alignax.train.state import Learner, Moments, OnlineState, step_key
 from alignax.train.step import apply_gradients, gradients
 from alignax.types import Params, Rollout
@@ -52,7 +53,9 @@ def updates(*, epochs: int = 4, minibatches: int = 1, microbatches: int = 1, kl_
     """`epochs * minibatches` updates per rollout, each cut into `microbatches` (same result, less memory).
 
     Once policy/approxkl_avg of a minibatch exceeds `kl_limit`, the rest of the rollout is left unused; 0 never stops.
+    Raises ValueError if kl_limit is negative.
     """
+    require(kl_limit >= 0, f"kl_limit = {kl_limit}: expected 0 (never stops) or more nats, such as 0.1")
     return Updates(epochs, minibatches, microbatches, kl_limit)
 
 
@@ -90,34 +93,63 @@ def learn(
     parts: Parts, state: OnlineState, reference: Params, rollout: Rollout, finished_B: Bool[Array, " B"],
     score_B: Float[Array, " B"],
 ) -> tuple[OnlineState, dict]:  # fmt: skip
-    """Everything after the score: rewards, advantages, updates, the next KL coefficient."""
-    # of the policy's own replies, for the metrics: before anything is left out
-    own_B, tokens_B = rollout.own, rollout.mask.sum(1)
-    scores, ended, lengths = (jnp.where(own_B, x, jnp.nan) for x in (score_B, finished_B, tokens_B))
+    """Everything after the score: rewards, advantages, updates, the next KL coefficient.
+
+    A score that is not finite is missing, and its row teaches nothing.
+    """
+    # metrics and moments are of all that was sampled, so they come before anything is left out
+    sampled, replies = metrics_of_samples(rollout, finished_B, score_B), rollout.own.sum()
+    shaped_B, moments = parts.shape(score_B, finished_B, rollout.mask.sum(1), state.moments)
     if parts.keep:
         rows_B = keep_informative(score_B, group=parts.group, keep=parts.keep)
-        rollout, finished_B, score_B = jax.tree.map(lambda x: x[rows_B], (rollout, finished_B, score_B))
+        rollout, shaped_B = jax.tree.map(lambda x: x[rows_B], (rollout, shaped_B))
     rollout = parts.annotate(state.policy.params, reference, state.critic.params if state.critic else None, rollout)
-    shaped_B, moments = parts.shape(score_B, finished_B, rollout.mask.sum(1), state.moments)
     rollout, kl, metrics = parts.advantages(rollout, shaped_B, state.kl_coef)
     if parts.alone:
         rollout, parts = jax.tree.map(lambda x: x[:: parts.group], rollout), parts._replace(group=1)
     key = jax.random.fold_in(step_key(state), 1)
     policy, critic, update_metrics = update(parts, state, rollout, key)
-    done = state.step * parts.updates.epochs * parts.updates.minibatches
-    metrics |= update_metrics | {
-        "objective/scores": jnp.nanmean(scores),
-        "objective/scores_sd": jnp.nanstd(scores),
+    done = updates_done(state.policy.opt_state, state.step * parts.updates.epochs * parts.updates.minibatches)
+    metrics |= sampled | update_metrics
+    metrics |= {
         "objective/kl_coef": state.kl_coef,
-        "val/num_eos_tokens": jnp.nansum(ended),
-        "completions/mean_length": jnp.nanmean(lengths),
-        "completions/clipped_ratio": 1.0 - jnp.nanmean(ended),
-        "lr": jnp.float32(parts.policy_optimizer.learning_rate(done)),
-        "episode": ((state.step + 1) * own_B.sum()).astype(jnp.float32),
+        "lr": jnp.float32(parts.policy_optimizer.learning_rate(done)),  # of the first update of this iteration
+        "episode": ((state.step + 1) * replies).astype(jnp.float32),
     }
-    coef, memory = parts.control_kl(state.kl_coef, kl, state.kl_memory)
+    coef, memory = next_coefficient(parts, state, kl)
     learners = {"policy": policy, "critic": critic}
     return state.replace(**learners, kl_coef=coef, kl_memory=memory, moments=moments, step=state.step + 1), metrics
+
+
+def metrics_of_samples(rollout: Rollout, finished_B: Bool[Array, " B"], score_B: Float[Array, " B"]) -> dict:
+    """Metrics of the policy's own replies: scores over those that have one, 0 where none has, and the share without."""
+    own_B, scored_B = rollout.own, rollout.own & scorable(score_B)
+    ended_B, tokens_B = (x.astype(jnp.float32) for x in (finished_B, rollout.mask.sum(1)))
+    return {
+        "objective/scores": masked_mean(score_B, scored_B),
+        "objective/scores_sd": jnp.sqrt(masked_var(score_B, scored_B)),
+        "objective/missing_scores": 1.0 - masked_mean(scored_B.astype(jnp.float32), own_B),
+        "val/num_eos_tokens": masked_sum(ended_B, own_B),
+        "completions/mean_length": masked_mean(tokens_B, own_B),
+        "completions/clipped_ratio": 1.0 - masked_mean(ended_B, own_B),
+    }
+
+
+def next_coefficient(parts: Parts, state: OnlineState, kl: Float[Array, ""]) -> tuple[Float[Array, ""], Any]:
+    """The controller's coefficient and memory; both as they are where the KL or what it makes of it is not finite."""
+    before, after = (state.kl_coef, state.kl_memory), parts.control_kl(state.kl_coef, kl, state.kl_memory)
+    known = jnp.isfinite(kl) & jnp.isfinite(after[0])
+    return jax.tree.map(lambda new, old: jnp.where(known, new, old), after, before)
+
+
+def one_for_each(scores: Any, finished_B: Bool[Array, " B"]) -> Array:
+    """What a reward gave, as an array. Raises ValueError unless it is one score for each reply."""
+    scores = jnp.asarray(scores, jnp.float32)
+    if scores.shape != finished_B.shape:  # a column would broadcast in silence
+        raise ValueError(
+            f"the reward gave the shape {scores.shape} for {len(finished_B)} replies: expected one for each"
+        )
+    return scores
 
 
 def shape_scores(
@@ -131,8 +163,10 @@ def shape_scores(
     PPO-max, 2307.04964. The penalties come last, so that they are in the unit of the reward that the policy sees and no
     clipping hides them: `missing_eos_penalty` for a reply without an end of sequence (Huang et al. 2024, 2403.17031,
     detail 23), and DAPO's for the last `overlong_buffer` of `max_tokens` tokens (`ops.advantages.overlong_penalty`; 0
-    is off).
+    is off). Raises ValueError if clip or the penalty is negative.
     """
+    require(clip >= 0, f"clip = {clip}: expected 0 (off) or more, such as 5.0")
+    require(missing_eos_penalty >= 0, f"missing_eos_penalty = {missing_eos_penalty}: expected 0 (none) or more")
     score_B = jnp.where(jnp.isfinite(score_B), score_B, jnp.nan)  # missing: no clip may turn it into a score
     moments = update_moments(moments, score_B)
     if normalize:
@@ -178,7 +212,9 @@ def group_rows(prompts_P: Int[Array, " P"], group: int) -> Int[Array, " B"]:
 def update(parts: Parts, state: OnlineState, rollout: Rollout, key: Array) -> tuple[Learner, Learner | None, dict]:
     """Several epochs of minibatches over one rollout, shuffled by prompt. Metrics are means over the minibatches seen.
 
-    The replies to one prompt stay together: a loss on pairs finds both in its minibatch.
+    The replies to one prompt stay together: a loss on pairs finds both in its minibatch. A minibatch whose rows are all
+    masked, since none was scored for example, is no update: its gradient is 0, and momentum and weight decay would move
+    the parameters without any data. Where no minibatch is left, metrics are 0.
     """
     P, u = rollout.tokens.shape[0] // parts.group, parts.updates
     if P % u.minibatches:
@@ -189,17 +225,20 @@ def update(parts: Parts, state: OnlineState, rollout: Rollout, key: Array) -> tu
 
     def body(carry, index):
         learners, stopped = carry
-        after, metrics = update_once(parts, learners, jax.tree.map(lambda x: x[index], rollout), state.kl_coef)
-        seen = ~stopped
+        batch = jax.tree.map(lambda x: x[index], rollout)
+        after, metrics = update_once(parts, learners, batch, state.kl_coef)
+        teaches = batch.mask.any()
+        seen = teaches & ~stopped
         if u.kl_limit > 0:
-            # the update that finds the limit passed is dropped, and all that follow on this rollout
-            stopped = stopped | (metrics["policy/approxkl_avg"] > u.kl_limit)
-            after = jax.tree.map(lambda new, old: jnp.where(stopped, old, new), after, learners)
-        return (after, stopped), (metrics, seen, ~stopped)
+            # the update that finds the limit passed, or a KL of nan, is dropped, and all that follow on this rollout
+            stopped = stopped | ~(metrics["policy/approxkl_avg"] <= u.kl_limit)
+        applied = teaches & ~stopped
+        after = jax.tree.map(lambda new, old: jnp.where(applied, new, old), after, learners)
+        return (after, stopped), (metrics, seen, applied)
 
     carry = ((state.policy, state.critic), jnp.bool_(False))
     ((policy, critic), _), (history, seen, applied) = jax.lax.scan(body, carry, rows)
-    means = {name: jnp.mean(values, where=seen) for name, values in history.items()}
+    means = {name: masked_mean(values, seen) for name, values in history.items()}
     first = {f"{name}_first": history[name][0] for name in ("val/ratio", "policy/approxkl_avg") if name in history}
     return policy, critic, means | first | {"policy/updates": applied.sum().astype(jnp.float32)}
 
@@ -231,5 +270,5 @@ def iteration(
     """
     parts = on_base(parts, frozen.get("still"))
     rollout, finished_B = roll(parts, state, frozen["reference"], prompts)
-    score_B = reward(frozen["reward"], rollout)
+    score_B = one_for_each(reward(frozen["reward"], rollout), finished_B)
     return learn(parts, state, frozen["reference"], rollout, finished_B, score_B)

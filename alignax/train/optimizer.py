@@ -7,8 +7,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax import Array
+from jaxtyping import Int
 from optax.contrib import MuonDimensionNumbers
 
+from alignax.ops.checks import Scalar, require
 from alignax.sharding import path_name
 
 # What Muon leaves to Adam besides vectors: rows of an embedding and outputs of a head are not a map between features.
@@ -49,8 +52,9 @@ def adamw(
       frozen: regular expression over parameter paths that are not trained ("" for none).
       epsilon_hat: TensorFlow's form of `eps`, see `scale_by_adam_tf`, for results from before 2023; False is PyTorch's.
 
-    Raises ValueError for an unknown schedule.
+    Raises ValueError for an unknown schedule, and for a number that is negative or nan.
     """
+    nonnegative(learning_rate=learning_rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, clip_norm=clip_norm)
     rate = warmup_then(schedule, learning_rate, total_steps, warmup_percent, end_percent)
     steps = [optax.clip_by_global_norm(clip_norm)] if clip_norm > 0 else []
     decay = lambda params: by_path(params, lambda name: not re.search(NO_DECAY, name))  # noqa: E731
@@ -85,8 +89,10 @@ def muon(
     each on its own. `b1`, `b2` and `adam_learning_rate` belong to Adam; the other arguments are those of `adamw`, for
     both parts. The logged learning rate is Muon's.
 
-    Raises ValueError for an unknown schedule.
+    Raises ValueError for an unknown schedule, and for a number that is negative or nan.
     """
+    nonnegative(learning_rate=learning_rate, adam_learning_rate=adam_learning_rate, momentum=momentum, b1=b1, b2=b2)
+    nonnegative(eps=eps, weight_decay=weight_decay, clip_norm=clip_norm)
     rates = [
         warmup_then(schedule, peak, total_steps, warmup_percent, end_percent)
         for peak in (learning_rate, adam_learning_rate)
@@ -119,6 +125,7 @@ def matrices(params: Any) -> Any:
 def sgd(*, total_steps: int, learning_rate: float = 0.1, clip_norm: float = 0.0, frozen: str = "") -> Optimizer:
     """Plain gradient descent at a constant rate: equalities that Adam's first step would blur hold under it."""
     del total_steps
+    nonnegative(learning_rate=learning_rate, clip_norm=clip_norm)
     steps = [optax.clip_by_global_norm(clip_norm)] if clip_norm > 0 else []
     return Optimizer(
         freeze(optax.chain(*steps, optax.sgd(learning_rate)), frozen), optax.constant_schedule(learning_rate)
@@ -147,10 +154,17 @@ def scale_by_adam_tf(b1: float, b2: float, eps: float) -> optax.GradientTransfor
     return optax.GradientTransformation(optax.scale_by_adam(b1, b2, eps).init, update)
 
 
+def updates_done(opt_state: Any, otherwise: Int[Array, ""]) -> Int[Array, ""]:
+    """How many updates an optimizer has made, from its state; `otherwise` where that counts none (a constant rate)."""
+    counts = [count for _, count in optax.tree_utils.tree_get_all_with_path(opt_state, "count")]
+    return jnp.max(jnp.stack(counts)) if counts else otherwise
+
+
 def warmup_then(
     schedule: str, peak: float, total_steps: int, warmup_percent: float, end_percent: float
 ) -> optax.Schedule:
     """Linear warm-up from a first step above zero, then the named decay."""
+    nonnegative(warmup_percent=warmup_percent, end_percent=end_percent)
     warmup = round(total_steps * warmup_percent / 100)
     rest, end = max(total_steps - warmup, 1), peak * end_percent / 100
     decays = {
@@ -164,6 +178,12 @@ def warmup_then(
         return decays[schedule]()
     rise = optax.linear_schedule(peak / warmup, peak, max(warmup - 1, 1))
     return optax.join_schedules([rise, decays[schedule]()], [warmup])
+
+
+def nonnegative(**settings: Scalar) -> None:
+    """Raises ValueError for a setting of an optimizer that is negative or nan."""
+    for name, value in settings.items():
+        require(value >= 0, f"{name} = {value}: expected a number of 0 or more")
 
 
 def by_path(params: Any, choose: Callable[[str], Any]) -> Any:

@@ -10,6 +10,8 @@ from tiny import EOS, PAD, prompt_batch, tiny
 
 from alignax import forward
 from alignax.evals.policy import exact_kl, make_measure, texts, total_reward
+from alignax.stages.evaluate import describe
+from alignax.stages.probe import summary
 from alignax.types import Rollout
 
 V, END, LONGEST = 4, 1, 3
@@ -119,7 +121,65 @@ def test_total_reward_takes_numbers_and_parts(value, want):
     assert seen == {"row": {"a": 1}, "completion": "text", "finished": False}
 
 
-@pytest.mark.parametrize("value", [None, float("nan"), float("inf"), {"kind": 1.0}, {"total": None}])
+UNFIT = [
+    float("inf"), {"kind": 1.0}, "1.5", b"1", [1.0], np.ones(2), np.ones(1), jnp.ones((1, 1)), 1j, {"total": "good"},
+    {"total": 1.0, "kind": [2.0]},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("value", [None, float("nan"), {"total": None}, *UNFIT])
 def test_total_reward_refuses_what_is_no_finite_number(value):
     with pytest.raises(ValueError, match="gave .* for 'text': expected a finite number or total"):
         total_reward(lambda row, completion, *, finished: value, {}, "text", True)
+
+
+@pytest.mark.parametrize("value", [None, float("nan"), np.float32("nan"), {"total": None, "kind": None}])
+def test_a_reward_may_say_that_it_cannot_score(value):
+    found = total_reward(lambda row, completion, *, finished: value, {}, "text", True, missing=True)
+    assert np.isnan(found["total"])
+
+
+@pytest.mark.parametrize("value", UNFIT)
+def test_what_is_no_number_is_no_missing_score(value):
+    with pytest.raises(ValueError, match="gave .* for 'text': expected a finite number or total, or None or nan"):
+        total_reward(lambda row, completion, *, finished: value, {}, "text", True, missing=True)
+
+
+@pytest.mark.parametrize(
+    "value", [np.float32(0.5), np.array(0.5), jnp.float32(0.5), jnp.bfloat16(0.5), np.float64(0.5)]
+)
+def test_numbers_of_numpy_and_jax_are_numbers(value):
+    assert total_reward(lambda row, completion, *, finished: value, {}, "text", True) == {"total": 0.5}
+
+
+@pytest.mark.parametrize("value", [True, np.bool_(True)])
+def test_true_is_one(value):
+    assert total_reward(lambda row, completion, *, finished: value, {}, "text", True) == {"total": 1.0}
+
+
+def test_a_gold_reward_is_of_the_replies_that_have_one():
+    # three prompts of two families; SFT's second reply has no score, and this policy's third
+    def row(gold):
+        parts = {} if gold is None else {"kind": gold}
+        return {"kl": 1.0, "length": 2, "finished": True, "gold": gold, "parts": parts}
+
+    mine, base = [row(1.0), row(3.0), row(None)], [row(0.5), row(None), row(2.0)]
+    prompts = [{"family": "a"}, {"family": "b"}, {"family": "b"}]
+    found = describe(mine, base, prompts)
+    assert found["gold_reward"] == 2.0 and found["gold_parts"] == {"kind": 2.0}
+    assert found["families"] == {"a": 1.0, "b": 3.0}
+    assert found["gold_gain"] == 0.5 and found["win_rate"] == 1.0
+    assert summary(mine)["eval/gold_reward"] == 2.0
+    silent = [row(None)] * 3
+    for key in ("gold_reward", "gold_gain", "families"):
+        assert key not in describe(silent, base, prompts)
+    assert "eval/gold_reward" not in summary(silent)
+
+
+def test_the_kl_of_a_greedy_policy_is_that_of_the_untempered_ones():
+    (model, params), other, prompts = tiny(), tiny(seed=1)[1], prompt_batch()
+    measure = make_measure(model, capacity=3, eos_ids=[EOS], pad_id=PAD)
+    got = measure(params, other, None, prompts, jax.random.key(0), jnp.float32(0))
+    want = exact_kl(model, params, other, got.rollout, start=prompts["tokens"].shape[1])
+    assert (want > 0).all()
+    np.testing.assert_allclose(got.kl, want, rtol=1e-4)

@@ -266,7 +266,11 @@ def kto(unpaired, beta=0.1, desirable_weight=1.0, undesirable_weight=1.0):
 
 
 def bco(unpaired, beta=0.01):
-    delta = np.mean([beta * ratio(r) for r in replies(unpaired["side"]) if r["logp"]])
+    rewards = {True: [], False: []}
+    for r, up in zip(replies(unpaired["side"]), unpaired["desirable"]):
+        if r["logp"]:
+            rewards[bool(up)].append(beta * ratio(r))
+    delta = np.mean([np.mean(of_label) for of_label in rewards.values() if of_label])
     value = lambda r, up: nls(beta * r - delta) if up else nls(delta - beta * r)  # noqa: E731
     reduced, metrics = thumbs(unpaired, value, beta)
     return reduced, metrics | {"delta": delta}

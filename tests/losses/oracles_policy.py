@@ -202,6 +202,15 @@ def nash_md(r, tau=0.1):
     return np.mean(values), {"rewards/probabilities": np.mean(wins), "objective/kl": np.mean(ratios)}
 
 
+def kl_gradient(r, estimator="k2"):
+    """rho log(pi / ref) / N at each of the N action tokens, whichever the estimator."""
+    del estimator
+    out, count = np.zeros(r["logp"].shape), r["mask"].sum()
+    for b, t in zip(*np.nonzero(r["mask"])):
+        out[b, t] = math.exp(r["logp"][b, t] - r["old_logp"][b, t]) * (r["logp"][b, t] - r["ref_logp"][b, t]) / count
+    return out
+
+
 ORACLES = {
     "cispo": cispo,
     "clip_cov": clip_cov,
@@ -218,7 +227,7 @@ ORACLES = {
     "reinforce": reinforce,
     "sapo": sapo,
 }
-GRADIENTS = {"cispo": cispo_gradient, "gspo_token": gspo_token_gradient}
+GRADIENTS = {"cispo": cispo_gradient, "gspo_token": gspo_token_gradient, "kl": kl_gradient}
 SETTINGS = [
     ("cispo", {"max_ratio": 1.1}),
     ("clip_cov", {"fraction": 0.2, "cov_low": 0.1, "cov_high": 2.0, "clip_low": 0.1, "clip_high": 0.3}),

@@ -103,7 +103,7 @@ CASES = [
     ("kto", THUMBS, HALF, 0.379322),
     # (2 * 0.320821 + 3 * 0.437823) / 2
     ("kto", THUMBS, HALF | {"desirable_weight": 2.0, "undesirable_weight": 3.0}, 0.977557),
-    # delta = (1 + 0) / 2: both rows sp(-0.5)
+    # delta = (1 + 0) / 2, one row of each label: both rows sp(-0.5)
     ("bco", THUMBS, HALF, 0.474077),
     # 1 - s(1) = 0.268941, s(0) = 0.5
     ("apo_zero_unpaired", THUMBS, HALF, 0.384471),

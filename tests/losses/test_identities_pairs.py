@@ -287,11 +287,25 @@ def test_bco_without_a_shift_is_bco_pair():
     np.testing.assert_allclose(bco(thumbs(shifted), beta=0.3).value, bco(thumbs(pair), beta=0.3).value, rtol=1e-5)
 
 
+def test_the_shift_of_bco_lies_halfway_between_its_labels_however_many_there_are_of_each():
+    # rewards 1, 1, 1 up and -3 down: (1 - 3) / 2 = -1, where the mean of all four is 0; one label alone: its own mean
+    unpaired = thumbs(ratios([1.0, 1.0, 1.0, 9.0], [9.0, 9.0, 9.0, -3.0]))
+    counts = jnp.array([1, 1, 1, 0, 0, 0, 0, 1], bool)
+    of = lambda keep: unpaired.replace(side=unpaired.side.replace(mask=unpaired.side.mask & keep[:, None]))  # noqa: E731
+    shift = lambda keep: float(reduce_metrics(bco(of(keep), beta=1.0).metrics)["delta"])  # noqa: E731
+    assert shift(counts) == -1.0
+    assert shift(counts & unpaired.desirable) == 1.0 and shift(counts & ~unpaired.desirable) == -3.0
+    # theorem 4: of every shift this one has the least e^-(r_w - delta) + e^(r_l - delta)
+    bound = lambda delta: np.exp(-(1.0 - delta)) + np.exp(-3.0 - delta)  # noqa: E731
+    assert bound(-1.0) < min(bound(-1.1), bound(-0.9), bound(0.0))
+
+
 def test_bco_gradient_holds_the_shift_constant():
     unpaired, beta = make("bco"), 0.3
     reward = beta * log_ratio(unpaired.side)
     sign = jnp.where(unpaired.desirable, 1.0, -1.0)
-    want = -beta * sign * jax.nn.sigmoid(-sign * (reward - reward.mean())) / 8
+    delta = (reward[unpaired.desirable].mean() + reward[~unpaired.desirable].mean()) / 2
+    want = -beta * sign * jax.nn.sigmoid(-sign * (reward - delta)) / 8
     got = jax.grad(lambda x: reduce(bco(unpaired.replace(side=unpaired.side.replace(logp=x)), beta=beta)))
     np.testing.assert_allclose(
         got(unpaired.side.logp), np.where(unpaired.side.mask, want[:, None], 0), rtol=1e-5, atol=1e-8
@@ -585,6 +599,7 @@ def test_needs_a_reference(name):
         (lambda: xpo(make("xpo").replace(reference_is_chosen=None)), r"Pair\.reference_is_chosen is None"),
         (lambda: wpo(both(make("wpo"), lambda s: s.replace(collision=None))), r"Side\.collision is None"),
         (lambda: alphapo(make("dpo"), gamma=-1.0), "alphapo: gamma = -1.0"),
+        (lambda: alphapo(make("dpo"), alpha=np.inf), "alphapo: alpha = inf: expected a finite number"),
         (lambda: cpo(make("dpo"), alpha=-1.0), "cpo: alpha = -1.0"),
         (lambda: cpo(make("dpo"), nll="token"), "cpo: nll = 'token': expected 'mean' or 'sum'"),
         (lambda: discopop(make("dpo"), tau=0.0), "discopop: tau = 0.0"),

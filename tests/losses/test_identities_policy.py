@@ -228,7 +228,9 @@ def test_every_surrogate_has_a_gradient_oracle():
 
 
 @pytest.mark.parametrize(
-    "name, args", [(n, {}) for n in GRADIENTS] + [s for s in SETTINGS if s[0] in GRADIENTS], ids=str
+    "name, args",
+    [(n, {}) for n in GRADIENTS] + [s for s in SETTINGS if s[0] in GRADIENTS] + [("kl", {"estimator": "k3"})],
+    ids=str,
 )
 def test_gradients_of_the_surrogates(name, args):
     rollout = make(name, B=6, T=10)

@@ -238,6 +238,14 @@ def test_a_number_may_be_an_axis_of_a_sweep(name):
             np.testing.assert_allclose(run(values), want, rtol=1e-6)
 
 
+def test_nan_is_no_hyperparameter(name):
+    """Every comparison with nan is False: a check must be of what is expected, not of what is wrong."""
+    for key, parameter in inspect.signature(loss(name)).parameters.items():
+        if isinstance(parameter.default, float):
+            with pytest.raises(ValueError, match="= nan"):
+                jax.eval_shape(functools.partial(loss(name), **{key: np.nan}), make(name))
+
+
 def test_a_gradient_step_lowers_the_loss(name):
     if name in SURROGATES:
         pytest.skip("its gradient is not the slope of its value; test_identities_policy.py checks the gradient itself")

@@ -2,6 +2,7 @@
 
 import importlib
 import pkgutil
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -78,10 +79,11 @@ def value_clip_oracle(r, clip=0.2):
     return np.mean(values), {"val/clipfrac_avg": np.mean(active)}
 
 
-def kl_oracle(r, estimator="k2"):
-    logs = [logp - ref for logp, ref in tokens_of(r, "logp", "ref_logp")]
-    k3 = [np.exp(-x) - 1 + x for x in logs]
-    return np.mean([x**2 / 2 for x in logs] if estimator == "k2" else k3), {"kl": np.mean(k3)}
+def kl_oracle(r, estimator="k2", importance_weighted=True):
+    tokens = [(logp - ref, np.exp(logp - old)) for logp, ref, old in tokens_of(r, "logp", "ref_logp", "old_logp")]
+    tokens = [(x, rho if importance_weighted else 1.0) for x, rho in tokens]
+    k2, k3 = (np.mean([rho * k(x) for x, rho in tokens]) for k in (lambda x: x**2 / 2, lambda x: np.exp(-x) - 1 + x))
+    return k2 if estimator == "k2" else k3, {"kl": k3}
 
 
 ORACLES = {
@@ -98,6 +100,7 @@ SETTINGS = [(name, {}) for name in NAMES] + [
     ("value_clip", {"clip": 0.5}),
     ("kl", {"estimator": "k3"}),
     ("kl", {"estimator": "k3+k2"}),
+    *(("kl", {"estimator": estimator, "importance_weighted": False}) for estimator in ("k2", "k3", "k3+k2")),
 ]
 STOPPED, SEEDS = (), {}  # losses with a stopped gradient, which finite differences do not see; seeds off the kinks
 for info in pkgutil.iter_modules([str(Path(__file__).parent)]):
@@ -132,7 +135,8 @@ DIFFERENTIABLE = [(name, args) for name, args in SETTINGS if args.get("estimator
 
 @pytest.mark.parametrize("name, args", DIFFERENTIABLE, ids=lambda x: str(x))
 def test_check_grads(name, args):
-    if name in STOPPED or name in SURROGATES:
+    plain = args.get("importance_weighted") is False  # the KL's weight is what is held, and not there
+    if (name in STOPPED or name in SURROGATES) and not plain:
         pytest.skip("its gradient is not the slope of its value; its family checks the gradient itself")
     # Under this seed no token is within 0.05 of a kink of the clipped losses; the finite differences step by 0.01.
     record = make(name, B=3, T=6, seed=SEEDS.get(name, 1473))
@@ -233,7 +237,13 @@ def test_value_clip_by_hand():
 
 def test_kl_by_hand():
     # log(pi / ref) = 1, -1, 0: k2 = (0.5 + 0.5 + 0) / 3; k3 = (e^-1 + (e - 2) + 0) / 3 = (0.367879 + 0.718282) / 3.
-    record = rollout(logp=at(-1, -2, -3), ref_logp=at(-2, -1, -3))
-    np.testing.assert_allclose(reduce(kl(record)), 1 / 3, rtol=1e-6)
-    np.testing.assert_allclose(reduce(kl(record, estimator="k3")), 0.362054, rtol=1e-5)
-    np.testing.assert_allclose(reduce_metrics(kl(record).metrics)["kl"], 0.362054, rtol=1e-5)
+    old_logp = at(-1, -2, -3) - jnp.log(at(2, 0.5, 1))
+    record = rollout(logp=at(-1, -2, -3), ref_logp=at(-2, -1, -3), old_logp=old_logp)
+    plain = partial(kl, importance_weighted=False)
+    np.testing.assert_allclose(reduce(plain(record)), 1 / 3, rtol=1e-6)
+    np.testing.assert_allclose(reduce(plain(record, estimator="k3")), 0.362054, rtol=1e-5)
+    np.testing.assert_allclose(reduce_metrics(plain(record).metrics)["kl"], 0.362054, rtol=1e-5)
+    # Ratios 2, 0.5, 1: (1 + 0.25 + 0) / 3 and (0.735759 + 0.359141 + 0) / 3.
+    np.testing.assert_allclose(reduce(kl(record)), 1.25 / 3, rtol=1e-6)
+    np.testing.assert_allclose(reduce(kl(record, estimator="k3")), 0.364967, rtol=1e-5)
+    np.testing.assert_allclose(reduce_metrics(kl(record).metrics)["kl"], 0.364967, rtol=1e-5)

@@ -90,9 +90,33 @@ def test_nothing_to_compare_gives_exactly_zero(score):
     # three times 0.1 does not average to 0.1 in float32: the rounding must not be divided by a vanishing std
     for fn in (*GROUP_ESTIMATORS, lambda s, group: adv.group_standardise(s, group=group, eps=1e-12)):
         for group in (2, 4):
-            if fn is not adv.leave_one_out:
-                np.testing.assert_array_equal(fn(jnp.float32(score), group=group), np.zeros(4))
-            np.testing.assert_allclose(fn(jnp.float32(score), group=group), np.zeros(4), atol=1e-7)
+            np.testing.assert_array_equal(fn(jnp.float32(score), group=group), np.zeros(4))
+
+
+@pytest.mark.parametrize("size", [3, 6, 7, 12])
+def test_level_groups_give_exactly_zero_whatever_their_size(size):
+    # the sum of five times 0.1, over 5, is not 0.1 in float32
+    for value in (0.1, 0.7, 1e6 + 0.3):
+        np.testing.assert_array_equal(adv.leave_one_out(jnp.full(size, value, jnp.float32), group=size), 0)
+
+
+@pytest.mark.parametrize(
+    "score, want",
+    [
+        ([1, 1, 1, 2], 0.5),
+        ([1, 1, NAN, NAN], 1.0),  # a group without scores is none
+        ([1, NAN, 2, 3], 0.0),  # one score alone is level with nothing
+        ([NAN, NAN, NAN, NAN], 0.0),
+        ([0, 0, jnp.inf, 3], 1.0),
+    ],
+)
+def test_the_share_of_level_groups_is_of_those_with_two_scores(score, want):
+    assert adv.level_share(jnp.float32(score), group=2) == want
+
+
+def test_one_missing_score_makes_no_group_level():
+    # three groups of three with two scores each, of which one is level
+    assert adv.level_share(jnp.float32([1, 1, NAN, 1, NAN, 2, NAN, 3, 4]), group=3) == pytest.approx(1 / 3)
 
 
 @pytest.mark.parametrize("fn", [*GROUP_ESTIMATORS, adv.informative, adv.winners], ids=lambda fn: fn.__name__)

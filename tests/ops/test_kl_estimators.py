@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
+from alignax.losses.kl import kl as kl_loss
 from alignax.ops import kl
+from alignax.types import Rollout
 
 RNG = np.random.default_rng(0)
 LOGITS, REF_LOGITS = (jnp.asarray(RNG.normal(size=6), jnp.float32) for _ in range(2))
@@ -142,6 +144,61 @@ def test_minimising_moves_towards_the_reference(name):
     assert exact(after) < exact(LOGITS)
 
 
+# ---- in the loss of a rollout that an older policy sampled
+
+
+def drifted(target):
+    """Logits at KL(LOGITS || them) = target, away from the reference: the policy has learnt since it sampled."""
+    sampler, away = np.asarray(LOGITS, np.float64), np.asarray(LOGITS - REF_LOGITS, np.float64)
+    logp = lambda x: x - np.log(np.exp(x).sum())  # noqa: E731
+    distance = lambda t: np.sum(np.exp(logp(sampler)) * (logp(sampler) - logp(sampler + t * away)))  # noqa: E731
+    low, high = 0.0, 2.0
+    for _ in range(60):  # bisection
+        middle = (low + high) / 2
+        low, high = (middle, high) if distance(middle) < target else (low, middle)
+    return jnp.float32(sampler + low * away)
+
+
+def expected_in_loss(logits, estimator, weighted):
+    """The expectation under the sampler LOGITS of `losses.kl`, every outcome a token: value and gradient."""
+    old_logp = jax.nn.log_softmax(LOGITS)
+    every = jnp.ones((1, 6), bool)
+
+    def value(logits):
+        rollout = Rollout(tokens=jnp.arange(6)[None], valid=every, mask=every, old_logp=old_logp[None],
+                          logp=jax.nn.log_softmax(logits)[None], ref_logp=REF[None])  # fmt: skip
+        found = kl_loss(rollout, estimator=estimator, importance_weighted=weighted)
+        return jnp.sum(jnp.exp(old_logp) * found.value[0])
+
+    return jax.value_and_grad(value)(logits)
+
+
+@pytest.mark.parametrize("drift, k2_off", [(0.0013, 0.033), (0.019, 0.132), (0.14, 0.477)])
+def test_the_weight_makes_the_gradient_that_of_the_kl_however_far_the_policy_has_moved(drift, k2_off):
+    logits = drifted(drift)
+    truth = jax.grad(exact)(logits)
+    off = lambda found: np.linalg.norm(found - truth) / np.linalg.norm(truth)  # noqa: E731
+    for estimator in ("k2", "k3", "k3+k2"):
+        value, gradient = expected_in_loss(logits, estimator, True)
+        assert off(gradient) < 2e-6
+        np.testing.assert_allclose(value, expected_value(estimator, logits), rtol=1e-5)  # on-policy, of the policy
+    for estimator in ("k2", "k3+k2"):
+        np.testing.assert_allclose(off(expected_in_loss(logits, estimator, False)[1]), k2_off, atol=1e-3)
+    assert off(expected_in_loss(logits, "k3", False)[1]) > 0.3  # which has the gradient of another divergence
+
+
+def test_the_weighted_gradient_is_that_of_k3_times_a_ratio_which_is_differentiated():
+    # token by token, with the ratio as TRL and DeepSeek-V3.2 have it
+    logp, old, ref = (jnp.asarray(RNG.normal(-2, 0.7, (1, 9)), jnp.float32) for _ in range(3))
+    every = jnp.ones((1, 9), bool)
+    rollout = Rollout(tokens=jnp.zeros((1, 9), jnp.int32), valid=every, mask=every, old_logp=old, ref_logp=ref)
+    want = jax.grad(lambda x: jnp.sum(jnp.exp(x - old) * kl.k3(x, ref)))(logp)
+    for estimator in ("k2", "k3", "k3+k2"):
+        got = jax.grad(lambda x, e=estimator: jnp.sum(kl_loss(rollout.replace(logp=x), estimator=e).value))(logp)
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(got, jnp.exp(logp - old) * (logp - ref), rtol=1e-5)
+
+
 def test_placement_follows_the_gradients():
     for name, placement in [("k1", "reward"), ("k2", "loss"), ("k3", "loss"), ("k3+k2", "loss")]:
         kl.check_placement(name, placement)
@@ -187,9 +244,37 @@ def test_adaptive_controller():
     np.testing.assert_allclose(kl.adaptive_kl(0.15, 60.0, **args), 0.15 * 1.01024, rtol=1e-6)
     np.testing.assert_allclose(kl.adaptive_kl(0.15, -3.0, **args), 0.15 * 0.98976, rtol=1e-6)
     assert kl.fixed_kl(0.15, 60.0) == jnp.float32(0.15)
-    for wrong in ("target", "horizon"):
-        with pytest.raises(ValueError, match=f"{wrong} = 0"):
-            kl.adaptive_kl(0.15, 6.0, **{**args, wrong: 0.0})
+
+
+@pytest.mark.parametrize("value", [0.0, -5.0, 2.0, 9.0])
+@pytest.mark.parametrize("episodes", [64, 320, 321, 1600, 2048, 100_000])
+def test_adaptive_controller_is_never_negative(episodes, value):
+    # 2048 episodes of a horizon of 320 at a KL of 0: the published factor would be 1 - 0.2 * 6.4 = -0.28. As 7 batches
+    # of 0.914 horizons each, it is (1 - 0.2 * 0.914)^7 = 0.243
+    args = {"target": 3.0, "horizon": 320.0, "batch_size": episodes}
+    error = np.clip(value / 3.0 - 1.0, -0.2, 0.2)
+    parts = max(int(np.ceil(episodes / 320)), 1)
+    want = 0.05 * (1 + error * episodes / 320 / parts) ** parts
+    got = kl.adaptive_kl(0.05, value, **args)
+    np.testing.assert_allclose(got, want, rtol=2e-5)
+    assert got >= 0 and np.sign(got - 0.05) == np.sign(error)
+    if episodes <= 320:  # the published rule, to the last bit
+        published = jnp.float32(0.05) * (1.0 + jnp.clip(jnp.float32(value) / 3.0 - 1.0, -0.2, 0.2) * episodes / 320.0)
+        np.testing.assert_array_equal(got, published)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_kl_that_is_not_finite_is_no_error_to_follow(value):
+    assert kl.adaptive_kl(0.05, value, target=3.0, horizon=320.0, batch_size=64) == np.float32(0.05)
+    coef, memory = kl.pid_kl(0.05, value, target=3.0)
+    assert coef == np.float32(0.05) and np.isfinite(jax.tree.leaves(memory)).all()
+
+
+@pytest.mark.parametrize("name", ["target", "horizon", "batch_size"])
+def test_adaptive_controller_refuses_what_is_not_positive(name):
+    for wrong in (0, -1) if name == "batch_size" else (np.nan, 0.0, -1.0):
+        with pytest.raises(ValueError, match=f"adaptive_kl: {name} = {wrong}: expected"):
+            kl.adaptive_kl(0.05, 1.0, **{"target": 3.0, "horizon": 320.0, "batch_size": 64, name: wrong})
 
 
 def test_adaptive_controller_finds_the_target():

@@ -35,6 +35,14 @@ def test_values_on_a_small_example():
     assert abs(float(masked.whiten(x, mask, eps=2.0)[1, 1]) - 1) < 1e-6  # 3 / sqrt(7 + 2)
 
 
+@pytest.mark.parametrize("value", [0.1, -2.0794, 100.3])
+def test_equal_lanes_are_at_their_mean(value):
+    # their mean is off by a rounding, which 1 / sqrt(eps) = 1e4 would make an advantage of up to 1
+    x, mask = jnp.full((64, 56), value, jnp.float32), jnp.arange(64 * 56).reshape(64, 56) % 3 > 0
+    np.testing.assert_array_equal(masked.whiten(x, mask), 0)
+    np.testing.assert_allclose(masked.whiten(x, mask, shift_mean=False), jnp.where(mask, value, 0), rtol=1e-5)
+
+
 FUNCTIONS = {
     "sum": masked.masked_sum,
     "mean": masked.masked_mean,

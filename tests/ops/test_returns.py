@@ -108,3 +108,11 @@ def test_padding_and_rows_do_not_interact():
     order = jnp.array([2, 0, 3, 1])
     permuted = gae(rewards[order], values[order], mask[order])
     chex.assert_trees_all_close(permuted, tuple(x[order] for x in gae(rewards, values, mask)))
+
+
+@pytest.mark.parametrize("name", ["gamma", "lam"])
+def test_a_discount_is_a_number_in_the_unit_interval(name):
+    rewards, values, _, mask = random_case()
+    for wrong in (np.nan, -0.1, 1.5):
+        with pytest.raises(ValueError, match=f"gae: {name} = {wrong}: expected"):
+            gae(rewards, values, mask, **{name: wrong})

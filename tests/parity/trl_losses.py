@@ -46,7 +46,7 @@ def inputs():
         return {f"{name}/{key}": array for name, one in sides.items() for key, array in one.items()} | more
 
     reference_is_chosen = np.arange(B) % 3 == 1
-    return {
+    records = {
         "pair": pair(side(), side(), reference_is_chosen=reference_is_chosen),
         "equal": pair(side(np.full((B, 1), T)), side()),  # equally long chosen replies, a prompt of one token
         "unpaired": {
@@ -56,6 +56,7 @@ def inputs():
         },
         **trl_rollouts.inputs(rng),  # drawn last
     }
+    return records | {"balanced": records["unpaired"] | {"desirable": np.arange(B) % 2 == 0}}
 
 
 def fused(logp, mask, log_sum_sq=None):
@@ -228,7 +229,8 @@ CURRENT = {
     **trl_rollouts.CURRENT,
 }  # fmt: skip
 RETIRED = {
-    "bco": ("unpaired", lambda x: bco(x, beta=0.3), one("bco", beta=0.3)),
+    # as many rows of each label: TRL's shift is the mean of all rewards, ours that of the labels' means
+    "bco": ("balanced", lambda x: bco(x, beta=0.3), one("bco", beta=0.3)),
     "xpo": ("pair", lambda x: xpo(x, beta=0.3, alpha=0.2), one("xpo", beta=0.3, alpha=0.2)),
     **trl_rollouts.RETIRED,
 }

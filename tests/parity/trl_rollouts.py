@@ -2,7 +2,7 @@
 
 Left out, since TRL has them only inside a training loop: PPO's policy loss (here by GRPOTrainer, which takes advantages
 per token) and value loss, and online DPO. Left out, since no loss here is their counterpart: GRPOTrainer's "luspo" and
-"vespo", its masks of tokens and replies, its importance weights and KL correction, GMPO and A2PO.
+"vespo", its masks of tokens and replies, its importance weights, GMPO and A2PO.
 """
 
 from types import SimpleNamespace
@@ -13,7 +13,8 @@ from trl_stand_ins import B, StandIn, T, bare, one
 
 CLIP = dict(clip_low=0.2, clip_high=0.28)  # unequal, and token ratios leave them on both sides
 NARROW = dict(clip_low=0.05, clip_high=0.08)  # for the ratio of whole replies, which stays closer to 1
-K3 = {"estimator": "k3"}
+WEIGHTED = {"estimator": "k3"}
+K3 = WEIGHTED | {"importance_weighted": False}
 METRICS = {  # TRL's name: ours, which may be two
     "entropy": ["policy/entropy_avg"],
     "clip_ratio/region_mean": ["clip_ratio/region_mean", "policy/clipfrac_avg"],
@@ -65,12 +66,12 @@ def logged(trainer, loss):
 
 def grpo(
     x, loss_type, *, trainer=None, level="token", clip_low=0.2, clip_high=0.2, beta=0.0, delta=None, max_tokens=0,
-    entropy=0.0, per_token=False, on_policy=False, outputs=3,
+    entropy=0.0, per_token=False, on_policy=False, corrected=False, outputs=3,
 ):  # fmt: skip
     from trl import GRPOTrainer
 
     args = SimpleNamespace(
-        delta=delta, use_bias_correction_kl=False, steps_per_generation=1, sapo_temperature_pos=1.0,
+        delta=delta, use_bias_correction_kl=corrected, steps_per_generation=1, sapo_temperature_pos=1.0,
         sapo_temperature_neg=1.05,
     )  # fmt: skip
     made = bare(
@@ -151,6 +152,10 @@ CURRENT = {
     ),
     "dapo_kl": (
         "replies", lambda x: grpo(x, "dapo", beta=0.3, **CLIP), [(1.0, "dapo", CLIP), (0.3, "kl", K3)],
+    ),
+    "dapo_kl_corrected": (  # TRL differentiates the weight as well, and comes to the same
+        "replies", lambda x: grpo(x, "dapo", beta=0.3, corrected=True, **CLIP),
+        [(1.0, "dapo", CLIP), (0.3, "kl", WEIGHTED)],
     ),
     "bnpo_entropy": (
         "replies", lambda x: grpo(x, "bnpo", entropy=0.2, **CLIP), [(1.0, "dapo", CLIP), (0.2, "entropy", {})],

@@ -29,6 +29,7 @@ class StandIn:
     """Where TRL calls a model: `outputs(**inputs)`."""
 
     training, is_gradient_checkpointing, config = True, False, SimpleNamespace(is_encoder_decoder=False)
+    _modules = {}  # which accelerate looks into where peft is installed
 
     def __init__(self, outputs):
         self.outputs = outputs

@@ -5,11 +5,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as Spec
 from tiny import EOS, PAD, VOCAB, prompt_batch, tiny
 
 from alignax import forward
 from alignax.evals.policy import exact_kl
-from alignax.sampling.sample import finished, row_keys, sample
+from alignax.sampling.sample import finished, occurrences, row_keys, sample
 
 P, CAPACITY = 5, 7
 TEMPERATURES = (0.5, 0.9, 1.0, 1.3)
@@ -93,13 +95,43 @@ def test_a_policy_has_ratio_one_and_kl_zero_to_itself_at_every_temperature(draw)
 def test_a_row_depends_neither_on_its_batch_nor_on_its_place(draw):
     params, prompts = tiny()[1], prompt_batch()
     whole, _ = draw(params, prompts, jax.random.key(1), 1.0)
-    order = np.array([5, 2, 7, 2, 0, 1, 1, 3])  # another order, some rows twice, some not there
+    order = np.array([5, 2, 7, 4, 0, 6, 1, 3])  # another order
     other, _ = draw(params, jax.tree.map(lambda x: x[order], prompts), jax.random.key(1), 1.0)
     np.testing.assert_array_equal(other.tokens, whole.tokens[order])
     np.testing.assert_array_equal(other.mask, whole.mask[order])
     np.testing.assert_allclose(other.old_logp, whole.old_logp[order], atol=1e-6)
     few, _ = draw(params, jax.tree.map(lambda x: x[2:5], prompts), jax.random.key(1), 1.0)
     np.testing.assert_array_equal(few.tokens, whole.tokens[2:5])
+
+
+def test_a_row_that_comes_again_draws_anew_and_the_first_as_if_it_were_alone(draw):
+    params, prompts = tiny()[1], prompt_batch()
+    whole, _ = draw(params, prompts, jax.random.key(1), 1.0)
+    order = np.array([5, 2, 7, 2, 0, 2, 5, 3])  # row 2 three times, row 5 twice
+    twice, _ = draw(params, jax.tree.map(lambda x: x[order], prompts), jax.random.key(1), 1.0)
+    first = np.array([0, 1, 2, 4, 7])
+    np.testing.assert_array_equal(twice.tokens[first], whole.tokens[order[first]])
+    replies = lambda places: {tuple(np.asarray(twice.tokens[i, P:])) for i in places}  # noqa: E731
+    assert len(replies([1, 3, 5])) == 3 and len(replies([0, 6])) == 2
+
+
+def test_occurrences_and_keys_are_of_the_global_batch():
+    ids = np.array([3, 0, 3, 7, 0, 3, 7, 1], np.int32)
+    np.testing.assert_array_equal(occurrences(jnp.asarray(ids)), [0, 0, 1, 0, 1, 2, 1, 0])
+    data = lambda rows: np.asarray(jax.jit(lambda r: jax.random.key_data(row_keys(jax.random.key(0), r)))(rows))  # noqa: E731
+    want = data(jnp.asarray(ids))
+    assert len(np.unique(want, axis=0)) == 8
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    spread = jax.device_put(ids, NamedSharding(mesh, Spec("data")))  # one row on each device
+    np.testing.assert_array_equal(data(spread), want)
+    # a row that comes once has the key that its id alone gives
+    np.testing.assert_array_equal(want[7], jax.random.key_data(jax.random.fold_in(jax.random.key(0), 1)))
+
+
+@pytest.mark.parametrize("temperature", [-0.5, np.nan])
+def test_a_temperature_below_zero_is_refused(markov, counting, temperature):
+    with pytest.raises(ValueError, match="temperature = .*: expected 0"):
+        _count(markov(20), counting, [[1]], temperature=temperature)
 
 
 def test_rows_with_the_same_prompt_and_other_ids_differ(draw):

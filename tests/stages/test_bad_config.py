@@ -9,6 +9,7 @@ from alignax.config import ConfigError, plain
 from alignax.main import load_config
 from alignax.stages import offline, pipeline, sft
 
+COLLECT = ROOT / "configs/world/collect.py"
 DPO = ROOT / "configs/world/dpo.py"
 PPO = ROOT / "configs/world/ppo.py"
 RLOO = ROOT / "configs/world/online.py:rloo"
@@ -72,6 +73,20 @@ def nothing_is_compiled(monkeypatch):
         (PPO, ["--config.reward_from="], "config.reward (a function of text): set exactly one"),
         (PPO, ["--config.critic_init=nonce"], "config.critic_init = 'nonce': expected 'reward', 'policy' or 'none'"),
         (PPO, ["--config.temperature=0.0"], "config.temperature = 0.0: expected > 0"),
+        (PPO, ["--config.temperature=nan"], "config.temperature = nan: expected a number"),
+        (PPO, ["--config.temperature=-1.0"], "config.temperature = -1.0, max_new_tokens = 32: expected a temperature"),
+        (PPO, ["--config.probe.temperature=-1.0"], "config.probe.temperature = -1.0, max_new_tokens"),
+        (COLLECT, ["--config.temperature=-0.5"], "config.temperature = -0.5, max_new_tokens = 32: expected a temperat"),
+        (PPO, ["--config.kl_coef=nan"], "config.kl_coef = nan: expected a number"),
+        (RLOO, ["--config.kl_coef=-0.1"], "config.kl_coef = -0.1: expected 0 (no penalty) or more"),
+        (PPO, ["--config.kl_controller_args.horizon=0.0"], "config.kl_controller_args: adaptive_kl: horizon = 0.0"),
+        (PPO, ["--config.kl_controller_args.target=nan"], "config.kl_controller_args.target = nan: expected a number"),
+        (PPO, ["--config.kl_loss_args={'importance_weighted': False}"], "config.kl_loss_args is set, but kl_placement"),
+        (PPO, ["--config.update_args.kl_limit=-0.1"], "config.update_args: kl_limit = -0.1: expected 0"),
+        (PPO, ["--config.advantage_args.gamma=1.5"], "config.advantage_args: gae: gamma = 1.5: expected a number in"),
+        (DPO, ["--config.loss=ipo", "--config.loss_args.aggregation=token"], "'token': expected 'sum' or 'mean'"),
+        (DPO, ["--config.loss_args.beta=nan"], "config.loss_args.beta = nan: expected a number"),
+        (DPO, ["--config.optimizer_args.learning_rate=-1e-3"], "config.optimizer_args: learning_rate = -0.001: expec"),
         (PPO, ["--config.kl_placement=loss"], "KL estimator 'k1' in the loss: its expected gradient is 0"),
         (PPO, ["--config.kl_estimator=k3"], "KL estimator 'k3' in the reward"),
         (

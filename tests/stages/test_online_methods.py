@@ -95,6 +95,11 @@ def test_the_config_names_its_recipes():
             dict(kl_controller="adaptive_kl", kl_controller_args=dict(target=-1.0, horizon=1e3)),
             "config.kl_controller_args: adaptive_kl: target = -1.0",
         ),
+        (  # 8 prompts with 4 replies each: the episodes that the run counts
+            "grpo",
+            dict(kl_controller="own_parts:small_batches", kl_controller_args=dict(most=31)),
+            "config.kl_controller_args: batch_size = 32: expected 31 or fewer",
+        ),
         ("grpo", dict(optimizer_args=dict(schedule="linnear")), "config.optimizer_args: schedule = 'linnear'"),
         ("grpo", dict(top_p=0.9), "config.top_p: a policy that learns is sampled whole"),
         ("grpo", dict(terms=dict(entropy=dict(coef=0.1))), "config.terms.entropy.coef: entropy takes no such"),

@@ -23,9 +23,9 @@ def ppo(run):
 
 
 def test_a_reward_over_text_with_a_critic_from_the_policy_and_an_adaptive_coefficient(ppo, tmp_path):
-    """Two programs with the gold program between them."""
+    """Two programs with the gold program between them, which cannot score every reply."""
     target, horizon, batch = 0.01, 100.0, 16
-    first, second = ppo(tmp_path / "ppo", "short", kl_coef=0.05)
+    first, second = ppo(tmp_path / "ppo", "short", kl_coef=0.05, reward="own_parts:partial_gold")
     assert first["objective/kl_coef"] == pytest.approx(0.05)
     # Ziegler et al. 2019: coef * (1 + clip(kl / target - 1, -0.2, 0.2) * batch / horizon); at the first iteration the
     # policy is the reference, so kl = 0 and the error is clipped at -0.2: 0.05 * (1 - 0.2 * 16 / 100) = 0.0484
@@ -33,7 +33,9 @@ def test_a_reward_over_text_with_a_critic_from_the_policy_and_an_adaptive_coeffi
     assert second["objective/kl_coef"] == pytest.approx(0.05 * (1 + error * batch / horizon))
     assert second["objective/kl_coef"] == pytest.approx(0.0484, rel=1e-4)
     assert first["val/ratio_first"] == pytest.approx(1.0, abs=1e-5)
-    assert np.isfinite(first["objective/scores"]) and first["objective/scores_sd"] > 0
+    for row in (first, second):
+        assert 0 < row["objective/missing_scores"] < 1 and row["objective/scores_sd"] > 0
+        assert np.isfinite([value for value in row.values() if isinstance(value, float)]).all()
 
 
 def test_a_kl_penalty_in_the_loss_by_k2(ppo, run, tmp_path):

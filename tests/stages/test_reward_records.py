@@ -152,7 +152,7 @@ def test_ppo_takes_a_reward_model_of_several_attributes(run, rater, tmp_path):
     [
         ("rater", {"warmth": 1.0}, "config.reward_weights.warmth: the reward model rates no such attribute; did you"),
         ("rater", {"warm": "much"}, "config.reward_weights.warm = 'much': expected float, got str"),
-        ("rater", {"warm": float("nan")}, "config.reward_weights.warm = nan: expected a finite weight"),
+        ("rater", {"warm": float("nan")}, "config.reward_weights.warm = nan: expected a number"),
         ("verifier", {"warm": 1.0}, "has a single score"),
         ("", {"warm": 1.0}, "config.reward_weights is set, but config.reward_from is empty"),
     ],

@@ -78,7 +78,7 @@ def test_ppo_metrics_and_total_equal_a_numpy_oracle(log_softmax):
     old, ref, advantage = (np.asarray(getattr(r, name))[:, 1:] for name in ("old_logp", "ref_logp", "advantage"))
     ratio = np.exp(logp - old)
     free, clipped = -ratio * advantage, -np.clip(ratio, 0.8, 1.2) * advantage
-    policy, k2 = np.maximum(free, clipped)[mask].mean(), (0.5 * (logp - ref) ** 2)[mask].mean()
+    policy, k2 = np.maximum(free, clipped)[mask].mean(), (ratio * 0.5 * (logp - ref) ** 2)[mask].mean()
     want = {
         "loss/policy_avg": policy,
         "loss/kl_avg": k2,
@@ -87,7 +87,7 @@ def test_ppo_metrics_and_total_equal_a_numpy_oracle(log_softmax):
         "policy/clipfrac_avg": (clipped > free)[mask].mean(),
         "policy/entropy_avg": -(np.exp(logp_BTV) * logp_BTV).sum(-1)[mask].mean(),
         "val/ratio": ratio[mask].mean(),
-        "kl": (np.exp(ref - logp) - 1 - (ref - logp))[mask].mean(),
+        "kl": (ratio * (np.exp(ref - logp) - 1 - (ref - logp)))[mask].mean(),
     }
     for name, value in want.items():
         np.testing.assert_allclose(metrics[name], value, rtol=1e-4, atol=1e-6, err_msg=name)

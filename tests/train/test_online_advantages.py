@@ -1,14 +1,17 @@
 """What the online stage learns from: the estimators without a critic on four replies to two prompts, by hand."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from alignax import forward
+from alignax.config import names_of
 from alignax.ops import advantages as ops
 from alignax.train import advantages, online
 from alignax.types import Rollout
 
+OPPONENTS = ("remax", "win_probability", "vbon")
 # Replies of 2, 1, 2 and 1 tokens after a prompt of 1; KL of 0.1 per token.
 MASK = np.array([[0, 1, 1], [0, 1, 0], [0, 1, 1], [0, 1, 0]], bool)
 SCORES = jnp.array([1.0, 3.0, 5.0, 5.0])  # the second prompt's replies are alike
@@ -37,6 +40,8 @@ def test_group_baselines(baseline, first):
     np.testing.assert_array_equal(found.mask, MASK)
     np.testing.assert_allclose(kl, (0.2 + 0.1 + 0.2 + 0.1) / 4, rtol=1e-5)
     assert metrics["frac_reward_zero_std"] == 0.5 and metrics["objective/rlhf_reward"] == 3.5
+    _, _, metrics = estimate(advantages.group_baseline, scores=jnp.array([1.0, 3.0, jnp.nan, jnp.nan]))
+    assert metrics["frac_reward_zero_std"] == 0 and metrics["objective/rlhf_reward"] == 2.0  # of the scored group
 
 
 def test_the_kl_of_the_whole_reply_is_charged_before_the_baseline():
@@ -65,6 +70,49 @@ def test_a_missing_score_is_masked_and_poisons_nothing_and_zero_is_no_missing_sc
         found = estimate(function, scores=jnp.array([0.0, 2.0, jnp.nan, 5.0]))[0]
         np.testing.assert_array_equal(found.mask.any(1), [True, True, False, True])
         assert np.isfinite(found.advantage).all() and found.advantage[0].any()
+
+
+def with_critic():
+    return rollout().replace(old_value=jnp.asarray(MASK * np.array([[0.5, -1.0, 2.0]]), jnp.float32))
+
+
+def kept(record, rows):
+    return jax.tree.map(lambda x: x[np.array(rows)], record)
+
+
+@pytest.mark.parametrize("missing", [np.nan, np.inf, -np.inf])
+def test_gae_with_a_missing_score_is_gae_without_its_row(missing):
+    scores, options = jnp.array([1.0, 3.0, missing, 5.0]), dict(kl_in_reward=True, whiten_rewards=True)
+    found, kl, metrics = advantages.gae(with_critic(), scores, jnp.float32(10), **options)
+    rest = [0, 1, 3]
+    want, _, numbers = advantages.gae(kept(with_critic(), rest), scores[np.array(rest)], jnp.float32(10), **options)
+    assert not found.mask[2].any() and np.isfinite(found.advantage).all() and np.isfinite(found.returns).all()
+    for name in ("mask", "advantage", "returns"):
+        np.testing.assert_allclose(getattr(found, name)[np.array(rest)], getattr(want, name), rtol=1e-6)
+        assert not np.any(getattr(found, name)[2])
+    for name in ("objective/rlhf_reward", "critic/vf_explained_var", "critic/values"):
+        np.testing.assert_allclose(metrics[name], numbers[name], rtol=1e-5)
+    np.testing.assert_allclose(kl, 0.15, rtol=1e-5)  # the KL is of every reply, scored or not: 0.2, 0.1, 0.2, 0.1
+
+
+def test_a_kl_that_is_not_finite_masks_its_row_too():
+    broken = with_critic()
+    broken = broken.replace(ref_logp=broken.ref_logp.at[2, 1].set(-jnp.inf))
+    for name in ("gae", "group_baseline", "reinforce_plus_plus", "winners", "best_and_worst"):
+        function = getattr(advantages, name)
+        found, _, metrics = function(broken, SCORES, jnp.float32(1), kl_in_reward=True, group=2)
+        assert not found.mask[2].any() and found.mask[:2].any() and np.isfinite(found.advantage).all(), name
+        assert np.isfinite(metrics["objective/rlhf_reward"])
+
+
+@pytest.mark.parametrize("name", [*names_of("alignax.train.advantages")])
+def test_a_batch_without_any_score_teaches_nothing_and_reads_as_zeros(name):
+    record = with_critic().replace(opponent=jnp.array([False, True, False, True]) if name in OPPONENTS else None)
+    found, kl, metrics = getattr(advantages, name)(
+        record, jnp.full(4, jnp.nan), jnp.float32(0.1), kl_in_reward=True, group=2
+    )
+    assert not found.mask.any() and not found.advantage.any()
+    assert np.isfinite([*metrics.values()]).all() and np.isfinite(kl)
 
 
 def test_whitening_is_over_the_tokens_that_count():
@@ -160,11 +208,25 @@ def test_vbon_is_the_log_of_the_rank_and_a_kl():
 
 @pytest.mark.parametrize("missing", [0, 1])
 @pytest.mark.parametrize("name", ["remax", "win_probability", "vbon"])
-def test_a_missing_score_on_either_side_teaches_nothing(name, missing):
-    found, _, _ = against(getattr(advantages, name), scores=SCORES.at[missing].set(jnp.nan))
-    assert np.isfinite(found.advantage).all()
-    if name != "vbon" or missing == 0:  # vbon ranks among the rivals that have one
-        np.testing.assert_array_equal(found.advantage[:2], 0)
+def test_a_missing_score_on_either_side_masks_the_row(name, missing):
+    found, _, metrics = against(getattr(advantages, name), scores=SCORES.at[missing].set(jnp.nan))
+    np.testing.assert_array_equal(found.mask, MASK & np.array([[0], [0], [1], [0]], bool))
+    assert np.isfinite(found.advantage).all() and np.isfinite([*metrics.values()]).all()
+    np.testing.assert_array_equal(found.advantage[:2], 0)
+
+
+def test_opponents_that_have_a_score_are_enough():
+    # one reply against three, of which one has none: 1 of 2 is not better, so the rank is (1 + 1) / 3
+    theirs = jnp.array([False, True, True, True])
+    record, scores = rollout().replace(opponent=theirs), jnp.array([1.0, 0.0, jnp.nan, 3.0])
+    options = dict(kl_in_reward=True, group=4)
+    found, _, metrics = advantages.vbon(record, scores, jnp.float32(0), n=2, whiten_advantages=False, **options)
+    np.testing.assert_allclose(found.advantage[0, 1:], np.log(2 / 3), rtol=1e-6)
+    np.testing.assert_allclose(metrics["objective/rank"], 2 / 3, rtol=1e-6)
+    found, _, metrics = advantages.win_probability(record, scores, jnp.float32(0), **options)
+    win = (1 / (1 + np.exp(-1.0)) + 1 / (1 + np.exp(2.0))) / 2
+    np.testing.assert_allclose(metrics["objective/win_rate"], win, rtol=1e-6)
+    np.testing.assert_allclose(found.advantage[0, 1:], win - 0.5, rtol=1e-5)
 
 
 def test_the_pair_says_which_side_the_reference_sampled():

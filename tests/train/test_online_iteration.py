@@ -64,14 +64,27 @@ def test_old_log_probs_are_the_live_policys_at_every_iteration(run, teacher_forc
     assert np.abs(rollouts[-1][0].old_logp - stale)[np.asarray(rollouts[-1][0].mask)].max() > 1e-2
 
 
-def test_two_rollouts_of_the_same_prompts_differ_and_the_same_step_repeats(run):
+@pytest.fixture(scope="module")
+def draw():
+    """(state, prompts) -> tokens."""
+    parts = compiled()[0]
+    return jax.jit(lambda state, prompts: online.roll(parts, state, models()[1], prompts)[0].tokens)
+
+
+def test_two_rollouts_of_the_same_prompts_differ_and_the_same_step_repeats(run, draw):
     # trap J2
-    parts, states = compiled()[0], run[0]
-    draw = jax.jit(lambda s: online.roll(parts, s, models()[1], prompt_batch())[0].tokens)
-    first = draw(states[0])
-    np.testing.assert_array_equal(draw(states[0]), first)
-    assert (draw(states[0].replace(step=jnp.int32(1))) != first).any()
-    assert (draw(build_state(parts, seed=1)) != first).any()
+    state, prompts = run[0][0], prompt_batch()
+    first = draw(state, prompts)
+    np.testing.assert_array_equal(draw(state, prompts), first)
+    assert (draw(state.replace(step=jnp.int32(1)), prompts) != first).any()
+    assert (draw(build_state(compiled()[0], seed=1), prompts) != first).any()
+
+
+def test_a_prompt_that_comes_twice_in_a_batch_gets_another_reply(run, draw):
+    twice = jax.tree.map(lambda x: x[jnp.array([0, 1, 2, 3, 0, 1, 2, 3])], prompt_batch())
+    tokens, alone = draw(run[0][0], twice)[:, P:], draw(run[0][0], prompt_batch())[:, P:]
+    np.testing.assert_array_equal(tokens[:4], alone[:4])
+    assert (tokens[4:] != tokens[:4]).any(1).all()
 
 
 def test_metrics_describe_the_rollout(run):
@@ -121,6 +134,23 @@ def test_one_program_equals_two_with_the_reward_on_the_host():
     close(got, want, atol=1e-6)
     close(host_numbers, numbers, rtol=1e-5, atol=1e-6)
     assert numbers["objective/scores_sd"] > 0.05 and seen == [((8,), list(range(8)))]
+
+
+def test_missing_scores_teach_nothing_and_break_nothing(run):
+    """PPO with a critic: rows without a score, then a whole batch without any; the same program."""
+    (parts, _, frozen), states, (rollout, done) = compiled(), run[0], run[2][1]
+    learn = jax.jit(partial(online.learn, parts))
+    some = jnp.array([1.0, jnp.nan, 0.5, -jnp.inf, 2.0, 0.0, jnp.nan, -1.0])
+    after, metrics = learn(states[1], frozen["reference"], rollout, done, some)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(after)) and np.isfinite([*metrics.values()]).all()
+    assert metrics["objective/missing_scores"] == 3 / 8 and metrics["policy/updates"] == 4
+    np.testing.assert_allclose(metrics["objective/scores"], 0.5, rtol=1e-6)
+    assert after.moments.count == states[1].moments.count + 5
+
+    after, metrics = learn(states[1], frozen["reference"], rollout, done, jnp.full(8, jnp.nan))
+    close((after.policy, after.critic, after.moments), (states[1].policy, states[1].critic, states[1].moments), atol=0)
+    assert np.isfinite([*metrics.values()]).all() and metrics["policy/updates"] == 0 and after.step == 2
+    assert after.kl_coef != states[1].kl_coef  # the KL was measured all the same
 
 
 def test_many_seeds_are_one_program():

@@ -10,11 +10,14 @@ import pytest
 from tiny import close, prompt_batch, rollout_batch
 from tiny_online import build_parts, models
 
+from alignax import forward
 from alignax.config import ConfigError
+from alignax.losses.kl import kl as kl_loss
 from alignax.ops.kl import START, adaptive_kl, fixed_kl, pid_kl
+from alignax.ops.masked import reduce
 from alignax.stages.online import with_memory
 from alignax.train import advantages, online
-from alignax.train.optimizer import sgd
+from alignax.train.optimizer import adamw, sgd, updates_done
 from alignax.train.state import Moments, new_online_state
 from alignax.types import Loss, Rollout
 
@@ -186,15 +189,20 @@ def _parts(**settings):
     )  # fmt: skip
 
 
-def _update(key=0, order=None, **settings):
-    parts = _parts(**settings)
+def _run(parts, *, key=0, order=None, state=None, mask_B=None):
+    """(policy, critic, metrics) after one rollout of which `mask_B` counts."""
     one_hot = jnp.eye(B) if order is None else jnp.eye(B)[order]
     flags = jnp.ones((B, B), bool)
-    rollout = Rollout(tokens=jnp.zeros((B, B), jnp.int32), valid=flags, mask=flags, old_logp=one_hot)
-    state = new_online_state(jnp.zeros(B), jnp.zeros(B), parts.policy_optimizer, parts.critic_optimizer, 0.1, 0)
-    policy, critic, metrics = jax.jit(lambda s, r, k: online.update(parts, s, r, k))(
-        state, rollout, jax.random.key(key)
+    mask = flags if mask_B is None else flags & mask_B[:, None]
+    rollout = Rollout(tokens=jnp.zeros((B, B), jnp.int32), valid=flags, mask=mask, old_logp=one_hot)
+    state = state or new_online_state(
+        jnp.zeros(B), jnp.zeros(B), parts.policy_optimizer, parts.critic_optimizer, 0.1, 0
     )
+    return jax.jit(lambda s, r, k: online.update(parts, s, r, k))(state, rollout, jax.random.key(key))
+
+
+def _update(key=0, order=None, **settings):
+    policy, critic, metrics = _run(_parts(**settings), key=key, order=order)
     return -np.asarray(policy.params), -np.asarray(critic.params), metrics
 
 
@@ -217,6 +225,38 @@ def test_the_kl_limit_drops_the_update_that_passes_it_and_all_after_it():
     np.testing.assert_allclose(critic, policy)  # the critic rests as well
     np.testing.assert_allclose(metrics["policy/approxkl_avg"], (0 + 1 + 2) / 3, rtol=1e-5)  # over minibatches seen
     assert _update(epochs=2, minibatches=4, kl_limit=100.0)[2]["policy/updates"] == 8
+
+
+def test_a_kl_of_nan_counts_as_one_beyond_the_limit():
+    parts = _parts(kl_limit=1.0)
+
+    def broken(params, rollout, kl_coef):
+        nan_B = jnp.full(rollout.tokens.shape[0], jnp.nan)
+        return {
+            "x": (
+                1.0,
+                Loss(value=nan_B, weight=jnp.ones_like(nan_B), metrics={"policy/approxkl_avg": (nan_B, 1 + 0 * nan_B)}),
+            )
+        }
+
+    policy, _, metrics = _run(parts._replace(policy_objective=broken))
+    assert not policy.params.any() and metrics["policy/updates"] == 0
+
+
+def test_a_minibatch_without_a_row_that_counts_is_no_update():
+    """Under AdamW a gradient of 0 is an update: momentum goes on, and weights decay."""
+    optimizer = adamw(total_steps=8, learning_rate=0.1, weight_decay=0.1, schedule="linear", warmup_percent=0.0)
+    parts = _parts(epochs=1, minibatches=4)._replace(policy_optimizer=optimizer, critic_optimizer=optimizer)
+    some = jnp.arange(B) < 2  # at least two of four minibatches, of two rows each, have none
+    policy, critic, metrics = _run(parts, mask_B=some)
+    assert 1 <= metrics["policy/updates"] <= 2
+    for learner in (policy, critic):
+        assert updates_done(learner.opt_state, jnp.int32(-1)) == metrics["policy/updates"]
+    before = new_online_state(jnp.ones(B), jnp.ones(B), optimizer, optimizer, 0.1, 0)
+    moved = before.replace(policy=policy, critic=critic)  # its momentum is not 0
+    policy, critic, metrics = _run(parts, state=moved, mask_B=jnp.zeros(B, bool))
+    close((policy, critic), (moved.policy, moved.critic), rtol=0, atol=0)
+    assert metrics["policy/updates"] == 0 and np.isfinite([*metrics.values()]).all()
 
 
 def test_epochs_are_shuffled_anew_and_by_the_key():
@@ -247,6 +287,42 @@ def test_the_adaptive_coefficient_moves_towards_its_target(kl, want):
     np.testing.assert_allclose(got, want, rtol=1e-5)
 
 
+@pytest.mark.parametrize("kl", [np.nan, np.inf, 2.0])
+def test_a_kl_that_is_not_finite_leaves_coefficient_and_memory_to_every_controller(kl):
+    def custom(coef, kl, memory=(1.0, 2.0)):
+        return coef * kl, (memory[0] + kl, 7.0)
+
+    for controller in (
+        partial(adaptive_kl, target=0.5, horizon=1.0, batch_size=8),
+        partial(pid_kl, target=0.5),
+        custom,
+    ):
+        control, memory = with_memory(controller)
+        parts = _parts()._replace(control_kl=control, kl_memory=memory)
+        state = new_online_state(jnp.zeros(B), None, parts.policy_optimizer, None, 0.1, 0, memory)
+        held, followed = (state.kl_coef, state.kl_memory), control(state.kl_coef, kl, state.kl_memory)
+        got = online.next_coefficient(parts, state, jnp.float32(kl))
+        chex.assert_trees_all_equal(got, followed if np.isfinite(kl) else held)
+
+
+def test_a_controller_that_gives_nan_is_not_followed():
+    parts = _parts()._replace(control_kl=lambda coef, kl, memory: (coef * jnp.nan, memory))
+    state = new_online_state(jnp.zeros(B), None, parts.policy_optimizer, None, 0.1, 0)
+    assert online.next_coefficient(parts, state, jnp.float32(1))[0] == np.float32(0.1)
+
+
+@pytest.mark.parametrize("name, wrong", [("clip", -1.0), ("clip", np.nan), ("missing_eos_penalty", np.nan)])
+def test_shaping_refuses(name, wrong):
+    with pytest.raises(ValueError, match=f"{name} = {wrong}: expected"):
+        shape(_scores(0), DONE, EMPTY, **{name: wrong})
+
+
+@pytest.mark.parametrize("wrong", [-0.1, np.nan])
+def test_a_kl_limit_is_no_less_than_zero(wrong):
+    with pytest.raises(ValueError, match=f"kl_limit = {wrong}: expected"):
+        online.updates(kl_limit=wrong)
+
+
 def test_a_controller_with_memory_is_told_by_its_signature_and_the_others_have_none():
     control, memory = with_memory(partial(fixed_kl))
     assert memory == () and control(0.1, 3.0, ()) == (jnp.float32(0.1), ())
@@ -255,6 +331,63 @@ def test_a_controller_with_memory_is_told_by_its_signature_and_the_others_have_n
     chex.assert_trees_all_equal(control(0.1, 3.0, memory), pid_kl(0.1, 3.0, target=4.0))
     with pytest.raises(ConfigError, match="'memory' has no default"):
         with_memory(lambda coef, kl, memory: (coef, memory))
+
+
+# ---- what comes between score and update: a learner of four prompts with two replies each
+
+
+def _learn(scores, *, state=None, parts=None, **changes):
+    """(state, metrics) after one iteration on these scores, with `changes` to the parts."""
+    parts = (parts or _parts(epochs=1))._replace(
+        annotate=lambda policy, reference, critic, rollout: rollout,
+        shape=partial(online.shape_scores, max_tokens=B),
+        advantages=lambda rollout, score_B, coef: (rollout, jnp.float32(0.2), {"shaped": score_B}),
+        control_kl=lambda coef, kl, memory: (coef, memory), group=2, **changes,
+    )  # fmt: skip
+    flags = jnp.ones((B, B), bool)
+    rollout = Rollout(tokens=jnp.zeros((B, B), jnp.int32), valid=flags, mask=flags, old_logp=jnp.eye(B))
+    state = state or new_online_state(
+        jnp.zeros(B), jnp.zeros(B), parts.policy_optimizer, parts.critic_optimizer, 0.1, 0
+    )
+    return online.learn(parts, state, None, rollout, jnp.ones(B, bool), jnp.asarray(scores, jnp.float32))
+
+
+def test_moments_are_of_all_that_was_scored_also_of_what_is_not_learnt_from():
+    scores = [1, 1, 2, 6, np.nan, 4, 3, 3]  # of four groups the second alone has two different scores
+    state, metrics = _learn(scores, keep=1)
+    known = np.array([1, 1, 2, 6, 4, 3, 3], np.float64)
+    assert state.moments.count == 7
+    np.testing.assert_allclose([state.moments.mean, state.moments.square], [known.mean(), known.var() * 7], rtol=1e-6)
+    np.testing.assert_allclose(metrics["shaped"], (np.array([2, 6]) - known.mean()) / known.std(ddof=1), rtol=1e-5)
+    np.testing.assert_allclose(metrics["objective/scores"], known.mean(), rtol=1e-6)
+    np.testing.assert_allclose(metrics["objective/scores_sd"], known.std(), rtol=1e-6)
+    np.testing.assert_allclose(metrics["objective/missing_scores"], 1 / 8, rtol=1e-6)
+
+
+def test_scores_of_a_batch_without_any_are_zeros_that_say_so():
+    state, metrics = _learn([np.nan] * B)
+    assert state.moments.count == 0 and metrics["objective/missing_scores"] == 1
+    assert metrics["objective/scores"] == metrics["objective/scores_sd"] == 0
+
+
+def test_one_score_for_each_reply():
+    for wrong in (np.zeros((B, 1)), np.zeros(B - 1), 1.0):
+        with pytest.raises(ValueError, match=r"the reward gave the shape .* for 8 replies: expected one for each"):
+            online.one_for_each(wrong, jnp.ones(B, bool))
+    np.testing.assert_array_equal(online.one_for_each([True] * B, jnp.ones(B, bool)), np.ones(B, np.float32))
+
+
+def test_the_logged_rate_is_that_of_the_updates_that_were_made():
+    # a limit of 1.5 lets two of eight updates through in each iteration, see above
+    optimizer = adamw(total_steps=16, learning_rate=1.0, schedule="linear", warmup_percent=0.0, end_percent=0.0)
+    parts = _parts(epochs=2, minibatches=4, kl_limit=1.5)._replace(policy_optimizer=optimizer)
+    state, rates, updates = None, [], 0
+    for _ in range(3):
+        state, metrics = _learn(_scores(0, B), parts=parts, state=state)
+        rates.append((float(metrics["lr"]), float(1 - updates / 16)))
+        updates += int(metrics["policy/updates"])
+    assert updates_done(state.policy.opt_state, jnp.int32(-1)) == updates < 3 * 8
+    np.testing.assert_allclose(*np.transpose(rates), rtol=1e-6)
 
 
 # ---- what the stage binds: opponents and importance weights
@@ -317,9 +450,22 @@ def test_importance_weights_of_a_sampler_that_is_not_the_learner(two):
     np.testing.assert_allclose(metrics["sampling/importance_ratio"], np.exp(0.3), rtol=1e-4)
 
 
+def test_the_kl_in_the_loss_is_weighed_unless_the_config_says_otherwise(two):
+    _, policy, reference = two
+    settings = dict(critic_init="none", advantage="reinforce_plus_plus", kl_placement="loss", kl_estimator="k3")
+    settings |= dict(kl_controller="fixed_kl", kl_controller_args={})
+    rollout = rollout_batch(T=9).replace(advantage=jnp.zeros((8, 9)))  # of which the policy knows nothing: ratios off 1
+    penalty = lambda **args: build_parts(**settings, **args).policy_objective(policy, rollout, 0.1)["loss/kl_avg"]  # noqa: E731
+    for found, weighted in ((penalty(), True), (penalty(kl_loss_args=dict(importance_weighted=False)), False)):
+        view = forward.policy_view(two[0], policy, rollout, temperature=0.9, start=5)
+        want = kl_loss(view, estimator="k3", importance_weighted=weighted)
+        assert found[0] == 0.1
+        np.testing.assert_allclose(reduce(found[1]), reduce(want), rtol=1e-5)
+
+
 def test_an_adaptive_coefficient_counts_the_policys_replies():
-    for rival, replies in (("none", 16), ("reference", 8)):
-        settings = dict(critic_init="none", samples_per_prompt=2, opponent=rival)
+    for rival, oversample, replies in (("none", 1, 16), ("reference", 1, 8), ("none", 3, 48)):
+        settings = dict(critic_init="none", samples_per_prompt=2, opponent=rival, oversample=oversample)
         settings["advantage"] = "group_baseline" if rival == "none" else "vbon"
         coef, _ = build_parts(**settings).control_kl(jnp.float32(0.1), jnp.float32(5.0), ())
         np.testing.assert_allclose(

@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from alignax.train.optimizer import adamw, matrices, muon, scale_by_adam_tf, sgd, warmup_then
+from alignax.train.optimizer import adamw, matrices, muon, scale_by_adam_tf, sgd, updates_done, warmup_then
 from alignax.train.state import new_learner
 from alignax.train.step import apply_gradients
 
@@ -45,6 +45,24 @@ def test_the_last_cosine_and_linear_steps_differ_on_the_way():
 def test_unknown_schedule_is_refused():
     with pytest.raises(ValueError, match="schedule = 'cosin': expected one of 'cosine', 'linear', 'constant'"):
         adamw(total_steps=10, schedule="cosin")
+
+
+@pytest.mark.parametrize("make, name", [
+    (adamw, "learning_rate"), (adamw, "clip_norm"), (adamw, "weight_decay"), (adamw, "end_percent"),
+    (muon, "adam_learning_rate"), (muon, "momentum"), (sgd, "learning_rate"), (sgd, "clip_norm"),
+])  # fmt: skip
+def test_numbers_that_are_negative_or_nan_are_refused(make, name):
+    for wrong in (-0.1, np.nan):
+        with pytest.raises(ValueError, match=f"{name} = {wrong}: expected a number of 0 or more"):
+            make(total_steps=10, **{name: wrong})
+
+
+def test_an_optimizer_knows_how_many_updates_it_has_made():
+    for optimizer, want in ((adamw(total_steps=10, frozen="embed"), 2), (sgd(total_steps=10), 7)):
+        learner = new_learner(PARAMS, optimizer)
+        for _ in range(2):
+            learner = apply_gradients(learner, PARAMS, optimizer)
+        assert updates_done(learner.opt_state, jnp.int32(7)) == want  # plain gradient descent counts nothing
 
 
 def test_the_rate_in_the_log_is_the_rate_of_the_update():
