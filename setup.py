@@ -34,7 +34,7 @@ setup(
         "rich",
         "tensorboardX",
         "tokenizers",
-        "transformers",
+        "transformers>=5",
         "zstandard",  # `datasets` needs it for .zst files and does not ask for it
     ],
     extras_require={

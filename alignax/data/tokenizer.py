@@ -35,16 +35,27 @@ def load_tokenizer(path_or_name: str) -> Tokenizer:
         return found
     except Exception as error:  # of many kinds: a config.json beside it is read and checked too
         raise DataError(
-            f"no tokenizer could be loaded from {path_or_name!r} ({shorten(str(error), 300)}): {_EXPECTED}"
+            f"no tokenizer could be loaded from {path_or_name!r} ({shorten(str(error), 300) or type(error).__name__}): {_EXPECTED}"
         ) from error
 
 
 _EXPECTED = "expected a folder with tokenizer.json and tokenizer_config.json, or the name of a model on the hub"
 
 
-def vocabulary(tokenizer: Tokenizer) -> int:
-    """The ids that a model needs, 0 to the highest one: more than the tokenizer has tokens if some ids are not used."""
-    return max(len(tokenizer), max(tokenizer.get_vocab().values(), default=-1) + 1)
+def vocabulary(tokenizer: Tokenizer, rows: int | None = None) -> int:
+    """The ids that a model needs, 0 to the highest one: more than the tokenizer has tokens if some ids are not used.
+
+    Of a model of `rows` embeddings without the control tokens beyond them, if nothing here writes one: no text may hold
+    it, and it is no end, padding or part of the chat template (an image's place, in a Gemma 3 that reads none).
+    """
+    ids = tokenizer.get_vocab()
+    size = max(len(tokenizer), max(ids.values(), default=-1) + 1)
+    beyond = {token for token, index in ids.items() if rows is not None and index >= rows}
+    named = {getattr(tokenizer, f"{name}_token") for name in ("bos", "eos", "pad", "unk")}
+    named |= {tokenizer.convert_ids_to_tokens(index) for index in told_stops(tokenizer)}
+    template = str(tokenizer.chat_template)
+    silent = beyond <= {*control_tokens(tokenizer)} - named and not any(token in template for token in beyond)
+    return rows if rows is not None and beyond and silent else size
 
 
 def pad_id(tokenizer: Tokenizer) -> int:
@@ -91,13 +102,17 @@ def added_tokens(tokenizer: Tokenizer) -> tuple[str, ...]:
 
 def spelling(tokenizer: Tokenizer, tokens: Iterable[str]) -> Callable[[str], bool]:
     """Whether a text spells one of these tokens, as the tokenizer looks for them: in the text as it stands and, for a
-    token that it looks for in normalised text, in that (NFKC makes "<tool>" of full-width signs)."""
-    tokens, normalizer = {*tokens}, tokenizer.backend_tokenizer.normalizer
+    token that it looks for in normalised text, in that (NFKC makes "<tool>" of full-width signs).
+
+    Runs of white space that are tokens (Pythia's, Gemma's) are how such text is encoded, and spell nothing.
+    """
+    tokens, normalizer = {token for token in tokens if token.strip()}, tokenizer.backend_tokenizer.normalizer
     late = [t.content for t in tokenizer.added_tokens_decoder.values() if t.normalized and t.content in tokens]
+    late = [normal for token in late if normalizer and (normal := normalizer.normalize_str(token)).strip()]
     plain = re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True)))) if tokens else None
     if plain is None or normalizer is None or not late:
         return lambda text: plain is not None and plain.search(text) is not None
-    normal = re.compile("|".join(re.escape(normalizer.normalize_str(token)) for token in late))
+    normal = re.compile("|".join(map(re.escape, late)))
     return lambda text: bool(plain.search(text) or normal.search(normalizer.normalize_str(text)))
 
 

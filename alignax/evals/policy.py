@@ -89,8 +89,9 @@ def total_reward(
 ) -> dict[str, float]:
     """What a text reward says of one completion, as parts with a "total"; a bare number is the total.
 
-    A total of None or nan says that the completion cannot be scored: nan where a `missing` score will do. Raises
-    ValueError for one where it will not, for an infinite total, and for what is no single number.
+    A total of None or nan says that the completion cannot be scored: nan where a `missing` score will do, where other
+    parts may be missing too. Raises ValueError for one where it will not, for an infinite number, and for what is no
+    single number.
     """
     value = reward(row, completion, finished=finished)
     expected = "expected a finite number or total" + (", or None or nan where there is no score" if missing else "")
@@ -99,8 +100,8 @@ def total_reward(
         parts = {name: _number(part) for name, part in (value if isinstance(value, dict) else {"total": value}).items()}
     except (TypeError, ValueError):
         raise ValueError(refusal) from None
-    total = parts.get("total", math.inf)
-    if not (math.isfinite(total) or (missing and math.isnan(total))):
+    fits = [math.isfinite(part) or (missing and math.isnan(part)) for part in parts.values()]
+    if "total" not in parts or not all(fits):
         raise ValueError(refusal)
     return parts
 

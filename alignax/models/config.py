@@ -1,6 +1,7 @@
 """What a decoder is made of: one frozen dataclass; a model family is a set of its values (`models/hf`)."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 KINDS = ("full", "sliding", "nope")  # of attention: all earlier tokens; the last `window` ones; all, without rotation
@@ -119,6 +120,8 @@ class ModelConfig:
         for name, known in _CHOICES.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} = {getattr(self, name)!r}: expected one of {', '.join(map(repr, known))}")
+        if not 0 <= self.norm_eps < math.inf:
+            raise ValueError(f"norm_eps = {self.norm_eps}: expected a small number of 0 or more, such as 1e-5")
         if self.heads % self.kv_heads:
             raise ValueError(f"heads = {self.heads} is no multiple of kv_heads = {self.kv_heads}")
         if self.rotated % 2 or not 0 < self.rope_fraction <= 1:

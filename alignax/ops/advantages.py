@@ -23,6 +23,12 @@ def scorable(score_B: Float[Array, " B"]) -> Bool[Array, " B"]:
     return jnp.isfinite(score_B)
 
 
+def comparable(score_B: Float[Array, " B"], *, group: int) -> Bool[Array, " B"]:
+    """Rows that have a score, as another row of their group has: a lone one has nothing to be better than."""
+    counts_PM = _groups(score_B, group)[1]
+    return (counts_PM & (jnp.sum(counts_PM, axis=1, keepdims=True) > 1)).ravel()
+
+
 def group_mean(score_B: Float[Array, " B"], *, group: int) -> Float[Array, " B"]:
     """R_i - mean_j R_j over the group: Dr. GRPO's advantage (Liu et al. 2025), GRPO's without the division by std.
 

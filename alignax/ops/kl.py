@@ -112,17 +112,19 @@ def adaptive_kl(coef: Scalar, kl: Scalar, *, target: float, horizon: float, batc
     `batch_size` count episodes.
 
     The rule is for batches that are small beside the horizon: from 5 horizons on its factor would be 0 or less. A batch
-    of more than one horizon counts as n = ceil(batch_size / horizon) equal ones, each with this error, so the factor is
+    of more than one horizon counts as n = ceil(batch_size / horizon) equal ones, each with this error, and one of more
+    than 10 horizons as 10, so with h = min(batch_size / horizon, 10) the factor is
 
-        (1 + clip(kl / target - 1, -0.2, 0.2) * batch_size / (n * horizon))^n, at least 0.8^n.
+        (1 + clip(kl / target - 1, -0.2, 0.2) * h / n)^n with n = max(ceil(h), 1), from 0.8^n to 1.2^n.
 
     A KL that is not finite changes nothing. Raises ValueError if target, horizon or batch_size is not positive.
     """
     require(target > 0, f"adaptive_kl: target = {target}: expected a positive number of nats; fixed_kl has no target")
     require(horizon > 0, f"adaptive_kl: horizon = {horizon}: expected a positive number of episodes, such as 10000")
     require(batch_size > 0, f"adaptive_kl: batch_size = {batch_size}: expected the episodes of an iteration, 1 or more")
-    parts = jnp.maximum(jnp.ceil(jnp.float32(batch_size / horizon)), 1.0)
-    factor = 1.0 + _relative_error(kl, target, 0.2) * batch_size / (parts * horizon)
+    episodes = jnp.minimum(batch_size, 10.0 * horizon)  # 0.8^10 is a tenth: more is no control
+    parts = jnp.maximum(jnp.ceil(episodes / horizon), 1.0)
+    factor = 1.0 + _relative_error(kl, target, 0.2) * episodes / (parts * horizon)
     return jnp.asarray(coef, jnp.float32) * factor**parts
 
 

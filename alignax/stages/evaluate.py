@@ -85,8 +85,9 @@ def describe(rows: list[dict], base: list[dict], prompts: list[dict]) -> dict[st
         out |= {"gold_gain": float(gain.mean()), "gold_gain_ci95": bootstrap(gain)}  # paired by prompt
         out |= {"win_rate": float(wins.mean()), "win_rate_ci95": bootstrap(wins)}
     if scored:
-        parts = rows[scored[0]]["parts"]
-        out["gold_parts"] = {part: float(np.mean([rows[i]["parts"][part] for i in scored])) for part in parts}
+        parts = dict.fromkeys(part for i in scored for part in rows[i]["parts"])
+        of_part = lambda part: [rows[i]["parts"][part] for i in scored if part in rows[i]["parts"]]  # noqa: E731
+        out["gold_parts"] = {part: float(np.mean(of_part(part))) for part in parts}
         of = np.array([prompts[i].get("family", "") for i in scored])
         out["families"] = {family: float(gold[of == family].mean()) for family in sorted(set(of.tolist()) - {""})}
     return out

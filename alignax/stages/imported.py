@@ -71,7 +71,8 @@ def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
     family, theirs = hf_config.read_config(folder)
     tokenizer = load_tokenizer(cfg.tokenizer or str(folder))
     set_stops(tokenizer, folder, theirs)
-    model_config = hf_config.from_hf(family, theirs, tokens=vocabulary(tokenizer))
+    tokens = vocabulary(tokenizer, theirs["vocab_size"])
+    model_config = hf_config.from_hf(family, theirs, tokens=tokens)
     labels = labels_of(theirs) if hf_config.check_class(family, theirs) else None
     if labels is not None:  # those classes have no output layer of their own
         model_config = dataclasses.replace(model_config, tie_embeddings=True)
@@ -82,6 +83,10 @@ def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
             f"config.json: the code of {family.name} in transformers reads nothing of {', '.join(spare)}; kept for the "
             "export",
             soft_wrap=True,
+        )
+    if beyond := [f"{token!r} ({i})" for token, i in sorted(tokenizer.get_vocab().items()) if i >= tokens]:
+        common.console.print(
+            f"tokenizer: {', '.join(beyond)} beyond the embedding's {tokens} rows: no text may hold it", soft_wrap=True
         )
     if labels is not None:
         check_pad(tokenizer, theirs)

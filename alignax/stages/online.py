@@ -42,7 +42,7 @@ def get_config() -> ConfigDict:
     c.temperature = 1.0  # of sampling, and so of every log-probability
     c.reward_from = ""  # folder of a finished reward model, or
     c.reward_weights = ConfigDict()  # of its attributes, where it rates several; 1 each where nothing is said
-    c.reward = ""  # module:function of (row, completion, *, finished) -> number: one of the two
+    c.reward = ""  # module:function of (row, completion, *, finished) -> number or None: one of the two
     c.reward_args = ConfigDict()
     c.scoring_args = ConfigDict()  # of alignax.train.online.shape_scores
     c.samples_per_prompt = 1  # replies to each prompt of a batch; a group estimator needs 2 or more

@@ -89,9 +89,9 @@ def build(
                 if got.proxy is not None:
                     entry["proxy"] = float(got.proxy[i])
                 if gold:
-                    parts = total_reward(gold, row, completion, done, missing=True)
-                    total = parts.pop("total")
-                    entry |= {"gold": None, "parts": {}} if math.isnan(total) else {"gold": total, "parts": parts}
+                    told = total_reward(gold, row, completion, done, missing=True)
+                    parts = {name: part for name, part in told.items() if not math.isnan(part)}
+                    entry |= {"gold": parts.pop("total", None), "parts": parts}
                 out.append(entry)
         return out
 

@@ -68,7 +68,7 @@ def group_baseline(
     kl_BT, kl, charged, metrics = _penalty(rollout, kl_coef, kl_in_reward)
     informative_B = ops.informative(score_B, group=group)  # of the score: every reply has another KL
     reward_B = score_B - charged * kl_BT.sum(1)
-    keep_B = ops.scorable(reward_B) & (informative_B | (not only_informative))
+    keep_B = ops.comparable(reward_B, group=group) & (informative_B | (not only_informative))
     mask_BT = rollout.mask & keep_B[:, None]
     advantage_BT = ops.spread(BASELINES[baseline](reward_B, group=group), mask_BT)
     if whiten_advantages:
@@ -97,7 +97,8 @@ def winners(
     """Advantage 1 for the best reply of each group, the others masked: with loss 'reinforce' this is RAFT."""
     kl_BT, kl, charged, metrics = _penalty(rollout, kl_coef, kl_in_reward)
     reward_B = score_B - charged * kl_BT.sum(1)
-    mask_BT = rollout.mask & ops.winners(reward_B, group=group)[:, None]
+    best_B = ops.winners(reward_B, group=group) & ops.comparable(reward_B, group=group)
+    mask_BT = rollout.mask & best_B[:, None]
     metrics |= _of_groups(rollout, score_B, reward_B, group)
     return rollout.replace(mask=mask_BT, advantage=mask_BT.astype(jnp.float32)), kl, metrics
 

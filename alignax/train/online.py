@@ -95,7 +95,7 @@ def learn(
 ) -> tuple[OnlineState, dict]:  # fmt: skip
     """Everything after the score: rewards, advantages, updates, the next KL coefficient.
 
-    A score that is not finite is missing, and its row teaches nothing.
+    A score that is not finite is missing, and its row teaches nothing, whatever the advantage estimator makes of it.
     """
     # metrics and moments are of all that was sampled, so they come before anything is left out
     sampled, replies = metrics_of_samples(rollout, finished_B, score_B), rollout.own.sum()
@@ -105,6 +105,7 @@ def learn(
         rollout, shaped_B = jax.tree.map(lambda x: x[rows_B], (rollout, shaped_B))
     rollout = parts.annotate(state.policy.params, reference, state.critic.params if state.critic else None, rollout)
     rollout, kl, metrics = parts.advantages(rollout, shaped_B, state.kl_coef)
+    rollout = only_scored(rollout, shaped_B)
     if parts.alone:
         rollout, parts = jax.tree.map(lambda x: x[:: parts.group], rollout), parts._replace(group=1)
     key = jax.random.fold_in(step_key(state), 1)
@@ -119,6 +120,19 @@ def learn(
     coef, memory = next_coefficient(parts, state, kl)
     learners = {"policy": policy, "critic": critic}
     return state.replace(**learners, kl_coef=coef, kl_memory=memory, moments=moments, step=state.step + 1), metrics
+
+
+def only_scored(rollout: Rollout, score_B: Float[Array, " B"]) -> Rollout:
+    """The rollout without the rows whose score is missing, nor those whose advantages or returns are not finite.
+
+    The estimators of `train.advantages` mask theirs; one from outside may not know that a score can be missing.
+    """
+    targets = {name: x for name in ("advantage", "returns") if (x := getattr(rollout, name)) is not None}
+    known_B = scorable(score_B)
+    for x_BT in targets.values():
+        known_B &= jnp.all(jnp.isfinite(x_BT) | ~rollout.mask, axis=1)
+    mask_BT = rollout.mask & known_B[:, None]
+    return rollout.replace(mask=mask_BT, **{name: jnp.where(mask_BT, x_BT, 0.0) for name, x_BT in targets.items()})
 
 
 def metrics_of_samples(rollout: Rollout, finished_B: Bool[Array, " B"], score_B: Float[Array, " B"]) -> dict:
@@ -214,7 +228,7 @@ def update(parts: Parts, state: OnlineState, rollout: Rollout, key: Array) -> tu
 
     The replies to one prompt stay together: a loss on pairs finds both in its minibatch. A minibatch whose rows are all
     masked, since none was scored for example, is no update: its gradient is 0, and momentum and weight decay would move
-    the parameters without any data. Where no minibatch is left, metrics are 0.
+    the parameters without any data. Metrics named *_first are of the first that is one. Where none is left, all are 0.
     """
     P, u = rollout.tokens.shape[0] // parts.group, parts.updates
     if P % u.minibatches:
@@ -239,7 +253,8 @@ def update(parts: Parts, state: OnlineState, rollout: Rollout, key: Array) -> tu
     carry = ((state.policy, state.critic), jnp.bool_(False))
     ((policy, critic), _), (history, seen, applied) = jax.lax.scan(body, carry, rows)
     means = {name: masked_mean(values, seen) for name, values in history.items()}
-    first = {f"{name}_first": history[name][0] for name in ("val/ratio", "policy/approxkl_avg") if name in history}
+    names = [name for name in ("val/ratio", "policy/approxkl_avg") if name in history]
+    first = {f"{name}_first": history[name][jnp.argmax(seen)] for name in names}
     return policy, critic, means | first | {"policy/updates": applied.sum().astype(jnp.float32)}
 
 

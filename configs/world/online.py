@@ -12,6 +12,7 @@ from configs.world import ppo
 
 ONCE = dict(epochs=1, minibatches=1)  # for losses that do not correct for a policy that has moved on
 STANDARDISED = dict(advantage="group_baseline", advantage_args=dict(baseline="standardise"))
+UNWEIGHTED = dict(importance_weighted=False)  # as the paper has it; TRL weighs
 AGAINST = dict(samples_per_prompt=2, batch_size=64, update_args=ONCE)  # a reply of the policy, and an opponent's
 SINGLE = dict(advantage="reinforce_plus_plus", samples_per_prompt=1, batch_size=64)
 RECIPES = {  # what each says besides the shared settings below
@@ -31,7 +32,7 @@ RECIPES = {  # what each says besides the shared settings below
         advantage_args=dict(baseline="leave_one_out"),
         update_args=ONCE,
     ),
-    "grpo": STANDARDISED | dict(loss="grpo", kl_placement="loss", kl_estimator="k3"),
+    "grpo": STANDARDISED | dict(loss="grpo", kl_placement="loss", kl_estimator="k3", kl_loss_args=UNWEIGHTED),
     "dr_grpo": dict(
         loss="dr_grpo",
         loss_args=dict(max_tokens=32.0),

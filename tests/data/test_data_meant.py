@@ -363,6 +363,16 @@ def test_an_added_token_that_a_text_spells_is_said(text):
     assert learnt([{"messages": [ASK, said("assistant", "no")]}], chat())[1] == {"rows": 1, "kept": 1}
 
 
+@pytest.mark.parametrize("space", ["  ", "\n\n"])
+def test_white_space_that_is_a_token_spells_nothing(space):
+    """Pythia and Gemma have such tokens, and a normaliser that strips would make an empty word of one."""
+    for normalizer in (None, normalizers.Strip()):
+        tokenizer = chat(normalizer=normalizer)
+        tokenizer.add_tokens([AddedToken(space, normalized=True)])
+        rows = [{"messages": [ASK, said("assistant", f"no{space}no")]}]
+        assert learnt(rows, tokenizer)[1] == {"rows": 1, "kept": 1}
+
+
 def test_words_that_become_a_control_token_by_normalisation_are_refused():
     special = AddedToken("<end>", special=True, normalized=True)
     tokenizer = chat(normalizer=normalizers.Lowercase())

@@ -123,11 +123,11 @@ def test_total_reward_takes_numbers_and_parts(value, want):
 
 UNFIT = [
     float("inf"), {"kind": 1.0}, "1.5", b"1", [1.0], np.ones(2), np.ones(1), jnp.ones((1, 1)), 1j, {"total": "good"},
-    {"total": 1.0, "kind": [2.0]},
+    {"total": 1.0, "kind": [2.0]}, {"total": 1.0, "kind": float("inf")},
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("value", [None, float("nan"), {"total": None}, *UNFIT])
+@pytest.mark.parametrize("value", [None, float("nan"), {"total": None}, {"total": 2.0, "kind": None}, *UNFIT])
 def test_total_reward_refuses_what_is_no_finite_number(value):
     with pytest.raises(ValueError, match="gave .* for 'text': expected a finite number or total"):
         total_reward(lambda row, completion, *, finished: value, {}, "text", True)
@@ -137,6 +137,11 @@ def test_total_reward_refuses_what_is_no_finite_number(value):
 def test_a_reward_may_say_that_it_cannot_score(value):
     found = total_reward(lambda row, completion, *, finished: value, {}, "text", True, missing=True)
     assert np.isnan(found["total"])
+
+
+def test_a_part_may_be_missing_where_scores_may_be():
+    found = total_reward(lambda *_, finished: {"total": 2.0, "kind": None}, {}, "text", True, missing=True)
+    assert found["total"] == 2.0 and np.isnan(found["kind"])
 
 
 @pytest.mark.parametrize("value", UNFIT)

@@ -288,6 +288,8 @@ def test_positions_and_causal_mask_count_real_tokens_only():
         ({"head_dim": 7}, "head_dim . rope_fraction must be even"),
         ({"remat": "some"}, "remat = 'some': expected one of 'none', 'dots', 'attention', 'offload', 'full'"),
         ({"layers": 0}, "layers = 0: expected at least 1"),
+        ({"norm_eps": float("nan")}, "norm_eps = nan: expected a small number"),
+        ({"norm_eps": -1e-5}, "norm_eps = -1e-05: expected a small number"),
         ({"vocab_size": -1}, "vocab_size = -1"),
         ({"heads": 0, "kv_heads": 1}, "heads = 0: expected at least 1"),
         ({"kv_heads": 0}, "kv_heads = 0: expected at least 1"),

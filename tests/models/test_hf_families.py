@@ -118,7 +118,7 @@ def test_rows_of_the_embedding_beyond_the_tokenizer_stay_and_get_no_probability(
     "name, change, message",
     [
         ("llama", {"model_type": "mamba"}, "architecture 'mamba' is not supported: expected one of llama, mistral"),
-        ("llama", {"model_type": "lama"}, "config.json cannot be read"),
+        ("llama", {"model_type": "lama", "auto_map": {"AutoConfig": "code.X"}}, "architecture 'lama' is not supported"),
         ("llama", {"hidden_act": "relu"}, "hidden_act = 'relu': supported are silu"),
         ("llama", {"quantization_config": {"quant_method": "awq"}}, "quantization_config = .*: supported is None"),
         (

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 from stage_runs import fails, read
+from tokenizers import AddedToken
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
 
@@ -20,7 +21,7 @@ import hf_smollm2
 from alignax import sharding
 from alignax.checkpoint import load_params
 from alignax.config import ConfigError, Reader
-from alignax.data.encode import encode_prompt
+from alignax.data.encode import demo_rows, encode_prompt
 from alignax.data.templates import stop_ids
 from alignax.data.tokenizer import load_tokenizer
 from alignax.main import main
@@ -100,6 +101,47 @@ def test_every_end_that_counts_for_generate_stops(generation, stops, told, their
     tokenizer = load_tokenizer(str(tmp_path / "ours/tokenizer"))
     assert tokenizer.eos_token_id == 2 and stop_ids(tokenizer, "plain") == stops
     assert err.count("eos_token_id: ") == len(told) and all(text in err for text in told)
+
+
+def test_an_end_that_no_file_names_is_no_end(theirs, tmp_path, capsys):
+    """Llama's config class has 2 there, whatever the vocabulary."""
+    config = {key: value for key, value in CASE.items() if key != "eos_token_id"}
+    (theirs / "config.json").write_text(json.dumps(config))
+    tokenizer = load_tokenizer(str(theirs))
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(7)
+    tokenizer.save_pretrained(theirs)
+    assert main(["import", str(theirs), str(tmp_path / "ours")]) == 0
+    assert stop_ids(load_tokenizer(str(tmp_path / "ours/tokenizer")), "plain") == {7}
+
+
+def with_token(folder, token, *, special, **names):
+    """The folder with one token more than its embedding has rows."""
+    tokenizer = load_tokenizer(str(folder))
+    tokenizer.add_tokens([AddedToken(token, special=special)], special_tokens=special)
+    for name, value in names.items():
+        setattr(tokenizer, name, value)
+    tokenizer.save_pretrained(folder)
+
+
+def test_an_images_place_beyond_the_embedding_is_no_word(theirs, tmp_path, capsys):
+    """Gemma 3 of 1B has the tokenizer of those that read images: 262,145 tokens for 262,144 rows."""
+    with_token(theirs, "<image_soft_token>", special=True)
+    assert main(["import", str(theirs), str(tmp_path / "ours")]) == 0
+    assert f"'<image_soft_token>' ({V}) beyond the embedding's {V} rows" in " ".join(capsys.readouterr().err.split())
+    assert read(tmp_path / "ours/manifest.json")["architecture"]["vocab_size"] == V
+    tokenizer = load_tokenizer(str(tmp_path / "ours/tokenizer"))
+    rows = [{"prompt": "a", "completion": text} for text in ("b", "c <image_soft_token>")]
+    counts = demo_rows(rows, tokenizer, template="plain", max_length=64)[1]
+    assert counts["kept"] == 1 and counts["special_token"] == 1
+    assert read(export(tmp_path / "ours", tmp_path / "out") / "config.json")["vocab_size"] == V
+
+
+@pytest.mark.parametrize("special, names", [(False, {}), (True, {"pad_token": "<more>"}), (True, {"eos_token": "<more>"}),
+                                            (True, {"chat_template": "<more>{{ messages[0].content }}"})])  # fmt: skip
+def test_a_token_beyond_the_embedding_that_may_be_written_is_refused(special, names, theirs, tmp_path, capsys):
+    with_token(theirs, "<more>", special=special, **names)
+    message = f"the tokenizer has {V + 1} tokens, the embedding {V} rows"
+    assert message in fails(capsys, "import", theirs, tmp_path / "ours")
 
 
 def test_keys_that_no_code_reads_come_back_unchanged(theirs, tmp_path, capsys):

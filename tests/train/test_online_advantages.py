@@ -66,10 +66,21 @@ def test_a_different_kl_does_not_make_equal_rewards_informative():
 
 
 def test_a_missing_score_is_masked_and_poisons_nothing_and_zero_is_no_missing_score():
-    for function in (advantages.group_baseline, advantages.reinforce_plus_plus):
+    # the last reply has nothing in its group to be compared with, which only a method without groups does not mind
+    for function, lone in ((advantages.group_baseline, False), (advantages.reinforce_plus_plus, True)):
         found = estimate(function, scores=jnp.array([0.0, 2.0, jnp.nan, 5.0]))[0]
-        np.testing.assert_array_equal(found.mask.any(1), [True, True, False, True])
+        np.testing.assert_array_equal(found.mask.any(1), [True, True, False, lone])
         assert np.isfinite(found.advantage).all() and found.advantage[0].any()
+
+
+@pytest.mark.parametrize("options", [{"baseline": "mean", "whiten_advantages": True}, {"baseline": "standardise"}])
+def test_a_lone_scored_reply_has_no_baseline_and_teaches_nothing(options):
+    scores = jnp.array([0.0, 2.0, jnp.nan, 5.0])
+    found, known = (estimate(advantages.group_baseline, scores=s, **options)[0] for s in (scores, scores.at[3].set(-9)))
+    np.testing.assert_array_equal(found.advantage, known.advantage)
+    assert not found.advantage[3].any()
+    best = estimate(advantages.winners, scores=scores)[0]
+    np.testing.assert_array_equal(best.mask.any(1), [False, True, False, False])
 
 
 def with_critic():

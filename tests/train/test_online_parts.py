@@ -336,12 +336,12 @@ def test_a_controller_with_memory_is_told_by_its_signature_and_the_others_have_n
 # ---- what comes between score and update: a learner of four prompts with two replies each
 
 
-def _learn(scores, *, state=None, parts=None, **changes):
+def _learn(scores, *, state=None, parts=None, estimate=None, **changes):
     """(state, metrics) after one iteration on these scores, with `changes` to the parts."""
     parts = (parts or _parts(epochs=1))._replace(
         annotate=lambda policy, reference, critic, rollout: rollout,
         shape=partial(online.shape_scores, max_tokens=B),
-        advantages=lambda rollout, score_B, coef: (rollout, jnp.float32(0.2), {"shaped": score_B}),
+        advantages=estimate or (lambda rollout, score_B, coef: (rollout, jnp.float32(0.2), {"shaped": score_B})),
         control_kl=lambda coef, kl, memory: (coef, memory), group=2, **changes,
     )  # fmt: skip
     flags = jnp.ones((B, B), bool)
@@ -368,6 +368,37 @@ def test_scores_of_a_batch_without_any_are_zeros_that_say_so():
     state, metrics = _learn([np.nan] * B)
     assert state.moments.count == 0 and metrics["objective/missing_scores"] == 1
     assert metrics["objective/scores"] == metrics["objective/scores_sd"] == 0
+
+
+def test_an_estimator_that_does_not_know_of_missing_scores_teaches_nothing_of_them():
+    heard = []
+
+    def objective(params, rollout, kl_coef=None):
+        value_B = -(params[None, :] * rollout.advantage).sum(1)
+        jax.debug.callback(lambda *seen: heard.append(seen), rollout.mask, rollout.advantage)
+        return {"x": (1.0, Loss(value=value_B, weight=rollout.mask.any(1).astype(jnp.float32), metrics={}))}
+
+    def naive(rollout, score_B, coef):  # the mean over each pair takes the missing score with it
+        away_B = score_B - jnp.repeat(score_B.reshape(-1, 2).mean(1), 2)
+        return rollout.replace(advantage=away_B[:, None] * rollout.mask), jnp.float32(0.2), {}
+
+    scores = [1.0, 1.5, np.nan, 6.0, 2.0, 4.0, 3.0, 3.5]
+    state, _ = _learn(scores, parts=_parts(epochs=1)._replace(policy_objective=objective), estimate=naive)
+    jax.effects_barrier()
+    [(mask, advantage)] = heard
+    assert np.isfinite(advantage).all() and np.isfinite(state.policy.params).all() and state.policy.params.any()
+    assert (mask.any(1).sum(), mask.all(1).sum()) == (6, 6)  # without the row, and without the one it was compared to
+
+
+def test_what_is_logged_as_first_is_of_the_first_minibatch_that_counts():
+    def count(params, rollout, kl_coef):
+        rows_B = rollout.mask.any(1).astype(jnp.float32)
+        loss = Loss(value=0 * rows_B, weight=rows_B, metrics={"val/ratio": (rows_B, jnp.ones_like(rows_B))})
+        return {"x": (1.0, loss)}
+
+    parts = _parts(epochs=1, minibatches=4)._replace(policy_objective=count)
+    firsts = [_run(parts, key=key, mask_B=jnp.arange(B) < 2)[2]["val/ratio_first"] for key in range(3)]
+    assert min(firsts) >= 0.5  # one row or two count of the two in a minibatch; in the others none
 
 
 def test_one_score_for_each_reply():

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,11 @@ def read_config(folder: str | Path) -> tuple[Family, dict[str, Any]]:
 
     file = Path(folder) / "config.json"
     try:
+        said = json.loads(file.read_text(encoding="utf-8"))
+        check_family(said.get("model_type"), folder)  # first, as AutoConfig would ask whether to run a stranger's code
+    except (OSError, json.JSONDecodeError, AttributeError) as error:
+        raise ValueError(f"{file} cannot be read: {error}") from error
+    try:
         config = AutoConfig.from_pretrained(str(folder))
         text = config.text_config if config.model_type in COMPOSITES else config
         if hasattr(text, "rope_parameters"):
@@ -54,18 +59,24 @@ def read_config(folder: str | Path) -> tuple[Family, dict[str, Any]]:
     except Exception as error:  # of many kinds: each config class checks its fields in its own way
         fault = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{file} cannot be read: {fault}{at_fault(file)}") from error
-    if text.model_type not in FAMILIES:
-        raise ValueError(
-            f"{folder}: architecture {text.model_type!r} is not supported: expected one of {', '.join(FAMILIES)}"
-        )
-    said, wrong = json.loads(file.read_text(encoding="utf-8")), []
+    check_family(text.model_type, folder, {})
+    named, wrong = {**said, **(said.get("text_config") or {})}, []
     if text is not config:
         theirs = text_config(config, theirs, tensor_names(Path(folder)))
         theirs, wrong = _with_the_whole(said, theirs)
         said = said.get("text_config") or {}
     wrong += clashes(said, theirs, text.attribute_map)
     raise_all(wrong, f"{file}: values that do not count, delete or correct them:")
+    # what is nowhere said: the config classes have ids of their own vocabulary there, which is not this one
+    theirs |= {key: None for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key not in named}
     return FAMILIES[text.model_type], theirs
+
+
+def check_family(name: Any, folder: str | Path, wholes: Collection[str] = COMPOSITES) -> None:
+    """Raises ValueError for an architecture that is neither in FAMILIES nor among `wholes`."""
+    if name not in [*FAMILIES, *wholes]:
+        known = ", ".join([*FAMILIES, *wholes])
+        raise ValueError(f"{folder}: architecture {name!r} is not supported: expected one of {known}")
 
 
 def from_hf(family: Family, theirs: Mapping[str, Any], *, tokens: int | None = None) -> ModelConfig:
