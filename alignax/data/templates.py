@@ -30,7 +30,7 @@ from alignax.data.counts import DataError, Refused
 from alignax.data.dialogue import Prompt
 from alignax.data.messages import Turns
 from alignax.data.rendering import end_texts
-from alignax.data.tokenizer import Tokenizer, control_tokens, eos_id, eos_ids, spelling, told_stops
+from alignax.data.tokenizer import Tokenizer, control_tokens, eos_id, eos_ids, left_beyond, spelling, told_stops
 
 TEMPLATES = ("plain", "chat")
 TRAIN_ON = ("completion", "assistant", "all")
@@ -102,7 +102,7 @@ def forbidden_tokens(tokenizer: Tokenizer, template: str) -> Callable[[str], boo
         raise DataError(f"template = {template!r}: expected one of {', '.join(TEMPLATES)}")
     if template == "chat" and not tokenizer.chat_template:
         raise DataError("template = 'chat', but the tokenizer has no chat template: use template 'plain', or set one")
-    tokens = {*control_tokens(tokenizer), *end_texts(tokenizer)} if template == "chat" else ()
+    tokens = {*control_tokens(tokenizer), *end_texts(tokenizer)} if template == "chat" else left_beyond(tokenizer)
     return spelling(tokenizer, tokens)
 
 

@@ -11,7 +11,9 @@ from typing import Any
 from alignax.data.counts import DataError
 
 Tokenizer = Any  # a transformers fast tokenizer
-STOPS = "stop_ids"  # key of tokenizer_config.json: see `told_stops`
+# keys of tokenizer_config.json, of an imported checkpoint alone
+STOPS = "stop_ids"  # see `told_stops`
+ROWS = "embedding_rows"  # see `leave_beyond`
 
 
 def load_tokenizer(path_or_name: str) -> Tokenizer:
@@ -34,28 +36,39 @@ def load_tokenizer(path_or_name: str) -> Tokenizer:
             found.init_kwargs.pop(name, None)
         return found
     except Exception as error:  # of many kinds: a config.json beside it is read and checked too
-        raise DataError(
-            f"no tokenizer could be loaded from {path_or_name!r} ({shorten(str(error), 300) or type(error).__name__}): {_EXPECTED}"
-        ) from error
+        fault = shorten(str(error), 300) or type(error).__name__
+        raise DataError(f"no tokenizer could be loaded from {path_or_name!r} ({fault}): {_EXPECTED}") from error
 
 
 _EXPECTED = "expected a folder with tokenizer.json and tokenizer_config.json, or the name of a model on the hub"
 
 
-def vocabulary(tokenizer: Tokenizer, rows: int | None = None) -> int:
+def vocabulary(tokenizer: Tokenizer) -> int:
     """The ids that a model needs, 0 to the highest one: more than the tokenizer has tokens if some ids are not used.
 
-    Of a model of `rows` embeddings without the control tokens beyond them, if nothing here writes one: no text may hold
-    it, and it is no end, padding or part of the chat template (an image's place, in a Gemma 3 that reads none).
+    Without those that `leave_beyond` has left out.
     """
-    ids = tokenizer.get_vocab()
-    size = max(len(tokenizer), max(ids.values(), default=-1) + 1)
-    beyond = {token for token, index in ids.items() if rows is not None and index >= rows}
+    size = max(len(tokenizer), max(tokenizer.get_vocab().values(), default=-1) + 1)
+    return min(size, tokenizer.init_kwargs.get(ROWS, size))
+
+
+def leave_beyond(tokenizer: Tokenizer, rows: int) -> None:
+    """Leaves out, of a model of `rows` embeddings, the control tokens beyond them, if nothing here writes any of them.
+
+    Such is an image's place in a Gemma 3 that reads none. It is noted in the settings, which every later stage reads;
+    texts that spell one are refused. Ends, padding and what the chat template names are written: then nothing is noted.
+    """
+    beyond = {token for token, index in tokenizer.get_vocab().items() if index >= rows}
     named = {getattr(tokenizer, f"{name}_token") for name in ("bos", "eos", "pad", "unk")}
-    named |= {tokenizer.convert_ids_to_tokens(index) for index in told_stops(tokenizer)}
     template = str(tokenizer.chat_template)
-    silent = beyond <= {*control_tokens(tokenizer)} - named and not any(token in template for token in beyond)
-    return rows if rows is not None and beyond and silent else size
+    if beyond and beyond <= {*control_tokens(tokenizer)} - named and not any(token in template for token in beyond):
+        tokenizer.init_kwargs[ROWS] = rows
+
+
+def left_beyond(tokenizer: Tokenizer) -> tuple[str, ...]:
+    """The tokens that `leave_beyond` has left out."""
+    size = vocabulary(tokenizer)
+    return tuple(sorted(token for token, index in tokenizer.get_vocab().items() if index >= size))
 
 
 def pad_id(tokenizer: Tokenizer) -> int:
@@ -122,8 +135,8 @@ def tokenizer_hash(tokenizer: Tokenizer) -> str:
     for name in ("truncation", "padding"):  # state of the last call, not of the vocabulary
         backend.pop(name, None)
     special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
-    stops = {"stops": list(told_stops(tokenizer))} if told_stops(tokenizer) else {}  # no text may hold them
-    return _sha256({"backend": backend, "special": special} | stops)
+    own = {"stops": list(told_stops(tokenizer)), "beyond": list(left_beyond(tokenizer))}  # no text may hold them
+    return _sha256({"backend": backend, "special": special} | {name: told for name, told in own.items() if told})
 
 
 def template_hash(tokenizer: Tokenizer, template: str) -> str:

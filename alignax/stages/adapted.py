@@ -35,7 +35,7 @@ def import_adapter(stage: common.Stage, folder: Path, *, trusted: bool) -> Path:
     cfg.finish()
     model = parents.on_mesh(ModelConfig(**manifest["architecture"]), mesh)
     say_own(folder, tokenizer)
-    if (tokens := vocabulary(tokenizer, model.config.vocab_size)) != model.config.vocab_size:
+    if (tokens := vocabulary(tokenizer)) != model.config.vocab_size:
         given = f"config.tokenizer has {tokens} tokens, the base {model.config.vocab_size}"
         raise ConfigError(f"{given}: an adapter does not change them; leave it empty")
     layers = jax.eval_shape(model.init, jax.random.key(0))["decoder"]["layers"]

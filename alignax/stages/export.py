@@ -18,7 +18,7 @@ import numpy as np
 from alignax import sharding
 from alignax.config import ConfigError
 from alignax.data.templates import stop_ids
-from alignax.data.tokenizer import STOPS, load_tokenizer, tokenizer_hash
+from alignax.data.tokenizer import ROWS, STOPS, load_tokenizer, tokenizer_hash
 from alignax.log import replace_file
 from alignax.manifest import read_manifest
 from alignax.models.config import ModelConfig
@@ -177,7 +177,8 @@ def _write_configs(
 
     tokenizer = load_tokenizer(str(checkpoint / "tokenizer"))
     stops = sorted(stop_ids(tokenizer, parents.template_of(manifest, tokenizer)))
-    tokenizer.init_kwargs.pop(STOPS, None)  # in generation_config.json again
+    for key in (STOPS, ROWS):  # the former are in generation_config.json again
+        tokenizer.init_kwargs.pop(key, None)
     names = ("bos_token_id", "eos_token_id", "pad_token_id") if own_ids else ()
     ids = {name: getattr(tokenizer, name) for name in names}
     if pads:

@@ -16,7 +16,7 @@ from rich.progress import track
 
 from alignax.config import ConfigError
 from alignax.data.templates import stop_ids
-from alignax.data.tokenizer import STOPS, load_tokenizer, vocabulary
+from alignax.data.tokenizer import STOPS, leave_beyond, left_beyond, load_tokenizer, vocabulary
 from alignax.log import replace_file
 from alignax.manifest import CheckpointError, read_manifest
 from alignax.models.decoder import param_count
@@ -70,9 +70,9 @@ def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
     check_alone(folder)
     family, theirs = hf_config.read_config(folder)
     tokenizer = load_tokenizer(cfg.tokenizer or str(folder))
+    leave_beyond(tokenizer, theirs["vocab_size"])
     set_stops(tokenizer, folder, theirs)
-    tokens = vocabulary(tokenizer, theirs["vocab_size"])
-    model_config = hf_config.from_hf(family, theirs, tokens=tokens)
+    model_config = hf_config.from_hf(family, theirs, tokens=vocabulary(tokenizer))
     labels = labels_of(theirs) if hf_config.check_class(family, theirs) else None
     if labels is not None:  # those classes have no output layer of their own
         model_config = dataclasses.replace(model_config, tie_embeddings=True)
@@ -84,9 +84,10 @@ def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
             "export",
             soft_wrap=True,
         )
-    if beyond := [f"{token!r} ({i})" for token, i in sorted(tokenizer.get_vocab().items()) if i >= tokens]:
+    if beyond := left_beyond(tokenizer):
         common.console.print(
-            f"tokenizer: {', '.join(beyond)} beyond the embedding's {tokens} rows: no text may hold it", soft_wrap=True
+            f"tokenizer: {', '.join(beyond)} beyond the embedding's {theirs['vocab_size']} rows: no text may hold it",
+            soft_wrap=True,
         )
     if labels is not None:
         check_pad(tokenizer, theirs)

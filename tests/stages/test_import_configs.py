@@ -127,17 +127,22 @@ def test_an_images_place_beyond_the_embedding_is_no_word(theirs, tmp_path, capsy
     """Gemma 3 of 1B has the tokenizer of those that read images: 262,145 tokens for 262,144 rows."""
     with_token(theirs, "<image_soft_token>", special=True)
     assert main(["import", str(theirs), str(tmp_path / "ours")]) == 0
-    assert f"'<image_soft_token>' ({V}) beyond the embedding's {V} rows" in " ".join(capsys.readouterr().err.split())
+    assert f"<image_soft_token> beyond the embedding's {V} rows" in " ".join(capsys.readouterr().err.split())
     assert read(tmp_path / "ours/manifest.json")["architecture"]["vocab_size"] == V
     tokenizer = load_tokenizer(str(tmp_path / "ours/tokenizer"))
     rows = [{"prompt": "a", "completion": text} for text in ("b", "c <image_soft_token>")]
     counts = demo_rows(rows, tokenizer, template="plain", max_length=64)[1]
-    assert counts["kept"] == 1 and counts["special_token"] == 1
-    assert read(export(tmp_path / "ours", tmp_path / "out") / "config.json")["vocab_size"] == V
+    assert counts == {"rows": 2, "kept": 1, "dropped_special_token": 1}
+    out = export(tmp_path / "ours", tmp_path / "out")
+    assert read(out / "config.json")["vocab_size"] == V
+    assert (out / "tokenizer.json").read_bytes() == (theirs / "tokenizer.json").read_bytes()
+    assert "embedding_rows" not in (out / "tokenizer_config.json").read_text()
 
 
-@pytest.mark.parametrize("special, names", [(False, {}), (True, {"pad_token": "<more>"}), (True, {"eos_token": "<more>"}),
-                                            (True, {"chat_template": "<more>{{ messages[0].content }}"})])  # fmt: skip
+WRITTEN = {"pad_token": "<more>"}, {"eos_token": "<more>"}, {"chat_template": "<more>{{ messages[0].content }}"}
+
+
+@pytest.mark.parametrize("special, names", [(False, {}), *((True, names) for names in WRITTEN)])
 def test_a_token_beyond_the_embedding_that_may_be_written_is_refused(special, names, theirs, tmp_path, capsys):
     with_token(theirs, "<more>", special=special, **names)
     message = f"the tokenizer has {V + 1} tokens, the embedding {V} rows"

@@ -7,6 +7,7 @@ import sys
 from stage_runs import ROOT
 
 
+@pytest.mark.slow
 def test_runs_that_were_killed_and_resumed_equal_the_uninterrupted_one(tmp_path):
     """Three kills with SIGKILL: in SFT, in PPO (adaptive KL coefficient, critic, running moments), during a save."""
     command = [sys.executable, ROOT / "benchmarks/kill_resume.py", "--points", "3", "--size", "short"]
