@@ -20,10 +20,12 @@ import torch  # noqa: E402
 import torch_families  # noqa: E402
 import transformers  # noqa: E402
 
+from tests.marks import quick  # noqa: E402
+
 GOLDEN = np.load(TESTS / "goldens" / "families.npz")
 
 
-@pytest.mark.parametrize("name", ["llama", "llama3_scaled", "qwen2_yarn"])
+@pytest.mark.parametrize("name", quick(["llama", "llama3_scaled", "qwen2_yarn"], "llama3_scaled"))
 def test_logits_agree_after_thousands_of_positions(name, tmp_path):
     """The last bit of a frequency is multiplied with the position."""
     torch_families.save(torch_families.build(name), tmp_path)
@@ -36,7 +38,7 @@ def test_logits_agree_after_thousands_of_positions(name, tmp_path):
     np.testing.assert_allclose(hf_runs.logits_of(model, params, apply(params)), want, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", hf_cases.CASES)
+@pytest.mark.parametrize("name", quick([*hf_cases.CASES], "llama", "gemma3", "gpt_neox", "gpt_oss"))
 def test_pytorch_says_what_the_goldens_say_and_its_layers_are_ours(name, tmp_path):
     torch_families.save(torch_families.build(name), tmp_path)
     want = torch_families.run(tmp_path)

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import jax
-import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from alignax.main import load_config, main
@@ -72,13 +71,6 @@ def fails(capsys, *arguments):
     out, err = capsys.readouterr()
     assert out == "" and "Traceback" not in err
     return " ".join(err.split())
-
-
-def quick(names, *kept):
-    """The names as parameters of a test, all slow but those kept: one for each way through the stage."""
-    unknown = set(kept) - set(names)
-    assert not unknown, unknown
-    return [name if name in kept else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
 def write_rows(path, rows):

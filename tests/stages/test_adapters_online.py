@@ -70,6 +70,7 @@ def _address(x, device=0):
     return x.addressable_data(device).unsafe_buffer_pointer()
 
 
+@pytest.mark.slow
 def test_four_roles_have_one_decoder_in_memory(aligned):
     frozen = aligned.frozen
     trees = [frozen["reference"], frozen["reward"], frozen["still"]["policy"], frozen["still"]["critic"]]

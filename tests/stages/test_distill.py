@@ -78,6 +78,7 @@ def student(run, tmp_path_factory):
     return distill.run(c, tmp_path_factory.mktemp("runs") / "student")
 
 
+@pytest.mark.slow
 def test_the_kl_of_a_smaller_student_to_its_teacher_falls_on_held_out_data(student):
     before, after = metrics(student, "eval")
     assert after["eval/loss"] < 0.7 * before["eval/loss"]  # forward KL, nats per token

@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
-from stage_runs import metrics, quick, read, tiny
+from stage_runs import metrics, read, tiny
 
 from alignax import catalogue
 from alignax.config import ConfigError
 from alignax.stages import offline, probe, reward
+from tests.marks import quick
 
 OBJECTIVES = [catalogue.objective(name) for name in catalogue.names()]
 # xpo learns from samples of the reference made beside the policy's own: not from a file of pairs

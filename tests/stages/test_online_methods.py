@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
-from stage_runs import file_config, metrics, quick
+from stage_runs import file_config, metrics
 
 from alignax.config import ConfigError
 from alignax.stages import online, probe
 from configs.world.online import RECIPES
+from tests.marks import quick
 
 RIVALS = ("remax", "vbon", "nash_md", "xpo")  # compared with the reply of another policy
 

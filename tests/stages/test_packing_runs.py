@@ -5,6 +5,7 @@ import pytest
 from stage_runs import metrics, read, tiny, write_rows
 
 from alignax.stages import common, offline, probe, reward, sft
+from tests.marks import quick
 
 
 def config(run, step, **values):
@@ -28,7 +29,7 @@ CASES = {
 SAME = ("loss", "loss_args")  # settings of a case that its padded run has too
 
 
-@pytest.mark.parametrize("step", CASES)
+@pytest.mark.parametrize("step", quick([*CASES], "dpo"))
 def test_a_packed_run_is_the_padded_one(run, tmp_path, step):
     stage, packed = CASES[step]
     own_loss, step = {k: v for k, v in packed.items() if k in SAME}, "dpo" if step == "kto" else step

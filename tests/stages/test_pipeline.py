@@ -50,6 +50,7 @@ def test_training_trains(run):
     np.testing.assert_allclose([first["val/ratio_first"], first["objective/kl"]], [1.0, 0.0], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bits(run, tmp_path):
     again = pipeline.run(tiny(), tmp_path / "again")
     expected, found = facts(run), facts(again)

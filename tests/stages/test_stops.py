@@ -48,7 +48,7 @@ def test_nan_in_a_loss_stops_names_the_step_and_keeps_the_last_good_checkpoint(r
         assert not (tmp_path / "sft/manifest.json").exists()
 
 
-@pytest.mark.parametrize("limit_kb", [4, 40])
+@pytest.mark.parametrize("limit_kb", [4, pytest.param(40, marks=pytest.mark.slow)])
 def test_a_disk_that_fills_up_at_a_save_says_so_and_a_later_run_finishes(rows, limit_kb, compiled, tmp_path):
     """A limit on the size of a file stands for the full disk: in both cases a write fails in the middle.
 
