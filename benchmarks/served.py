@@ -155,7 +155,7 @@ def main() -> None:
             served = serve(args.vllm, folder, prompts, args.max_new_tokens, work)
             family = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
             found = compared(ours, served["replies"]) | {"context": served["context"], "vllm": served["version"]}
-            rows.append({"checkpoint": name, "family": family} | found)
+            rows.append({"checkpoint": Path(name).name, "family": family} | found)
     table = Table(*rows[0], title=f"{platform.machine()}, {os.cpu_count()} cores")
     for row in rows:
         table.add_row(*(f"{value:.2g}" if isinstance(value, float) else str(value) for value in row.values()))
