@@ -4,10 +4,12 @@ import dataclasses
 import inspect
 import os
 import sys
+from pathlib import Path
 
 import jax
 import jaxtyping
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 # The tests compile far more than they compute: machine code without optimisation takes half as long. Eight devices on
 # two busy cores may wait long for each other in a collective: XLA would end the process after 40 seconds.
@@ -48,6 +50,27 @@ for _module in (types, state):
     for _, _cls in inspect.getmembers(_module, dataclasses.is_dataclass):
         if _cls.__module__ == _module.__name__:
             _check_fields(_cls)
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory):
+    """A folder for all processes of a run of the tests."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled(shared):
+    """The folder of compiled programs: that of JAX_COMPILATION_CACHE_DIR, or a new one for all processes of a run.
+
+    What one process has compiled the others read: the second run of a program is cheap, and has the same bits.
+    """
+    folder = Path(jax.config.jax_compilation_cache_dir or shared / "compiled")
+    folder.mkdir(exist_ok=True)
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    compilation_cache.reset_cache()
+    return folder
 
 
 _slow: set[str] = set()  # files of tests that are left out

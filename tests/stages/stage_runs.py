@@ -1,33 +1,13 @@
 """Runs of small stages and pipelines, and what is read from them."""
 
-import contextlib
 import importlib.util
 import json
 from pathlib import Path
-
-import jax
-from jax.experimental.compilation_cache import compilation_cache
 
 from alignax.main import load_config, main
 
 ROOT = Path(__file__).parents[2]
 TINY = ROOT / "benchmarks/kill_resume.py"  # the quickstart made tiny
-CACHE_OPTIONS = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-
-
-@contextlib.contextmanager
-def cached(folder):
-    """Keeps compiled programs on disk meanwhile: the second run of a program is cheap, and has the same bits."""
-    before = [getattr(jax.config, name) for name in CACHE_OPTIONS]
-    _configure((str(folder), 0))
-    yield
-    _configure(before)
-
-
-def _configure(values):
-    for name, value in zip(CACHE_OPTIONS, values):
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
 
 
 def tiny(*overrides, size="whole"):
