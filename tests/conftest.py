@@ -13,7 +13,10 @@ from jax.experimental.compilation_cache import compilation_cache
 
 # The tests compile far more than they compute: machine code without optimisation takes half as long. Eight devices on
 # two busy cores may wait long for each other in a collective: XLA would end the process after 40 seconds.
-FLAGS = "--xla_backend_optimization_level=0 --xla_cpu_collective_call_terminate_timeout_seconds=900"
+FLAGS = (
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    " --xla_cpu_parallel_codegen_split_count=1 --xla_cpu_collective_call_terminate_timeout_seconds=900"
+)
 if jax.__version_info__ < (0, 11):
     FLAGS += " --xla_cpu_use_fusion_emitters=false"  # half the time again; later releases end the process with it
 os.environ["ALIGNAX_CACHE"] = "off"  # a test that asks for encoded data on disk names a folder of its own

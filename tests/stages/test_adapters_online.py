@@ -102,6 +102,7 @@ def test_what_is_saved_is_what_learns_and_its_base_by_content(run, aligned):
     assert "decoder" not in str(jax.tree.structure(saved))  # nor in what the optimizers remember
 
 
+@pytest.mark.slow  # stopped runs of every stage: test_kill_resume
 def test_a_run_that_was_stopped_goes_on_bit_for_bit(run, judge, aligned, tmp_path, monkeypatch):
     save = Steps.save
 

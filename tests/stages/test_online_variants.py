@@ -49,6 +49,7 @@ def test_a_kl_penalty_in_the_loss_by_k2(ppo, run, tmp_path):
     assert 0 < first["loss/kl_avg"] < second["loss/kl_avg"]
 
 
+@pytest.mark.slow  # its passes through the model: test_forward
 def test_replies_that_share_their_prompt_learn_the_same(ppo, run, tmp_path):
     values = {"reward_from": str(run / "reward"), "samples_per_prompt": 2}
     apart, shared = (ppo(tmp_path / name, "whole", **values, share_prompts=name == "shared")[0]

@@ -49,6 +49,7 @@ def test_a_packed_run_is_the_padded_one(run, tmp_path, step):
     )
 
 
+@pytest.mark.slow  # stopped runs of every stage: test_kill_resume
 def test_a_packed_run_that_was_stopped_goes_on_bit_for_bit(run, tmp_path, monkeypatch):
     settings = dict(packing="shared", total_steps=3, save_every_steps=1)
     offline.run(config(run, "dpo", **settings), tmp_path / "whole")
