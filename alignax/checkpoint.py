@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 
+from alignax import host
 from alignax.manifest import CheckpointError, files_hash, read_manifest
 
 _PARTIAL = ".orbax-checkpoint-tmp"  # what the name of an unfinished save ends in
@@ -134,7 +134,7 @@ class Steps:
 
     def _check_room(self, state: Any) -> None:
         """Refuses before a byte is written: a disk that fills up in the middle leaves nothing for the other files."""
-        need = sum(leaf.nbytes for leaf in jax.tree.leaves(state) if jax.process_count() == 1)
+        need = sum(leaf.nbytes for leaf in jax.tree.leaves(state) if host.count() == 1)
         free = shutil.disk_usage(self.directory).free
         if free < need:
             raise OSError(f"No space left: the state takes {need / 1e6:.1f} MB, {free / 1e6:.1f} MB are free")
@@ -236,9 +236,8 @@ def _is_key(leaf: Any) -> bool:
 def fetched(leaf: Any) -> np.ndarray:
     """An array on the host, whole in every process; a typed PRNG key as its raw words."""
     leaf = jax.random.key_data(leaf) if _is_key(leaf) else leaf
-    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-        leaf = multihost_utils.process_allgather(leaf, tiled=True)
-    return np.asarray(leaf)
+    whole = not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or leaf.is_fully_replicated
+    return np.asarray(leaf if whole else host.everywhere(leaf))
 
 
 def _kind(leaf: Any) -> str:

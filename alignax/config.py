@@ -7,10 +7,11 @@ import math
 import pkgutil
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import ml_collections
+from jax.core import Tracer
 
 
 class ConfigError(ValueError):
@@ -24,12 +25,17 @@ def suggest(name: str, known) -> str:
     return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known) or 'none'}"
 
 
-def resolve(path: str, package: str, *, key: str) -> Callable:
-    """The function that a config names.
+def resolve(path: str | Callable, package: str, *, key: str) -> Callable:
+    """The function that a config names, or is.
 
     'dpo' is a function of the module `package`, or, where each has a file of its own, `package.dpo:dpo`;
-    'my.module:fn' is any importable function. Raises ConfigError if the module or the function is not there.
+    'my.module:fn' is any importable function; without a package only such names are known. A notebook may pass the
+    function itself. Raises ConfigError if the module or the function is not there.
     """
+    if callable(path):
+        return path
+    if not package and ":" not in path:
+        raise ConfigError(f"config.{key} = {path!r}: expected module:function")
     found = None if ":" in path else getattr(importlib.import_module(package), path, None)
     if inspect.isfunction(found) and found.__module__ == package:  # its own: what it imports is no choice
         return found
@@ -135,7 +141,7 @@ def check(config: Mapping[str, Any], defaults: Mapping[str, Any], *, prefix: str
         if name not in defaults:
             raise ConfigError(f"config.{key} is not a key of this stage{suggest(name, defaults)}")
         default = defaults[name]
-        if is_args(name) or default is None:
+        if is_args(name) or default is None or (isinstance(default, str) and callable(value)):  # the function itself
             continue
         if isinstance(default, Mapping):
             if not isinstance(value, Mapping):
@@ -150,7 +156,7 @@ def check(config: Mapping[str, Any], defaults: Mapping[str, Any], *, prefix: str
 
 def is_args(name: str) -> bool:
     """Whether the names under a key are free: arguments of a function that another key names, or folders."""
-    free = ("data", "policies", "terms", "reward_weights")
+    free = ("data", "policies", "terms", "rewards", "reward_weights")
     return any(part in free or part.endswith("_args") for part in name.split("."))
 
 
@@ -159,6 +165,32 @@ class Reader:
 
     def __init__(self, config: Mapping[str, Any], prefix: str = ""):
         self._config, self._prefix, self._read, self._children = config, prefix, set(), {}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._config
+
+    def key(self, name: str) -> str:
+        """The dotted key of a value, from the top of the config."""
+        return self._prefix + name
+
+    def error(self, name: str, expected: str) -> ConfigError:
+        """That a value cannot be: 'config.key = value: expected ...'."""
+        return ConfigError(f"config.{self.key(name)} = {self._config[name]!r}: {expected}")
+
+    def require(self, condition: Any, name: str, expected: str) -> None:
+        """Raises ConfigError, as `error` gives it, unless the condition holds; a traced one passes."""
+        if not isinstance(condition, Tracer) and not condition:
+            raise self.error(name, expected)
+
+    def one_of(self, name: str, options: Iterable[str]) -> str:
+        """A choice. Raises ConfigError for what is none of the options."""
+        if (value := getattr(self, name)) not in options:
+            raise self.error(name, f"expected one of {', '.join(map(repr, options))}")
+        return value
+
+    def items(self) -> list[tuple[str, Any]]:
+        """All keys and values of a small group, which are then read."""
+        return [(name, getattr(self, name)) for name in self._config]
 
     def __getattr__(self, name: str) -> Any:
         if name not in self._config:
@@ -188,3 +220,12 @@ def plain(value: Any) -> Any:
     if isinstance(value, (Mapping, ml_collections.ConfigDict)):  # a ConfigDict is no Mapping
         return {name: plain(item) for name, item in value.items()}
     return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def spelled(value: Any) -> Any:
+    """A config with the functions that it holds by their names, module:function: what a manifest can record."""
+    if isinstance(value, Mapping):
+        return {name: spelled(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [spelled(item) for item in value]
+    return f"{value.__module__}:{value.__qualname__}" if callable(value) else value

@@ -66,9 +66,10 @@ def states(
 ) -> Float[Array, "B C D"]:
     """Hidden states at positions start-1 to T-1.
 
-    With `group` > 1 so many neighbours each are replies to one prompt: their first `start` positions, which are padded
-    on the left: it is read once, and replies are branches from it, in one row of start + group (T - start) tokens.
-    Worth it where prompts are long: attention computes a reply's scores with the other replies too, to mask them.
+    With `group` > 1, every `group` neighbouring rows are replies to one prompt, which stands in their first `start`
+    positions, padded on the left. It is read once: the replies branch from it, in one row of start + group (T - start)
+    tokens. Worth it where prompts are long, since attention computes a reply's scores with its neighbours too, and
+    masks them.
     """
     if group == 1:
         return model.apply(params, tokens, valid)[:, start - 1 :]
@@ -306,7 +307,7 @@ def best_and_worst(view: Rollout, group: int) -> Pair:
 
     best_P = first_P + jnp.argmax(advantage_PM, axis=1)
     worst_P = first_P + jnp.argmin(advantage_PM, axis=1)
-    by_reference_P = None if view.opponent is None else view.opponent[best_P]
+    by_reference_P = None if view.source is None else view.source[best_P] > 0
     return Pair(chosen=picked(best_P), rejected=picked(worst_P), reference_is_chosen=by_reference_P)
 
 

@@ -44,6 +44,10 @@ def parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="run an experiment config: a stage or a pipeline", allow_abbrev=False, **raw)
     run.add_argument("--config", required=True, help="a Python file with get_config()", metavar="FILE")
     run.add_argument("--workdir", help="folder of the results (default: runs/<name of the config file>)")
+    several = run.add_argument_group("several processes", "found by themselves on a Cloud TPU, under Slurm and Open MPI")
+    several.add_argument("--coordinator", default="", help="HOST:PORT of the first process", metavar="HOST:PORT")
+    several.add_argument("--process_count", type=int, default=0, help="how many there are", metavar="N")
+    several.add_argument("--process_id", type=int, default=-1, help="which one this is, from 0", metavar="I")
     run.usage = "alignax run --config=FILE [--workdir=DIR] [--config.KEY=VALUE ...]"
     data = commands.add_parser("data", help="show what a config's model will see", allow_abbrev=False, **raw)
     data.add_argument("--config", required=True, help="a Python file with get_config()", metavar="FILE")
@@ -148,6 +152,12 @@ def keys_of(config, prefix: str = "") -> list[str]:
 
 def command_run(args: argparse.Namespace, overrides: list[str]) -> None:
     """Runs, then prints the end table and writes the report."""
+    from alignax import host
+
+    if line := host.start(
+        coordinator=args.coordinator, process_count=args.process_count, process_id=args.process_id
+    ):
+        print(line, file=sys.stderr)  # before anything else of JAX
     config = load_config(args.config, overrides)
     from rich.console import Console
 
@@ -157,6 +167,8 @@ def command_run(args: argparse.Namespace, overrides: list[str]) -> None:
 
     workdir = workdir_of(args)
     pipeline.run(config, workdir)
+    if not host.is_first():
+        return
     console = Console()
     if "steps" in config:
         console.print(table(workdir))

@@ -17,7 +17,11 @@ from alignax.config import plain
 from alignax.log import plain_json, replace_file
 
 FORMAT = 1
-WITHOUT_PARAMS = ("collect", "evaluate")  # stages whose content is files
+MADE = {
+    "reward": "reward",
+    "collect": "files",
+    "evaluate": "files",
+}  # by stages of before manifests said it; else a policy
 _OWN = (
     "manifest.json",
     "config.json",
@@ -67,6 +71,7 @@ def write_manifest(
     workdir: str | Path,
     *,
     stage: str,
+    makes: str,
     name: str,
     config: Mapping[str, Any],
     parents: Mapping[str, Mapping[str, str]],
@@ -84,7 +89,8 @@ def write_manifest(
 ) -> dict[str, Any]:
     """Writes `<workdir>/manifest.json`, atomically, and returns it. Call it last: it declares the stage complete.
 
-    `parents` maps a role to what `parent_record` gave when the parent was loaded. `files` names the files that
+    `makes` is "policy", "reward" or "files". `parents` maps a role to what `parent_record` gave when the parent was
+    loaded. `files` names the files that
     `content_hash` covers, for a stage without parameters. `base` is the record of the checkpoint on which an adapter
     stands, for a stage whose parameters are one. `longest_text` is the number of tokens up to which the parameters were
     trained, ancestors included.
@@ -92,6 +98,7 @@ def write_manifest(
     manifest = {
         "format": FORMAT,
         "stage": stage,
+        "makes": makes,
         "name": name,
         "alignax": alignax.__version__,
         "config": config,
@@ -132,9 +139,10 @@ def read_manifest(workdir: str | Path) -> dict[str, Any]:
             f"{path}: format {manifest.get('format')!r}, missing {missing}: expected format {FORMAT}; "
             f"it is from another version of alignax, run its stage again"
         )
-    if manifest["stage"] not in WITHOUT_PARAMS and not any((workdir / "params").glob("*")):
+    manifest = {"files": [], "metrics": {}, "base": None, "makes": MADE.get(manifest["stage"], "policy")} | manifest
+    if manifest["makes"] != "files" and not any((workdir / "params").glob("*")):
         raise CheckpointError(f"{workdir}: the manifest is there, but params/ is missing; copy it too, or run again")
-    return {"files": [], "metrics": {}, "base": None} | manifest
+    return manifest
 
 
 def _why_no_manifest(workdir: Path) -> str:
@@ -166,7 +174,7 @@ def check_parent(
     manifest: Mapping[str, Any],
     *,
     role: str,
-    stage: str | tuple[str, ...] | None = None,
+    makes: str | tuple[str, ...] | None = None,
     tokenizer_hash: str | None = None,
     template_hash: str | None = None,
     architecture: Mapping[str, Any] | None = None,
@@ -176,10 +184,9 @@ def check_parent(
 
     `ignore` names fields of the architecture that do not change the parameters' meaning (remat, compute dtype).
     """
-    stages = (stage,) if isinstance(stage, str) else stage
-    wrong = []
-    if stages and manifest["stage"] not in stages:
-        wrong.append(f"stage: parent {manifest['stage']}, expected {' or '.join(stages)}")
+    kinds, wrong = (makes,) if isinstance(makes, str) else makes, []
+    if kinds and manifest["makes"] not in kinds:
+        wrong.append(f"the stage {manifest['stage']} makes: {manifest['makes']}, expected {' or '.join(kinds)}")
     for name, own in (("tokenizer_hash", tokenizer_hash), ("template_hash", template_hash)):
         free = name == "template_hash" and manifest.get(name) is None  # an imported checkpoint has no template yet
         if own is not None and manifest.get(name) != own and not free:

@@ -1,4 +1,4 @@
-"""Mesh, path rules -> NamedSharding, multi-process start-up: sharding is names and regular expressions in a config."""
+"""Mesh, path rules -> NamedSharding: sharding is names and regular expressions in a config."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -8,6 +8,8 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+
+from alignax import host
 
 # (regular expression over a parameter's path, mesh axis of each dimension). The first match wins; stacked layers
 # carry their own leading axis, which stays whole. What no rule names is copied to every device.
@@ -19,12 +21,6 @@ RULES = (
     (r"(^|/)embed$", ("fsdp", None)),
     (r"(^|/)unembed$", (None, "fsdp")),
 )
-
-
-def start(*, coordinator: str = "", process_count: int = 1, process_id: int = 0) -> None:
-    """Joins the processes of one job: `coordinator` is host:port; on a pod JAX finds all three by itself."""
-    if process_count > 1:
-        jax.distributed.initialize(coordinator or None, process_count, process_id)
 
 
 def make_mesh(axes: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
@@ -114,7 +110,7 @@ def put_batch(batch: Any, mesh: Mesh) -> Any:
 
     Raises ValueError when a global batch does not divide over the devices.
     """
-    sharding, processes = batch_sharding(mesh), jax.process_count()
+    sharding, processes = batch_sharding(mesh), host.count()
     for leaf in jax.tree.leaves(batch):
         if (len(leaf) * processes) % mesh.size:
             raise ValueError(

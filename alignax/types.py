@@ -187,7 +187,8 @@ class Distill(Record):
 class Rollout(Record):
     """Sampled sequences and all that is known of them; what an online loss may want.
 
-    The sampler fills the first four fields; scoring, `forward.py` and the advantage step fill the others.
+    The sampler fills the first four fields and says who sampled a row, with which weights, and whether it ended;
+    scoring, `forward.py` and the advantage step fill the others.
     """
 
     tokens: Int[Array, "B T"]  # prompt (padded on the left) then completion (padded on the right)
@@ -201,13 +202,19 @@ class Rollout(Record):
     old_value: Float[Array, "B T"] | None = None  # critic when the rollout was scored
     advantage: Float[Array, "B T"] | None = None
     returns: Float[Array, "B T"] | None = None  # regression target of the critic
-    opponent: Bool[Array, " B"] | None = None  # rows that another policy sampled: nothing to learn a ratio from
+    finished: Bool[Array, " B"] | None = None  # the reply came to its end of sequence
+    source: Int[Array, " B"] | None = (
+        None  # who sampled the row: 0 the policy, else the number of the draw; None: all 0
+    )
+    version: Int[Array, " B"] | None = None  # the step whose weights sampled the row
+    score: Float[Array, " B"] | None = None  # the sum of its rewards; not finite: it has none
+    rewards: dict[str, Float[Array, " B"]] | None = None  # the parts of the score, before their weights
     sampler_logp: Float[Array, "B T"] | None = None  # under the sampler, where old_logp was recomputed by the learner
 
     @property
     def own(self) -> Bool[Array, " B"]:
         """The rows that the policy itself sampled."""
-        return jnp.ones(self.mask.shape[0], bool) if self.opponent is None else ~self.opponent
+        return jnp.ones(self.mask.shape[0], bool) if self.source is None else self.source == 0
 
 
 @record

@@ -17,6 +17,7 @@ from alignax.data.chat import Chat
 from alignax.data.counts import REASONS, Counts, DataError, Refused, Said, meaning
 from alignax.data.demonstrations import check_fields, demos
 from alignax.data.dialogue import Prompt, fault, prompt_of, read_rows
+from alignax.data.forms import takes
 from alignax.data.messages import Turns, texts
 from alignax.data.reshape import Row
 from alignax.data.templates import Ids, Reply, check_train_on, completion_ids, forbidden_tokens, prompt_ids
@@ -51,6 +52,7 @@ def encode_completion(tokenizer: Tokenizer, prompt: Turns, completion: Turns, te
     return reply.ids if isinstance(reply, Reply) else _refuse(reply, completion)
 
 
+@takes("prompt_completion")
 def demo_rows(
     rows: Iterable[Row],
     tokenizer: Tokenizer,
@@ -88,6 +90,7 @@ def demo_rows(
     return batch | {"row": row_ids(kept)}, counts
 
 
+@takes("preference")
 def pair_rows(
     rows: Iterable[Row],
     tokenizer: Tokenizer,
@@ -149,6 +152,7 @@ def _all_have(rows: list[Row], name: str) -> bool:
     return all(all(have) for have in having.values())
 
 
+@takes("prompt_only")
 def prompt_rows(
     rows: Iterable[Row],
     tokenizer: Tokenizer,

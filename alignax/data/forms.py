@@ -80,6 +80,21 @@ REPLIES = {"preference": ("chosen", "rejected"), "ranked": ("replies",)} | dict.
 )
 
 
+def takes(form: str) -> Callable[[Callable], Callable]:
+    """Marks an encoder with the form of rows that it takes: whoever loads rows for it brings them into that form."""
+
+    def mark(encode: Callable) -> Callable:
+        encode.form = form  # pyright: ignore[reportFunctionMemberAccess]
+        return encode
+
+    return mark
+
+
+def taken_by(encode: Callable) -> str:
+    """The form that an encoder takes, or one with some of its arguments bound."""
+    return getattr(encode, "func", encode).form
+
+
 def form_of(rows: Iterable[Row]) -> str:
     """The form of the rows of one data set, by the columns that hold something in some row.
 

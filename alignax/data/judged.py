@@ -14,6 +14,7 @@ from alignax.data.arrays import Kept, padded_length, row_ids, side_arrays
 from alignax.data.counts import Counts, DataError
 from alignax.data.dialogue import Prompt, prompt_of, read_rows, where
 from alignax.data.encode import check_fields, encode_texts
+from alignax.data.forms import takes
 from alignax.data.reshape import Row
 from alignax.data.templates import Ids, Reply, completion_ids
 from alignax.data.tokenizer import Tokenizer, pad_id
@@ -24,6 +25,7 @@ RATING = {"prompt": "text", "completion": "text", "ratings": "{attribute: number
 STEPS = {"prompt": "text", "steps": "[text, ...]", "verdicts": "[true, false or a rate in [0, 1], one per step]"}
 
 
+@takes("ranked")
 def ranking_rows(
     rows: Iterable[Row],
     tokenizer: Tokenizer,
@@ -56,6 +58,7 @@ def ranking_rows(
     return {"replies": {name: x.reshape(-1, K, length) for name, x in sides.items()}, "row": row_ids(kept)}, counts
 
 
+@takes("ratings")
 def rating_rows(
     rows: Iterable[Row],
     tokenizer: Tokenizer,
@@ -104,6 +107,7 @@ def attributes_of(rows: Iterable[Row]) -> tuple[str, ...]:
     return tuple(names)
 
 
+@takes("stepwise")
 def step_rows(
     rows: Iterable[Row],
     tokenizer: Tokenizer,

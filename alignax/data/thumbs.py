@@ -9,11 +9,13 @@ from alignax.data.arrays import padded_length, row_ids, side_arrays
 from alignax.data.counts import Counts, DataError
 from alignax.data.dialogue import prompt_of, read_rows
 from alignax.data.encode import encode_fields
+from alignax.data.forms import takes
 from alignax.data.reshape import Row, both_thumbs
 from alignax.data.templates import Ids, Reply, completion_ids
 from alignax.data.tokenizer import Tokenizer, pad_id
 
 
+@takes("unpaired")
 def unpaired_rows(
     rows: Iterable[Row],
     tokenizer: Tokenizer,

@@ -5,33 +5,35 @@
 
 import itertools
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from alignax import sharding
-from alignax.config import bind
-from alignax.data.boundary import lead
+from alignax import host, sharding
+from alignax.bound import Bound, bound, fill, of_config, plan_record, static
+from alignax.config import ConfigError, Reader
 from alignax.data.counts import DataError
 from alignax.data.encode import prompt_rows
 from alignax.data.loader import eval_batches
-from alignax.data.templates import stop_ids
-from alignax.data.tokenizer import pad_id
-from alignax.evals.policy import texts, total_reward
 from alignax.log import progress, replace_file
 from alignax.manifest import files_hash
-from alignax.sampling.sample import finished, row_keys, sample
-from alignax.stages import common, inputs, parents, probe
+from alignax.ops.checks import Scalar
+from alignax.rewards.text import total_reward
+from alignax.sampling.sampler import sampler
+from alignax.stages import fitting, folder, inputs, parents, plans
+from alignax.stages.plans import Declaration, Parent, Readings
 from alignax.worlds.annotators import Annotator, prefer, preference, rank, utility_gap
+
+STAGE = Declaration("collect", plans.FILES, {"policy": Parent("init_from")})
 
 
 def get_config() -> ConfigDict:
     """Every key of the stage, with its default and unit."""
-    c = common.shared_config("collect")
+    c = fitting.shared_config("collect")
     c.template = "chat"
     c.source = "jsonl"  # prompts: function of alignax.data.sources, or module:function
     c.data = ConfigDict()  # its arguments
@@ -47,83 +49,124 @@ def get_config() -> ConfigDict:
     return c
 
 
-def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
+@plan_record
+class Plan(plans.Reading):
+    """What a run does."""
+
+    max_prompt_length: int = static()
+    max_new_tokens: int = static()
+    temperature: Scalar
+    batch_size: int = static()
+    kind: str = static()
+    samples_per_prompt: int = static()
+    gold: Bound  # what the annotator perceives: (row, completion, *, finished) -> gold parts
+    annotator: Bound  # () -> Annotator
+
+    def readings(self) -> list[Readings]:
+        """What makes its arrays."""
+        options = {"template": self.template, "max_prompt_length": self.max_prompt_length}
+        return [Readings(partial(prompt_rows, **options), ("train",))]
+
+
+def plan(config: Any, prefix: str = "") -> Plan:
+    """The config as bound functions and numbers. Raises ConfigError for what does not fit."""
+    r = plans.read(config, STAGE, get_config(), prefix)
+    plans.sampling(r)
+    gold, key = of_config(r, "reward", given=("finished",)), r.key("annotator_args")
+    if gold is None:
+        raise ConfigError(
+            f"config.{r.key('reward')} is empty: an annotator needs a gold reward to perceive, module:function"
+        )
+    annotator = bound(Annotator, r.annotator_args, key=key, args_key=key)
+    try:
+        annotator()
+    except ValueError as error:
+        raise error if isinstance(error, ConfigError) else ConfigError(f"config.{key}: {error}") from None
+    check_kind(r)
+    batches = {"batch_size": r.batch_size}
+    fields = plans.shared(r, batches=batches) | {"source": plans.source(r, drawn=False)}
+    made = fill(Plan, r, gold=gold, annotator=annotator, **fields)
+    r.finish()
+    return made
+
+
+def check_kind(r: Reader) -> None:
+    """The kind of judgement decides how many samples it needs, and which of the annotator's faults it can show."""
+    kind, samples, args = r.one_of("kind", KINDS), r.samples_per_prompt, r.annotator_args
+    wrong = {"pairs": samples != 2, "rankings": samples < 2, "ratings": samples < 1}[kind]
+    if wrong:
+        expected = {"pairs": "2; for more take kind = 'rankings'", "rankings": "2 or more", "ratings": "1 or more"}
+        raise r.error("samples_per_prompt", f"{kind} take {expected[kind]}")
+    unread = {"ratings": args, "rankings": ["tie_below"] if args.get("tie_below") else []}.get(kind)
+    if unread:
+        raise ConfigError(
+            f"config.{r.key('annotator_args')}.{next(iter(unread))}: {kind} do not read it; "
+            + ("ratings are the gold parts themselves" if kind == "ratings" else "a ranking has no ties")
+        )
+
+
+def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan | None = None) -> Path:
     """Writes <kind>.jsonl. Deterministic in the seed, so a run that was killed starts over and gives the same rows."""
-    stage = common.open_stage("collect", config, workdir, root, {"policy": "init_from"})
+    stage = folder.open_stage(STAGE, plan, config, workdir, root, made)
     if stage is None:
         return Path(workdir)
-    cfg, workdir = stage.cfg, stage.workdir
+    p: Plan = stage.plan
 
     # ---- policy and prompts, each as often as it is sampled
-    tokenizer, mesh = parents.get_tokenizer(stage), parents.get_mesh(cfg)
-    model, params = parents.new_or_loaded(stage, "", {}, tokenizer, mesh)
-    short = {"template": cfg.template, "max_prompt_length": cfg.max_prompt_length}
-    prompts, counts, rows = inputs.encoded(stage, prompt_rows, tokenizer, "train", root, **short)
-    kind, K = cfg.kind, cfg.samples_per_prompt
+    tokenizer, mesh = parents.get_tokenizer(stage), parents.get_mesh(p)
+    model, params = parents.new_or_loaded(stage, tokenizer, mesh)
+    ((encode, _),) = p.readings()
+    prompts, counts, rows = inputs.encoded(p, encode, tokenizer, "train", root)
+    K = p.samples_per_prompt
     each = jax.tree.map(lambda leaf: np.repeat(leaf, K, axis=0), prompts)
-    sample_id = K * each["row"] + np.arange(len(each["row"]), dtype=np.int32) % K
-
-    # ---- annotator
-    annotator = Annotator(**bind(Annotator, cfg.annotator_args, key="annotator_args"))
-    gold = probe.gold_reward(cfg.reward, cfg.reward_args, key="reward")
+    # every sample is a row of its own to the sampler
+    each |= {"prompt_row": each["row"], "row": K * each["row"] + np.arange(len(each["row"]), dtype=np.int32) % K}
 
     # ---- sample
-    ends, seed, size = sorted(stop_ids(tokenizer, cfg.template)), jax.random.key(cfg.seed), K * cfg.batch_size
-    eos = jnp.asarray(ends, jnp.int32)
-    options = {
-        "capacity": cfg.max_new_tokens,
-        "eos_ids": eos,
-        "pad_id": pad_id(tokenizer),
-        "temperature": cfg.temperature,
-    }
-    cfg.finish()
-
-    @jax.jit
-    def draw(params, batch):
-        rollout = sample(model, params, batch["tokens"], batch["valid"], row_keys(seed, batch["sample"]), **options)
-        return rollout, finished(rollout, eos)
-
-    completions, done, before = [], [], lead(tokenizer, cfg.template)
-    batches = list(eval_batches(each | {"sample": sample_id}, size))
-    for batch in progress(batches, f"{workdir.name}: sampling {kind}"):
-        rollout, ended = jax.device_get(draw(params, sharding.put_batch(batch, mesh)))
-        completions += texts(tokenizer, rollout, ends, before)
-        done += ended.tolist()
+    own, seed = sampler(model, tokenizer, p.template, p.max_new_tokens), jax.random.key(p.seed)
+    draw = jax.jit(lambda params, batch: own.draw(params, batch, seed, temperature=p.temperature))
+    completions, done = [], []
+    batches = list(eval_batches(each, K * p.batch_size, **host.share()))
+    for batch in progress(batches, f"{stage.workdir.name}: sampling {p.kind}"):
+        rollout = host.everywhere(draw(params, sharding.put_batch(batch, mesh)))
+        completions += own.texts(rollout)
+        done += rollout.finished.tolist()
 
     # ---- judge
-    rng = np.random.Generator(np.random.Philox(cfg.seed))
+    rng, annotator = np.random.Generator(np.random.Philox(p.seed)), p.annotator()
     kept, dropped = [], {"unfinished": 0, "identical": 0}
     for index, row_id in enumerate(prompts["row"]):
         replies = Replies(rows[row_id], *(column[K * index : K * (index + 1)] for column in (completions, done)))
-        found, lost = KINDS[kind](annotator, gold, replies, rng)
+        found, lost = KINDS[p.kind](annotator, p.gold, replies, rng)
         kept += found
         for reason in lost:
             dropped[reason] += 1
-    lost_what = "dropped" if kind == "pairs" else "dropped_replies"  # a pair goes as a whole, of four replies one
-    counts = dict(counts) | {kind: len(kept)} | {f"{lost_what}_{name}": n for name, n in dropped.items()}
-    common.console.print(f"preferences: {counts}")
+    lost_what = "dropped" if p.kind == "pairs" else "dropped_replies"  # a pair goes as a whole, of four replies one
+    counts = dict(counts) | {p.kind: len(kept)} | {f"{lost_what}_{name}": n for name, n in dropped.items()}
+    folder.say(f"preferences: {counts}")
 
     if not kept:
-        what = {"pairs": "preference pair", "rankings": "ranking", "ratings": "rated reply"}[kind]
+        what = {"pairs": "preference pair", "rankings": "ranking", "ratings": "rated reply"}[p.kind]
         raise DataError(
             f"no {what} left of {len(prompts['row'])} prompts ({dropped}): train the policy longer, so that "
             "it ends its replies, or raise max_new_tokens or the temperature"
         )
 
     # ---- write
-    file = f"{kind}.jsonl"
-    replace_file(workdir / file, "".join(json.dumps(row) + "\n" for row in kept))
-    content = files_hash(workdir, [file])
-    common.finish(
+    file = f"{p.kind}.jsonl"
+    if host.is_first():
+        replace_file(stage.workdir / file, "".join(json.dumps(row) + "\n" for row in kept))
+    host.barrier(f"{stage.workdir / file} is written")
+    content = files_hash(stage.workdir, [file])
+    return folder.finish(
         stage,
         params=None,
         content=content,
         files=(file,),
         step=len(kept),
         data={"fingerprint": content, "counts": counts},
-        metrics={kind: len(kept)} | agreement(kind, kept),
+        metrics={p.kind: len(kept)} | agreement(p.kind, kept),
     )
-    return workdir
 
 
 class Replies(NamedTuple):

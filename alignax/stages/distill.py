@@ -11,25 +11,30 @@ from jaxtyping import Bool
 from ml_collections import ConfigDict
 
 from alignax import forward, sharding
-from alignax.config import bind, resolve
+from alignax.bound import Bound, of_config, plan_record, static
 from alignax.data.arrays import fingerprint
 from alignax.data.encode import demo_rows, prompt_rows
-from alignax.data.templates import stop_ids
-from alignax.data.tokenizer import pad_id
-from alignax.sampling.sample import row_keys, sample
-from alignax.stages import common, inputs, parents, probe
-from alignax.train.state import new_state
-from alignax.train.step import make_step
-from alignax.types import Distill
+from alignax.ops.checks import Scalar
+from alignax.sampling.sampler import Sampler, sampler
+from alignax.stages import fitting, folder, inputs, parents, plans, probe
+from alignax.stages.plans import Declaration, Parent, Readings
+from alignax.train.state import TrainState, new_state
+from alignax.types import Distill, Model, Params
 
+STAGE = Declaration(
+    "distill",
+    plans.POLICY,
+    {"policy": Parent("init_from"), "teacher": Parent("teacher_from", reads=("",))} | probe.READS,
+    fresh=("model",),  # a student has its teacher's tokenizer
+)
 RECORDS = (Distill,)  # what a loss may take
 
 
 def get_config() -> ConfigDict:
     """Every key of the stage, with its default and unit."""
-    c = common.training_config("distill")
+    c = fitting.training_config("distill")
     del c.lora_args, c.packing  # a student learns whole, from rows that its own samples fill
-    c.loss = "gkd"  # function of alignax.losses, or module:function, of a Distill
+    c.loss = "gkd"  # function of alignax.losses, module:function, or the function, of a Distill
     c.teacher_from = ""  # folder of the finished policy to learn from: any size, the student's tokenizer and template
     c.model = ""  # preset of alignax.models.presets, or module:function, of a fresh student; "" takes the parent's
     c.model_args = ConfigDict()  # fields of the preset to change
@@ -44,90 +49,121 @@ def get_config() -> ConfigDict:
     return c
 
 
-def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
+@plan_record
+class Plan(plans.Supervised):
+    """What a run does."""
+
+    model: Bound | None  # (vocab_size) -> ModelConfig
+    on_policy: float = static()
+    max_prompt_length: int = static()
+    max_new_tokens: int = static()
+    temperature: Scalar
+    probe: probe.Plan | None
+
+    def draws(self, form: str) -> int:
+        """Rows that a run reads: prompts for the steps on its own samples, completions for the others."""
+        share = self.on_policy if form == "prompt_only" else 1 - self.on_policy
+        return round(self.total_steps * self.batch_size * share)
+
+    def readings(self) -> list[Readings]:
+        """What makes its arrays: prompts for the steps on its own samples, completions for the others."""
+        demos = partial(demo_rows, template=self.template, max_length=self.max_length)
+        prompts = partial(prompt_rows, template=self.template, max_prompt_length=self.max_prompt_length)
+        if self.on_policy == 1:
+            return [Readings(prompts, ("train",)), Readings(demos, ("heldout",))]
+        own = [Readings(prompts, ("train",))] if self.on_policy else []
+        return [Readings(demos, ("train", "heldout")), *own]
+
+
+def plan(config: Any, prefix: str = "") -> Plan:
+    """The config as bound functions and numbers. Raises ConfigError for what does not fit."""
+    r = plans.read(config, STAGE, get_config(), prefix)
+    r.require(r.teacher_from, "teacher_from", "expected the folder of a finished policy to learn from")
+    r.require(
+        0 <= r.on_policy <= 1,
+        "on_policy",
+        "expected a share of the steps, from 0 (only the data's completions) to 1 (only the student's own samples)",
+    )
+    plans.sampling(r)
+    watch = probe.plan(r.probe, r.template)
+    model = of_config(r, "model", "alignax.models.presets", given=("vocab_size",))
+    return plans.supervised(Plan, r, RECORDS, model=model, probe=watch, batches=probe.batches(watch))
+
+
+def view(models: tuple[Model, Model], params: Params, teacher: Params, batch: dict) -> Distill:
+    """What the losses see of a batch: `models` are the student's and the teacher's."""
+    return forward.distill(models[0], params, models[1], teacher, batch)
+
+
+def sampled(sampler: Sampler, plan: Plan, state: TrainState, prompts: dict) -> tuple[dict, dict]:
+    """The student's own replies as a batch, and metrics of them."""
+    _, noise = jax.random.split(jax.random.key(plan.seed))
+    key = jax.random.fold_in(noise, state.step)
+    rollout = sampler.draw(state.learner.params, prompts, key, temperature=plan.temperature)
+    batch = {"tokens": rollout.tokens, "valid": rollout.valid, "mask": rollout.mask}
+    return batch, {"on_policy": jnp.float32(1), "completions/mean_length": rollout.mask.sum(1).mean()}
+
+
+def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan | None = None) -> Path:
     """Trains a policy on a teacher's predictions of the data's completions and of the student's own samples.
 
     Agarwal et al. 2023 (GKD, 2306.13649, Algorithm 1), where `on_policy` is lambda. Resumes what it finds there.
     """
-    roles = {"policy": "init_from", "teacher": "teacher_from", "proxy": "probe.reward_from"}
-    stage = common.open_stage("distill", config, workdir, root, roles)
+    stage = folder.open_stage(STAGE, plan, config, workdir, root, made)
     if stage is None:
         return Path(workdir)
-    cfg, workdir, fresh = stage.cfg, stage.workdir, "policy" not in stage.parents
-    _ = cfg.teacher_from  # open_stage has found the folder
+    p: Plan = stage.plan
+    fresh = "policy" not in stage.parents
 
     # ---- data: completions to learn from, prompts to complete, where some step asks for them; completions held out
     tokenizer = parents.get_tokenizer(stage, parent="teacher" if fresh else "policy")
-    options = {"template": cfg.template, "max_length": cfg.max_length}
-    short = {"template": cfg.template, "max_prompt_length": cfg.max_prompt_length}
-    load = partial(inputs.encoded, stage)
-    arrays, counts = {}, {}
-    if cfg.on_policy < 1:
-        arrays["completions"], counts["train"], _ = load(demo_rows, tokenizer, "train", root, **options)
-    if cfg.on_policy > 0:
-        arrays["prompts"], counts["prompts"], _ = load(prompt_rows, tokenizer, "train", root, **short)
-    held, counts["heldout"], _ = load(demo_rows, tokenizer, "heldout", root, **options)
-    common.console.print(f"distillation: {counts}")
+    arrays, counts, held = {}, {}, {}
+    for encode, splits in p.readings():
+        kind = "prompts" if encode.func is prompt_rows else "completions"
+        for split in splits:
+            found, told, _ = inputs.encoded(p, encode, tokenizer, split, root)
+            counts["prompts" if kind == "prompts" else split] = told
+            if split == "train":
+                arrays[kind] = found
+            else:
+                held = found
+    folder.say(f"distillation: {counts}")
 
     # ---- models: the student from its parent or fresh, and the teacher, which does not change
-    mesh = parents.get_mesh(cfg)
-    model, start = parents.new_or_loaded(stage, cfg.model, cfg.model_args, tokenizer, mesh)
-    fits = {"tokenizer": tokenizer, "template": cfg.template, "compute": parents.compute_of(cfg), "mesh": mesh}
-    teacher_model, teacher, _ = parents.load_model(stage, "teacher", parents.POLICIES, **fits)
-
-    # ---- objective and optimizer
-    loss = resolve(cfg.loss, "alignax.losses", key="loss")
-    loss_args = bind(loss, cfg.loss_args, key="loss_args")
-    optimizer = common.get_optimizer(cfg.optimizer, cfg.optimizer_args, cfg.total_steps)
-
-    def term(params, teacher, batch):
-        return loss(forward.distill(model, params, teacher_model, teacher, batch), **loss_args)
-
-    def metrics(state, teacher, batch):
-        found = term(state.learner.params, teacher, batch)
-        return found.metrics | {"loss": (found.value, found.weight)}
+    mesh = parents.get_mesh(p)
+    model, start = parents.new_or_loaded(stage, tokenizer, mesh, preset=p.model)
+    teacher_model, teacher, _ = parents.load_model(stage, "teacher", tokenizer, mesh)
+    seen = partial(view, (model, teacher_model))
 
     # ---- the two kinds of step: the same update of completions, given or sampled by the student itself
-    objective = lambda params, teacher, batch: {"loss": (1.0, term(params, teacher, batch))}  # noqa: E731
-    update = make_step(objective, optimizer, microbatches=cfg.microbatches)
-    ends, capacity, temperature = (
-        jnp.asarray(sorted(stop_ids(tokenizer, cfg.template)), jnp.int32),
-        cfg.max_new_tokens,
-        cfg.temperature,
-    )
-    choices, noise = jax.random.split(jax.random.key(cfg.seed))
+    update, own = plans.update(p, seen), sampler(model, tokenizer, p.template, p.max_new_tokens)
 
-    def given(state, batch, teacher):
+    def on_given(state, batch, teacher):
         state, metrics = update(state, batch, teacher)
         return state, metrics | {"on_policy": jnp.float32(0)}
 
-    def sampled(state, prompts, teacher):
-        keys = row_keys(jax.random.fold_in(noise, state.step), prompts["row"])
-        rollout = sample(
-            model, state.learner.params, prompts["tokens"], prompts["valid"], keys,
-            capacity=capacity, eos_ids=ends, pad_id=pad_id(tokenizer), temperature=temperature,
-        )  # fmt: skip
-        batch = {"tokens": rollout.tokens, "valid": rollout.valid, "mask": rollout.mask}
+    def on_own(state, prompts, teacher):
+        batch, more = sampled(own, p, state, prompts)
         state, metrics = update(state, batch, teacher)
-        length = rollout.mask.sum(1).mean()
-        return state, metrics | {"on_policy": jnp.float32(1), "completions/mean_length": length}
+        return state, metrics | more
 
     # ---- train
-    watch = probe.build(stage, cfg.probe, model, tokenizer, cfg.template, mesh, root)
-    part = max(cfg.batch_size // cfg.microbatches // mesh.size, 1) * mesh.size  # logits of a microbatch, not of all
-    heldout = common.evaluator(metrics, held, part, mesh)
+    watch = probe.build(stage, p.probe, model, tokenizer, mesh)
+    part = max(p.batch_size // p.microbatches // mesh.size, 1) * mesh.size  # logits of a microbatch, not of all
+    metrics = lambda state, teacher, batch: plans.metrics_of(p.terms, seen(state.learner.params, teacher, batch))  # noqa: E731
+    heldout = fitting.evaluator(metrics, held, part, mesh)
 
-    @common.once_per_step
+    @fitting.once_per_step
     def evaluate(state):
         probed = probe.summary(watch.measure(state.learner.params, start)) if watch else {}
         if fresh:
             probed.pop("eval/kl", None)  # random parameters are nothing to stay near to
         return heldout(state, teacher) | probed
 
-    state = parents.place(lambda p: new_state(p, optimizer), start, mesh=mesh)
-    programs = {"completions": sharding.jit_step(given, state), "prompts": sharding.jit_step(sampled, state)}
-    loaders = {kind: common.make_loader(cfg, rows, cfg.batch_size) for kind, rows in arrays.items()}
-    own_S = on_policy_steps(choices, cfg.on_policy, cfg.total_steps)
+    state = parents.place(lambda params: new_state(params, p.optimizer()), start, mesh=mesh)
+    programs = {"completions": sharding.jit_step(on_given, state), "prompts": sharding.jit_step(on_own, state)}
+    loaders = {kind: fitting.make_loader(p, rows, p.batch_size) for kind, rows in arrays.items()}
+    own_S = on_policy_steps(jax.random.split(jax.random.key(p.seed))[0], p.on_policy, p.total_steps)
 
     def make_batch(step):
         kind = "prompts" if own_S[step] else "completions"
@@ -139,26 +175,19 @@ def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
 
     put = lambda batch: sharding.put_batch(batch, mesh)  # noqa: E731
     show = ("loss", "agreement", "on_policy")
-    state = common.loop(stage, state, step_fn, make_batch, put, evaluate, show=show)
+    state = fitting.loop(stage, state, step_fn, make_batch, put, evaluate, show=show)
 
     # ---- checkpoint
-    common.finish(
+    return folder.finish(
         stage,
         params=state.learner.params,
-        step=cfg.total_steps,
+        step=p.total_steps,
         model=model,
         tokenizer=tokenizer,
-        template=cfg.template,
+        template=p.template,
         data={"fingerprint": fingerprint(arrays), "counts": counts},
         metrics=evaluate(state),
     )
-    return workdir
-
-
-def draws(config: dict, form: str) -> int:
-    """Rows of this form that a run reads: prompts for the steps on its own samples, completions for the others."""
-    share = config["on_policy"] if form == "prompt_only" else 1 - config["on_policy"]
-    return round(config["total_steps"] * config["batch_size"] * share)
 
 
 def on_policy_steps(key: jax.Array, share: float, total_steps: int) -> Bool[np.ndarray, " S"]:

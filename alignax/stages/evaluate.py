@@ -7,61 +7,86 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from alignax.config import ConfigError, plain
+from alignax import host
+from alignax.bound import fill, plan_record, static
+from alignax.config import ConfigError
 from alignax.evals.intervals import bootstrap
 from alignax.log import replace_file
 from alignax.manifest import files_hash, read_manifest
-from alignax.stages import common, parents, probe
+from alignax.stages import fitting, folder, parents, plans, probe
+from alignax.stages.plans import Declaration, Parent
 
+STAGE = Declaration("evaluate", plans.FILES, {"policy": Parent("init_from"), "*": Parent("policies.*")} | probe.READS)
 ORDER = ("sft", "ppo", "dpo")
 FILES = ("eval.json", "samples.jsonl")
 
 
 def get_config() -> ConfigDict:
     """Every key of the stage, with its default and unit."""
-    c = common.shared_config("evaluate")
+    c = fitting.shared_config("evaluate")
     c.template = "chat"
     c.policies = ConfigDict()  # name -> folder of a finished policy; `init_from` is the reference of every KL
     c.probe = probe.get_config()
     return c
 
 
-def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
-    """Writes eval.json (means with 95% bootstrap intervals over prompts) and samples.jsonl (every completion)."""
-    # SFT first, as the others are read against it
-    given = sorted(plain(config).get("policies", {}))
+@plan_record
+class Plan(plans.Shared):
+    """What a run does."""
+
+    template: str = static()
+    policies: tuple[str, ...] = static()  # their names; SFT first, as the others are read against it
+    probe: probe.Plan
+
+
+def plan(config: Any, prefix: str = "") -> Plan:
+    """The config as bound functions and numbers. Raises ConfigError for what does not fit."""
+    r = plans.read(config, STAGE, get_config(), prefix)
+    watch, given = probe.plan(r.probe, r.template), sorted(r.policies)
+    if watch is None:
+        raise ConfigError(
+            f"config.{r.key('probe.source')} is empty: there are no prompts to evaluate on; name a source"
+        )
     names = [name for name in ORDER if name in given] + [name for name in given if name not in ORDER]
-    roles = {"policy": "init_from", "proxy": "probe.reward_from"} | {name: f"policies.{name}" for name in names}
-    stage = common.open_stage("evaluate", config, workdir, root, roles)
+    fields = plans.shared(r, batches=probe.batches(watch))
+    made = fill(Plan, r, probe=watch, policies=tuple(names), **fields)
+    r.finish()
+    return made
+
+
+def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan | None = None) -> Path:
+    """Writes eval.json (means with 95% bootstrap intervals over prompts) and samples.jsonl (every completion)."""
+    stage = folder.open_stage(STAGE, plan, config, workdir, root, made)
     if stage is None:
         return Path(workdir)
-    cfg, workdir = stage.cfg, stage.workdir
+    p: Plan = stage.plan
+    workdir = stage.workdir
 
     # ---- reference and prompts
-    tokenizer, mesh = parents.get_tokenizer(stage), parents.get_mesh(cfg)
-    model, reference = parents.new_or_loaded(stage, "", {}, tokenizer, mesh)
-    watch = probe.build(stage, cfg.probe, model, tokenizer, cfg.template, mesh, root)
-    if watch is None:
-        raise ConfigError("config.probe.source is empty: there are no prompts to evaluate on; name a source")
-    options = {"tokenizer": tokenizer, "template": cfg.template, "compute": parents.compute_of(cfg), "mesh": mesh}
-    cfg.finish()
+    tokenizer, mesh = parents.get_tokenizer(stage), parents.get_mesh(p)
+    model, reference = parents.new_or_loaded(stage, tokenizer, mesh)
+    watch = probe.build(stage, p.probe, model, tokenizer, mesh)
+    assert watch is not None
 
     # ---- every policy with the same noise per prompt, so that differences are paired
     measured = {}
-    for name in names:
-        params = parents.load_model(stage, name, parents.POLICIES, expected=model.config, **options)[1]
+    for name in p.policies:
+        params = parents.load_model(stage, name, tokenizer, mesh, expected=model.config)[1]
         measured[name] = watch.measure(params, reference)
-        common.console.print(f"{workdir.name}: {name} measured on {len(measured[name])} prompts")
+        folder.say(f"{workdir.name}: {name} measured on {len(measured[name])} prompts")
 
     # ---- write
     base = measured.get("sft") or next(iter(measured.values()))
     table = {name: describe(rows, base, watch.prompts) for name, rows in measured.items()}
     reward = read_manifest(stage.parents["proxy"])["metrics"] if "proxy" in stage.parents else {}
-    replace_file(workdir / FILES[0], json.dumps({"policies": table, "reward_model": reward}, indent=1) + "\n")
-    replace_file(workdir / FILES[1], "".join(json.dumps(row) + "\n" for row in side_by_side(watch.prompts, measured)))
+    if host.is_first():
+        replace_file(workdir / FILES[0], json.dumps({"policies": table, "reward_model": reward}, indent=1) + "\n")
+        samples = side_by_side(watch.prompts, measured)
+        replace_file(workdir / FILES[1], "".join(json.dumps(row) + "\n" for row in samples))
+    host.barrier(f"{workdir / FILES[0]} is written")
     metrics = {f"{name}/{key}": row[key] for name, row in table.items() for key in ("gold_reward", "kl") if key in row}
-    common.finish(stage, params=None, content=files_hash(workdir, FILES), files=FILES, step=0, metrics=metrics)
-    return workdir
+    content = files_hash(workdir, FILES)
+    return folder.finish(stage, params=None, content=content, files=FILES, step=0, metrics=metrics)
 
 
 def describe(rows: list[dict], base: list[dict], prompts: list[dict]) -> dict[str, Any]:

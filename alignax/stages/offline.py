@@ -7,27 +7,33 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from alignax import forward, sharding
-from alignax.config import record_of, resolve
+from alignax.bound import Bound, bound, plan_record, static
+from alignax.config import ConfigError, Reader
 from alignax.data.arrays import fingerprint
 from alignax.data.encode import pair_rows
 from alignax.data.thumbs import unpaired_rows
-from alignax.stages import common, inputs, parents, probe
+from alignax.ops.checks import fact
+from alignax.stages import fitting, folder, inputs, parents, plans, probe
+from alignax.stages.plans import Declaration, Parent, Readings
 from alignax.stages.reference import with_logp
 from alignax.train import reference as moving
 from alignax.train.state import new_state
-from alignax.train.step import make_step
-from alignax.types import Pair, Unpaired
+from alignax.types import Model, Pair, Unpaired
 
+STAGE = Declaration(
+    "offline", plans.POLICY, {"policy": Parent("init_from"), "reference": Parent("reference_from")} | probe.READS
+)
 # What a loss may take, what makes it from a batch, and what makes the batches from text.
 RECORDS = {Pair: (forward.pair, pair_rows), Unpaired: (forward.unpaired, unpaired_rows)}
 
 
 def get_config() -> ConfigDict:
     """Every key of the stage, with its default and unit."""
-    c = common.training_config("offline")
+    c = fitting.training_config("offline")
     c.loss = "dpo"  # function of alignax.losses, or module:function, of a Pair or of an Unpaired
     # losses added to it: name = dict(coefficient=..., and its arguments)
     c.terms = ConfigDict()
+    c.reference_from = ""  # folder of the reference policy; "": the policy's own start
     # "online": run beside the policy at every step; "cached": its log-probabilities of all rows are computed once and
     # kept in the folder, and its parameters are freed
     c.reference = "online"
@@ -37,76 +43,124 @@ def get_config() -> ConfigDict:
     return c
 
 
-def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
-    """Trains a policy on preferences, with its own start as the reference. Resumes what it finds there."""
-    roles = {"policy": "init_from", "proxy": "probe.reward_from"}
-    stage = common.open_stage("offline", config, workdir, root, roles)
+@plan_record
+class Plan(plans.Supervised):
+    """What a run does."""
+
+    follow: Bound | None  # (reference, params, step) -> reference; None: it stands still
+    reference: str = static()
+    probe: probe.Plan | None
+
+    def readings(self) -> list[Readings]:
+        """What makes its arrays."""
+        options = {"template": self.template, "max_length": self.max_length}
+        return [Readings(partial(RECORDS[self.record][1], **options), ("train", "heldout"))]
+
+
+def plan(config: Any, prefix: str = "") -> Plan:
+    """The config as bound functions and numbers. Raises ConfigError for what does not fit."""
+    r = plans.read(config, STAGE, get_config(), prefix)
+    follow, key = None, r.key("reference_args")
+    if r.reference_args:
+        follow = bound(moving.follow, r.reference_args, key=key, args_key=key)
+        plans.tried(lambda: follow({}, {}, 1))
+    check_reference(r)
+    watch = probe.plan(r.probe, r.template)
+    made = plans.supervised(Plan, r, tuple(RECORDS), follow=follow, probe=watch, batches=probe.batches(watch))
+    for name, (_, term) in made.terms.items():
+        if fact(term.function, "online_only"):
+            raise ConfigError(
+                f"config.{r.key('loss' if term is next(iter(made.terms.values()))[1] else f'terms.{name}')} = "
+                f"{term.name!r}: it needs pairs of a sample of the policy and one of the reference; the online stage "
+                "makes them with opponent = 'reference'"
+            )
+    if (follow or r.reference == "cached") and isinstance(plans.trial(made, without=("ref_logp",)), tuple):
+        what = "reference_args is set" if follow else "reference = 'cached'"
+        names = " and ".join(repr(term.name) for _, term in made.terms.values())
+        raise ConfigError(f"config.{prefix}{what}, but {names} read no reference")
+    return made
+
+
+def check_reference(r: Reader) -> None:
+    """A reference that moves is no mixture of adapters; what is cached stands still, and nobody else asks for it."""
+    if r.reference_args and r.lora_args:
+        raise ConfigError(
+            f"config.{r.key('reference_args')} with lora_args: a mixture of two adapters is no mixture of the models; "
+            "set one of them"
+        )
+    if r.one_of("reference", ("online", "cached")) == "cached" and r.reference_args:
+        raise r.error(
+            "reference",
+            "the reference of reference_args moves, and says something else of a row after each move; use 'online'",
+        )
+    if r.reference == "cached" and r.probe.source:
+        raise r.error(
+            "reference",
+            "the probe measures the KL to the reference, whose parameters are freed; use 'online', or no probe "
+            "(probe.source = '')",
+        )
+
+
+def view(plan: Plan, model: Model, params: Any, frozen: dict, batch: dict) -> Pair | Unpaired:
+    """What the losses see of a batch; `frozen` has the reference, and the decoder under an adapter."""
+    return RECORDS[plan.record][0](model, frozen["still"] | params, frozen["reference"], batch)
+
+
+def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan | None = None) -> Path:
+    """Trains a policy on preferences, with its own start as the reference or another one. Resumes what it finds."""
+    stage = folder.open_stage(STAGE, plan, config, workdir, root, made)
     if stage is None:
         return Path(workdir)
-    cfg, workdir = stage.cfg, stage.workdir
-
-    # ---- objective
-    record = record_of(resolve(cfg.loss, "alignax.losses", key="loss"), tuple(RECORDS), key="loss")
-    view, encode = RECORDS[record]
-    terms = common.get_terms(cfg)
+    p: Plan = stage.plan
 
     # ---- data
     tokenizer = parents.get_tokenizer(stage)
-    train, held, _, counts = inputs.preference_data(stage, tokenizer, root, encode)
+    ((encode, _),) = p.readings()
+    train, held, _, counts = inputs.preferences(stage, encode, tokenizer)
 
-    # ---- model: the parent policy is start and reference
-    mesh = parents.get_mesh(cfg)
-    model, reference = parents.new_or_loaded(stage, "", {}, tokenizer, mesh, adapted=True)
-    start, still = parents.learner(cfg, reference)
+    # ---- model: the parent policy is the start, and the reference if no other is named
+    mesh = parents.get_mesh(p)
+    model, first = parents.new_or_loaded(stage, tokenizer, mesh, adapted=True)
+    reference = parents.reference_of(stage, first, model, tokenizer, mesh)
+    start, still = parents.learner(p, first)
+    del first
     identity = fingerprint(train)
-    arrange = lambda arrays: common.arrangement(cfg, arrays, mesh, reads="tokens")  # noqa: E731
-    cached = cfg.reference == "cached"
-    if cached:
+    arrange = lambda arrays: fitting.arrangement(p, arrays, mesh, reads="tokens")  # noqa: E731
+    if p.reference == "cached":
         data = {"train": train, "heldout": held}
         train, held = with_logp(stage, data, arrange, model, reference, tokenizer, mesh).values()
 
-    # ---- update
-    optimizer = common.get_optimizer(cfg.optimizer, cfg.optimizer_args, cfg.total_steps)
-
-    follow = partial(moving.follow, **cfg.reference_args) if cfg.reference_args else None
-
-    def objective(params, frozen, batch):
-        seen = view(model, frozen["still"] | params, frozen["reference"], batch)
-        return {name: (coefficient, term(seen)) for name, (coefficient, term) in terms.items()}
-
-    def metrics(state, frozen, batch):
-        params = frozen["still"] | state.learner.params
-        return common.evaluate_terms(terms, view(model, params, frozen["reference"], batch))
-
     # ---- train
-    pairs = common.evaluator(metrics, held, cfg.batch_size, mesh, arrange(held))
-    watch = probe.build(stage, cfg.probe, model, tokenizer, cfg.template, mesh, root)
+    seen = partial(view, p, model)
+    metrics = lambda state, frozen, batch: plans.metrics_of(p.terms, seen(state.learner.params, frozen, batch))  # noqa: E731
+    held_out = fitting.evaluator(metrics, held, p.batch_size, mesh, arrange(held))
+    watch = probe.build(stage, p.probe, model, tokenizer, mesh)
 
-    @common.once_per_step
+    @fitting.once_per_step
     def evaluate(state):
         # the KL to the start: the distance to a reference that comes along says little
         probed = probe.summary(watch.measure(still | state.learner.params, reference)) if watch else {}
-        return pairs(state, frozen | {"reference": state.reference} if follow else frozen) | probed
+        return held_out(state, frozen | {"reference": state.reference} if p.follow else frozen) | probed
 
-    state = parents.place(lambda p: new_state(p, optimizer, p if follow else None), start, mesh=mesh)
+    moves = p.follow is not None
+    state = parents.place(lambda x: new_state(x, p.optimizer(), x if moves else None), start, mesh=mesh)
     del start
-    if cached:
+    if p.reference == "cached":
         reference = None  # nothing reads it any more: every batch brings what it said
     frozen = {"still": still, "reference": reference}
-    step = sharding.jit_step(make_step(objective, optimizer, microbatches=cfg.microbatches, follow=follow), state)
+    step = sharding.jit_step(plans.update(p, seen, follow=p.follow), state)
     step_fn = lambda state, batch: step(state, batch, frozen)  # noqa: E731
     show = ("loss", "rewards/margins", "rewards/accuracies")
-    state = common.train(stage, state, step_fn, train, mesh, evaluate, model=model, show=show)
+    state = fitting.train(stage, state, step_fn, train, mesh, evaluate, model=model, show=show)
 
     # ---- checkpoint
-    common.finish(
+    return folder.finish(
         stage,
         params=state.learner.params,
-        step=cfg.total_steps,
+        step=p.total_steps,
         model=model,
         tokenizer=tokenizer,
-        template=cfg.template,
+        template=p.template,
         data={"fingerprint": identity, "counts": counts},
         metrics=evaluate(state),
     )
-    return workdir

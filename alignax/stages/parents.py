@@ -1,7 +1,7 @@
 """What a stage starts from: tokenizers, models and parameters of its parents, or fresh ones, on the mesh."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +11,17 @@ import numpy as np
 from jax.sharding import Mesh
 
 from alignax import lora, sharding
+from alignax.bound import Bound
 from alignax.checkpoint import check_content, content_hash, load_params
-from alignax.config import ConfigError, Reader, bind, resolve
+from alignax.config import ConfigError, bind, resolve
 from alignax.data.tokenizer import load_tokenizer, template_hash, tokenizer_hash, vocabulary
 from alignax.manifest import CheckpointError, check_parent, read_manifest
 from alignax.models.config import ModelConfig
 from alignax.models.decoder import decoder
-from alignax.stages.common import Stage
-from alignax.stages.context import check_context
+from alignax.rewards.model import check_weights, folded
+from alignax.stages.folder import Stage
+from alignax.stages.plans import REWARD, Parent, Shared, check_context
 from alignax.types import Model, Params
-
-POLICIES = ("sft", "online", "offline", "distill", "imported")  # stages whose parameters are a policy
 
 
 def get_tokenizer(stage: Stage, own: str = "", parent: str = "policy") -> Any:
@@ -38,11 +38,9 @@ def template_of(manifest: dict, tokenizer: Any) -> str:
     return manifest["config"].get("template") or ("chat" if tokenizer.chat_template else "plain")
 
 
-def build_model(preset: str, args: dict, compute: dict, vocab_size: int, mesh: Mesh) -> Model:
-    """The model that a config names by preset and arguments."""
-    function = resolve(preset, "alignax.models.presets", key="model")
-    options = bind(function, args, key="model_args", given=("vocab_size",))
-    return on_mesh(dataclasses.replace(function(vocab_size=vocab_size, **options), **compute), mesh)
+def build_model(preset: Bound, compute: Mapping, vocab_size: int, mesh: Mesh) -> Model:
+    """The model of a preset."""
+    return on_mesh(dataclasses.replace(preset(vocab_size=vocab_size), **compute), mesh)
 
 
 def on_mesh(config: ModelConfig, mesh: Mesh) -> Model:
@@ -52,30 +50,37 @@ def on_mesh(config: ModelConfig, mesh: Mesh) -> Model:
 
 
 def new_or_loaded(
-    stage: Stage, preset: str, args: dict, tokenizer: Any, mesh: Mesh, *, adapted: bool = False,
+    stage: Stage, tokenizer: Any, mesh: Mesh, *, preset: Bound | None = None, adapted: bool = False,
     bases: dict[str, Params] | None = None,
 ) -> tuple[Model, Params]:  # fmt: skip
     """The parent policy, or fresh parameters of the preset where there is none; with both, they must agree.
 
     `adapted`, `bases`: see `load_model`.
     """
-    cfg, compute = stage.cfg, compute_of(stage.cfg)
-    model = build_model(preset, args, compute, vocabulary(tokenizer), mesh) if preset else None
+    plan = stage.plan
+    model = build_model(preset, plan.compute, vocabulary(tokenizer), mesh) if preset else None
     if "policy" in stage.parents:
         expected = model.config if model else None
-        options = {"tokenizer": tokenizer, "template": cfg.template, "compute": compute, "mesh": mesh}
-        options |= {"adapted": adapted, "bases": bases}
-        return load_model(stage, "policy", POLICIES, expected=expected, **options)[:2]
+        return load_model(stage, "policy", tokenizer, mesh, expected=expected, adapted=adapted, bases=bases)[:2]
     if model is None:
         raise ConfigError("config.model is empty, and there is no parent to take the architecture from")
-    check_context(model.config, stage.config)
-    seed = jax.random.key(cfg.seed)
+    check_context(model.config, stage.config, "policy", Parent("init_from"))
+    seed = jax.random.key(plan.seed)
     return model, place(lambda: init_params(model, seed, scalar=False), mesh=mesh)
 
 
+def reference_of(
+    stage: Stage, start: Params, model: Model, tokenizer: Any, mesh: Mesh, bases: dict[str, Params] | None = None
+) -> Params:
+    """The reference policy: that of `reference_from`, of the policy's architecture; without one, the policy's start."""
+    if "reference" not in stage.parents:
+        return start
+    return load_model(stage, "reference", tokenizer, mesh, expected=model.config, bases=bases)[1]
+
+
 def load_model(
-    stage: Stage, role: str, stages: tuple[str, ...], *, tokenizer: Any, template: str, compute: dict, mesh: Mesh,
-    expected: ModelConfig | None = None, adapted: bool = False, bases: dict[str, Params] | None = None,
+    stage: Stage, role: str, tokenizer: Any, mesh: Mesh, *, expected: ModelConfig | None = None, adapted: bool = False,
+    bases: dict[str, Params] | None = None,
 ) -> tuple[Model, Params, dict]:  # fmt: skip
     """Model, parameters (on the mesh) and manifest of a parent; refuses one that does not fit, saying what differs.
 
@@ -85,19 +90,39 @@ def load_model(
     """
     folder = stage.parents[role]
     manifest = read_manifest(folder)
-    config = ModelConfig(**(manifest["architecture"] or {"vocab_size": 1}), **compute)
+    config = ModelConfig(**(manifest["architecture"] or {"vocab_size": 1}), **stage.plan.compute)
     manifest |= {"architecture": manifest["architecture"] and config.architecture()}  # fields that came later included
     check_parent(
         manifest,
         role=role,
-        stage=stages,
         tokenizer_hash=tokenizer_hash(tokenizer),
-        template_hash=template_hash(tokenizer, template),
+        template_hash=template_hash(tokenizer, stage.plan.template),
         architecture=expected.architecture() if expected else None,
     )
     model = on_mesh(config, mesh)
     params = load_tree(folder, manifest, model, mesh, bases)
     return model, params if adapted or bases is not None else lora.merge(params), manifest
+
+
+def load_reward(
+    stage: Stage, role: str, weights: Mapping[str, float], tokenizer: Any, mesh: Mesh, *, key: str,
+    bases: dict[str, Params] | None = None,
+) -> tuple[Model, Params]:  # fmt: skip
+    """Model and parameters of a reward model with one score.
+
+    The head of one that rates attributes is folded into the scalar head of sum_a weights_a score_a. A process reward
+    model scores a reply by its verdict at the last token, which for a whole reply is that on the last step. `bases`:
+    see `load_model`. Raises ConfigError for `weights`, the config's `key`, that do not fit the model.
+    """
+    folder = stage.parents[role]
+    manifest = read_manifest(folder)
+    known, imported = rated_attributes(manifest), manifest["config"]["stage"] == "imported"
+    check_weights(known, weights, key=key, folder=folder, imported=imported)
+    model, params, _ = load_model(stage, role, tokenizer, mesh, bases=bases)
+    if not known:
+        return model, params
+    head = place(lambda scalar: folded({"scalar": scalar}, known, weights)["scalar"], params["scalar"], mesh=mesh)
+    return model, params | {"scalar": head}
 
 
 def load_tree(folder: Path, manifest: dict, model: Model, mesh: Mesh, bases: dict[str, Params] | None = None) -> Params:
@@ -110,7 +135,7 @@ def load_tree(folder: Path, manifest: dict, model: Model, mesh: Mesh, bases: dic
     """
     base = manifest["base"]
     if base is None:
-        scalar, attributes = manifest["stage"] == "reward", len(rated_attributes(manifest)) or None
+        scalar, attributes = manifest["makes"] == REWARD, len(rated_attributes(manifest)) or None
         shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0), scalar=scalar, attributes=attributes))
         known, content = {} if bases is None else bases, manifest["content_hash"]
         if content not in known:
@@ -140,28 +165,28 @@ def _checked(folder: Path, manifest: dict, params: Params) -> Params:
     return params
 
 
-def learner(cfg: Reader, params: Params, *, of: str = "the parent", fold: int = 2) -> tuple[Params, Params]:
+def learner(plan: Any, params: Params, *, of: str = "the parent", fold: int = 2) -> tuple[Params, Params]:
     """(what learns, what stands still) of a model's parameters: all and nothing; or adapter and head, and the decoder.
 
     An adapter that is there goes on learning; a fresh one is drawn from the config's seed and `fold`. Raises
     ConfigError, naming `of`, if `lora_args` ask for one of another shape or scale.
     """
-    if not cfg.lora_args:
+    if not plan.lora_args:
         return lora.merge(params), {}
-    args = bind(lora.init, cfg.lora_args, key="lora_args")
-    build = lambda params: lora.init(jax.random.fold_in(jax.random.key(cfg.seed), fold), params, **args)  # noqa: E731
+    args = bind(lora.init, plan.lora_args, key="lora_args")
+    build = lambda params: lora.init(jax.random.fold_in(jax.random.key(plan.seed), fold), params, **args)  # noqa: E731
     adapter = params.get("lora") or build(params)
     here, asked = (jax.tree.map(jnp.shape, tree) for tree in (adapter, jax.eval_shape(build, params)))
     if here != asked:
         raise ConfigError(
-            f"config.lora_args = {dict(cfg.lora_args)}: {of} is an adapter of another shape; give its own "
+            f"config.lora_args = {dict(plan.lora_args)}: {of} is an adapter of another shape; give its own "
             "settings, to go on with it, or none, to train all parameters"
         )
     scales, scale = [np.asarray(one["scale"]) for one in adapter["layers"].values()], lora.scaling(**args)
     known = sorted({round(float(x), 6) for found in scales for x in found.flat})
     if not any(np.isclose(x, scale, rtol=1e-4) for x in known):
         raise ConfigError(
-            f"config.lora_args = {dict(cfg.lora_args)}: their scale is {scale:g}, but {of} is an adapter of scale "
+            f"config.lora_args = {dict(plan.lora_args)}: their scale is {scale:g}, but {of} is an adapter of scale "
             f"{', '.join(f'{x:g}' for x in known)}, which it keeps; give its own alpha and rslora"
         )
     return {"lora": adapter} | {k: v for k, v in params.items() if k not in ("lora", "decoder")}, {
@@ -192,11 +217,6 @@ def place(build: Callable, *args: Any, mesh: Mesh) -> Any:
     return jax.jit(build, out_shardings=sharding.shardings(shapes, mesh))(*args)
 
 
-def get_mesh(cfg: Reader) -> Mesh:
-    """The mesh of a config."""
-    return sharding.make_mesh({"data": cfg.mesh.data, "fsdp": cfg.mesh.fsdp})
-
-
-def compute_of(cfg: Reader) -> dict:
-    """How activations are computed and kept: fields of ModelConfig that do not change the parameters."""
-    return {"dtype": cfg.compute.dtype, "remat": cfg.compute.remat, "attention": cfg.compute.attention}
+def get_mesh(plan: Shared) -> Mesh:
+    """The mesh of a plan."""
+    return sharding.make_mesh({"data": plan.mesh["data"], "fsdp": plan.mesh["fsdp"]})

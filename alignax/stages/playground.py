@@ -1,5 +1,6 @@
 """Completions of a finished policy for prompts given by hand."""
 
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -8,15 +9,14 @@ import numpy as np
 
 from alignax.config import ConfigError
 from alignax.data.arrays import pad
-from alignax.data.boundary import lead
 from alignax.data.counts import DataError
 from alignax.data.encode import encode_prompt
-from alignax.data.templates import stop_ids
 from alignax.data.tokenizer import load_tokenizer, pad_id
-from alignax.evals.policy import texts
 from alignax.manifest import check_parent, read_manifest
-from alignax.sampling.sample import finished, row_keys, sample
-from alignax.stages.parents import POLICIES, template_of, whole
+from alignax.sampling.sample import row_keys
+from alignax.sampling.sampler import sampler
+from alignax.stages.parents import template_of, whole
+from alignax.stages.plans import POLICY
 
 
 def complete(
@@ -29,7 +29,7 @@ def complete(
         raise ConfigError(f"{given}: expected n >= 1, max_new_tokens >= 1, temperature >= 0, 0 < top_p <= 1")
     folder = Path(checkpoint)
     manifest = read_manifest(folder)
-    check_parent(manifest, role="policy", stage=POLICIES)
+    check_parent(manifest, role="policy", makes=POLICY)
     tokenizer = load_tokenizer(str(folder / "tokenizer"))
     model, params = whole(folder, manifest)
     template = template_of(manifest, tokenizer)
@@ -45,19 +45,10 @@ def complete(
             f"{model.config.context}; lower max_new_tokens"
         )
     tokens, valid = pad(encoded, max(map(len, encoded)), pad_id(tokenizer), left=True)
-    ends = sorted(stop_ids(tokenizer, template))
-    eos = jnp.asarray(ends, jnp.int32)
+    own = sampler(model, tokenizer, template, max_new_tokens)
     filters = (top_k, top_p) if top_k > 0 or top_p < 1 else None
-    options = {"capacity": max_new_tokens, "eos_ids": eos, "pad_id": pad_id(tokenizer), "temperature": temperature}
-    rows = jnp.arange(len(prompts) * n, dtype=jnp.int32)
-
-    @jax.jit
-    def draw(params, tokens, valid):
-        keys = row_keys(jax.random.key(seed), rows)
-        rollout = sample(model, params, tokens, valid, keys, filters=filters, **options)
-        return rollout, finished(rollout, eos)
-
-    rollout, done = jax.device_get(draw(params, np.repeat(tokens, n, axis=0), np.repeat(valid, n, axis=0)))
-    completions = texts(tokenizer, rollout, ends, lead(tokenizer, template))
-    found = list(zip(completions, done.tolist(), strict=True))
+    keys = row_keys(jax.random.key(seed), jnp.arange(len(prompts) * n, dtype=jnp.int32))
+    draw = jax.jit(partial(own.reply, temperature=temperature, filters=filters))
+    rollout = jax.device_get(draw(params, np.repeat(tokens, n, axis=0), np.repeat(valid, n, axis=0), keys))
+    found = list(zip(own.texts(rollout), rollout.finished.tolist(), strict=True))
     return [found[i * n : (i + 1) * n] for i in range(len(prompts))]

@@ -4,22 +4,22 @@ No model is built. A section is a plain dict, which `alignax.report.preview` sho
 """
 
 from collections import Counter
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from alignax.config import ConfigError, plain, record_of, resolve
+from alignax.config import ConfigError, plain, resolve
 from alignax.data import look
 from alignax.data.counts import NOTES, REASONS, Counts, DataError, meaning
-from alignax.data.encode import demo_rows, prompt_rows
+from alignax.data.forms import taken_by
 from alignax.data.judged import attributes_of, rating_rows
 from alignax.data.packing import compared
 from alignax.data.templates import stop_ids
 from alignax.data.tokenizer import Tokenizer, load_tokenizer
-from alignax.stages import common, inputs, offline, pipeline, reward
-from alignax.stages.precheck import precheck, weights_of
+from alignax.stages import folder, inputs, pipeline, plans
 
 PARENTS = ("init_from", "teacher_from")  # keys of the folder whose tokenizer a stage takes, the first that is set
 Texts = tuple[list[dict], Counts]  # of one split, as a source gives them
@@ -30,32 +30,36 @@ def preview(config: Any, *, rows: int = 5, tokenizer: str = "", workdir: str | P
 
     `rows`: how many are shown of each; `tokenizer` is taken instead of the stage's own, say because the parent that has
     it is not there yet; '@step' is looked for in `workdir`. A section of data that cannot be used, or that another step
-    has yet to make, says so under "error" or "waiting". Raises ConfigError for what `precheck` refuses, and where there
+    has yet to make, says so under "error" or "waiting". Raises ConfigError for what a plan refuses, and where there
     is no tokenizer.
     """
     config, root = plain(config), Path(workdir) if workdir else None
     if "steps" not in config:
-        precheck(config)
-        if "source" not in config:
+        plan = plans.made(config)
+        if not hasattr(plan, "readings"):
             raise ConfigError(f"config.stage = {config['stage']!r}: this stage reads no data of its own")
-        return [section(str(config["stage"]), config, {}, rows, tokenizer, root)]
-    named = {name: config[name] for name in pipeline.check_steps(config)}
-    return [section(name, one, named, rows, tokenizer, root) for name, one in named.items() if "source" in one]
+        return [section(str(config["stage"]), config, plan, {}, rows, tokenizer, root)]
+    steps = {name: (config[name], plan) for name, plan in pipeline.planned(config).items()}
+    configs = {name: one for name, (one, _) in steps.items()}
+    reading = {name: both for name, both in steps.items() if hasattr(both[1], "readings")}
+    return [section(name, *both, configs, rows, tokenizer, root) for name, both in reading.items()]
 
 
-def section(name: str, config: dict, steps: dict[str, dict], rows: int, tokenizer: str, root: Path | None) -> dict:
+def section(
+    name: str, config: dict, plan: Any, steps: dict[str, dict], rows: int, tokenizer: str, root: Path | None
+) -> dict:
     """What one stage will see."""
-    head = {"name": name, "stage": config["stage"], "template": config.get("template", "")}
+    head = {"name": name, "stage": config["stage"], "template": plan.template}
     for path in made_by_steps(config):
         if root is None or not (root / path[1:] / "manifest.json").is_file():
             return head | {"waiting": f"its data are made by the step {path[1:]!r}, which is not finished"}
     try:
-        texts = read(config, root)
+        texts = read(plan, root)
     except DataError as error:
         return head | {"error": str(error)}
     found = find_tokenizer(config, steps, tokenizer, root)
     try:
-        return head | seen(config, found, texts, rows)
+        return head | seen(plan, found, texts, rows)
     except DataError as error:
         return head | {"error": str(error)}
 
@@ -75,9 +79,9 @@ def find_tokenizer(config: dict, steps: dict[str, dict], given: str, root: Path 
     key = next((key for key in PARENTS if config.get(key)), "init_from")
     own = config.get("tokenizer", "") or (config["path"] if config["stage"] == "imported" else "")
     if parent and not given:
-        folder = None if parent.startswith("@") and root is None else common.locate(parent, root, key=key)
-        if folder and (folder / "tokenizer").is_dir():
-            return load_tokenizer(str(folder / "tokenizer"))
+        at = None if parent.startswith("@") and root is None else folder.locate(parent, root, key=key)
+        if at and (at / "tokenizer").is_dir():
+            return load_tokenizer(str(at / "tokenizer"))
         if parent[1:] in steps and parent.startswith("@"):
             return find_tokenizer(steps[parent[1:]], steps, given, root)
         if not own:
@@ -89,38 +93,19 @@ def find_tokenizer(config: dict, steps: dict[str, dict], given: str, root: Path 
     return resolve(name, "", key="tokenizer")() if ":" in name else load_tokenizer(name)
 
 
-def readings(config: dict) -> list[tuple[partial, tuple[str, ...]]]:
-    """What makes a stage's arrays, with the arguments from its config, and of which splits. The first is shown."""
-    stage, short = config["stage"], {"template": config["template"]}
-    prompts = partial(prompt_rows, max_prompt_length=config.get("max_prompt_length"), **short), ("train",)
-    if stage in ("online", "collect"):
-        return [prompts]
-    options, both = short | {"max_length": config.get("max_length")}, ("train", "heldout")
-    if stage == "distill":  # prompts for the steps on the student's own samples, completions for the others
-        demos, own = partial(demo_rows, **options), config["on_policy"]
-        return [prompts, (demos, ("heldout",))] if own == 1 else [(demos, both), prompts] if own else [(demos, both)]
-    if stage == "sft":
-        return [(partial(demo_rows, **options, train_on=config["train_on"]), both)]
-    records = offline.RECORDS if stage == "offline" else reward.RECORDS
-    record = record_of(resolve(config["loss"], "alignax.losses", key="loss"), tuple(records), key="loss")
-    return [(partial(records[record][1], **options), both)]
-
-
-def read(config: dict, root: Path | None) -> list[tuple[partial, dict[str, Texts]]]:
-    """The rows that each of the `readings` takes, with their counts, by split."""
+def read(plan: Any, root: Path | None) -> list[tuple[partial, dict[str, Texts]]]:
+    """The rows that each of the plan's readings takes, with their counts, by split. The first is shown."""
     out = []
-    for encode, splits in readings(config):
-        form = inputs.FORMS[encode.func]
-        how = {"form": form, "root": root, "template": config["template"]}
-        load = partial(inputs.load_rows, config["source"], config["data"], **how)
-        texts = {split: load(split=split) for split in splits}
+    for encode, splits in plan.readings():
+        load = partial(inputs.load_rows, plan.source, form=taken_by(encode), root=root, template=plan.template)
+        texts = {split: load(split) for split in splits}
         if encode.func is rating_rows:
             encode = partial(encode, attributes=attributes_of(texts["train"][0]))
         out.append((encode, texts))
     return out
 
 
-def seen(config: dict, tokenizer: Tokenizer, texts: list[tuple[partial, dict[str, Texts]]], rows: int) -> dict:
+def seen(plan: Any, tokenizer: Tokenizer, texts: list[tuple[partial, dict[str, Texts]]], rows: int) -> dict:
     """Everything to show of the arrays of a stage; of a mixture that a run would refuse the parts and why."""
     made: dict[str, tuple[dict, Counts]] = {}
     parts, refused = [], []
@@ -128,13 +113,13 @@ def seen(config: dict, tokenizer: Tokenizer, texts: list[tuple[partial, dict[str
         for split, (found, source) in splits.items():
             arrays, counts = encode(found, tokenizer, counts=source)
             name = "prompts" if split in made else split  # of a distillation that reads both, as in its manifest
-            if config["source"] == "mixture" and split == "train":
-                part_N = inputs.part_of(config["data"], found, arrays)
+            if plan.source.parts and split == "train":
+                part_N = inputs.part_of(plan.source, found, arrays)
                 try:
-                    counts = inputs.with_epochs(config, part_N, counts, inputs.FORMS[encode.func])
+                    counts = inputs.with_epochs(plan, part_N, counts, taken_by(encode))
                 except DataError as error:
                     refused.append(str(error))
-                parts += shares(config["data"], found, source.parts, part_N, counts, ", prompts" * (name != split))
+                parts += shares(plan.source.weights, found, source.parts, part_N, counts, ", prompts" * (name != split))
             made[name] = arrays, counts
     if refused:
         return {"parts": parts, "error": refused[0]}
@@ -143,7 +128,7 @@ def seen(config: dict, tokenizer: Tokenizer, texts: list[tuple[partial, dict[str
     (key, most), = limit.items()  # fmt: skip
     sides = look.sides_of(batch)
     shown = np.unique(np.linspace(0, len(batch["row"]) - 1, min(rows, len(batch["row"]))).round().astype(int)).tolist()
-    ends = sorted(stop_ids(tokenizer, config["template"]))
+    ends = sorted(stop_ids(tokenizer, plan.template))
     return {
         "limit": (key, int(most)),
         "counts": {split: str(found) for split, (_, found) in made.items()},
@@ -156,22 +141,32 @@ def seen(config: dict, tokenizer: Tokenizer, texts: list[tuple[partial, dict[str
         + look.leaks(sides, made)
         + [
             [
-                f"packing {mode!r}" + ", as set" * (mode == config["packing"]),
+                f"packing {mode!r}" + ", as set" * (mode == plan.packing),
                 f"{places} tokens a step on one device, rows of {length}, {real:.0%} real",
             ]
-            for mode, places, length, real in (compared(batch, config["batch_size"]) if "packing" in config else [])
+            for mode, places, length, real in (compared(batch, plan.batch_size) if can_pack(plan) else [])
         ],
         "ends": [f"{token} (id {i})" for i, token in zip(ends, tokenizer.convert_ids_to_tokens(ends))],
         "rows": [look.show(tokenizer, sides, int(batch["row"][i]), i) for i in shown],
     }  # fmt: skip
 
 
+def can_pack(plan: Any) -> bool:
+    """Whether a stage lays several texts out in a row, if asked."""
+    return isinstance(plan, plans.Supervised) and plan.can_pack
+
+
 def shares(
-    args: dict, rows: list[dict], source: dict[str, Counts], part_N: np.ndarray, counts: Counts, suffix: str = ""
+    weights: Mapping[str, float],
+    rows: list[dict],
+    source: dict[str, Counts],
+    part_N: np.ndarray,
+    counts: Counts,
+    suffix: str = "",
 ) -> list[list[str]]:
     """Of each part of a mixture its name, weight, rows, those kept, those dropped by reason, and epochs. `source` has
     the counts of each part before the rows were encoded, `counts` those of all of them after that."""
-    weights, times, out = weights_of(args), counts.get("epochs", {}), []
+    times, out = counts.get("epochs", {}), []
     for i, name in enumerate(sorted(weights)):
         lost = Counter(source[name].dropped)
         lost.update(reason for row, reason in counts.lost.items() if rows[row]["part"] == name)

@@ -1,62 +1,107 @@
-"""An online iteration as compiled programs: one with the reward on the device, two around a reward that reads text.
+"""An online iteration as compiled programs: one with the rewards on the device, three around a reward that reads text.
 
 Every program has the frozen arrays as arguments, each once (`roles.shared`), and donates the state.
 """
 
-from functools import partial
-from typing import Any
+from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
-from alignax import sharding
-from alignax.data.boundary import lead
-from alignax.data.templates import stop_ids
-from alignax.evals.policy import texts, total_reward
+from alignax import host, sharding
+from alignax.rewards import model as reward_model
+from alignax.rewards.text import TextReward, Workers, score_texts
+from alignax.sampling.sampler import Sampler
+from alignax.stages.folder import console
 from alignax.stages.roles import shared
 from alignax.train import online
+from alignax.train.algorithm import Actors, Algorithm, Score
+from alignax.train.state import OnlineState
+from alignax.types import Model, Rollout
+
+HostScore = Callable[[Rollout, dict], dict[str, np.ndarray]]  # of own rows, with the prompts that they answer
+Step = Callable[[OnlineState, dict], tuple[OnlineState, dict]]
 
 
-def one_program(parts: online.Parts, score: Any, frozen: dict, state: Any) -> Any:
-    """A whole iteration as one program: `score(frozen["reward"], rollout) -> [B]` on the device."""
+def on_device(algorithm: Algorithm, models: dict[str, Model]) -> Score:
+    """The rewards of models, {name: its model}, whose parameters are frozen["reward"]."""
+
+    def score(frozen: dict, rollout: Rollout) -> dict[str, jax.Array]:
+        rows = online.rows_of(algorithm, rollout) if algorithm.share_prompts else {}
+        return {
+            name: reward_model.score(model, frozen["reward"][name], rollout, **rows) for name, model in models.items()
+        }
+
+    return score
+
+
+def one_program(algorithm: Algorithm, actors: Actors, score: Score, frozen: dict, state: OnlineState) -> Step:
+    """A whole iteration as one program."""
     arrays, tree = shared(frozen)
-    whole = lambda state, arrays, prompts: online.iteration(parts, score, state, tree(arrays), prompts)  # noqa: E731
+    whole = lambda state, arrays, prompts: online.iteration(  # noqa: E731
+        algorithm, actors, score, state, tree(arrays), prompts
+    )
     program = sharding.jit_step(whole, state)
     return lambda state, prompts: program(state, arrays, prompts)
 
 
-def two_programs(parts: online.Parts, score: Any, frozen: dict, state: Any) -> Any:
-    """An iteration around a reward on the host: `score(rollout, finished, prompts) -> [B]` between two programs."""
-    arrays, tree = shared({name: part for name, part in frozen.items() if name != "reward"})
+def two_programs(
+    algorithm: Algorithm, actors: Actors, score: Score, on_host: HostScore, frozen: dict, state: OnlineState,
+    mesh: Mesh | None = None,
+) -> Step:  # fmt: skip
+    """An iteration around rewards on the host: `produce`, then `learn`.
 
-    def half(of, state, arrays, *rest):
-        frozen = tree(arrays)
-        return of(online.on_base(parts, frozen.get("still")), state, frozen["reference"], *rest)
+    What the advantages read of the models needs no score: it is computed while the host reads. Not where some groups
+    are left out by their scores: theirs need not be computed at all.
+    """
+    arrays, tree = shared(frozen)
 
-    roll = jax.jit(partial(half, online.roll))
-    learn = sharding.jit_step(partial(half, online.learn), state)
+    def sampled(state, arrays, prompts):
+        key, frozen = jax.random.wrap_key_data(state.key), tree(arrays)
+        rollout = online.produce(algorithm, actors, frozen, state.policy.params, prompts, key, state.step)
+        return rollout, score(frozen, rollout)
 
-    def step(state, prompts):
-        rollout, finished_B = roll(state, arrays, prompts)
-        scores = online.one_for_each(score(rollout, finished_B, prompts), finished_B)
-        return learn(state, arrays, rollout, finished_B, scores)
+    def annotated(state, arrays, rollout):
+        critic = state.critic.params if state.critic else None
+        return online.annotate(algorithm, actors, tree(arrays), state.policy.params, critic, rollout)
+
+    def learnt(state, arrays, rollout, rewards):
+        return online.learn(algorithm, actors, tree(arrays), state, online.scored(algorithm, rollout, rewards))
+
+    rows = {"out_shardings": sharding.batch_sharding(mesh)} if mesh else {}  # each process reads its own
+    produce, annotate, learn = jax.jit(sampled, **rows), jax.jit(annotated), sharding.jit_step(learnt, state)
+
+    def step(state: OnlineState, prompts: dict) -> tuple[OnlineState, dict]:
+        rollout, rewards = produce(state, arrays, prompts)
+        noted = rollout if algorithm.keep else annotate(state, arrays, rollout)  # goes on while the host reads
+        found = on_host(rollout, prompts)
+        return learn(
+            state, arrays, noted, rewards | {name: host.rows_like(x, rollout.finished) for name, x in found.items()}
+        )
 
     return step
 
 
-def text_scorer(reward: Any, rows: list[dict], tokenizer: Any, template: str, group: int = 1) -> Any:
-    """A reward over text as a function of arrays; a reply finds its row by the id that travels with its prompt.
+def text_scorer(
+    rewards: dict[str, TextReward], rows: list[dict], sampler: Sampler, group: int, workers: Workers
+) -> HostScore:
+    """Rewards over text of this process's rows; a reply finds its row of the data by the id that came with its prompt.
 
-    One that the reward cannot score (None or nan) has the score nan.
+    One that a reward cannot score (None or nan), or does not in time, has the score nan.
     """
-    ends, before = sorted(stop_ids(tokenizer, template)), lead(tokenizer, template)
 
-    def score(rollout, finished_B, prompts):
-        completions = texts(tokenizer, rollout, ends, before)
-        ids, done = jax.device_get((prompts["row"], finished_B))
-        replies = zip(np.repeat(ids, group), completions, done, strict=True)
-        totals = [total_reward(reward, rows[row], text, bool(end), missing=True)["total"] for row, text, end in replies]
-        return jnp.asarray(totals, jnp.float32)
+    def score(rollout: Rollout, prompts: dict) -> dict[str, np.ndarray]:
+        own = jax.tree.map(host.own_rows, rollout)
+        completions, ids = sampler.texts(own), np.repeat(host.own_rows(prompts["row"]), group)
+        of = [rows[row] for row in ids]
+        out = {}
+        for name, reward in rewards.items():
+            out[name], late = score_texts(reward, of, completions, own.finished, workers)
+            if late:
+                slow = f"did not score {len(late)} of {len(ids)} replies in {workers.timeout_s:g} s"
+                first = f"the first of them to row {ids[late[0]]} of the data: they teach nothing"
+                console.print(f"[yellow]the reward {name!r} {slow}, {first}[/]")
+        return out
 
     return score

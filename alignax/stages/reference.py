@@ -18,14 +18,14 @@ import numpy as np
 from jax.sharding import Mesh
 
 import alignax
-from alignax import forward, sharding
+from alignax import forward, host, sharding
 from alignax.checkpoint import content_hash, fetched
 from alignax.data.arrays import fingerprint
 from alignax.data.loader import Arrange, eval_batches
 from alignax.data.tokenizer import template_hash, tokenizer_hash
 from alignax.log import progress
 from alignax.manifest import CheckpointError
-from alignax.stages.common import Stage
+from alignax.stages.folder import Stage
 from alignax.types import Model, Params
 
 FILE = "reference.npz"
@@ -40,23 +40,24 @@ def with_logp(
     `arrange(arrays)` says how batches of them are laid out. Raises CheckpointError if the folder's file was made from
     anything else, or cannot be read.
     """
-    cfg, path = stage.cfg, stage.workdir / FILE
+    plan, path = stage.plan, stage.workdir / FILE
     key = {
         "alignax": alignax.__version__,
         "parameters": content_hash(reference),
         "architecture": model.config.architecture(),
         **computation(model.config, mesh),
         "tokenizer": tokenizer_hash(tokenizer),
-        "template": template_hash(tokenizer, cfg.template),
-        "max_length": cfg.max_length,
+        "template": template_hash(tokenizer, plan.template),
+        "max_length": plan.max_length,
         "data": fingerprint(data),
     }
     logp = read(path, key)
     if logp is None:
         logp = {}
         for split, arrays in data.items():
-            logp |= computed(split, arrays, arrange(arrays), model, reference, cfg.batch_size, mesh)
-        write(path, key, logp)
+            logp |= computed(split, arrays, arrange(arrays), model, reference, plan.batch_size, mesh)
+        if host.is_first():
+            write(path, key, logp)
     return {split: _fill(arrays, split, logp) for split, arrays in data.items()}
 
 
@@ -78,8 +79,7 @@ def computed(
     """{split/side: log-probabilities of the tokens in the side's mask, row after row}, in batches with a bar."""
     run = jax.jit(partial(forward.reference_logp, model))
     rows = len(arrays["row"])
-    processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-    batches = eval_batches(arrays, batch_size, arrange=arrange, **processes)
+    batches = eval_batches(arrays, batch_size, arrange=arrange, **host.share())
     title, total = f"reference log-probabilities, {split}", -(-rows // batch_size)
     found = [
         jax.tree.map(fetched, run(reference, sharding.put_batch(batch, mesh)))

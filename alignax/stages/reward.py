@@ -9,19 +9,20 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from alignax import forward, sharding
-from alignax.config import bind, record_of, resolve
+from alignax import forward, host, sharding
+from alignax.bound import plan_record
 from alignax.data.arrays import fingerprint
 from alignax.data.counts import DataError
 from alignax.data.encode import pair_rows
 from alignax.data.judged import attributes_of, ranking_rows, rating_rows, step_rows
 from alignax.data.loader import eval_batches
 from alignax.evals import reward_model
-from alignax.stages import common, inputs, parents
+from alignax.stages import fitting, folder, inputs, parents, plans
+from alignax.stages.plans import Declaration, Parent, Readings
 from alignax.train.state import new_state
-from alignax.train.step import make_step
-from alignax.types import Ranked, Rated, Scored, Stepwise
+from alignax.types import Model, Ranked, Rated, Scored, Stepwise
 
+STAGE = Declaration("reward", plans.REWARD, {"policy": Parent("init_from")})
 # What a loss may take, what makes it from a batch, and what makes the batches from text.
 RECORDS = {
     Scored: (forward.scored, pair_rows),
@@ -36,90 +37,104 @@ SHOWN = {Scored: ("accuracy", "margin"), Ranked: ("accuracy", "margin"), Rated: 
 
 def get_config() -> ConfigDict:
     """Every key of the stage, with its default and unit."""
-    c = common.training_config("reward")
-    c.loss = "bradley_terry"  # function of alignax.losses, or module:function, of one of RECORDS
+    c = fitting.training_config("reward")
+    c.loss = "bradley_terry"  # function of alignax.losses, module:function, or the function, of one of RECORDS
     c.optimizer_args = ConfigDict({"learning_rate": 1e-5})
     return c
 
 
-def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
+@plan_record
+class Plan(plans.Supervised):
+    """What a run does."""
+
+    def readings(self) -> list[Readings]:
+        """What makes its arrays."""
+        options = {"template": self.template, "max_length": self.max_length}
+        return [Readings(partial(RECORDS[self.record][1], **options), ("train", "heldout"))]
+
+
+def plan(config: Any, prefix: str = "") -> Plan:
+    """The config as bound functions and numbers. Raises ConfigError for what does not fit."""
+    r = plans.read(config, STAGE, get_config(), prefix)
+    return plans.supervised(Plan, r, tuple(RECORDS))
+
+
+def view(plan: Plan, model: Model, params: Any, still: Any, batch: dict) -> Any:
+    """What the losses see of a batch; `still` is the decoder under an adapter."""
+    return RECORDS[plan.record][0](model, still | params, batch)
+
+
+def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan | None = None) -> Path:
     """Trains a reward model on judged replies, from a policy's trunk and a new head. Resumes what it finds there.
 
     The record that the loss takes decides which rows are read: see `alignax.data.encode.pair_rows` and
     `alignax.data.judged`. A loss on ratings gets a head with one score per attribute; their names go into the manifest,
     in the order of the head.
     """
-    roles = {"policy": "init_from"}
-    stage = common.open_stage("reward", config, workdir, root, roles)
+    stage = folder.open_stage(STAGE, plan, config, workdir, root, made)
     if stage is None:
         return Path(workdir)
-    cfg, workdir = stage.cfg, stage.workdir
-
-    # ---- objective
-    loss = resolve(cfg.loss, "alignax.losses", key="loss")
-    record = record_of(loss, tuple(RECORDS), key="loss")
-    loss = partial(loss, **bind(loss, cfg.loss_args, key="loss_args"))
-    view, encode = RECORDS[record]
+    p: Plan = stage.plan
 
     # ---- data
     tokenizer = parents.get_tokenizer(stage)
-    attributes = ()
-    if record is Rated:  # those that the training rows rate: held-out ones may lack some
-        attributes = attributes_of(inputs.load_rows(cfg.source, cfg.data, "train", form="ratings", root=root)[0])
-        encode = partial(encode, attributes=attributes)
-    train, held, held_text, counts = inputs.preference_data(stage, tokenizer, root, encode)
+    ((encode, _),) = p.readings()
+    encode = with_attributes(encode, p, root)
+    attributes = encode.keywords.get("attributes", ())
+    train, held, held_text, counts = inputs.preferences(stage, encode, tokenizer)
     if attributes and (unrated := [a for a, n in zip(attributes, train["given"].any(0)) if not n]):
         raise DataError(
             f"no row that was kept rates {', '.join(unrated)}: nothing would train that score; leave it out"
         )
 
     # ---- model: the parent's trunk and a fresh head, of one score or one per attribute
-    mesh = parents.get_mesh(cfg)
-    model, trunk = parents.new_or_loaded(stage, "", {}, tokenizer, mesh, adapted=True)
-    head = model.init_scalar(jax.random.fold_in(jax.random.key(cfg.seed), 1), len(attributes) or None)
-    start, still = parents.learner(cfg, trunk | {"scalar": head})
-
-    # ---- update
-    optimizer = common.get_optimizer(cfg.optimizer, cfg.optimizer_args, cfg.total_steps)
-
-    def objective(params, still, batch):
-        return {"loss": (1.0, loss(view(model, still | params, batch)))}
-
-    def metrics(state, still, batch):
-        term = loss(view(model, still | state.learner.params, batch))
-        return term.metrics | {"loss": (term.value, term.weight)}
+    mesh = parents.get_mesh(p)
+    model, trunk = parents.new_or_loaded(stage, tokenizer, mesh, adapted=True)
+    head = model.init_scalar(jax.random.fold_in(jax.random.key(p.seed), 1), len(attributes) or None)
+    start, still = parents.learner(p, trunk | {"scalar": head})
+    seen = partial(view, p, model)
 
     # ---- train
-    reads = "steps" if record is Stepwise else "ends"
-    arrange = common.arrangement(cfg, held, mesh, reads=reads)
-    held_out = common.evaluator(metrics, held, cfg.batch_size, mesh, arrange)
+    reads = "steps" if p.record is Stepwise else "ends"
+    arrange = fitting.arrangement(p, held, mesh, reads=reads)
+    metrics = lambda state, still, batch: plans.metrics_of(p.terms, seen(state.learner.params, still, batch))  # noqa: E731
+    held_out = fitting.evaluator(metrics, held, p.batch_size, mesh, arrange)
     evaluate = lambda state: held_out(state, still)  # noqa: E731
-    state = parents.place(lambda p: new_state(p, optimizer), start, mesh=mesh)
-    step = sharding.jit_step(make_step(objective, optimizer, microbatches=cfg.microbatches), state)
+    state = parents.place(lambda params: new_state(params, p.optimizer()), start, mesh=mesh)
+    step = sharding.jit_step(plans.update(p, seen), state)
     step_fn = lambda state, batch: step(state, batch, still)  # noqa: E731
-    show = ("loss", *SHOWN[record])
-    state = common.train(stage, state, step_fn, train, mesh, evaluate, model=model, show=show, reads=reads)
+    show = ("loss", *SHOWN[p.record])
+    state = fitting.train(stage, state, step_fn, train, mesh, evaluate, model=model, show=show, reads=reads)
 
     # ---- how good it is on held-out data; mean and spread of the scores, for those who read them
-    alike = arrange if cfg.packing != "bucketed" else None  # batches whose verdicts have one shape, to be joined
-    seen = jax.jit(lambda params, batch: view(model, params, batch))
-    whole = still | state.learner.params
-    parts = [seen(whole, sharding.put_batch(b, mesh)) for b in eval_batches(held, cfg.batch_size, arrange=alike)]
+    alike = arrange if p.packing != "bucketed" else None  # batches whose verdicts have one shape, to be joined
+    judge = jax.jit(seen)
+    params = state.learner.params
+    batches = eval_batches(held, p.batch_size, arrange=alike, **host.share())
+    parts = [host.everywhere(judge(params, still, sharding.put_batch(batch, mesh))) for batch in batches]
     found = jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(held["row"])], *parts)
+    (_, loss), *_ = p.terms.values()
     scores, report = judged(found, [held_text[row] for row in held["row"]], loss, attributes)
-    common.finish(
+    return folder.finish(
         stage,
-        params=state.learner.params,
-        step=cfg.total_steps,
+        params=params,
+        step=p.total_steps,
         model=model,
         tokenizer=tokenizer,
-        template=cfg.template,
+        template=p.template,
         data={"fingerprint": fingerprint(train), "counts": counts}
         | ({"attributes": list(attributes)} if attributes else {}),
         calibration={"mean": float(scores.mean()), "sd": float(scores.std())},
         metrics=report,
     )
-    return workdir
+
+
+def with_attributes(encode: partial, plan: Plan, root: Path | None) -> partial:
+    """An encoder of ratings with the attributes that the training rows rate: held-out ones may lack some."""
+    if encode.func is not rating_rows:
+        return encode
+    rows, _ = inputs.load_rows(plan.source, "train", form="ratings", root=root)
+    return partial(encode, attributes=attributes_of(rows))
 
 
 def judged(found: Any, rows: list[dict], loss: Any, attributes: tuple[str, ...]) -> tuple[Any, dict[str, Any]]:

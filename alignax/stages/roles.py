@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-from alignax.stages import common, parents, probe
+from alignax.stages import parents
+from alignax.stages.folder import Stage, say
 from alignax.types import Model, Params
 
 
@@ -19,53 +20,59 @@ class Roles(NamedTuple):
     model: Model  # of policy and reference
     policy: Params  # what learns of it, at the start
     reference: Params
-    reward: tuple[Model, Params] | None  # None: the reward is a function of text
+    rewards: dict[str, tuple[Model, Params]]  # the reward models, by the names of the rewards
     critic_model: Model | None
     critic: Params | None  # what learns of it
-    still: dict[str, Params] | None  # what stands still beneath policy and critic (`train.online.on_base`), if anything
+    still: dict[str, Params] | None  # what stands still beneath policy and critic (`train.online.whole`), if anything
     bases: dict[str, Params] | None  # loaded by content hash (`parents.load_model`); None: every role has its own
 
     def frozen(self) -> dict[str, Any]:
         """What an iteration reads and does not train."""
-        frozen = {"reference": self.reference, "reward": self.reward[1] if self.reward else None}
+        rewards = {name: params for name, (_, params) in self.rewards.items()}
+        frozen = {"reference": self.reference, "reward": rewards}
         return frozen | ({"still": self.still} if self.still else {})
 
 
-def load(stage: common.Stage, tokenizer: Any, mesh: Any) -> Roles:
-    """The roles of a config, on the mesh.
+def load(stage: Stage, tokenizer: Any, mesh: Any) -> Roles:
+    """The roles of a plan, on the mesh.
 
     Raises CheckpointError for a parent that does not fit and for an adapter whose base has another content now,
     ConfigError if `lora_args` ask for an adapter of another shape than that of a parent that goes on learning.
     """
-    cfg = stage.cfg
-    bases = {} if cfg.lora_args else None
-    model, reference = parents.new_or_loaded(stage, "", {}, tokenizer, mesh, bases=bases)
-    options = {"tokenizer": tokenizer, "template": cfg.template, "mesh": mesh, "key": "reward_weights", "bases": bases}
-    weights = cfg.reward_weights
-    reward = probe.load_reward(stage, "reward", weights, **options) if "reward" in stage.parents else None
-    policy, beneath = parents.learner(cfg, reference)
-    critic_model, critic = start_of_critic(cfg, model, reference, reward)
+    plan = stage.plan
+    bases = {} if plan.lora_args else None
+    model, first = parents.new_or_loaded(stage, tokenizer, mesh, bases=bases)
+    reference = parents.reference_of(stage, first, model, tokenizer, mesh, bases)
+    rewards = {
+        name: parents.load_reward(stage, one.role, one.attributes, tokenizer, mesh, key=one.key, bases=bases)
+        for name, one in plan.rewards.items()
+        if one.role
+    }
+    policy, beneath = parents.learner(plan, first)
+    critic_model, critic = start_of_critic(plan, model, first, rewards)
     beneath_critic = {}
     if critic is not None:
         of = "the model that the critic starts from (critic_init)"
-        critic, beneath_critic = parents.learner(cfg, critic, of=of, fold=3)
+        critic, beneath_critic = parents.learner(plan, critic, of=of, fold=3)
     still = {"policy": beneath, "critic": beneath_critic} if beneath else None
     if still:
-        standing = {"policy": beneath, "reference": reference, "critic": beneath_critic, "reward": reward and reward[1]}
-        common.console.print(f"{stage.workdir.name}: {told(standing, {'policy': policy, 'critic': critic})}")
-    return Roles(model, policy, reference, reward, critic_model, critic, still, bases)
+        standing = {"policy": beneath, "reference": reference, "critic": beneath_critic}
+        standing |= {name: params for name, (_, params) in rewards.items()}
+        say(f"{stage.workdir.name}: {described(standing, {'policy': policy, 'critic': critic})}")
+    return Roles(model, policy, reference, rewards, critic_model, critic, still, bases)
 
 
-def start_of_critic(cfg: Any, model: Model, policy: Params, reward: tuple | None) -> tuple:
+def start_of_critic(plan: Any, model: Model, policy: Params, rewards: dict[str, tuple]) -> tuple:
     """(model, parameters) of the critic at the start (from the reward model: Stiennon et al. 2020), Nones if none."""
-    if cfg.critic_init == "none":
+    if plan.critic_init == "none":
         return None, None
-    if cfg.critic_init == "reward" and reward is not None:
-        return reward
-    return model, policy | {"scalar": model.init_scalar(jax.random.fold_in(jax.random.key(cfg.seed), 1))}
+    if plan.critic_init == "reward":
+        (judge,) = rewards.values()
+        return judge
+    return model, policy | {"scalar": model.init_scalar(jax.random.fold_in(jax.random.key(plan.seed), 1))}
 
 
-def told(standing: dict[str, Params], learning: dict[str, Params]) -> str:
+def described(standing: dict[str, Params], learning: dict[str, Params]) -> str:
     """'one base for policy, reference, critic, reward: 117.5 MB; learning: policy 2.9 MB, critic 2.9 MB'.
 
     Roles without a model, falsy, are left out.

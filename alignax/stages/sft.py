@@ -1,25 +1,28 @@
 """Supervised fine-tuning: demonstrations -> policy. `alignax run --config=configs/world/sft.py`."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from alignax import forward, sharding
-from alignax.config import bind, resolve
+from alignax.bound import Bound, of_config, plan_record, static
 from alignax.data.arrays import fingerprint
 from alignax.data.encode import demo_rows
-from alignax.stages import common, inputs, parents
+from alignax.data.templates import TRAIN_ON
+from alignax.stages import fitting, folder, inputs, parents, plans
+from alignax.stages.plans import Declaration, Parent, Readings
 from alignax.train.state import new_state
-from alignax.train.step import make_step
-from alignax.types import Demo
+from alignax.types import Demo, Model
 
+STAGE = Declaration("sft", plans.POLICY, {"policy": Parent("init_from")}, fresh=("model", "tokenizer"))
 RECORDS = (Demo,)  # what a loss may take
 
 
 def get_config() -> ConfigDict:
     """Every key of the stage, with its default and unit."""
-    c = common.training_config("sft")
+    c = fitting.training_config("sft")
     c.model = ""  # preset of alignax.models.presets, or module:function; "" takes the parent's architecture
     c.model_args = ConfigDict()  # fields of the preset to change
     # tokens that count: "completion" (the last turn), "assistant" (each of its turns in a dialogue), "all"
@@ -29,57 +32,75 @@ def get_config() -> ConfigDict:
     return c
 
 
-def run(config: Any, workdir: str | Path, root: Path | None = None) -> Path:
+@plan_record
+class Plan(plans.Supervised):
+    """What a run does."""
+
+    model: Bound | None  # (vocab_size) -> ModelConfig
+    train_on: str = static()
+    tokenizer: str = static()
+
+    def readings(self) -> list[Readings]:
+        """What makes its arrays."""
+        options = {"template": self.template, "max_length": self.max_length, "train_on": self.train_on}
+        return [Readings(partial(demo_rows, **options), ("train", "heldout"))]
+
+
+def plan(config: Any, prefix: str = "") -> Plan:
+    """The config as bound functions and numbers. Raises ConfigError for what does not fit."""
+    r = plans.read(config, STAGE, get_config(), prefix)
+    if r.one_of("train_on", TRAIN_ON) == "assistant" and r.template != "chat":
+        raise r.error(
+            "train_on",
+            f"with template = {r.template!r}: only a chat template has turns; set template to 'chat', or train_on to "
+            "'completion' or 'all'",
+        )
+    model = of_config(r, "model", "alignax.models.presets", given=("vocab_size",))
+    return plans.supervised(Plan, r, RECORDS, model=model)
+
+
+def view(model: Model, params: Any, still: Any, batch: dict) -> Demo:
+    """What the losses see of a batch; `still` is the decoder under an adapter."""
+    return forward.demo(model, still | params, batch)
+
+
+def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan | None = None) -> Path:
     """Trains a policy on demonstrations; returns the folder of the finished stage. Resumes what it finds there."""
-    stage = common.open_stage("sft", config, workdir, root, {"policy": "init_from"})
+    stage = folder.open_stage(STAGE, plan, config, workdir, root, made)
     if stage is None:
         return Path(workdir)
-    cfg, workdir = stage.cfg, stage.workdir
+    p: Plan = stage.plan
 
     # ---- data
-    tokenizer = parents.get_tokenizer(stage, cfg.tokenizer)
-    options = {"template": cfg.template, "max_length": cfg.max_length, "train_on": cfg.train_on}
-    train, counts, _ = inputs.encoded(stage, demo_rows, tokenizer, "train", root, **options)
-    held, held_counts, _ = inputs.encoded(stage, demo_rows, tokenizer, "heldout", root, **options)
-    common.console.print(f"demonstrations: {counts}; held out: {held_counts}")
+    tokenizer = parents.get_tokenizer(stage, p.tokenizer)
+    ((encode, _),) = p.readings()
+    train, held, _, counts = inputs.preferences(stage, encode, tokenizer, "demonstrations")
 
     # ---- model
-    mesh = parents.get_mesh(cfg)
-    model, params = parents.new_or_loaded(stage, cfg.model, cfg.model_args, tokenizer, mesh, adapted=True)
-    params, still = parents.learner(cfg, params)
-
-    # ---- objective and optimizer
-    loss = resolve(cfg.loss, "alignax.losses", key="loss")
-    loss_args = bind(loss, cfg.loss_args, key="loss_args")
-    optimizer = common.get_optimizer(cfg.optimizer, cfg.optimizer_args, cfg.total_steps)
-
-    def objective(params, still, batch):
-        return {"loss": (1.0, loss(forward.demo(model, still | params, batch), **loss_args))}
-
-    def metrics(state, still, batch):
-        term = loss(forward.demo(model, still | state.learner.params, batch), **loss_args)
-        return term.metrics | {"loss": (term.value, term.weight)}
+    mesh = parents.get_mesh(p)
+    model, params = parents.new_or_loaded(stage, tokenizer, mesh, preset=p.model, adapted=True)
+    params, still = parents.learner(p, params)
+    seen = partial(view, model)
 
     # ---- train
-    arrange = common.arrangement(cfg, held, mesh, reads="tokens")
-    held_out = common.evaluator(metrics, held, cfg.batch_size, mesh, arrange)
-    evaluate = common.once_per_step(lambda state: held_out(state, still))
-    state = parents.place(lambda p: new_state(p, optimizer), params, mesh=mesh)
-    step = sharding.jit_step(make_step(objective, optimizer, microbatches=cfg.microbatches), state)
+    arrange = fitting.arrangement(p, held, mesh, reads="tokens")
+    metrics = lambda state, still, batch: plans.metrics_of(p.terms, seen(state.learner.params, still, batch))  # noqa: E731
+    held_out = fitting.evaluator(metrics, held, p.batch_size, mesh, arrange)
+    evaluate = fitting.once_per_step(lambda state: held_out(state, still))
+    state = parents.place(lambda params: new_state(params, p.optimizer()), params, mesh=mesh)
+    step = sharding.jit_step(plans.update(p, seen), state)
     step_fn = lambda state, batch: step(state, batch, still)  # noqa: E731
-    state = common.train(
-        stage, state, step_fn, train, mesh, evaluate, model=model, show=("loss", "mean_token_accuracy")
-    )
+    show = ("loss", "mean_token_accuracy")
+    state = fitting.train(stage, state, step_fn, train, mesh, evaluate, model=model, show=show)
 
     # ---- checkpoint
-    common.finish(
+    return folder.finish(
         stage,
         params=state.learner.params,
-        step=cfg.total_steps,
+        step=p.total_steps,
         model=model,
         tokenizer=tokenizer,
-        template=cfg.template,
-        data={"fingerprint": fingerprint(train), "counts": {"train": counts, "heldout": held_counts}},
+        template=p.template,
+        data={"fingerprint": fingerprint(train), "counts": counts},
         metrics=evaluate(state),
     )
-    return workdir

@@ -7,7 +7,7 @@ prompt, which are neighbours among the rows; the config's `advantage_args` are t
 A reply whose score or KL is not finite teaches nothing: its row is masked, for policy and critic, and no statistic sees
 it. So is one whose opponents all lack a score; where some have one, it is compared with those.
 
-Where an opponent replies as well (`Rollout.opponent`), the first reply of each group is the policy's, and KL, entropy
+Where an opponent replies as well (`Rollout.source`), the first reply of each group is the policy's, and KL, entropy
 and the metrics are of the policy's alone.
 """
 

@@ -1,145 +1,245 @@
-"""The pure parts of the online loop: rollout -> score -> advantages -> update, each arrays in and arrays out.
+"""Online alignment as two functions: `produce` gives a Rollout with its scores, `learn` makes the next state of it.
 
-With the reward on the device an iteration is one program; with a reward in Python over text it is two, cut between
-`roll` and `learn`. Models, losses and the reward come in as functions.
+Both are pure, arrays in and arrays out, over an `Algorithm`: functions with their settings bound, whose numbers are
+leaves. With the rewards on the device an iteration is one program; a reward in Python over text cuts it in two, between
+`produce` and `learn`. Whatever gives a scored Rollout is a producer: `learn` knows none of them.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 
-from alignax.ops.advantages import informative, overlong_penalty, scorable
-from alignax.ops.checks import require
+from alignax import forward
+from alignax.ops.advantages import scorable
+from alignax.ops.checks import Scalar, needs
 from alignax.ops.masked import masked_mean, masked_sum, masked_var
-from alignax.train.optimizer import Optimizer, updates_done
-from alignax.train.state import Learner, Moments, OnlineState, step_key
-from alignax.train.step import apply_gradients, gradients
-from alignax.types import Params, Rollout
+from alignax.sampling.sample import row_keys
+from alignax.train.algorithm import Actors, Algorithm, Author, Score
+from alignax.train.optimizer import updates_done
+from alignax.train.scores import keep_informative, only_scored
+from alignax.train.state import Learner, OnlineState, new_online_state, step_key
+from alignax.train.updates import Once, epochs_over
+from alignax.types import Loss, Params, Rollout
 
 
-class Parts(NamedTuple):
-    """What an iteration is made of; the stage binds models, losses and hyperparameters into these."""
+def whole(params: Params, frozen: dict, role: str) -> Params:
+    """The parameters of a learner that holds an adapter and a head, with the decoder on which they stand; else its own.
 
-    sample: Callable  # (policy, reference params, prompts, key) -> (Rollout with the sampler's fields, finished [B])
-    annotate: Callable  # (policy, reference, critic params or None, Rollout) -> Rollout with ref_logp, old_value if any
-    shape: Callable  # (scores, finished, tokens, moments) -> (scores, moments): shape_scores with its settings
-    advantages: Callable  # (Rollout, scores, KL coefficient) -> (Rollout, KL, metrics): of train.advantages, likewise
-    policy_objective: Callable  # (policy params, Rollout, KL coefficient) -> {name: (coefficient, Loss)}
-    critic_objective: Callable | None  # (critic params, Rollout) -> {name: (coefficient, Loss)}; None: no critic
-    control_kl: Callable  # (KL coefficient, measured KL, memory) -> (KL coefficient, memory)
-    policy_optimizer: Optimizer
-    critic_optimizer: Optimizer | None
-    updates: "Updates"
-    group: int = 1  # replies per prompt, M; neighbours among the B = P * M rows
-    alone: bool = False  # an opponent's replies are left out of the updates, once the advantages are known
-    keep: int = 0  # groups to learn from, chosen among those sampled; 0 is all of them
-    kl_memory: Any = ()  # of control_kl at the start, a tree of numbers; most have none
-
-
-class Updates(NamedTuple):
-    """How often a rollout is used."""
-
-    epochs: int
-    minibatches: int
-    microbatches: int
-    kl_limit: float
-
-
-def updates(*, epochs: int = 4, minibatches: int = 1, microbatches: int = 1, kl_limit: float = 0.0) -> Updates:
-    """`epochs * minibatches` updates per rollout, each cut into `microbatches` (same result, less memory).
-
-    Once policy/approxkl_avg of a minibatch exceeds `kl_limit`, the rest of the rollout is left unused; 0 never stops.
-    Raises ValueError if kl_limit is negative.
-    """
-    require(kl_limit >= 0, f"kl_limit = {kl_limit}: expected 0 (never stops) or more nats, such as 0.1")
-    return Updates(epochs, minibatches, microbatches, kl_limit)
-
-
-def on_base(parts: Parts, still: dict[str, Params] | None) -> Parts:
-    """`parts` for learners that hold an adapter and a head alone: `still`'s "policy" and "critic" complete their trees.
-
-    None where the learners hold everything. To be called inside the compiled program, whose argument `still` is: a
-    decoder that stands still is then no constant of the program, has no gradient, and is no part of the state.
+    Inside the compiled program, whose argument `frozen` is: a decoder that stands still is then no constant of it, has
+    no gradient, and is no part of the state.
 
     The sampler, too, applies the adapter beside its kernel. Worked in once per rollout it would take a copy of the
-    layers more and save next to no time (benchmarks/roles.py measures both), and round: in bfloat16 a small adapter
-    is lost in the kernel's last digits, and the policy that samples is no longer quite the one that learns.
+    layers more and save next to no time (benchmarks/roles.py measures both), and round: in bfloat16 a small adapter is
+    lost in the kernel's last digits, and the policy that samples is no longer quite the one that learns.
     """
-    if still is None:
-        return parts
-    policy, critic, values = still["policy"], still["critic"], parts.critic_objective
-
-    def annotate(params: Params, reference: Params, value: Params | None, rollout: Rollout) -> Rollout:
-        return parts.annotate(policy | params, reference, critic | value if value else None, rollout)
-
-    return parts._replace(
-        sample=lambda params, *rest: parts.sample(policy | params, *rest),
-        annotate=annotate,
-        policy_objective=lambda params, *rest: parts.policy_objective(policy | params, *rest),
-        critic_objective=values and (lambda params, rollout: values(critic | params, rollout)),
-    )
+    return frozen["still"][role] | params if frozen.get("still") else params
 
 
-def roll(parts: Parts, state: OnlineState, reference: Params, prompts: dict) -> tuple[Rollout, Bool[Array, " B"]]:
-    """Samples the completions of each prompt with the live policy, and an opponent's; old_logp is the sampler's own."""
-    return parts.sample(state.policy.params, reference, prompts, jax.random.fold_in(step_key(state), 0))
+def start(algorithm: Algorithm, policy: Params, critic: Params | None, seed: int | Array) -> OnlineState:
+    """Iteration 0. A sweep maps it over algorithms or seeds: a state with one axis more is many runs."""
+    value = algorithm.value_optimizer
+    optimizers = algorithm.policy_optimizer(), value() if value and critic is not None else None
+    return new_online_state(policy, critic, *optimizers, algorithm.kl_coef, seed, algorithm.memory)
+
+
+# ---- produce
+
+
+def produce(
+    algorithm: Algorithm, actors: Actors, frozen: dict, params: Params, prompts: dict, key: Array, step: Array
+) -> Rollout:
+    """The replies to a batch of prompts by all that give some, the policy of `params` first; without scores.
+
+    `old_logp` is the sampler's own. A reply's noise depends on the `key`, the step, its prompt's row and its number.
+    """
+    group, own = algorithm.group, whole(params, frozen, "policy")
+    noise = jax.random.fold_in(jax.random.fold_in(key, step), 0)
+    drawn, first = [], 0
+    for draw in algorithm.draws:
+        numbers = first + jnp.arange(draw.replies)
+        author = Author(actors.policy, own, algorithm.temperature)
+        if draw.author:
+            author = draw.author(actors.policy, own, frozen["reference"], algorithm.temperature)
+        each = jax.tree.map(lambda x, n=draw.replies: jnp.repeat(x, n, axis=0), prompts)  # a group's are neighbours
+        keys = row_keys(noise, each["row"] * group + jnp.tile(numbers, len(prompts["row"])))
+        options = {"temperature": author.temperature, "model": author.model}
+        drawn.append(actors.sampler.reply(author.params, each["tokens"], each["valid"], keys, **options))
+        first += draw.replies
+    rollout = side_by_side(drawn, [draw.replies for draw in algorithm.draws])
+    return rollout.replace(version=jnp.full(rollout.tokens.shape[0], step, jnp.int32))
+
+
+def side_by_side(drawn: list[Rollout], replies: list[int]) -> Rollout:
+    """The rollouts of several draws as one, the replies to a prompt together: rows [P * M]. `source` numbers the draws.
+
+    `old_logp` of a row is under its own author.
+    """
+    P = drawn[0].tokens.shape[0] // replies[0]
+    sources = [jnp.full(len(one.tokens), i, jnp.int32) for i, one in enumerate(drawn)]
+    marked = [one.replace(source=source) for one, source in zip(drawn, sources, strict=True)]
+    if len(marked) == 1:
+        return marked[0]
+
+    def join(*parts: Array) -> Array:
+        by_prompt = [x.reshape(P, n, *x.shape[1:]) for x, n in zip(parts, replies, strict=True)]
+        return jnp.concatenate(by_prompt, axis=1).reshape(-1, *parts[0].shape[1:])
+
+    return jax.tree.map(join, *marked)
+
+
+def scored(algorithm: Algorithm, rollout: Rollout, rewards: dict[str, Float[Array, " B"]]) -> Rollout:
+    """The rollout with its rewards, and their weighted sum as its score. Raises ValueError unless one is for each row.
+
+    A reward that is not finite is missing, and so is then the score.
+    """
+    parts = {name: one_for_each(part, rollout.tokens, name) for name, part in rewards.items()}
+    total = sum(algorithm.weights[name] * part for name, part in parts.items())
+    return rollout.replace(rewards=parts, score=total)
+
+
+def one_for_each(part: Any, tokens: Array, name: str) -> Array:
+    """What a reward gave, as an array. Raises ValueError unless it is one number for each reply."""
+    part = jnp.asarray(part, jnp.float32)
+    if part.shape != tokens.shape[:1]:  # a column would broadcast in silence
+        raise ValueError(
+            f"the reward {name!r} gave the shape {part.shape} for {len(tokens)} replies: expected one for each"
+        )
+    return part
+
+
+def iteration(
+    algorithm: Algorithm, actors: Actors, score: Score, state: OnlineState, frozen: dict, prompts: dict
+) -> tuple[OnlineState, dict]:
+    """One whole iteration with the rewards on the device. Jit it as one program."""
+    key = jax.random.wrap_key_data(state.key)
+    rollout = produce(algorithm, actors, frozen, state.policy.params, prompts, key, state.step)
+    return learn(algorithm, actors, frozen, state, scored(algorithm, rollout, score(frozen, rollout)))
+
+
+# ---- learn
 
 
 def learn(
-    parts: Parts, state: OnlineState, reference: Params, rollout: Rollout, finished_B: Bool[Array, " B"],
-    score_B: Float[Array, " B"],
-) -> tuple[OnlineState, dict]:  # fmt: skip
-    """Everything after the score: rewards, advantages, updates, the next KL coefficient.
+    algorithm: Algorithm, actors: Actors, frozen: dict, state: OnlineState, rollout: Rollout
+) -> tuple[OnlineState, dict]:
+    """Everything after the scores: shaping, advantages, updates, the next KL coefficient.
 
     A score that is not finite is missing, and its row teaches nothing, whatever the advantage estimator makes of it.
     """
     # metrics and moments are of all that was sampled, so they come before anything is left out
-    sampled, replies = metrics_of_samples(rollout, finished_B, score_B), rollout.own.sum()
-    shaped_B, moments = parts.shape(score_B, finished_B, rollout.mask.sum(1), state.moments)
-    if parts.keep:
-        rows_B = keep_informative(score_B, group=parts.group, keep=parts.keep)
+    (score_B, finished_B), own = needs(rollout, "score", "finished"), rollout.own.sum()
+    sampled = metrics_of_samples(rollout)
+    shaped_B, moments = algorithm.scoring(score_B, finished_B, rollout.mask.sum(1), state.moments)
+    if algorithm.keep:
+        rows_B = keep_informative(score_B, group=algorithm.group, keep=algorithm.keep)
         rollout, shaped_B = jax.tree.map(lambda x: x[rows_B], (rollout, shaped_B))
-    rollout = parts.annotate(state.policy.params, reference, state.critic.params if state.critic else None, rollout)
-    rollout, kl, metrics = parts.advantages(rollout, shaped_B, state.kl_coef)
-    rollout = only_scored(rollout, shaped_B)
-    if parts.alone:
-        rollout, parts = jax.tree.map(lambda x: x[:: parts.group], rollout), parts._replace(group=1)
-    key = jax.random.fold_in(step_key(state), 1)
-    policy, critic, update_metrics = update(parts, state, rollout, key)
-    done = updates_done(state.policy.opt_state, state.step * parts.updates.epochs * parts.updates.minibatches)
-    metrics |= sampled | update_metrics
+    if rollout.ref_logp is None:
+        critic = state.critic.params if state.critic else None
+        rollout = annotate(algorithm, actors, frozen, state.policy.params, critic, rollout)
+    rollout, kl, metrics = advantages(algorithm, rollout, shaped_B, state.kl_coef)
+    rollout = first_of_each(only_scored(rollout, shaped_B), algorithm.group, algorithm.learnt)
+    policy, critic, more = update(algorithm, actors, frozen, state, rollout, jax.random.fold_in(step_key(state), 1))
+    coef, memory = next_coefficient(algorithm, state, kl)
+    used = algorithm.updates()
+    done = updates_done(state.policy.opt_state, state.step * used.epochs * used.minibatches)
+    metrics |= sampled | more
     metrics |= {
         "objective/kl_coef": state.kl_coef,
-        "lr": jnp.float32(parts.policy_optimizer.learning_rate(done)),  # of the first update of this iteration
-        "episode": ((state.step + 1) * replies).astype(jnp.float32),
+        "lr": jnp.float32(algorithm.policy_optimizer().learning_rate(done)),  # of the first update of this iteration
+        "episode": ((state.step + 1) * own).astype(jnp.float32),
     }
-    coef, memory = next_coefficient(parts, state, kl)
     learners = {"policy": policy, "critic": critic}
     return state.replace(**learners, kl_coef=coef, kl_memory=memory, moments=moments, step=state.step + 1), metrics
 
 
-def only_scored(rollout: Rollout, score_B: Float[Array, " B"]) -> Rollout:
-    """The rollout without the rows whose score is missing, nor those whose advantages or returns are not finite.
+def rows_of(algorithm: Algorithm, rollout: Rollout) -> dict[str, int]:
+    """How a model reads a rollout: where its replies begin, and how many neighbours share a prompt."""
+    start = rollout.tokens.shape[1] - algorithm.max_new_tokens
+    return {"start": start, "group": algorithm.group if algorithm.share_prompts else 1}
 
-    The estimators of `train.advantages` mask theirs; one from outside may not know that a score can be missing.
+
+def first_of_each(rollout: Rollout, group: int, count: int) -> Rollout:
+    """The first replies of each group."""
+    if count == group:
+        return rollout
+    return jax.tree.map(lambda x: x.reshape(-1, group, *x.shape[1:])[:, :count].reshape(-1, *x.shape[1:]), rollout)
+
+
+def annotate(
+    algorithm: Algorithm, actors: Actors, frozen: dict, policy: Params, critic: Params | None, rollout: Rollout
+) -> Rollout:
+    """The rollout with the reference's log-probabilities, and what else the advantages read: needs no score.
+
+    Of replies that the update does not see nobody asks for log-probabilities; there they are 0.
     """
-    targets = {name: x for name in ("advantage", "returns") if (x := getattr(rollout, name)) is not None}
-    known_B = scorable(score_B)
-    for x_BT in targets.values():
-        known_B &= jnp.all(jnp.isfinite(x_BT) | ~rollout.mask, axis=1)
-    mask_BT = rollout.mask & known_B[:, None]
-    return rollout.replace(mask=mask_BT, **{name: jnp.where(mask_BT, x_BT, 0.0) for name, x_BT in targets.items()})
+    read = first_of_each(rollout, algorithm.group, algorithm.learnt)
+    rows, temperature = rows_of(algorithm, rollout), algorithm.temperature
+
+    def logp(params: Params) -> Float[Array, "B T"]:
+        stats = forward.token_statistics(
+            actors.policy, params, read.tokens, read.valid, temperature=temperature, **rows
+        )
+        if algorithm.learnt == algorithm.group:
+            return stats.logp
+        shape = (-1, algorithm.group, rollout.mask.shape[1])
+        zeros = jnp.zeros(rollout.mask.shape, jnp.float32).reshape(shape)
+        return (
+            zeros.at[:, : algorithm.learnt]
+            .set(stats.logp.reshape(-1, algorithm.learnt, shape[2]))
+            .reshape(rollout.mask.shape)
+        )
+
+    rollout = rollout.replace(ref_logp=logp(frozen["reference"]))
+    if algorithm.correction:
+        rollout = rollout.replace(old_logp=logp(whole(policy, frozen, "policy")), sampler_logp=rollout.old_logp)
+    if critic is None or actors.critic is None:
+        return rollout
+    params = whole(critic, frozen, "critic")
+    return rollout.replace(old_value=forward.values(actors.critic, params, rollout.tokens, rollout.valid, **rows))
 
 
-def metrics_of_samples(rollout: Rollout, finished_B: Bool[Array, " B"], score_B: Float[Array, " B"]) -> dict:
+def advantages(
+    algorithm: Algorithm, rollout: Rollout, score_B: Float[Array, " B"], kl_coef: Float[Array, ""]
+) -> tuple[Rollout, Float[Array, ""], dict]:
+    """The advantages, weighted where the sampler is not quite the learner."""
+    rollout, kl, metrics = algorithm.advantage(rollout, score_B, kl_coef)
+    if not algorithm.correction:
+        return rollout, kl, metrics
+    weight_BT = algorithm.correction(rollout.old_logp, rollout.sampler_logp, rollout.mask)
+    metrics["sampling/importance_ratio"] = masked_mean(weight_BT, rollout.mask)
+    return rollout.replace(advantage=rollout.advantage * weight_BT), kl, metrics
+
+
+def policy_objective(
+    algorithm: Algorithm, actors: Actors, frozen: dict, params: Params, rollout: Rollout, kl_coef: Scalar
+) -> dict[str, tuple[Scalar, Loss]]:
+    """The terms of the policy's loss on a minibatch."""
+    params, rows = whole(params, frozen, "policy"), rows_of(algorithm, rollout)
+    view = forward.policy_view(actors.policy, params, rollout, temperature=algorithm.temperature, **rows)
+    record = forward.best_and_worst(view, algorithm.learnt) if algorithm.on_pairs else view
+    terms = {f"loss/{name}_avg": (coef, term(record)) for name, (coef, term) in algorithm.policy.items()}
+    return terms | ({"loss/kl_avg": (kl_coef, algorithm.penalty(view))} if algorithm.penalty else {})
+
+
+def critic_objective(
+    algorithm: Algorithm, actors: Actors, frozen: dict, params: Params, rollout: Rollout
+) -> dict[str, tuple[Scalar, Loss]]:
+    """The loss of the critic on a minibatch."""
+    assert actors.critic is not None and algorithm.value is not None
+    params, rows = whole(params, frozen, "critic"), rows_of(algorithm, rollout)
+    value_BT = forward.values(actors.critic, params, rollout.tokens, rollout.valid, **rows)
+    return {"loss/value_avg": (1.0, algorithm.value(rollout.replace(value=value_BT)))}
+
+
+def metrics_of_samples(rollout: Rollout) -> dict:
     """Metrics of the policy's own replies: scores over those that have one, 0 where none has, and the share without."""
+    score_B, finished_B = needs(rollout, "score", "finished")
     own_B, scored_B = rollout.own, rollout.own & scorable(score_B)
     ended_B, tokens_B = (x.astype(jnp.float32) for x in (finished_B, rollout.mask.sum(1)))
-    return {
+    metrics = {
         "objective/scores": masked_mean(score_B, scored_B),
         "objective/scores_sd": jnp.sqrt(masked_var(score_B, scored_B)),
         "objective/missing_scores": 1.0 - masked_mean(scored_B.astype(jnp.float32), own_B),
@@ -147,143 +247,30 @@ def metrics_of_samples(rollout: Rollout, finished_B: Bool[Array, " B"], score_B:
         "completions/mean_length": masked_mean(tokens_B, own_B),
         "completions/clipped_ratio": 1.0 - masked_mean(ended_B, own_B),
     }
+    parts = rollout.rewards or {}
+    for name, part_B in parts.items() if len(parts) > 1 else ():  # of one alone the scores say it
+        there_B = own_B & scorable(part_B)
+        metrics[f"rewards/{name}/mean"] = masked_mean(part_B, there_B)
+        metrics[f"rewards/{name}/std"] = jnp.sqrt(masked_var(part_B, there_B))
+    return metrics
 
 
-def next_coefficient(parts: Parts, state: OnlineState, kl: Float[Array, ""]) -> tuple[Float[Array, ""], Any]:
+def next_coefficient(algorithm: Algorithm, state: OnlineState, kl: Float[Array, ""]) -> tuple[Float[Array, ""], Any]:
     """The controller's coefficient and memory; both as they are where the KL or what it makes of it is not finite."""
-    before, after = (state.kl_coef, state.kl_memory), parts.control_kl(state.kl_coef, kl, state.kl_memory)
+    before = state.kl_coef, state.kl_memory
+    if jax.tree.leaves(state.kl_memory):
+        after = algorithm.controller(state.kl_coef, kl, state.kl_memory)
+    else:
+        after = algorithm.controller(state.kl_coef, kl), state.kl_memory
     known = jnp.isfinite(kl) & jnp.isfinite(after[0])
     return jax.tree.map(lambda new, old: jnp.where(known, new, old), after, before)
 
 
-def one_for_each(scores: Any, finished_B: Bool[Array, " B"]) -> Array:
-    """What a reward gave, as an array. Raises ValueError unless it is one score for each reply."""
-    scores = jnp.asarray(scores, jnp.float32)
-    if scores.shape != finished_B.shape:  # a column would broadcast in silence
-        raise ValueError(
-            f"the reward gave the shape {scores.shape} for {len(finished_B)} replies: expected one for each"
-        )
-    return scores
-
-
-def shape_scores(
-    score_B: Float[Array, " B"], finished_B: Bool[Array, " B"], tokens_B: Int[Array, " B"], moments: Moments, *,
-    max_tokens: int, normalize: bool = True, clip: float = 5.0, missing_eos_penalty: float = 1.0,
-    overlong_buffer: int = 0,
-) -> tuple[Float[Array, " B"], Moments]:  # fmt: skip
-    """Normalises by the history of scores, this batch included, clips, and charges for length and a missing end.
-
-    Historical moments and clipping (in standard deviations where scores are normalised; 0 is off): Zheng et al. 2023,
-    PPO-max, 2307.04964. The penalties come last, so that they are in the unit of the reward that the policy sees and no
-    clipping hides them: `missing_eos_penalty` for a reply without an end of sequence (Huang et al. 2024, 2403.17031,
-    detail 23), and DAPO's for the last `overlong_buffer` of `max_tokens` tokens (`ops.advantages.overlong_penalty`; 0
-    is off). Raises ValueError if clip or the penalty is negative.
-    """
-    require(clip >= 0, f"clip = {clip}: expected 0 (off) or more, such as 5.0")
-    require(missing_eos_penalty >= 0, f"missing_eos_penalty = {missing_eos_penalty}: expected 0 (none) or more")
-    score_B = jnp.where(jnp.isfinite(score_B), score_B, jnp.nan)  # missing: no clip may turn it into a score
-    moments = update_moments(moments, score_B)
-    if normalize:
-        score_B = (score_B - moments.mean) / jnp.sqrt(moments.square / jnp.maximum(moments.count - 1, 1) + 1e-8)
-    if clip > 0:
-        score_B = jnp.clip(score_B, -clip, clip)
-    score_B = score_B - missing_eos_penalty * ~finished_B
-    if overlong_buffer:
-        score_B = score_B + overlong_penalty(tokens_B, max_tokens=max_tokens, buffer_tokens=overlong_buffer)
-    return score_B, moments
-
-
-def update_moments(moments: Moments, x_B: Float[Array, " B"]) -> Moments:
-    """Adds a batch to running moments (Chan et al. 1979, the parallel form of Welford's update); missing scores, which
-    are not finite, take no part."""
-    known_B = jnp.isfinite(x_B)
-    new = jnp.sum(known_B, dtype=jnp.float32)
-    mean_of_new = masked_mean(x_B, known_B)
-    count = moments.count + new
-    gap = jnp.where(new > 0, mean_of_new - moments.mean, 0.0)
-    mean = moments.mean + gap * new / jnp.maximum(count, 1)
-    spread = jnp.sum(jnp.square(x_B - mean_of_new), where=known_B)
-    square = moments.square + spread + gap**2 * moments.count * new / jnp.maximum(count, 1)
-    return Moments(count=count, mean=mean, square=square)
-
-
-def keep_informative(score_B: Float[Array, " B"], *, group: int, keep: int) -> Int[Array, " b"]:
-    """The rows of `keep` groups: those whose scores differ first, in their order, then the others if they must.
-
-    DAPO's dynamic sampling (Yu et al. 2025, arXiv 2503.14476) in a program of fixed size: more groups are sampled than
-    are learnt from. What is kept but has equal scores has the advantage 0; mask it with `only_informative`.
-    """
-    useful_P = informative(score_B, group=group).reshape(-1, group).any(axis=1)
-    order_P = jnp.argsort(~useful_P, stable=True)[:keep]
-    return group_rows(order_P, group)
-
-
-def group_rows(prompts_P: Int[Array, " P"], group: int) -> Int[Array, " B"]:
-    """The rows of the replies to these prompts."""
-    return (prompts_P[:, None] * group + jnp.arange(group)[None, :]).ravel()
-
-
-def update(parts: Parts, state: OnlineState, rollout: Rollout, key: Array) -> tuple[Learner, Learner | None, dict]:
-    """Several epochs of minibatches over one rollout, shuffled by prompt. Metrics are means over the minibatches seen.
-
-    The replies to one prompt stay together: a loss on pairs finds both in its minibatch. A minibatch whose rows are all
-    masked, since none was scored for example, is no update: its gradient is 0, and momentum and weight decay would move
-    the parameters without any data. Metrics named *_first are of the first that is one. Where none is left, all are 0.
-    """
-    P, u = rollout.tokens.shape[0] // parts.group, parts.updates
-    if P % u.minibatches:
-        raise ValueError(f"{P} prompts do not divide into {u.minibatches} minibatches")
-    shuffle = lambda k: jax.random.permutation(k, P).reshape(u.minibatches, -1)  # noqa: E731
-    prompts = jax.vmap(shuffle)(jax.random.split(key, u.epochs)).reshape(u.epochs * u.minibatches, -1)
-    rows = group_rows(prompts.ravel(), parts.group).reshape(len(prompts), -1)
-
-    def body(carry, index):
-        learners, stopped = carry
-        batch = jax.tree.map(lambda x: x[index], rollout)
-        after, metrics = update_once(parts, learners, batch, state.kl_coef)
-        teaches = batch.mask.any()
-        seen = teaches & ~stopped
-        if u.kl_limit > 0:
-            # the update that finds the limit passed, or a KL of nan, is dropped, and all that follow on this rollout
-            stopped = stopped | ~(metrics["policy/approxkl_avg"] <= u.kl_limit)
-        applied = teaches & ~stopped
-        after = jax.tree.map(lambda new, old: jnp.where(applied, new, old), after, learners)
-        return (after, stopped), (metrics, seen, applied)
-
-    carry = ((state.policy, state.critic), jnp.bool_(False))
-    ((policy, critic), _), (history, seen, applied) = jax.lax.scan(body, carry, rows)
-    means = {name: masked_mean(values, seen) for name, values in history.items()}
-    names = [name for name in ("val/ratio", "policy/approxkl_avg") if name in history]
-    first = {f"{name}_first": history[name][jnp.argmax(seen)] for name in names}
-    return policy, critic, means | first | {"policy/updates": applied.sum().astype(jnp.float32)}
-
-
-def update_once(
-    parts: Parts, learners: tuple[Learner, Learner | None], batch: Rollout, kl_coef: Float[Array, ""]
-) -> tuple[tuple[Learner, Learner | None], dict]:
-    """One update of policy and critic, if there is one, on one minibatch."""
-    policy, critic = learners
-    bound = lambda params, part: parts.policy_objective(params, part, kl_coef)  # noqa: E731
-    count = parts.updates.microbatches
-    policy_grads, metrics = gradients(bound, policy.params, batch, microbatches=count)
-    metrics = {"loss/policy_total" if name == "loss" else name: value for name, value in metrics.items()}
-    policy = apply_gradients(policy, policy_grads, parts.policy_optimizer)
-    if critic is None or parts.critic_objective is None or parts.critic_optimizer is None:
-        return (policy, None), metrics
-    critic_grads, critic_metrics = gradients(parts.critic_objective, critic.params, batch, microbatches=count)
-    metrics |= {f"critic/{name}" if name in ("loss", "grad_norm") else name: v for name, v in critic_metrics.items()}
-    critic = apply_gradients(critic, critic_grads, parts.critic_optimizer)
-    return (policy, critic), metrics
-
-
-def iteration(
-    parts: Parts, reward: Callable[[Params, Rollout], Array], state: OnlineState, frozen: dict, prompts: dict
-) -> tuple[OnlineState, dict]:
-    """One whole iteration with the reward on the device: `reward(frozen["reward"], rollout) -> [B]`. Jit it as one.
-
-    `frozen` holds what is read and does not learn: "reference", "reward", and "still" of `on_base`, if it is there.
-    """
-    parts = on_base(parts, frozen.get("still"))
-    rollout, finished_B = roll(parts, state, frozen["reference"], prompts)
-    score_B = one_for_each(reward(frozen["reward"], rollout), finished_B)
-    return learn(parts, state, frozen["reference"], rollout, finished_B, score_B)
+def update(
+    algorithm: Algorithm, actors: Actors, frozen: dict, state: OnlineState, rollout: Rollout, key: Array
+) -> tuple[Learner, Learner | None, dict]:
+    """`epochs_over` the rollout with the objectives of the algorithm; the replies to one prompt stay together."""
+    policy = lambda params, part: policy_objective(algorithm, actors, frozen, params, part, state.kl_coef)  # noqa: E731
+    critic = lambda params, part: critic_objective(algorithm, actors, frozen, params, part)  # noqa: E731
+    one = Once(policy, critic, algorithm.policy_optimizer(), algorithm.value_optimizer and algorithm.value_optimizer())
+    return epochs_over(one, algorithm.updates(), (state.policy, state.critic), rollout, key, group=algorithm.learnt)

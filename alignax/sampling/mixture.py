@@ -1,11 +1,10 @@
-"""Replies that another policy gives beside the policy's own: baselines to beat and opponents to be compared with."""
+"""The geometric mixture of two policies as one model, for the sampler."""
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 
 from alignax.ops.checks import Scalar, require
-from alignax.types import Model, Params, Rollout
+from alignax.types import Model, Params
 
 
 def mixture(model: Model, share: Scalar) -> Model:
@@ -46,18 +45,6 @@ def mixture(model: Model, share: Scalar) -> Model:
         init_cache=lambda batch, length: (model.init_cache(batch, length), model.init_cache(batch, length)),
         unstack=lambda params: tuple(model.unstack(one) for one in params),
     )
-
-
-def beside(own: Rollout, others: Rollout) -> Rollout:
-    """One reply of the policy to each of P prompts, then its opponent's M - 1: rows [P * M], marked in `opponent`.
-
-    `old_logp` of an opponent's row is under the opponent.
-    """
-    P = own.tokens.shape[0]
-    others = jax.tree.map(lambda x: x.reshape(P, -1, *x.shape[1:]), others)
-    join = lambda a, b: jnp.concatenate([a[:, None], b], axis=1).reshape(-1, *a.shape[1:])  # noqa: E731
-    theirs_PM = jnp.pad(jnp.ones(others.mask.shape[:2], bool), ((0, 0), (1, 0)))
-    return jax.tree.map(join, own, others).replace(opponent=theirs_PM.ravel())
 
 
 def _join(ours: Array, theirs: Array) -> Array:

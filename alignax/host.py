@@ -1,0 +1,94 @@
+"""What differs between the processes of a run: which one this is, its own rows, and what all of them have to agree on.
+
+Nothing else asks JAX for the index or the number of processes.
+"""
+
+import os
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+TIMEOUT_S = 300  # for all processes to come
+
+
+def start(*, coordinator: str = "", process_count: int = 0, process_id: int = -1) -> str:
+    """Joins the processes of one job; to be called before anything else of JAX. Returns a line about who is there.
+
+    On a Cloud TPU, under Slurm and under Open MPI, JAX finds all by itself; elsewhere `coordinator` is HOST:PORT of the
+    first process, and each says how many there are and which one it is. Raises ValueError for flags that do not fit.
+    """
+    given = bool(coordinator), process_count > 0, process_id >= 0
+    if any(given) and not all(given):
+        raise ValueError(
+            "--coordinator=HOST:PORT, --process_count and --process_id go together: expected all three, or none where "
+            "Cloud TPU, Slurm or Open MPI say them"
+        )
+    if all(given) and not 0 <= process_id < process_count:
+        raise ValueError(f"--process_id={process_id}: expected 0 to {process_count - 1} (--process_count)")
+    if all(given):
+        jax.distributed.initialize(coordinator, process_count, process_id, initialization_timeout=TIMEOUT_S)
+    elif detected():
+        jax.distributed.initialize(initialization_timeout=TIMEOUT_S)
+    if jax.process_count() == 1:
+        return ""
+    devices = f"{jax.local_device_count()} of {jax.device_count()} devices"
+    return f"process {jax.process_index()} of {jax.process_count()}, {devices}"
+
+
+def detected() -> bool:
+    """Whether this process was started as one of several, by a launcher that JAX knows."""
+    slurm = int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in os.environ
+    mpi = int(os.environ.get("OMPI_COMM_WORLD_SIZE", "1")) > 1
+    tpu = len(os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1
+    return slurm or mpi or tpu
+
+
+def index() -> int:
+    """Which process this is, from 0."""
+    return jax.process_index()
+
+
+def count() -> int:
+    """How many processes there are."""
+    return jax.process_count()
+
+
+def is_first() -> bool:
+    """Whether this process writes what one alone may write."""
+    return jax.process_index() == 0
+
+
+def barrier(name: str) -> None:
+    """Waits for all processes to come to this place."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def own_rows(x: Any) -> np.ndarray:
+    """This process's rows of an array that is split along its first axis: of each, one copy, in order."""
+    if not isinstance(x, jax.Array) or x.is_fully_addressable:
+        return np.asarray(x)
+    found = {shard.index[0].start or 0: shard.data for shard in x.addressable_shards}
+    return np.concatenate([np.asarray(found[start]) for start in sorted(found)])
+
+
+def rows_like(own: np.ndarray, like: jax.Array) -> jax.Array:
+    """The global array of which `own` are this process's rows, laid out as `like` is."""
+    return jax.make_array_from_process_local_data(like.sharding, own, like.shape)
+
+
+def everywhere(x: Any) -> Any:
+    """A tree of arrays as NumPy's, whole, in every process."""
+    return jax.device_get(x) if jax.process_count() == 1 else multihost_utils.process_allgather(x, tiled=True)
+
+
+def agreed(x: bool) -> bool:
+    """What the first process says, in all of them."""
+    return x if jax.process_count() == 1 else bool(multihost_utils.broadcast_one_to_all(np.bool_(x)))
+
+
+def share() -> dict[str, int]:
+    """This process's share of the rows, as `data.loader` takes it."""
+    return {"process_index": jax.process_index(), "process_count": jax.process_count()}

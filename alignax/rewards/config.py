@@ -1,0 +1,77 @@
+"""The rewards of a config: `rewards = {name: {function | from, ..., weight}}`, or one by keys of its own."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from alignax.bound import Args, Bound, bound, plan_record, static
+from alignax.config import ConfigError, Reader, typed
+from alignax.ops.checks import Scalar
+
+OWN = ("weight", "from", "function", "attributes")  # keys of a reward; the others are the function's arguments
+
+
+@plan_record
+class Reward:
+    """One reward of a plan: a function of text, or a reward model that is a parent."""
+
+    weight: Scalar = 1.0
+    function: Bound | None = None  # (row, completion, *, finished) -> number, parts or None
+    role: str = static(default="")  # of the reward model among the parents
+    attributes: Args = static(default=Args())  # weights of what it rates
+    key: str = static(default="")  # of the config: the arguments of the function, or the weights of the attributes
+
+
+def rewards_of(r: Reader) -> dict[str, Reward]:
+    """{name: reward}: those of `rewards`, or the single one of `reward` or `reward_from`, called "reward".
+
+    Raises ConfigError for none, for several ways at once, and for what does not fit a function.
+    """
+    group, single = r.rewards, {"reward": text(r), "reward_from": model(r)}
+    given = [name for name, found in single.items() if found] + (["rewards"] if group else [])
+    if len(given) != 1:
+        which = f"config.{r.key('reward_from')} (a reward model), config.{r.key('reward')} (a function of text)"
+        raise ConfigError(f"{which} or config.{r.key('rewards')} (several by name): set exactly one")
+    if not group:
+        return {"reward": single[given[0]]}  # pyright: ignore[reportReturnType]
+    return {name: one_of(name, args, r.key(f"rewards.{name}")) for name, args in group.items()}
+
+
+def text(r: Reader, name: str = "reward") -> Reward | None:
+    """The reward over text of `reward` and `reward_args`; None where there is none. Raises ConfigError."""
+    function, args = getattr(r, name), getattr(r, f"{name}_args")
+    if not function:
+        if args:
+            raise ConfigError(
+                f"config.{r.key(f'{name}_args')} is set, but config.{r.key(name)} is empty: nothing reads it"
+            )
+        return None
+    key = r.key(f"{name}_args")
+    return Reward(function=bound(function, args, key=r.key(name), args_key=key, given=("finished",)), key=key)
+
+
+def model(r: Reader) -> Reward | None:
+    """The reward model of `reward_from` and `reward_weights`; None where there is none. Raises ConfigError."""
+    if not r.reward_from:
+        if r.reward_weights:
+            raise ConfigError(f"config.{r.key('reward_weights')} is set, but config.{r.key('reward_from')} is empty")
+        return None
+    return Reward(role="reward", attributes=Args(r.reward_weights), key=r.key("reward_weights"))
+
+
+def one_of(name: str, args: Any, key: str) -> Reward:
+    """One of `rewards`. Raises ConfigError."""
+    if not isinstance(args, Mapping) or bool(args.get("from")) == bool(args.get("function")):
+        raise ConfigError(
+            f"config.{key} = {args!r}: expected dict(function=..., weight=...), a reward over text with its arguments, "
+            "or {'from': folder, 'weight': ...}, a reward model"
+        )
+    weight = typed(args.get("weight", 1.0), float, key=f"{key}.weight")
+    if args.get("function"):
+        own = {name: value for name, value in args.items() if name not in ("weight", "function")}
+        function = bound(args["function"], own, key=f"{key}.function", args_key=key, given=("finished",))
+        return Reward(weight=weight, function=function, key=key)
+    if unknown := set(args) - set(OWN):
+        raise ConfigError(f"config.{key}.{min(unknown)}: a reward model takes 'from', 'weight' and 'attributes' alone")
+    return Reward(
+        weight=weight, role=f"reward.{name}", attributes=Args(args.get("attributes", {})), key=f"{key}.attributes"
+    )

@@ -1,0 +1,66 @@
+"""A policy's sampler: its model, and all that has to be known to sample text from it and to read what it wrote."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from alignax.data.boundary import lead
+from alignax.data.templates import stop_ids
+from alignax.data.tokenizer import pad_id
+from alignax.ops.checks import Scalar
+from alignax.sampling.sample import finished, row_keys, sample
+from alignax.types import Model, Params, Rollout
+
+
+class Sampler(NamedTuple):
+    """What the replies of one model are sampled with. `sampler` makes it for a tokenizer and a template."""
+
+    model: Model
+    capacity: int  # room for new tokens
+    ends: tuple[int, ...]  # every id that ends a reply
+    pad: int
+    tokenizer: Any = None  # for `texts` alone
+    before: tuple[int, ...] = ()  # ids that a reply is decoded behind (`data.boundary.lead`)
+
+    def reply(
+        self, params: Params, tokens: Array, valid: Array, keys: Array, *, temperature: Scalar = 1.0,
+        model: Model | None = None, filters: tuple | None = None,
+    ) -> Rollout:  # fmt: skip
+        """One reply to each prompt, by one key each; by another `model` than its own if that is given. Pure."""
+        ends = jnp.asarray(self.ends, jnp.int32)
+        options = {"capacity": self.capacity, "eos_ids": ends, "pad_id": self.pad}
+        options |= {"temperature": temperature, "filters": filters}
+        rollout = sample(model or self.model, params, tokens, valid, keys, **options)
+        return rollout.replace(finished=finished(rollout, ends))
+
+    def draw(self, params: Params, prompts: dict, key: Array, *, temperature: Scalar = 1.0) -> Rollout:
+        """One reply to each prompt of a batch, whose noise is its row's own under the `key`."""
+        keys = row_keys(key, prompts["row"])
+        return self.reply(params, prompts["tokens"], prompts["valid"], keys, temperature=temperature)
+
+    def texts(self, rollout: Rollout) -> list[str]:
+        """The replies as text."""
+        return texts(self.tokenizer, rollout, self.ends, self.before)
+
+
+def sampler(model: Model, tokenizer: Any, template: str, capacity: int) -> Sampler:
+    """The sampler of a model under a tokenizer and a template, which say what ends a reply."""
+    ends, before = sorted(stop_ids(tokenizer, template)), lead(tokenizer, template)
+    return Sampler(model, capacity, tuple(ends), pad_id(tokenizer), tokenizer, tuple(before))
+
+
+def texts(tokenizer: Any, rollout: Rollout, eos_ids: Sequence[int], lead: Sequence[int] = ()) -> list[str]:
+    """The completions, without prompt, padding and end of sequence; `lead`: ids to decode them behind, without these.
+
+    Some tokenizers take the space away that a text begins with, and a completion goes on another.
+    """
+    tokens, mask = np.asarray(rollout.tokens), np.asarray(rollout.mask)
+    drop = set(eos_ids)
+    rows = [[int(t) for t in row[keep] if int(t) not in drop] for row, keep in zip(tokens, mask)]
+    as_it_stands = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
+    before = tokenizer.decode(lead, **as_it_stands) if lead else ""
+    decoded = tokenizer.batch_decode([[*lead, *row] for row in rows], **as_it_stands)
+    return [text.removeprefix(before) for text in decoded]

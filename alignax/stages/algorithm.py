@@ -1,0 +1,258 @@
+"""The algorithm of an online config: functions with their settings bound, refused where they do not fit each other.
+
+What a function fits, it says itself (`ops.checks.FACTS`): one of another package is bound as one of ours is.
+"""
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from alignax.bound import Bound, bound, of_config, takes
+from alignax.config import ConfigError, Reader, record_of
+from alignax.losses.kl import kl as kl_loss
+from alignax.models import bigram
+from alignax.ops.advantages import truncated_weights
+from alignax.ops.checks import fact
+from alignax.ops.kl import check_placement
+from alignax.rewards.config import Reward
+from alignax.sampling.sampler import Sampler
+from alignax.stages import plans
+from alignax.train import online
+from alignax.train.algorithm import Actors, Algorithm, Draw
+from alignax.train.scores import shape_scores
+from alignax.train.updates import Updates, updates
+from alignax.types import Pair, Rollout
+
+RECORDS = (Rollout, Pair)  # what a loss of the policy may take
+VALUE = ("value_loss", "value_loss_args", "value_optimizer", "value_optimizer_args")  # what a critic reads
+
+
+def algorithm_of(r: Reader, rewards: dict[str, Reward], defaults: dict[str, Any]) -> Algorithm:
+    """The algorithm of a config. Raises ConfigError for functions and settings that do not fit each other."""
+    plans.sampling(r)
+    r.require(r.temperature > 0, "temperature", "expected > 0; a greedy policy has no log-ratio")
+    update = fixed(r, "update_args", updates)
+    terms, record = plans.terms(r, RECORDS, microbatches=update.options["microbatches"])
+    opponent, group = opponent_of(r), r.samples_per_prompt
+    given = {"kl_in_reward": r.kl_placement == "reward", "group": group}
+    advantage = chosen(r, "advantage", "alignax.train.advantages", given)
+    value = critic_of(r, advantage, rewards, defaults)
+    check_groups(r, advantage, opponent)
+    every = check_updates(r, update, opponent)
+    check_losses(r, advantage, opponent, terms, record, every)
+    controller, memory = controller_of(r, (1 if opponent else group) * r.batch_size * r.oversample)
+    loss, *further = terms.items()
+    steps = r.total_steps * every.epochs * every.minibatches
+    return Algorithm(
+        draws=(Draw(replies=1), Draw(replies=group - 1, author=opponent)) if opponent else (Draw(replies=group),),
+        temperature=r.temperature,
+        max_new_tokens=r.max_new_tokens,
+        share_prompts=r.share_prompts,
+        keep=r.batch_size if r.oversample > 1 else 0,
+        weights={name: reward.weight for name, reward in rewards.items()},
+        scoring=fixed(r, "scoring_args", shape_scores, {"max_tokens": r.max_new_tokens}),
+        advantage=advantage,
+        correction=fixed(r, "correction_args", truncated_weights) if r.correction_args else None,
+        policy={"policy": loss[1]} | dict(further),
+        on_pairs=record is Pair,
+        penalty=penalty_of(r, advantage),
+        value=value,
+        controller=controller,
+        memory=memory,
+        kl_coef=r.kl_coef,
+        updates=update,
+        policy_optimizer=plans.optimizer(r, "optimizer", steps),
+        value_optimizer=plans.optimizer(r, "value_optimizer", steps) if value else None,
+    )
+
+
+def chosen(r: Reader, name: str, package: str, given: dict[str, Any]) -> Bound:
+    """A function that a config has to name, with what the stage gives it: what of that it has no parameter for, not."""
+    found = of_config(r, name, package, given=tuple(given))
+    if found is None:
+        raise r.error(name, f"expected a function of {package}, or module:function")
+    return found.given(**{key: value for key, value in given.items() if takes(found.function, key)})
+
+
+def fixed(r: Reader, name: str, function: Callable, given: dict[str, Any] | None = None) -> Bound:
+    """A function that is no choice, with the arguments that the config's key has for it."""
+    key, given = r.key(name), given or {}
+    return bound(function, getattr(r, name), key=key, args_key=key, given=tuple(given)).given(**given)
+
+
+def opponent_of(r: Reader) -> Bound | None:
+    """Who replies beside the policy, if anybody does."""
+    if r.opponent != "none":
+        return of_config(r, "opponent", "alignax.sampling.opponents")
+    if r.opponent_args:
+        raise ConfigError(f"config.{r.key('opponent_args')} is set, but the opponent is 'none': nothing reads it")
+    return None
+
+
+def name_of(opponent: Bound | None) -> str:
+    """The name of an opponent of ours, "none" for none, "" of one from elsewhere."""
+    if opponent is None:
+        return "none"
+    ours = opponent.function.__module__ == "alignax.sampling.opponents"
+    return opponent.name if ours else ""
+
+
+def check_groups(r: Reader, advantage: Bound, opponent: Bound | None) -> None:
+    """Who replies, and how often, is what the advantage is defined with."""
+    group, name, rival = r.samples_per_prompt, r.advantage, name_of(opponent)
+    fitting = fact(advantage.function, "opponents")
+    if fitting is not None and rival not in fitting and not (rival == "" and fitting != ("none",)):
+        expected = " or ".join(map(repr, fitting))
+        raise r.error("opponent", f"expected {expected} with advantage {name!r}")
+    pairs = fact(advantage.function, "pairs")
+    if opponent and group > 2 and (pairs or fact(opponent.function, "deterministic")):
+        raise r.error("samples_per_prompt", f"one reply of the policy and one of the opponent {r.opponent!r} make 2")
+    compared = fact(advantage.function, "compares") or r.oversample > 1 or opponent
+    r.require(
+        group >= (2 if compared else 1),
+        "samples_per_prompt",
+        "a reply is compared with others to its prompt; expected 2 or more",
+    )
+    r.require(r.oversample >= 1, "oversample", "expected 1 (off) or more")
+    several = r.update_args.get("microbatches", 1) > 1
+    if r.share_prompts and (group < 2 or opponent or several):
+        raise ConfigError(
+            f"config.{r.key('share_prompts')} puts the policy's own replies to a prompt in one row: expected "
+            f"samples_per_prompt of 2 or more, not {group}, opponent 'none', not {r.opponent!r}, and no microbatches, "
+            "which would part them (use more minibatches)"
+        )
+    if r.kl_placement == "reward" and pairs and opponent:
+        r.require(r.kl_coef == 0, "kl_coef", "in the reward it charges one side of a comparison only; set it to 0")
+
+
+def check_losses(
+    r: Reader, advantage: Bound, opponent: Bound | None, terms: plans.Terms, record: type, every: Updates
+) -> None:
+    """What each loss of the policy says that it needs."""
+    for name, (_, term) in terms.items():
+        key = r.key("loss" if term is next(iter(terms.values()))[1] else f"terms.{name}")
+        if fact(term.function, "offline_only"):
+            raise ConfigError(f"config.{key} = {term.name!r} corrects for pairs that others sampled: use it offline")
+        for needed, have in (("opponent", name_of(opponent)), ("advantage", advantage.name)):
+            want = fact(term.function, f"online_needs_{needed}")
+            if want and want != have:
+                raise r.error(needed, f"the loss {term.name!r} needs {want!r}")
+        if fact(term.function, "own_kl") and r.kl_placement == "reward":
+            r.require(r.kl_coef == 0, "kl_coef", f"{term.name} has its own KL; set it to 0")
+    if record is not Pair:
+        return
+    if not fact(advantage.function, "pairs"):
+        raise ConfigError(
+            f"config.{r.key('loss')} = {r.loss!r} takes pairs: set advantage to 'best_and_worst', not {r.advantage!r}"
+        )
+    if every.microbatches > 1:
+        raise ConfigError(f"config.{r.key('update_args')}.microbatches: a loss on pairs is not cut into microbatches")
+    if r.correction_args:
+        raise ConfigError(f"config.{r.key('correction_args')} weighs advantages: a loss on pairs has none")
+
+
+def critic_of(r: Reader, advantage: Bound, rewards: dict[str, Reward], defaults: dict[str, Any]) -> Bound | None:
+    """The loss of the critic, if there is one: as the advantage asks."""
+    learns, how = fact(advantage.function, "critic"), r.one_of("critic_init", ("reward", "policy", "none"))
+    changed = [key for key in VALUE if getattr(r, key) != defaults[key]]
+    if how == "none":
+        if learns:
+            raise ConfigError(
+                f"config.{r.key('advantage')} = {r.advantage!r} needs a critic: set critic_init to 'policy' or 'reward'"
+            )
+        if changed and learns is False:
+            raise ConfigError(f"config.{r.key(changed[0])} is set, but there is no critic (critic_init = 'none')")
+        return None
+    if learns is False:
+        raise r.error("critic_init", f"advantage {r.advantage!r} has no critic; set critic_init to 'none'")
+    if how == "reward" and sum(bool(one.role) for one in rewards.values()) != 1:
+        raise r.error(
+            "critic_init",
+            "it needs config.reward_from, one reward model to start from; with a text reward, or several models, use "
+            "'policy', or 'none' if the advantage needs no critic",
+        )
+    found = chosen(r, "value_loss", "alignax.losses", {})
+    record_of(found.function, (Rollout,), key=r.key("value_loss"))
+    return found
+
+
+def penalty_of(r: Reader, advantage: Bound) -> Bound | None:
+    """The KL as a term of the loss, if it is placed there."""
+    r.require(r.kl_coef >= 0, "kl_coef", "expected 0 (no penalty) or more; less rewards the KL")
+    try:
+        check_placement(r.kl_estimator, r.kl_placement)
+    except ValueError as error:
+        raise ConfigError(f"config.{r.key('kl_estimator')}, config.{r.key('kl_placement')}: {error}") from None
+    if r.kl_placement != "loss":
+        if r.kl_loss_args:
+            raise ConfigError(
+                f"config.{r.key('kl_loss_args')} is set, but kl_placement = {r.kl_placement!r}: no loss reads it; set "
+                "kl_placement to 'loss'"
+            )
+        return None
+    if "kl" in r.terms:
+        raise ConfigError(f"config.{r.key('terms.kl')}: kl_placement = 'loss' adds that term already, times kl_coef")
+    if fact(advantage.function, "chosen_only"):
+        raise ConfigError(
+            f"config.{r.key('kl_placement')} = 'loss' with advantage {r.advantage!r}: only chosen replies are learnt "
+            "from, and the KL over those is not the policy's; use 'reward', with kl_coef = 0 for none"
+        )
+    return fixed(r, "kl_loss_args", kl_loss, {"estimator": r.kl_estimator})
+
+
+def controller_of(r: Reader, episodes: int) -> tuple[Bound, Any]:
+    """The controller of the KL coefficient, and its memory at the start, () if it has none.
+
+    `episodes`: the policy's own replies of one iteration, for a controller that counts them.
+    """
+    found = chosen(r, "kl_controller", "alignax.ops.kl", {"batch_size": episodes})
+    if fact(found.function, "multiplies"):
+        r.require(r.kl_coef > 0, "kl_coef", f"{found.name} multiplies it; expected > 0")
+    memory = inspect.signature(found.function).parameters.get("memory")
+    if memory is None:
+        return found, ()
+    if memory.default is memory.empty:
+        raise r.error("kl_controller", "its parameter 'memory' has no default: give it what it starts with")
+    return found, memory.default
+
+
+def check_updates(r: Reader, update: Bound, opponent: Bound | None) -> Updates:
+    """How often a rollout is used: its prompts divide into the minibatches, and those into what they are cut into."""
+    every = update()
+    for key in ("epochs", "minibatches", "microbatches"):
+        if getattr(every, key) < 1:
+            raise ConfigError(f"config.{r.key('update_args')}.{key} = {getattr(every, key)}: expected 1 or more")
+    plans.divides(r, "batch_size", r.batch_size, every.minibatches, "minibatches")
+    plans.divides(r, "batch_size", r.batch_size // every.minibatches, every.microbatches, "microbatches")
+    if r.share_prompts and opponent is None:
+        devices = jax.device_count()
+        plans.divides(
+            r, "share_prompts", r.batch_size // every.minibatches, devices, "devices (prompts of a minibatch)"
+        )
+    return every
+
+
+def trial(algorithm: Algorithm) -> Any:
+    """The shapes that a whole iteration makes, of a model that is two tables; or the exception that it raised.
+
+    Raises ConfigError for a setting that a function refuses. Other errors may come of the shapes, which are guesses.
+    """
+    model, every = bigram.bigram(5), algorithm.updates()
+    params = bigram.shapes(model)
+    sampler = Sampler(model, algorithm.max_new_tokens, ends=(1,), pad=0)
+    actors = Actors(sampler, model if algorithm.value else None)
+    policy = {name: x for name, x in params.items() if name != "scalar"}
+    kept = every.minibatches * every.microbatches
+    algorithm = dataclasses.replace(algorithm, keep=kept if algorithm.keep else 0)
+    prompts = bigram.prompts(2 * kept if algorithm.keep else kept)
+
+    def whole(policy: Any, critic: Any, prompts: Any) -> Any:
+        state = online.start(algorithm, policy, critic, 0)
+        score = lambda frozen, rollout: dict.fromkeys(algorithm.weights, jnp.zeros(rollout.tokens.shape[0]))  # noqa: E731
+        return online.iteration(algorithm, actors, score, state, {"reference": policy}, prompts)
+
+    return plans.tried(whole, policy, params if algorithm.value else None, prompts)

@@ -1,0 +1,152 @@
+"""The folder of a stage: opened once its config is planned and its parents are found, and closed by a manifest."""
+
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich.console import Console
+
+from alignax import host
+from alignax.checkpoint import content_hash, save_params
+from alignax.config import ConfigError, plain, spelled
+from alignax.data.tokenizer import template_hash, tokenizer_hash
+from alignax.manifest import check_parent, parent_record, read_manifest, start, why_stale, write_manifest
+from alignax.models.config import ModelConfig
+from alignax.stages.plans import Declaration, Parent, check_context, longest_of, longest_text, parents_of
+from alignax.types import Model, Params
+
+console = Console(stderr=True, highlight=False)
+
+
+def say(*text: Any, **options: Any) -> None:
+    """Prints a line, in the first process alone."""
+    if host.is_first():
+        console.print(*text, **options)
+
+
+class Stage(NamedTuple):
+    """An open stage."""
+
+    declared: Declaration
+    workdir: Path
+    config: dict  # as written, "@step" references included: what the manifest records
+    plan: Any
+    parents: dict[str, Path]
+    records: dict[str, dict]  # role -> path and content hash, for the manifest
+    root: Path | None  # folder of the pipeline, if there is one
+    begun: float
+
+
+def locate(path: str, root: Path | None, *, key: str) -> Path:
+    """A folder named in a config; '@sft' is the step `sft` of the pipeline that this stage runs in."""
+    if not path.startswith("@"):
+        return Path(path).expanduser()
+    if root is None:
+        raise ConfigError(f"config.{key} = {path!r}: '@' names a step of a pipeline; a stage alone takes a folder")
+    return root / path[1:]
+
+
+def open_stage(
+    declared: Declaration, plan: Callable[[Any], Any], config: Any, workdir: str | Path, root: Path | None,
+    made: Any = None,
+) -> Stage | None:  # fmt: skip
+    """Plans the config, unless that is `made` already, finds the parents, and opens the folder.
+
+    None if the stage is finished with this config and these parents: there is nothing to do. Raises ConfigError and
+    CheckpointError before anything is written.
+    """
+    config, workdir = plain(config), Path(workdir)
+    made = made or plan(config)
+    config = spelled(config)
+    roles = parents_of(declared, config)
+    data = data_parents(config) | data_parents(config.get("probe", {}), "probe.")
+    named = {role: (parent, str(_get(config, parent.key))) for role, parent in (roles | data).items()}
+    # data may come from a step that made it, which is then a parent, or from a file or the hub, which is none
+    named = {role: found for role, found in named.items() if found[1] and (role not in data or is_step(found[1]))}
+    parents = {role: locate(path, root, key=parent.key) for role, (parent, path) in named.items()}
+    records = {role: parent_record(workdir, path) for role, path in parents.items()}
+    for role, path in parents.items():
+        manifest, parent = read_manifest(path), named[role][0]
+        check_parent(manifest, role=role, makes=parent.makes)
+        if architecture := manifest["architecture"]:
+            check_context(ModelConfig(**architecture), config, role, parent)
+    # one process looks and clears, and the others do as it found: a folder that is being cleared looks like any other
+    if host.agreed(host.is_first() and why_stale(workdir, config, records) is None):
+        say(f"[green]{workdir}[/]: finished before, with the same config and parents")
+        return None
+    if host.is_first() and (cleared := start(workdir, config, records)):
+        say(f"[yellow]{workdir}[/]: running again ({cleared})")
+    host.barrier(f"{workdir} is open")
+    return Stage(declared, workdir, config, made, parents, records, root, time.perf_counter())
+
+
+def _get(config: Mapping[str, Any], key: str) -> Any:
+    for name in key.split("."):
+        config = config.get(name, "") if isinstance(config, Mapping) else ""
+    return config
+
+
+def is_step(path: str) -> bool:
+    """Whether a path is the folder of a stage, finished or not, and no data file."""
+    return path.startswith("@") or any((Path(path) / name).is_file() for name in ("manifest.json", "started.json"))
+
+
+def data_parents(config: Mapping[str, Any], prefix: str = "") -> dict[str, Parent]:
+    """The data of a stage, or the parts of a mixture, as parents, for those that may be steps."""
+    if not config.get("source"):
+        return {}
+    parts = config["data"].get("parts", {}) if config["source"] == "mixture" else {}
+    found = {f"{prefix}data.{name}": f"{prefix}data.parts.{name}.path" for name in parts}
+    found = found or {f"{prefix}data": f"{prefix}data.path"}
+    return {role: Parent(key, makes="files", reads=()) for role, key in found.items()}
+
+
+def base_of(folder: Path) -> Path:
+    """The folder of the whole parameters on which a checkpoint stands: its own, unless it is an adapter."""
+    base = read_manifest(folder)["base"]
+    return folder if base is None else (folder / base["path"]).resolve()
+
+
+def finish(
+    stage: Stage, *, params: Params | None, step: int, model: Model | None = None, tokenizer: Any = None,
+    template: str | None = None, files: tuple[str, ...] = (), content: str = "", makes: str = "", **fields: Any,
+) -> Path:  # fmt: skip
+    """Saves the final parameters and the tokenizer, then the manifest, which makes the stage complete.
+
+    `makes`: what was made, where that is not what the stage declares. Returns the folder.
+    """
+    if params is not None:
+        save_params(stage.workdir / "params", params)
+        content = content_hash(params)
+    if not host.is_first():
+        host.barrier(f"{stage.workdir} is closed")
+        return stage.workdir
+    if tokenizer is not None:
+        tokenizer.save_pretrained(str(stage.workdir / "tokenizer"))
+    origin = stage.parents["policy"] / "hf" if "policy" in stage.parents else None
+    if params is not None and origin and origin.is_dir():  # what an imported checkpoint brought, for the way out
+        shutil.copytree(origin, stage.workdir / "hf", dirs_exist_ok=True)
+    adapted = params is not None and "lora" in params
+    before = longest_text(read_manifest(stage.parents["policy"])) if "policy" in stage.parents else 0
+    write_manifest(
+        stage.workdir,
+        base=parent_record(stage.workdir, base_of(stage.parents["policy"])) if adapted else None,
+        stage=stage.declared.name,
+        makes=makes or stage.declared.makes,
+        name=stage.workdir.name,
+        config=stage.config,
+        parents=stage.records,
+        content_hash=content,
+        step=step,
+        architecture=model.config.architecture() if model else None,
+        tokenizer_hash=tokenizer_hash(tokenizer) if tokenizer is not None else None,
+        template_hash=template_hash(tokenizer, template) if template is not None else None,
+        files=files,
+        longest_text=max(before, longest_of(stage.config)) if params is not None else None,
+        **fields,
+    )
+    host.barrier(f"{stage.workdir} is closed")
+    say(f"[green]{stage.workdir}[/]: done in {time.perf_counter() - stage.begun:.0f} s")
+    return stage.workdir

@@ -1,0 +1,97 @@
+"""What an online iteration is made of: functions with their settings, and the models that they run."""
+
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+from jaxtyping import Array, Float
+
+from alignax.bound import Bound, plan_record, static
+from alignax.ops.checks import Scalar
+from alignax.sampling.sampler import Sampler
+from alignax.types import Model, Params, Rollout
+
+Terms = dict[str, tuple[Scalar, Bound]]  # name -> (coefficient, record -> Loss)
+
+
+class Author(NamedTuple):
+    """Who samples replies: a model, its parameters, and the temperature."""
+
+    model: Model
+    params: Any
+    temperature: Scalar
+
+
+@runtime_checkable
+class Opponent(Protocol):
+    """Who replies beside the policy: a function of `sampling.opponents`, or any other of this signature."""
+
+    def __call__(self, model: Model, policy: Params, reference: Params, temperature: Scalar) -> Author:
+        """The author, from the policy's model, the live policy and the reference."""
+        ...
+
+
+@runtime_checkable
+class Score(Protocol):
+    """A reward on the device."""
+
+    def __call__(self, frozen: dict, rollout: Rollout) -> dict[str, Float[Array, " B"]]:
+        """{name: one number for each row}, from the frozen parameters and the rollout."""
+        ...
+
+
+@plan_record
+class Draw:
+    """The replies that one author gives to each prompt."""
+
+    replies: int = static()
+    author: Bound | None = None  # an Opponent; None: the policy itself
+
+
+@plan_record
+class Algorithm:
+    """What an iteration does. Numbers are leaves: `jax.vmap` over algorithms is a sweep."""
+
+    draws: tuple[Draw, ...]  # of each prompt, in the order of its rows; the policy's own come first
+    temperature: Scalar  # of the policy's replies, and so of every log-probability
+    max_new_tokens: int = static()
+    share_prompts: bool = static(default=False)  # a prompt stands once before all its replies in scoring and learning
+    keep: int = static(default=0)  # groups to learn from, chosen among those sampled; 0 is all of them
+    weights: dict[str, Scalar]  # of the rewards, by name
+    scoring: Bound  # (scores, finished, tokens, moments) -> (scores, moments): `shape_scores`
+    advantage: Bound  # (rollout, scores, coefficient) -> (rollout, KL, metrics): of `train.advantages`
+    correction: Bound | None  # (old_logp, sampler_logp, mask) -> weights of the advantages; None: there are none
+    policy: Terms
+    on_pairs: bool = static(default=False)  # the policy's losses take the best and the worst reply as a Pair
+    penalty: Bound | None  # rollout -> Loss: the KL as a term of the policy's loss; None: it is in the reward
+    value: Bound | None  # rollout -> Loss of the critic; None: there is none
+    controller: Bound  # (coefficient, KL[, memory]) -> coefficient[, memory]: of `ops.kl`
+    memory: Any = ()  # of the controller at the start, a tree of numbers; most have none
+    kl_coef: Scalar  # at the start
+    updates: Bound  # () -> Updates
+    policy_optimizer: Bound  # () -> Optimizer
+    value_optimizer: Bound | None
+
+    @property
+    def group(self) -> int:
+        """Replies to each prompt, M: neighbours among the B = P * M rows."""
+        return sum(draw.replies for draw in self.draws)
+
+    @property
+    def learnt(self) -> int:
+        """Those of them that the update sees, the first: an opponent's only where they are one side of a pair."""
+        return self.group if self.on_pairs else self.draws[0].replies
+
+
+class Actors(NamedTuple):
+    """The models of an iteration; what they are trained from, or stand on, is in the `frozen` parameters.
+
+    `frozen` has "reference"; "reward", what the score on the device reads; and "still", {"policy", "critic"}: the
+    decoders under learners that hold an adapter and a head alone.
+    """
+
+    sampler: Sampler  # its model is the policy's and the reference's
+    critic: Model | None = None
+
+    @property
+    def policy(self) -> Model:
+        """The model of policy and reference."""
+        return self.sampler.model
