@@ -227,7 +227,7 @@ def command_import(args: argparse.Namespace) -> None:
 def command_export(args: argparse.Namespace) -> None:
     """Exports a checkpoint, or an adapter alone."""
     from alignax.config import ConfigError
-    from alignax.stages.export import export, export_adapter
+    from alignax.interop.export import export, export_adapter
 
     if args.adapter:
         options = {"dtype": args.dtype or "float32", "family": args.family, "base_name": args.base_name}

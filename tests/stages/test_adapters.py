@@ -17,11 +17,11 @@ from transformers import PreTrainedTokenizerFast
 
 from alignax.checkpoint import load_params
 from alignax.config import ConfigError, plain
+from alignax.interop.export import export, export_adapter
 from alignax.lora import merge
 from alignax.main import main
 from alignax.manifest import CheckpointError
 from alignax.stages import imported, offline, parents, probe, reward, sft
-from alignax.stages.export import export, export_adapter
 from alignax.stages.precheck import precheck
 
 RANK = 2

@@ -13,9 +13,9 @@ from stage_runs import metrics, read, tiny
 
 from alignax.checkpoint import Steps, load_params
 from alignax.config import ConfigError, plain
+from alignax.interop.export import export
 from alignax.manifest import CheckpointError
 from alignax.stages import common, evaluate, offline, online, probe, programs, reward, roles
-from alignax.stages.export import export
 
 NAMES = {"policy": "init_from", "reward": "reward_from", "proxy": "probe.reward_from"}
 

@@ -24,12 +24,12 @@ from alignax.config import ConfigError, Reader
 from alignax.data.encode import demo_rows, encode_prompt
 from alignax.data.templates import stop_ids
 from alignax.data.tokenizer import load_tokenizer
+from alignax.interop.adapter_in import say_own
+from alignax.interop.export import export
 from alignax.main import main
 from alignax.models.config import ModelConfig
 from alignax.models.hf import config as hf_config
 from alignax.stages import common, probe
-from alignax.stages.adapted import say_own
-from alignax.stages.export import export
 from alignax.worlds.tokenizer import build_tokenizer
 
 V = len(build_tokenizer())
