@@ -15,30 +15,34 @@ ALLOWED = {
     "log": set(),
     "types": set(),  # the records are the ground
     "ops": {"types"},
+    "host": set(),  # what differs between processes
+    "bound": {"config", "ops"},  # functions with their settings
     "losses": {"types", "ops"},  # a loss gets a record of arrays and never runs a model
     "catalogue": {"config", "losses"},  # reads signatures and docstrings
     "models": {"types"},
     "lora": {"types"},  # trees of parameters
     "forward": {"types", "ops"},  # a model comes as an argument
-    "sampling": {"types", "ops"},
-    "sharding": {"types"},  # path rules and names: no room's insides
+    "sharding": {"types", "host"},  # path rules and names: no room's insides
     "manifest": FREE,  # JSON and hashes
     "lineage": {"manifest"},
-    "checkpoint": {"manifest"},  # a tree of arrays, whatever it means
+    "checkpoint": {"manifest", "host"},  # a tree of arrays, whatever it means
     "data": {"types"},
+    "sampling": {"types", "ops", "data"},  # what ends a reply, and how it is read
+    "rewards": {"config", "bound", "types", "ops", "forward", "models"},
     "evals": {"types", "ops", "forward", "sampling"},
-    "train": {"types", "ops", "sharding", "data", "checkpoint", "log"},  # model and loss are arguments
+    # model and loss are arguments
+    "train": {"types", "ops", "bound", "forward", "sampling", "sharding", "data", "checkpoint", "log"},
     "worlds": {"data.counts"},  # text and its gold reward; rows are counted like those of any source
     "report": {"log"},  # reads the files of a run folder, whoever wrote them
     "stages": {
-        *FREE, "types", "ops", "losses", "models", "lora", "forward", "sampling", "sharding", "manifest", "checkpoint",
-        "data", "evals", "train", "worlds",
+        *FREE, "host", "bound", "types", "ops", "losses", "models", "lora", "forward", "sampling", "rewards", "sharding",
+        "manifest", "checkpoint", "data", "evals", "train", "worlds",
     },  # the only meeting place
     # folders of others; its export loads a checkpoint as stages do
-    "interop": {*FREE, "types", "models", "sharding", "manifest", "data", "stages.parents", "stages.context"},
-    "stages.imported": {*FREE, "models", "manifest", "data", "stages", "interop"},  # the one stage that reads them
+    "interop": {*FREE, "types", "models", "sharding", "manifest", "data", "stages.parents", "stages.plans"},
+    "stages.imported": {*FREE, "host", "bound", "models", "manifest", "data", "stages", "interop"},  # the one stage that reads them
     "main": {
-        *FREE, "stages", "stages.imported", "interop", "report", "lineage", "catalogue", "manifest", "data", "train",
+        *FREE, "host", "stages", "stages.imported", "interop", "report", "lineage", "catalogue", "manifest", "data", "train",
     },  # their errors
 }  # fmt: skip
 

@@ -16,8 +16,9 @@ from alignax import forward
 from alignax.ops.advantages import scorable
 from alignax.ops.checks import Scalar, needs
 from alignax.ops.masked import masked_mean, masked_sum, masked_var
+from alignax.sampling.opponents import Author
 from alignax.sampling.sample import row_keys
-from alignax.train.algorithm import Actors, Algorithm, Author, Score
+from alignax.train.algorithm import Actors, Algorithm, Score
 from alignax.train.optimizer import updates_done
 from alignax.train.scores import keep_informative, only_scored
 from alignax.train.state import Learner, OnlineState, new_online_state, step_key
