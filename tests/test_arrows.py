@@ -35,14 +35,16 @@ ALLOWED = {
     "worlds": {"data.counts"},  # text and its gold reward; rows are counted like those of any source
     "report": {"log"},  # reads the files of a run folder, whoever wrote them
     "stages": {
-        *FREE, "host", "bound", "types", "ops", "losses", "models", "lora", "forward", "sampling", "rewards", "sharding",
-        "manifest", "checkpoint", "data", "evals", "train", "worlds",
+        *FREE, "host", "bound", "types", "ops", "losses", "models", "lora", "forward", "sampling", "rewards",
+        "sharding", "manifest", "checkpoint", "data", "evals", "train", "worlds",
     },  # the only meeting place
     # folders of others; its export loads a checkpoint as stages do
     "interop": {*FREE, "types", "models", "sharding", "manifest", "data", "stages.parents", "stages.plans"},
-    "stages.imported": {*FREE, "host", "bound", "models", "manifest", "data", "stages", "interop"},  # the one stage that reads them
+    # the one stage that reads them
+    "stages.imported": {*FREE, "host", "bound", "models", "manifest", "data", "stages", "interop"},
     "main": {
-        *FREE, "host", "stages", "stages.imported", "interop", "report", "lineage", "catalogue", "manifest", "data", "train",
+        *FREE, "host", "stages", "stages.imported", "interop", "report", "lineage", "catalogue", "manifest", "data",
+        "train",
     },  # their errors
 }  # fmt: skip
 

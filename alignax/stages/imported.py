@@ -94,7 +94,7 @@ def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan |
 
     # ---- what the folder says
     found = read_whole(folder, p.tokenizer)
-    mesh = parents.get_mesh(p)
+    mesh = parents.get_mesh(p.mesh)
     check_use(folder, found)
 
     # ---- weights
@@ -133,7 +133,7 @@ def _run_adapter(stage: folders.Stage, folder: Path) -> Path:
         raise ConfigError(f"config.base = {str(base)!r} is an adapter itself: name the checkpoint that it stands on")
     if not p.trust_base:
         adapter_in.check_named(found, base, manifest)
-    tokenizer, mesh = load_tokenizer(p.tokenizer or str(base / "tokenizer")), parents.get_mesh(p)
+    tokenizer, mesh = load_tokenizer(p.tokenizer or str(base / "tokenizer")), parents.get_mesh(p.mesh)
     model = parents.on_mesh(ModelConfig(**manifest["architecture"]), mesh)
     adapter_in.say_own(folder, tokenizer)
     adapter_in.check_tokens(tokenizer, model.config.vocab_size)

@@ -294,10 +294,10 @@ def test_a_head_of_another_width_is_told_with_the_other_tensors(run, tmp_path):
 
 
 def test_a_step_of_a_pipeline_may_be_an_import(theirs):
-    from alignax.stages.precheck import precheck
+    from alignax.stages.plans import made
 
     c = imported.get_config()
     with pytest.raises(ConfigError, match="config.path is empty"):
-        precheck(c.to_dict())
+        made(c.to_dict())
     c.path = str(theirs)
-    precheck(c.to_dict())
+    made(c.to_dict())
