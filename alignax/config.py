@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import ml_collections
-from jax.core import Tracer
 
 
 class ConfigError(ValueError):
@@ -203,6 +202,8 @@ class Reader:
 
     def require(self, condition: Any, name: str, expected: str) -> None:
         """Raises ConfigError, as `error` gives it, unless the condition holds; a traced one passes."""
+        from jax.core import Tracer  # here, since a command that needs no JAX should not wait for it
+
         if not isinstance(condition, Tracer) and not condition:
             raise self.error(name, expected)
 

@@ -84,7 +84,7 @@ def test_the_sampler_stops_where_training_ended_turns(rows, tmp_path, monkeypatc
     "values, message",
     [
         ({"train_on": "reply"}, "config.train_on = 'reply': expected one of 'completion', 'assistant', 'all'"),
-        ({"train_on": "assistant", "template": "plain"}, "config.train_on = 'assistant': with template = 'plain': only"),
+        ({"train_on": "assistant", "template": "plain"}, "config.train_on = 'assistant': with template = 'plain'"),
     ],
 )
 def test_what_train_on_may_be(values, message, rows, tmp_path):
