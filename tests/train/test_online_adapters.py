@@ -136,8 +136,9 @@ def test_two_programs_around_a_reward_on_the_host_take_adapters_too():
     algorithm = build_algorithm(**ONCE, **PLAIN)
     state, frozen = setting(algorithm, 0.1)
     on_host = lambda rollout, prompts: {"reward": np.asarray(rollout.finished, np.float32)}  # noqa: E731
-    step = two_programs(algorithm, build_actors(), on_device(algorithm, {}), on_host, frozen, state)
-    after, metrics = step(state, prompt_batch())
+    own = jax.tree.map(jnp.copy, state)  # which the second program may overwrite
+    step = two_programs(algorithm, build_actors(), on_device(algorithm, {}), on_host, frozen, own)
+    after, metrics = step(own, prompt_batch())
     assert jax.tree.structure(after) == jax.tree.structure(state) and "critic/loss" in metrics
 
 
