@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import ml_collections
-from jax.core import Tracer
 
 
 class ConfigError(ValueError):
@@ -115,11 +114,21 @@ def record_of(loss: Callable, allowed: tuple[type, ...], *, key: str) -> type:
 
 
 def typed(value: Any, expected: Any, *, key: str) -> Any:
-    """`value` if it is of the expected type (an int passes as a float) and not nan, else ConfigError."""
-    if isinstance(value, float) and math.isnan(value):  # every comparison with it is False, so no check would find it
+    """`value` if it is of the expected type and not nan, else ConfigError.
+
+    Where a float is expected an int passes, as a float, and so does a floating array of rank 0: NumPy's as a float,
+    JAX's as it is, traced or not, since it may be one value of a sweep.
+    """
+    if _is_scalar_array(value) and type(value).__module__ == "numpy":
+        value = float(value)
+    if _is_nan(value):  # every comparison with it is False, so no check would find it
         raise ConfigError(f"config.{key} = nan: expected a number")
     options = typing.get_args(expected) or (expected,) if _is_union(expected) else (expected,)
     options = tuple(typing.get_origin(option) or option for option in options)
+    if float in options:
+        if _is_scalar_array(value):
+            return value
+        options = tuple(one for one in options if not hasattr(one, "array_type"))  # jaxtyping's, of which that was one
     if Any in options or any(not isinstance(option, type) for option in options):
         return value
     if float in options and isinstance(value, int) and not isinstance(value, bool):
@@ -128,6 +137,20 @@ def typed(value: Any, expected: Any, *, key: str) -> Any:
         return value
     names = " or ".join(option.__name__ for option in options)
     raise ConfigError(f"config.{key} = {value!r}: expected {names}, got {type(value).__name__}")
+
+
+def _is_scalar_array(value: Any) -> bool:
+    """A floating array of rank 0, known by its fields: commands that only read folders do without the import of JAX."""
+    return getattr(value, "shape", None) == () and "float" in str(getattr(value, "dtype", ""))
+
+
+def _is_nan(value: Any) -> bool:
+    """Whether a number is nan; of a traced one it is not known yet."""
+    if isinstance(value, float) or not _is_scalar_array(value):
+        return isinstance(value, float) and math.isnan(value)
+    from jax.core import Tracer
+
+    return not isinstance(value, Tracer) and math.isnan(value)
 
 
 def _is_union(hint: Any) -> bool:
@@ -179,6 +202,8 @@ class Reader:
 
     def require(self, condition: Any, name: str, expected: str) -> None:
         """Raises ConfigError, as `error` gives it, unless the condition holds; a traced one passes."""
+        from jax.core import Tracer  # here, since a command that needs no JAX should not wait for it
+
         if not isinstance(condition, Tracer) and not condition:
             raise self.error(name, expected)
 

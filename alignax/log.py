@@ -16,6 +16,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+console = Console(stderr=True, highlight=False)  # what people are told beside the numbers
 QUIET_SECONDS = 60.0  # without a terminal, a line at every tenth of the way, and at least this often
 _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 

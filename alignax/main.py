@@ -44,7 +44,9 @@ def parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="run an experiment config: a stage or a pipeline", allow_abbrev=False, **raw)
     run.add_argument("--config", required=True, help="a Python file with get_config()", metavar="FILE")
     run.add_argument("--workdir", help="folder of the results (default: runs/<name of the config file>)")
-    several = run.add_argument_group("several processes", "found by themselves on a Cloud TPU, under Slurm and Open MPI")
+    several = run.add_argument_group(
+        "several processes", "found by themselves on a Cloud TPU, under Slurm and Open MPI"
+    )
     several.add_argument("--coordinator", default="", help="HOST:PORT of the first process", metavar="HOST:PORT")
     several.add_argument("--process_count", type=int, default=0, help="how many there are", metavar="N")
     several.add_argument("--process_id", type=int, default=-1, help="which one this is, from 0", metavar="I")
@@ -154,9 +156,7 @@ def command_run(args: argparse.Namespace, overrides: list[str]) -> None:
     """Runs, then prints the end table and writes the report."""
     from alignax import host
 
-    if line := host.start(
-        coordinator=args.coordinator, process_count=args.process_count, process_id=args.process_id
-    ):
+    if line := host.start(coordinator=args.coordinator, process_count=args.process_count, process_id=args.process_id):
         print(line, file=sys.stderr)  # before anything else of JAX
     config = load_config(args.config, overrides)
     from rich.console import Console
@@ -227,7 +227,7 @@ def command_import(args: argparse.Namespace) -> None:
 def command_export(args: argparse.Namespace) -> None:
     """Exports a checkpoint, or an adapter alone."""
     from alignax.config import ConfigError
-    from alignax.stages.export import export, export_adapter
+    from alignax.interop.export import export, export_adapter
 
     if args.adapter:
         options = {"dtype": args.dtype or "float32", "family": args.family, "base_name": args.base_name}

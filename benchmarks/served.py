@@ -35,12 +35,13 @@ from alignax.data.arrays import pad
 from alignax.data.encode import encode_prompt
 from alignax.data.templates import stop_ids
 from alignax.data.tokenizer import load_tokenizer, pad_id
+from alignax.interop.export import export
 from alignax.log import replace_file
 from alignax.main import load_config
 from alignax.manifest import read_manifest
 from alignax.models.config import ModelConfig
 from alignax.sampling.sample import row_keys, sample
-from alignax.stages import export, sft
+from alignax.stages import sft
 from alignax.stages.parents import template_of, whole
 from alignax.worlds import sources
 
@@ -150,7 +151,7 @@ def main() -> None:
         for name, checkpoint in (named | {str(path): path for path in args.checkpoints}).items():
             work = Path(temporary) / f"served-{len(rows)}"
             work.mkdir()
-            folder = export.export(checkpoint, work / "exported")
+            folder = export(checkpoint, work / "exported")
             prompts, ours = replies(checkpoint, asked_of(checkpoint, args.prompts), args.max_new_tokens)
             served = serve(args.vllm, folder, prompts, args.max_new_tokens, work)
             family = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]

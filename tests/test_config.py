@@ -1,9 +1,13 @@
 """Config that cannot lie."""
 
+import jax
+import jax.numpy as jnp
 import ml_collections
+import numpy as np
 import pytest
 
 from alignax import config as C
+from alignax.ops.checks import Scalar
 
 
 def fn(record, *, beta: float = 0.1, steps: int, name: str | None = None, flag: bool = False):
@@ -29,6 +33,39 @@ def test_bind_fills_defaults_and_accepts_int_for_float():
 def test_bind_refuses(args, message):
     with pytest.raises(C.ConfigError, match=message):
         C.bind(fn, args, key="loss_args")
+
+
+@pytest.mark.parametrize("hint", [float, Scalar, float | None])
+def test_a_number_may_be_an_array_of_rank_0(hint):
+    for value in (np.float32(0.5), np.float64(0.5), np.array(0.5)):
+        assert type(C.typed(value, hint, key="a")) is float  # fixed: nothing is left of NumPy
+    for value in (jnp.float32(0.5), jnp.bfloat16(0.5)):
+        assert C.typed(value, hint, key="a") is value
+    assert jax.vmap(lambda x: 2 * C.typed(x, hint, key="a"))(jnp.float32([1.0, jnp.nan]))[0] == 2
+    assert type(C.typed(1, hint, key="a")) is float
+
+
+@pytest.mark.parametrize("hint", [float, Scalar])
+@pytest.mark.parametrize(
+    "value, word",
+    [
+        (jnp.float32("nan"), "nan"),
+        (np.float32("nan"), "nan"),
+        (jnp.ones(2), "expected float, got"),  # several numbers
+        (jnp.int32(1), "expected float, got"),
+        (np.int64(1), "expected float, got"),
+        (jnp.bool_(True), "expected float, got"),
+        ("0.1", "expected float, got str"),
+    ],
+)
+def test_other_arrays_are_no_numbers(hint, value, word):
+    with pytest.raises(C.ConfigError, match=f"config.a = .*{word}"):
+        C.typed(value, hint, key="a")
+
+
+def test_a_count_is_no_array():
+    with pytest.raises(C.ConfigError, match="expected int"):
+        C.typed(jnp.float32(2.0), int, key="a")
 
 
 def test_resolve():

@@ -3,13 +3,13 @@
 import jax
 import jax.numpy as jnp
 
-from alignax.ops.checks import Scalar, needs, require, whole_batch
+from alignax.ops.checks import Scalar, declares, needs, require
 from alignax.ops.masked import masked_sum
 from alignax.ops.preference import log_ratios, pair_counts, pair_metrics, sort_rows, summed_logp
 from alignax.types import Loss, Pair
 
 
-@whole_batch
+@declares(whole_batch=True)
 def aot(pair: Pair, *, beta: Scalar = 0.01) -> Loss:
     """L = -mean_i log sigmoid(beta d_i), d = sort_B(log pi(y_w) - log pi(y_l)) - sort_B(log ref(y_w) - log ref(y_l)).
 

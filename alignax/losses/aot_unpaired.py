@@ -3,12 +3,12 @@
 import jax
 import jax.numpy as jnp
 
-from alignax.ops.checks import Scalar, require, whole_batch
+from alignax.ops.checks import Scalar, declares, require
 from alignax.ops.preference import log_ratios, pair_counts, pair_metrics, sort_rows
 from alignax.types import Loss, Pair
 
 
-@whole_batch
+@declares(whole_batch=True)
 def aot_unpaired(pair: Pair, *, beta: Scalar = 0.01) -> Loss:
     """L = -mean_i log sigmoid(beta d_i), d = sort_B(r_w) - sort_B(r_l), r = log pi(y|x) - log ref(y|x), summed.
 

@@ -3,13 +3,13 @@
 import jax
 import jax.numpy as jnp
 
-from alignax.ops.checks import Scalar, require, whole_batch
+from alignax.ops.checks import Scalar, declares, require
 from alignax.ops.masked import masked_mean
 from alignax.ops.preference import log_ratio, row_counts, unpaired_metrics
 from alignax.types import Loss, Unpaired
 
 
-@whole_batch
+@declares(whole_batch=True)
 def bco(unpaired: Unpaired, *, beta: Scalar = 0.01) -> Loss:
     """L = -log sigmoid(beta r - delta) for a desirable reply, -log sigmoid(delta - beta r) for another, mean over rows.
 

@@ -2,14 +2,14 @@
 
 import jax.numpy as jnp
 
-from alignax.ops.checks import Scalar, needs, require, whole_batch
+from alignax.ops.checks import Scalar, declares, needs, require
 from alignax.ops.masked import ratio as safe_ratio
 from alignax.ops.policy import check_clip, clip_metrics, clipped, constant, covariance, drift_metrics, log_ratio
 from alignax.ops.stable import exp_linear
 from alignax.types import Loss, Rollout
 
 
-@whole_batch
+@declares(whole_batch=True)
 def clip_cov(
     rollout: Rollout,
     *,

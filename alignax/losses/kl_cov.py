@@ -2,13 +2,13 @@
 
 import jax.numpy as jnp
 
-from alignax.ops.checks import Scalar, needs, require, whole_batch
+from alignax.ops.checks import Scalar, declares, needs, require
 from alignax.ops.policy import constant, covariance, drift_metrics, log_ratio
 from alignax.ops.stable import exp_linear
 from alignax.types import Loss, Rollout
 
 
-@whole_batch
+@declares(whole_batch=True)
 def kl_cov(rollout: Rollout, *, fraction: Scalar = 2e-4, coef: Scalar = 1.0) -> Loss:
     """L = -mean_t [rho_t A_t - 1[t in I] coef |log rho_t|], KL-Cov of Cui et al. 2025 (arXiv 2505.22617).
 

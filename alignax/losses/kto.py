@@ -3,13 +3,13 @@
 import jax
 import jax.numpy as jnp
 
-from alignax.ops.checks import Scalar, needs, require, whole_batch
+from alignax.ops.checks import Scalar, declares, needs, require
 from alignax.ops.masked import masked_mean
 from alignax.ops.preference import log_ratio, row_counts, unpaired_metrics
 from alignax.types import Loss, Unpaired
 
 
-@whole_batch
+@declares(whole_batch=True)
 def kto(
     unpaired: Unpaired, *, beta: Scalar = 0.1, desirable_weight: Scalar = 1.0, undesirable_weight: Scalar = 1.0
 ) -> Loss:

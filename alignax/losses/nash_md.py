@@ -2,12 +2,13 @@
 
 import jax.numpy as jnp
 
-from alignax.ops.checks import Scalar, needs, require
+from alignax.ops.checks import Scalar, declares, needs, require
 from alignax.ops.masked import masked_mean, masked_sum
 from alignax.ops.policy import constant
 from alignax.types import Loss, Rollout
 
 
+@declares(online_needs_advantage="win_probability", own_kl=True)
 def nash_md(rollout: Rollout, *, tau: Scalar = 0.1) -> Loss:
     """L = mean_i [-(P_i - 1/2) log pi(y_i) + (tau / 2) (log pi(y_i) - log ref(y_i))^2], Munos et al. 2023, 2312.00886.
 

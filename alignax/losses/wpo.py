@@ -2,13 +2,14 @@
 
 import jax
 
-from alignax.ops.checks import Scalar, needs, require
+from alignax.ops.checks import Scalar, declares, needs, require
 from alignax.ops.masked import masked_mean
 from alignax.ops.preference import log_ratios, mean_logp, pair_metrics, pair_weight
 from alignax.ops.stable import exp_linear
 from alignax.types import Loss, Pair
 
 
+@declares(offline_only=True)
 def wpo(pair: Pair, *, beta: Scalar = 0.1, alignment: str = "sampled") -> Loss:
     """L = -w(y_w) w(y_l) log sigmoid(beta h), mean over pairs, h as in `dpo`,
 

@@ -3,11 +3,12 @@
 import jax
 import jax.numpy as jnp
 
-from alignax.ops.checks import Scalar, needs, require
+from alignax.ops.checks import Scalar, declares, needs, require
 from alignax.ops.preference import log_ratios, pair_metrics, pair_weight, summed_logp
 from alignax.types import Loss, Pair
 
 
+@declares(online_only=True, online_needs_opponent="reference")
 def xpo(pair: Pair, *, beta: Scalar = 0.1, alpha: Scalar = 1e-5) -> Loss:
     """L = -log sigmoid(beta h) + alpha log pi(y_ref|x), mean over pairs, h as in `dpo`.
 

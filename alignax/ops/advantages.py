@@ -96,7 +96,7 @@ def winners(score_B: Float[Array, " B"], *, group: int) -> Bool[Array, " B"]:
 
 
 def whiten_groups(
-    x_BT: Float[Array, "B T"], mask_BT: Bool[Array, "B T"], *, group: int, shift_mean: bool = True, eps: float = 1e-8
+    x_BT: Float[Array, "B T"], mask_BT: Bool[Array, "B T"], *, group: int, shift_mean: bool = True, eps: Scalar = 1e-8
 ) -> Float[Array, "B T"]:
     """`masked.whiten` within each group, over its action tokens: tool tokens and padding are skipped, and stay 0."""
     rows = _check_group(x_BT.shape[0], group)
@@ -130,7 +130,7 @@ def reinforce_plus_plus(
     coef: Scalar,
     *,
     gamma: Scalar = 1.0,
-    eps: float = 1e-8,
+    eps: Scalar = 1e-8,
 ) -> Float[Array, "B T"]:
     """REINFORCE++ (Hu 2025, arXiv 2501.03262): the reward to go of every action token, whitened over the batch.
 

@@ -32,7 +32,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
-from alignax.ops.checks import Scalar, require
+from alignax.ops.checks import Scalar, declares, require
 from alignax.ops.stable import expm1_linear
 
 
@@ -104,7 +104,8 @@ def full_kl(logp_p: Float[Array, "*shape V"], logp_q: Float[Array, "*shape V"]) 
     return jnp.sum(p * jnp.where(p > 0, logp_p - logp_q, 0.0), axis=-1)
 
 
-def adaptive_kl(coef: Scalar, kl: Scalar, *, target: float, horizon: float, batch_size: int) -> Float[Array, ""]:
+@declares(multiplies=True)
+def adaptive_kl(coef: Scalar, kl: Scalar, *, target: Scalar, horizon: Scalar, batch_size: int) -> Float[Array, ""]:
     """The next KL coefficient: coef * (1 + clip(kl / target - 1, -0.2, 0.2) * batch_size / horizon).
 
     The proportional controller of Ziegler et al. 2019, with the fixed point kl = target. `kl` is the mean over
@@ -151,9 +152,10 @@ class PidMemory(NamedTuple):
 START = PidMemory()
 
 
+@declares(multiplies=True)
 def pid_kl(
-    coef: Scalar, kl: Scalar, memory: PidMemory = START, *, target: float, kp: float = 0.5, ki: float = 0.05,
-    kd: float = 0.0, clip: float = 0.2,
+    coef: Scalar, kl: Scalar, memory: PidMemory = START, *, target: Scalar, kp: Scalar = 0.5, ki: Scalar = 0.05,
+    kd: Scalar = 0.0, clip: Scalar = 0.2,
 ) -> tuple[Float[Array, ""], PidMemory]:  # fmt: skip
     """The next KL coefficient and memory. With e_t = clip(kl_t / target - 1, -clip, clip),
 

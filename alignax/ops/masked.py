@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float
 
+from alignax.ops.checks import Scalar
 from alignax.types import Loss, Metric
 
 Axis = int | tuple[int, ...] | None
@@ -47,7 +48,7 @@ def masked_var(
 
 
 def whiten(
-    x_BT: Float[Array, "B T"], mask_BT: Bool[Array, "B T"], *, shift_mean: bool = True, eps: float = 1e-8
+    x_BT: Float[Array, "B T"], mask_BT: Bool[Array, "B T"], *, shift_mean: bool = True, eps: Scalar = 1e-8
 ) -> Float[Array, "B T"]:
     """(x - mean) / sqrt(var + eps) over all lanes that count, zeros elsewhere; `shift_mean=False` adds the mean back.
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 
 @runtime_checkable
@@ -52,8 +52,9 @@ LATE = object()  # the value of a call that did not come back in time
 
 
 def score_texts(
-    reward: TextReward, rows: Sequence[dict], completions: Sequence[str], finished: Sequence[bool], workers: Workers
-) -> tuple[Float[np.ndarray, " B"], list[int]]:
+    reward: TextReward, rows: Sequence[dict], completions: Sequence[str], finished: Bool[np.ndarray, " B"],
+    workers: Workers,
+) -> tuple[Float[np.ndarray, " B"], list[int]]:  # fmt: skip
     """(one number for each reply, nan where there is none; which of them came too late).
 
     Raises ValueError, naming the reply, for what is no single finite number.

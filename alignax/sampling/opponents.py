@@ -1,13 +1,31 @@
 """Who replies beside the policy: baselines to beat and opponents to be compared with (`config.opponent`).
 
-Each is a function of (model, live policy, reference, temperature) -> `train.algorithm.Author`; one of your own, by its
+Each is a function of (model, live policy, reference, temperature) -> `Author`; one of your own, by its
 dotted path, is as good. Its own settings are keyword-only: `config.opponent_args`.
 """
 
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
 from alignax.ops.checks import Scalar, declares
 from alignax.sampling import mixture as mixtures
-from alignax.train.algorithm import Author
 from alignax.types import Model, Params
+
+
+class Author(NamedTuple):
+    """Who samples replies: a model, its parameters, and the temperature."""
+
+    model: Model
+    params: Any
+    temperature: Scalar
+
+
+@runtime_checkable
+class Opponent(Protocol):
+    """Who replies beside the policy: a function of this module, or any other of this signature."""
+
+    def __call__(self, model: Model, policy: Params, reference: Params, temperature: Scalar) -> Author:
+        """The author, from the policy's model, the live policy and the reference."""
+        ...
 
 
 @declares(deterministic=True)

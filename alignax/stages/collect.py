@@ -113,7 +113,7 @@ def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan |
     p: Plan = stage.plan
 
     # ---- policy and prompts, each as often as it is sampled
-    tokenizer, mesh = parents.get_tokenizer(stage), parents.get_mesh(p)
+    tokenizer, mesh = parents.get_tokenizer(stage), parents.get_mesh(p.mesh)
     model, params = parents.new_or_loaded(stage, tokenizer, mesh)
     ((encode, _),) = p.readings()
     prompts, counts, rows = inputs.encoded(p, encode, tokenizer, "train", root)

@@ -130,7 +130,7 @@ def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan |
     folder.say(f"distillation: {counts}")
 
     # ---- models: the student from its parent or fresh, and the teacher, which does not change
-    mesh = parents.get_mesh(p)
+    mesh = parents.get_mesh(p.mesh)
     model, start = parents.new_or_loaded(stage, tokenizer, mesh, preset=p.model)
     teacher_model, teacher, _ = parents.load_model(stage, "teacher", tokenizer, mesh)
     seen = partial(view, (model, teacher_model))

@@ -63,7 +63,7 @@ def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan |
     workdir = stage.workdir
 
     # ---- reference and prompts
-    tokenizer, mesh = parents.get_tokenizer(stage), parents.get_mesh(p)
+    tokenizer, mesh = parents.get_tokenizer(stage), parents.get_mesh(p.mesh)
     model, reference = parents.new_or_loaded(stage, tokenizer, mesh)
     watch = probe.build(stage, p.probe, model, tokenizer, mesh)
     assert watch is not None

@@ -6,18 +6,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rich.console import Console
-
 from alignax import host
 from alignax.checkpoint import content_hash, save_params
 from alignax.config import ConfigError, plain, spelled
 from alignax.data.tokenizer import template_hash, tokenizer_hash
+from alignax.log import console
 from alignax.manifest import check_parent, parent_record, read_manifest, start, why_stale, write_manifest
 from alignax.models.config import ModelConfig
 from alignax.stages.plans import Declaration, Parent, check_context, longest_of, longest_text, parents_of
 from alignax.types import Model, Params
-
-console = Console(stderr=True, highlight=False)
 
 
 def say(*text: Any, **options: Any) -> None:

@@ -119,7 +119,7 @@ def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan |
     train, held, _, counts = inputs.preferences(stage, encode, tokenizer)
 
     # ---- model: the parent policy is the start, and the reference if no other is named
-    mesh = parents.get_mesh(p)
+    mesh = parents.get_mesh(p.mesh)
     model, first = parents.new_or_loaded(stage, tokenizer, mesh, adapted=True)
     reference = parents.reference_of(stage, first, model, tokenizer, mesh)
     start, still = parents.learner(p, first)

@@ -159,7 +159,7 @@ def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan |
     folder.say(f"prompts: {counts}")
 
     # ---- models: policy and reference, critic from the reward model or the policy
-    mesh = parents.get_mesh(p)
+    mesh = parents.get_mesh(p.mesh)
     loaded = roles.load(stage, tokenizer, mesh)
     own = sampler(loaded.model, tokenizer, p.template, p.algorithm.max_new_tokens)
     actors, frozen = Actors(own, loaded.critic_model), loaded.frozen()

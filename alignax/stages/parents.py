@@ -20,7 +20,7 @@ from alignax.models.config import ModelConfig
 from alignax.models.decoder import decoder
 from alignax.rewards.model import check_weights, folded
 from alignax.stages.folder import Stage
-from alignax.stages.plans import REWARD, Parent, Shared, check_context
+from alignax.stages.plans import REWARD, Parent, check_context
 from alignax.types import Model, Params
 
 
@@ -217,6 +217,6 @@ def place(build: Callable, *args: Any, mesh: Mesh) -> Any:
     return jax.jit(build, out_shardings=sharding.shardings(shapes, mesh))(*args)
 
 
-def get_mesh(plan: Shared) -> Mesh:
-    """The mesh of a plan."""
-    return sharding.make_mesh({"data": plan.mesh["data"], "fsdp": plan.mesh["fsdp"]})
+def get_mesh(axes: Mapping[str, int]) -> Mesh:
+    """The mesh of a plan's `mesh`, {axis: size}."""
+    return sharding.make_mesh({"data": axes["data"], "fsdp": axes["fsdp"]})

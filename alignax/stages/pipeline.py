@@ -9,8 +9,8 @@ from rich.markup import escape
 
 from alignax import host
 from alignax.config import ConfigError, plain, spelled, suggest
-from alignax.log import replace_file
-from alignax.stages.folder import console, say
+from alignax.log import console, replace_file
+from alignax.stages.folder import say
 from alignax.stages.plans import made, module_of
 
 

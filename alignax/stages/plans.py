@@ -30,7 +30,7 @@ class Parent(NamedTuple):
     """A finished stage that another one reads."""
 
     key: str  # of the config: its folder. "*" is every name of a group: "policies.*"
-    makes: str = POLICY  # what it has to be
+    makes: str | tuple[str, ...] = POLICY  # what it has to be
     reads: tuple[str, ...] = (
         "",
         "probe.",

@@ -10,10 +10,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from alignax import host, sharding
+from alignax.log import console
 from alignax.rewards import model as reward_model
 from alignax.rewards.text import TextReward, Workers, score_texts
 from alignax.sampling.sampler import Sampler
-from alignax.stages.folder import console
 from alignax.stages.roles import shared
 from alignax.train import online
 from alignax.train.algorithm import Actors, Algorithm, Score

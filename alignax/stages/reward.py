@@ -88,7 +88,7 @@ def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan |
         )
 
     # ---- model: the parent's trunk and a fresh head, of one score or one per attribute
-    mesh = parents.get_mesh(p)
+    mesh = parents.get_mesh(p.mesh)
     model, trunk = parents.new_or_loaded(stage, tokenizer, mesh, adapted=True)
     head = model.init_scalar(jax.random.fold_in(jax.random.key(p.seed), 1), len(attributes) or None)
     start, still = parents.learner(p, trunk | {"scalar": head})

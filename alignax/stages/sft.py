@@ -77,7 +77,7 @@ def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan |
     train, held, _, counts = inputs.preferences(stage, encode, tokenizer, "demonstrations")
 
     # ---- model
-    mesh = parents.get_mesh(p)
+    mesh = parents.get_mesh(p.mesh)
     model, params = parents.new_or_loaded(stage, tokenizer, mesh, preset=p.model, adapted=True)
     params, still = parents.learner(p, params)
     seen = partial(view, model)

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float
 
 from alignax.ops import advantages as ops
 from alignax.ops import returns
-from alignax.ops.checks import needs, require
+from alignax.ops.checks import Scalar, declares, needs, require
 from alignax.ops.kl import estimate
 from alignax.ops.masked import masked_mean, masked_sum, masked_var, whiten
 from alignax.types import Rollout
@@ -28,9 +28,10 @@ Advantages = tuple[Rollout, Float[Array, ""], dict]
 BASELINES = {"leave_one_out": ops.leave_one_out, "mean": ops.group_mean, "standardise": ops.group_standardise}
 
 
+@declares(critic=True, opponents=("none",))
 def gae(
     rollout: Rollout, score_B: Float[Array, " B"], kl_coef: Float[Array, ""], *, kl_in_reward: bool, group: int = 1,
-    gamma: float = 1.0, lam: float = 0.95, whiten_rewards: bool = False, whiten_advantages: bool = True,
+    gamma: Scalar = 1.0, lam: Scalar = 0.95, whiten_rewards: bool = False, whiten_advantages: bool = True,
 ) -> Advantages:  # fmt: skip
     """PPO: token rewards -coef * k1 + score at the last token, GAE, whitening. Also returns the KL that was measured.
 
@@ -54,6 +55,7 @@ def gae(
     return rollout.replace(mask=mask_BT, advantage=advantage_BT, returns=returns_BT), kl, metrics
 
 
+@declares(critic=False, opponents=("none",), compares=True)
 def group_baseline(
     rollout: Rollout, score_B: Float[Array, " B"], kl_coef: Float[Array, ""], *, kl_in_reward: bool, group: int,
     baseline: str = "leave_one_out", only_informative: bool = False, whiten_advantages: bool = False,
@@ -77,9 +79,10 @@ def group_baseline(
     return rollout.replace(mask=mask_BT, advantage=advantage_BT), kl, metrics
 
 
+@declares(critic=False, opponents=("none",))
 def reinforce_plus_plus(
     rollout: Rollout, score_B: Float[Array, " B"], kl_coef: Float[Array, ""], *, kl_in_reward: bool, group: int = 1,
-    gamma: float = 1.0,
+    gamma: Scalar = 1.0,
 ) -> Advantages:  # fmt: skip
     """The reward to go of each token, -coef * k1 and the score at the end, whitened over the batch: no baseline."""
     del group
@@ -91,6 +94,7 @@ def reinforce_plus_plus(
     return rollout.replace(mask=mask_BT, advantage=advantage_BT), kl, metrics
 
 
+@declares(critic=False, opponents=("none",), compares=True, chosen_only=True)
 def winners(
     rollout: Rollout, score_B: Float[Array, " B"], kl_coef: Float[Array, ""], *, kl_in_reward: bool, group: int
 ) -> Advantages:
@@ -103,6 +107,7 @@ def winners(
     return rollout.replace(mask=mask_BT, advantage=mask_BT.astype(jnp.float32)), kl, metrics
 
 
+@declares(critic=False, opponents=("none", "reference"), compares=True, chosen_only=True, pairs=True)
 def best_and_worst(
     rollout: Rollout, score_B: Float[Array, " B"], kl_coef: Float[Array, ""], *, kl_in_reward: bool, group: int
 ) -> Advantages:
@@ -119,6 +124,7 @@ def best_and_worst(
     return rollout.replace(mask=mask_BT, advantage=ops.spread(sign_B, mask_BT)), kl, metrics
 
 
+@declares(critic=False, opponents=("greedy",), compares=True)
 def remax(
     rollout: Rollout, score_B: Float[Array, " B"], kl_coef: Float[Array, ""], *, kl_in_reward: bool, group: int = 2
 ) -> Advantages:
@@ -135,6 +141,7 @@ def remax(
     return _learn_from_own(rollout, ops.remax(reward_B, greedy_P), known_B), kl, metrics
 
 
+@declares(critic=False, opponents=("mixture", "reference", "greedy"), compares=True)
 def win_probability(
     rollout: Rollout, score_B: Float[Array, " B"], kl_coef: Float[Array, ""], *, kl_in_reward: bool, group: int = 2
 ) -> Advantages:
@@ -153,6 +160,7 @@ def win_probability(
     return _learn_from_own(rollout, reward_B - 0.5, ops.scorable(reward_B)), kl, metrics
 
 
+@declares(critic=False, opponents=("reference",), compares=True)
 def vbon(
     rollout: Rollout, score_B: Float[Array, " B"], kl_coef: Float[Array, ""], *, kl_in_reward: bool, group: int,
     n: int = 4, whiten_advantages: bool = True,

@@ -7,26 +7,9 @@ from jaxtyping import Array, Float
 from alignax.bound import Bound, plan_record, static
 from alignax.ops.checks import Scalar
 from alignax.sampling.sampler import Sampler
-from alignax.types import Model, Params, Rollout
+from alignax.types import Model, Rollout
 
 Terms = dict[str, tuple[Scalar, Bound]]  # name -> (coefficient, record -> Loss)
-
-
-class Author(NamedTuple):
-    """Who samples replies: a model, its parameters, and the temperature."""
-
-    model: Model
-    params: Any
-    temperature: Scalar
-
-
-@runtime_checkable
-class Opponent(Protocol):
-    """Who replies beside the policy: a function of `sampling.opponents`, or any other of this signature."""
-
-    def __call__(self, model: Model, policy: Params, reference: Params, temperature: Scalar) -> Author:
-        """The author, from the policy's model, the live policy and the reference."""
-        ...
 
 
 @runtime_checkable

@@ -13,11 +13,13 @@ from jax import Array
 from jaxtyping import Float
 
 from alignax import forward
+from alignax.bound import refusals
 from alignax.ops.advantages import scorable
 from alignax.ops.checks import Scalar, needs
 from alignax.ops.masked import masked_mean, masked_sum, masked_var
+from alignax.sampling.opponents import Author
 from alignax.sampling.sample import row_keys
-from alignax.train.algorithm import Actors, Algorithm, Author, Score
+from alignax.train.algorithm import Actors, Algorithm, Score
 from alignax.train.optimizer import updates_done
 from alignax.train.scores import keep_informative, only_scored
 from alignax.train.state import Learner, OnlineState, new_online_state, step_key
@@ -273,4 +275,5 @@ def update(
     policy = lambda params, part: policy_objective(algorithm, actors, frozen, params, part, state.kl_coef)  # noqa: E731
     critic = lambda params, part: critic_objective(algorithm, actors, frozen, params, part)  # noqa: E731
     one = Once(policy, critic, algorithm.policy_optimizer(), algorithm.value_optimizer and algorithm.value_optimizer())
-    return epochs_over(one, algorithm.updates(), (state.policy, state.critic), rollout, key, group=algorithm.learnt)
+    with refusals(algorithm.updates.key):
+        return epochs_over(one, algorithm.updates(), (state.policy, state.critic), rollout, key, group=algorithm.learnt)

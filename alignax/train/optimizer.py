@@ -30,15 +30,15 @@ class Optimizer(NamedTuple):
 def adamw(
     *,
     total_steps: int,
-    learning_rate: float = 1e-3,
-    b1: float = 0.9,
-    b2: float = 0.95,
-    eps: float = 1e-8,
-    weight_decay: float = 0.0,
-    clip_norm: float = 1.0,
+    learning_rate: Scalar = 1e-3,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.95,
+    eps: Scalar = 1e-8,
+    weight_decay: Scalar = 0.0,
+    clip_norm: Scalar = 1.0,
     warmup_percent: float = 3.0,
     schedule: str = "cosine",
-    end_percent: float = 10.0,
+    end_percent: Scalar = 10.0,
     frozen: str = "",
     epsilon_hat: bool = False,
 ) -> Optimizer:
@@ -56,7 +56,7 @@ def adamw(
     """
     nonnegative(learning_rate=learning_rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, clip_norm=clip_norm)
     rate = warmup_then(schedule, learning_rate, total_steps, warmup_percent, end_percent)
-    steps = [optax.clip_by_global_norm(clip_norm)] if clip_norm > 0 else []
+    steps = [clip_by_global_norm(clip_norm)]
     decay = lambda params: by_path(params, lambda name: not re.search(NO_DECAY, name))  # noqa: E731
     if epsilon_hat:
         steps += [scale_by_adam_tf(b1, b2, eps), optax.add_decayed_weights(weight_decay, decay)]
@@ -69,17 +69,17 @@ def adamw(
 def muon(
     *,
     total_steps: int,
-    learning_rate: float = 0.01,
-    adam_learning_rate: float = 3e-3,
-    momentum: float = 0.95,
-    b1: float = 0.9,
-    b2: float = 0.95,
-    eps: float = 1e-8,
-    weight_decay: float = 0.0,
-    clip_norm: float = 1.0,
+    learning_rate: Scalar = 0.01,
+    adam_learning_rate: Scalar = 3e-3,
+    momentum: Scalar = 0.95,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.95,
+    eps: Scalar = 1e-8,
+    weight_decay: Scalar = 0.0,
+    clip_norm: Scalar = 1.0,
     warmup_percent: float = 3.0,
     schedule: str = "linear",
-    end_percent: float = 5.0,
+    end_percent: Scalar = 5.0,
     frozen: str = "",
 ) -> Optimizer:
     """Muon (Jordan et al. 2024): momentum, orthogonalised, for the matrices of the layers; Adam for all else.
@@ -97,7 +97,6 @@ def muon(
         warmup_then(schedule, peak, total_steps, warmup_percent, end_percent)
         for peak in (learning_rate, adam_learning_rate)
     ]
-    steps = [optax.clip_by_global_norm(clip_norm)] if clip_norm > 0 else []
     transform = optax.contrib.muon(
         rates[0],
         beta=momentum,
@@ -108,7 +107,7 @@ def muon(
         adam_learning_rate=rates[1],
         muon_weight_dimension_numbers=matrices,
     )
-    return Optimizer(freeze(optax.chain(*steps, transform), frozen), rates[0])
+    return Optimizer(freeze(optax.chain(clip_by_global_norm(clip_norm), transform), frozen), rates[0])
 
 
 def matrices(params: Any) -> Any:
@@ -122,17 +121,32 @@ def matrices(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(axes, params)
 
 
-def sgd(*, total_steps: int, learning_rate: float = 0.1, clip_norm: float = 0.0, frozen: str = "") -> Optimizer:
+def sgd(*, total_steps: int, learning_rate: Scalar = 0.1, clip_norm: Scalar = 0.0, frozen: str = "") -> Optimizer:
     """Plain gradient descent at a constant rate: equalities that Adam's first step would blur hold under it."""
     del total_steps
     nonnegative(learning_rate=learning_rate, clip_norm=clip_norm)
-    steps = [optax.clip_by_global_norm(clip_norm)] if clip_norm > 0 else []
-    return Optimizer(
-        freeze(optax.chain(*steps, optax.sgd(learning_rate)), frozen), optax.constant_schedule(learning_rate)
-    )
+    transform = optax.chain(clip_by_global_norm(clip_norm), optax.sgd(learning_rate))
+    return Optimizer(freeze(transform, frozen), optax.constant_schedule(learning_rate))
 
 
-def scale_by_adam_tf(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
+def clip_by_global_norm(max_norm: Scalar) -> optax.GradientTransformation:
+    """optax's, to the last bit, but off where `max_norm` is 0: the gradients are then as they came.
+
+    A transformation that is there or not, as its norm is positive or not, would be an `if` on a number that may be
+    traced, and the optimizer's state a tree of another shape.
+    """
+
+    def update(updates, state, params=None):
+        del params
+        norm = optax.global_norm(updates)
+        keep = (max_norm == 0) | (norm < max_norm)
+        clip = lambda g: jnp.where(keep, g, g / norm.astype(g.dtype) * jnp.asarray(max_norm, g.dtype))  # noqa: E731
+        return jax.tree.map(clip, updates), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def scale_by_adam_tf(b1: Scalar, b2: Scalar, eps: Scalar) -> optax.GradientTransformation:
     """Adam's step with epsilon outside the bias correction, as in TensorFlow 1:
 
         m / (sqrt(v) + eps) * sqrt(1 - b2^t) / (1 - b1^t).
@@ -161,7 +175,7 @@ def updates_done(opt_state: Any, otherwise: Int[Array, ""]) -> Int[Array, ""]:
 
 
 def warmup_then(
-    schedule: str, peak: float, total_steps: int, warmup_percent: float, end_percent: float
+    schedule: str, peak: Scalar, total_steps: int, warmup_percent: float, end_percent: Scalar
 ) -> optax.Schedule:
     """Linear warm-up from a first step above zero, then the named decay."""
     nonnegative(warmup_percent=warmup_percent, end_percent=end_percent)

@@ -8,13 +8,14 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
+from alignax.ops.checks import Scalar
 from alignax.ops.masked import denominator, metric_ratios, metric_sums, reduce
 from alignax.train.optimizer import Optimizer
 from alignax.train.state import Learner, TrainState
 from alignax.types import Loss, Params
 
 # (params, batch) -> {name: (coefficient, Loss)}; the total is the sum of coefficient * reduced loss.
-Objective = Callable[[Params, Any], dict[str, tuple[float, Loss]]]
+Objective = Callable[[Params, Any], dict[str, tuple[Scalar, Loss]]]
 
 
 def gradients(objective: Objective, params: Params, batch: Any, *, microbatches: int = 1) -> tuple[Params, dict]:

@@ -6,6 +6,7 @@ import datasets
 import jax
 import numpy as np
 import pytest
+from alignax.stages.precheck import precheck
 
 from alignax.config import ConfigError
 from alignax.data.counts import Counts, DataError
@@ -13,7 +14,6 @@ from alignax.data.loader import Loader
 from alignax.data.mixture import epochs
 from alignax.data.sources.mixture import mixture
 from alignax.stages import collect, common, inputs, sft
-from alignax.stages.precheck import precheck
 
 WEIGHTS = {"a": 0.6, "b": 0.3, "c": 0.1}
 SIZES = {"a": 60, "b": 30, "c": 400}

@@ -17,8 +17,8 @@ import pytest
 from alignax.config import bind, plain, resolve
 from alignax.main import load_config, parser
 from alignax.report.experiment import END
-from alignax.stages.pipeline import check_steps
-from alignax.stages.precheck import precheck
+from alignax.stages.pipeline import planned
+from alignax.stages.plans import made
 from alignax.types import Pair, Side
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -70,7 +70,7 @@ def test_run_commands_of_the_readme_pass_every_check_before_a_run(command, own_p
     args, overrides = parser().parse_known_args(shlex.split(command)[1:])
     try:
         config = plain(load_config(str(ROOT / args.config), overrides))
-        check_steps(config) if "steps" in config else precheck(config)
+        planned(config) if "steps" in config else made(config)
     finally:
         sys.modules.pop("my_losses", None)
 

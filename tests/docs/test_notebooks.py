@@ -12,7 +12,7 @@ import pytest
 
 from alignax.config import plain
 from alignax.main import load_config, parser
-from alignax.stages.precheck import precheck
+from alignax.stages.plans import made
 
 FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
 NOTEBOOKS = sorted(path.name for path in FOLDER.glob("*.ipynb"))
@@ -75,7 +75,7 @@ def test_commands_of_a_notebook_pass_every_check_before_a_run(notebook, monkeypa
     try:
         for command in commands:
             args, overrides = parser().parse_known_args(["run", *shlex.split(command)])
-            precheck(plain(load_config(str(FOLDER.parent / args.config), overrides)))
+            made(plain(load_config(str(FOLDER.parent / args.config), overrides)))
     finally:
         for source in files:
             sys.modules.pop(source.split("\n")[0].removeprefix("# ").removesuffix(".py"), None)

@@ -8,7 +8,7 @@ import pytest
 
 from alignax.catalogue import names as losses
 from alignax.report.experiment import END
-from alignax.stages.precheck import precheck
+from alignax.stages.plans import made
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -30,7 +30,7 @@ def test_every_objective_that_can_start_from_files_is_run(run, tmp_path):
         c = run.config_of(name, tmp_path, 3)
         if name in run.REWARDS:
             c.reward_from = "set by the run"
-        precheck(c.to_dict())
+        made(c.to_dict())
 
 
 def test_a_policy_follows_the_reward_model_of_its_row(run, monkeypatch, tmp_path):
@@ -53,7 +53,7 @@ def test_a_policy_follows_the_reward_model_of_its_row(run, monkeypatch, tmp_path
     assert seen["online"].reward_from == str(tmp_path / "out/ranked_pairs-reward")
     assert seen["online"].advantage_args.baseline == "leave_one_out"
     for name in ("collect", "reward", "online"):
-        precheck(seen[name].to_dict())
+        made(seen[name].to_dict())
 
 
 def test_parents_and_seed_of_a_run(run, tmp_path):

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import typing
 
 import chex
 import jax
@@ -24,6 +25,7 @@ from loss_inputs import (
 )
 
 from alignax.catalogue import objective
+from alignax.ops.checks import Scalar, fact
 from alignax.ops.masked import denominator, metric_ratios, metric_sums, reduce, reduce_metrics
 
 pytestmark = pytest.mark.parametrize("name", NAMES)
@@ -49,7 +51,7 @@ def compiled(name):
 
 
 def couples_rows(name):
-    return getattr(loss(name), "whole_batch", False)
+    return fact(loss(name), "whole_batch")
 
 
 def rows(record, index):
@@ -228,14 +230,24 @@ def test_every_hyperparameter_changes_the_result_or_raises(name):
             assert abs(float(after[0] - before[0])) > 1e-5, f"{name}.{key} = {other} changes nothing"
 
 
-def test_a_number_may_be_an_axis_of_a_sweep(name):
-    fn, record = loss(name), make(name)
-    for key, parameter in inspect.signature(fn).parameters.items():
-        if isinstance(parameter.default, float):
-            values = jnp.float32([parameter.default, parameter.default + 0.25])
-            run = jax.vmap(lambda v, key=key: reduce(fn(record, **{key: v})))
-            want = [reduce(fn(record, **{key: float(v)})) for v in values]
-            np.testing.assert_allclose(run(values), want, rtol=1e-6)
+def test_every_number_may_be_an_axis_of_a_sweep(name):
+    """All of them traced in one jitted program, over rows of a table in which one has another value: value, gradient
+    and metrics are those of the numbers one by one, as Python floats."""
+    fn, record, hints = loss(name), make(name, B=4, T=4), typing.get_type_hints(loss(name))
+    numbers = {key: p.default for key, p in inspect.signature(fn).parameters.items() if hints[key] == Scalar}
+    if not numbers:
+        pytest.skip("it has no number")
+
+    def run(**row):
+        once = functools.partial(fn, **row)
+        return *value_and_grad(once, record), reduce_metrics(once(record).metrics)
+
+    changed = [numbers | {key: numbers[key] + more} for key in numbers for more in (0.125, 0.25)]
+    rows = [numbers, *changed]
+    table = {key: jnp.float32([row[key] for row in rows]) for key in numbers}
+    got = jax.jit(jax.vmap(lambda row: run(**row)))(table)
+    want = jax.tree.map(lambda *x: np.stack(x), *[run(**row) for row in rows])
+    chex.assert_trees_all_close(got, want, rtol=1e-6, atol=1e-6)
 
 
 def test_nan_is_no_hyperparameter(name):

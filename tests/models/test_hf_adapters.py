@@ -11,8 +11,8 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from alignax import lora
+from alignax.interop.adapter_in import settings_of
 from alignax.models.hf.peft_in import read_adapter
-from alignax.stages.adapted import settings_of
 
 Q = "base_model.model.model.layers.{}.self_attn.q_proj.lora_{}.weight"
 

@@ -21,9 +21,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
 
 from alignax.data.encode import encode_prompt  # noqa: E402
 from alignax.data.tokenizer import load_tokenizer  # noqa: E402
+from alignax.interop.export import export, export_adapter  # noqa: E402
 from alignax.main import main  # noqa: E402
 from alignax.stages import offline  # noqa: E402
-from alignax.stages.export import export, export_adapter  # noqa: E402
 from alignax.stages.playground import complete  # noqa: E402
 
 PROMPTS = ["What is the capital of France?", "Write a haiku about the sea."]

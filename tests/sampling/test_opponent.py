@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from alignax.sampling.opponent import beside, mixture
 from tiny import EOS, PAD, prompt_batch, tiny
 
-from alignax.sampling.opponent import beside, mixture
 from alignax.sampling.sample import row_keys, sample
 
 CAPACITY = 5

@@ -17,12 +17,12 @@ from transformers import PreTrainedTokenizerFast
 
 from alignax.checkpoint import load_params
 from alignax.config import ConfigError, plain
+from alignax.interop.export import export, export_adapter
 from alignax.lora import merge
 from alignax.main import main
 from alignax.manifest import CheckpointError
 from alignax.stages import imported, offline, parents, probe, reward, sft
-from alignax.stages.export import export, export_adapter
-from alignax.stages.precheck import precheck
+from alignax.stages.plans import made
 
 RANK = 2
 
@@ -121,7 +121,7 @@ def test_an_adapter_of_another_shape_is_refused(run, tuned, tmp_path):
 )
 def test_settings_that_cannot_be(run, step, values, message):
     with pytest.raises(ConfigError, match=message):
-        precheck(config(run, step) | values)
+        made(config(run, step) | values)
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,9 @@ from stage_runs import metrics, read, tiny
 
 from alignax.checkpoint import Steps, load_params
 from alignax.config import ConfigError, plain
+from alignax.interop.export import export
 from alignax.manifest import CheckpointError
-from alignax.stages import common, evaluate, offline, online, probe, programs, reward, roles
-from alignax.stages.export import export
+from alignax.stages import evaluate, folder, offline, online, probe, programs, reward, roles
 
 NAMES = {"policy": "init_from", "reward": "reward_from", "proxy": "probe.reward_from"}
 
@@ -45,9 +45,9 @@ def aligned(run, judge, tmp_path_factory):
     """The finished run: its folder; what its program was built from; what lived then that had not before."""
     seen, build, jit_step, live = SimpleNamespace(), programs.one_program, programs.sharding.jit_step, _shapes()
 
-    def watched(parts, score, frozen, state):
+    def watched(algorithm, actors, score, frozen, state):
         seen.frozen, seen.state, seen.live = frozen, state, _shapes() - live
-        return build(parts, score, frozen, state)
+        return build(algorithm, actors, score, frozen, state)
 
     def kept(*args):
         seen.program = jit_step(*args)
@@ -141,9 +141,9 @@ def test_evaluation_export_and_further_stages_take_it(run, aligned, tmp_path):
 def loaded(capsys, c, workdir):
     """The roles of a config, and the line about them."""
     capsys.readouterr()
-    stage = common.open_stage("online", c, workdir, None, NAMES)
+    stage = folder.open_stage(online.STAGE, online.plan, c, workdir, None)
     tokenizer = roles.parents.get_tokenizer(stage)
-    found = roles.load(stage, tokenizer, roles.parents.get_mesh(stage.cfg))
+    found = roles.load(stage, tokenizer, roles.parents.get_mesh(stage.plan.mesh))
     return found, " ".join(capsys.readouterr().err.split())
 
 
@@ -151,7 +151,10 @@ def test_an_adapted_policy_goes_on_from_its_adapter_which_stays_the_reference(ru
     found, line = loaded(capsys, ppo(run, judge, init_from=str(aligned.folder)), tmp_path / "ppo")
     assert found.policy["lora"] is found.reference["lora"]  # the state gets a copy
     assert np.abs(found.policy["lora"]["layers"]["q"]["b"]).max() > 0
-    assert found.critic["lora"] is found.reward[1]["lora"] and found.critic["scalar"] is found.reward[1]["scalar"]
+    assert (
+        found.critic["lora"] is found.rewards["reward"][1]["lora"]
+        and found.critic["scalar"] is found.rewards["reward"][1]["scalar"]
+    )
     assert "one base for policy, reference, critic, reward: " in line and "; learning: policy " in line
     assert len(found.bases) == 1
 
@@ -162,7 +165,7 @@ def test_a_whole_reward_model_has_a_decoder_of_its_own(run, tmp_path, capsys, cr
     ours, theirs = (["policy", "reference"], ["critic", "reward"]) if critic == "reward" else (
         ["policy", "reference", "critic"], ["reward"])  # fmt: skip
     assert f"one base for {', '.join(ours)}: " in line and f"one base for {', '.join(theirs)}: " in line
-    below = found.reward[1] if critic == "reward" else found.reference
+    below = found.rewards["reward"][1] if critic == "reward" else found.reference
     assert found.still["critic"]["decoder"] is below["decoder"] and set(found.critic) == {"lora", "scalar"}
     one, other = (x["lora"]["layers"]["q"]["a"] for x in (found.policy, found.critic))
     assert np.abs(one - other).max() > 0  # two fresh adapters, of a key each
@@ -171,7 +174,7 @@ def test_a_whole_reward_model_has_a_decoder_of_its_own(run, tmp_path, capsys, cr
 def test_without_adapters_every_role_is_whole(run, judge, tmp_path, capsys):
     found, line = loaded(capsys, ppo(run, judge, lora_args={}), tmp_path / "ppo")
     assert line == "" and found.bases is None and set(found.frozen()) == {"reference", "reward"}
-    trees = found.policy, found.critic, found.reference, found.reward[1]
+    trees = found.policy, found.critic, found.reference, found.rewards["reward"][1]
     assert [set(tree) - {"scalar"} for tree in trees] == [{"decoder"}] * 4
 
 

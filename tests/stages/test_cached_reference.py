@@ -15,7 +15,7 @@ from alignax.config import ConfigError
 from alignax.manifest import CheckpointError, start
 from alignax.models.config import ModelConfig
 from alignax.sharding import make_mesh
-from alignax.stages import common, offline, parents, probe, reference
+from alignax.stages import fitting, folder, offline, parents, probe, reference
 
 # products of the same shapes have the same bits, but not where XLA's older emitters fuse what is around them
 SAME_BITS = "use_fusion_emitters=false" not in os.environ["XLA_FLAGS"]
@@ -65,7 +65,7 @@ def cached(run, tmp_path_factory):
 
 
 def test_the_reference_is_freed_before_the_first_step(run, tmp_path, monkeypatch):
-    seen, load, train = [], parents.new_or_loaded, common.train
+    seen, load, train = [], parents.new_or_loaded, fitting.train
 
     def loaded(*args, **options):
         model, params = load(*args, **options)
@@ -77,21 +77,21 @@ def test_the_reference_is_freed_before_the_first_step(run, tmp_path, monkeypatch
         return train(*args, **options)
 
     monkeypatch.setattr(parents, "new_or_loaded", loaded)
-    monkeypatch.setattr(common, "train", trained)
+    monkeypatch.setattr(fitting, "train", trained)
     offline.run(config(run, reference="cached"), tmp_path / "dpo")
     assert seen
 
 
 def test_a_run_that_goes_on_reads_the_file_and_ends_the_same(run, cached, tmp_path, monkeypatch):
-    folder = tmp_path / "dpo"
-    monkeypatch.setattr(offline.common, "finish", _killed)
+    out = tmp_path / "dpo"
+    monkeypatch.setattr(folder, "finish", _killed)
     with pytest.raises(KeyboardInterrupt):
-        offline.run(config(run, reference="cached"), folder)
+        offline.run(config(run, reference="cached"), out)
     monkeypatch.undo()
     monkeypatch.setattr(reference, "computed", _killed)
-    offline.run(config(run, reference="cached"), folder)
-    assert numbers(folder) == numbers(cached)
-    assert read(folder / "manifest.json")["content_hash"] == read(cached / "manifest.json")["content_hash"]
+    offline.run(config(run, reference="cached"), out)
+    assert numbers(out) == numbers(cached)
+    assert read(out / "manifest.json")["content_hash"] == read(cached / "manifest.json")["content_hash"]
 
 
 def _killed(*args, **options):

@@ -7,6 +7,7 @@ from stage_runs import ROOT, metrics, read, write_rows
 
 from alignax.config import ConfigError
 from alignax.main import load_config
+from alignax.sampling import sampler
 from alignax.stages import playground, sft
 from alignax.stages.preview import preview
 from alignax.worlds.tokenizer import build_tokenizer
@@ -72,8 +73,8 @@ def test_the_sampler_stops_where_training_ended_turns(rows, tmp_path, monkeypatc
         seen["ends"] = np.asarray(eos_ids).tolist()
         return sample(*args, eos_ids=jnp.asarray(seen["ends"]), **options)
 
-    sample = playground.sample
-    monkeypatch.setattr(playground, "sample", record)
+    sample = sampler.sample
+    monkeypatch.setattr(sampler, "sample", record)
     playground.complete(folder, ["tea ."], max_new_tokens=2)
     tokenizer = ending_turns_by_itself()
     assert seen["ends"] == sorted(tokenizer.convert_tokens_to_ids(["<eos>", "<end>"]))
@@ -83,7 +84,7 @@ def test_the_sampler_stops_where_training_ended_turns(rows, tmp_path, monkeypatc
     "values, message",
     [
         ({"train_on": "reply"}, "config.train_on = 'reply': expected one of 'completion', 'assistant', 'all'"),
-        ({"train_on": "assistant", "template": "plain"}, "config.train_on = 'assistant' with template = 'plain': only"),
+        ({"train_on": "assistant", "template": "plain"}, "config.train_on = 'assistant': with template = 'plain'"),
     ],
 )
 def test_what_train_on_may_be(values, message, rows, tmp_path):

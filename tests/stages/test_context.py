@@ -5,12 +5,18 @@ import pytest
 from alignax.config import ConfigError
 from alignax.models.config import ModelConfig
 from alignax.stages import collect, distill, evaluate, offline, online, reward, sft
-from alignax.stages.context import check_context, longest_of, longest_text
+from alignax.stages.plans import check_context, longest_of, longest_text, parents_of
 
 LEARNED = ModelConfig(8, positions="learned", max_positions=64)
 LONG = ModelConfig(8, rope_type="longrope", rope_original=64, rope_factors=(1.0,) * 16, rope_long_factors=(2.0,) * 16)
 DYNAMIC = ModelConfig(8, rope_type="dynamic", max_positions=64)
 SAMPLED = r"config.max_prompt_length \+ max_new_tokens = 65"
+
+
+def _check(model, config, stage, role):
+    """`check_context` of a role as its stage declares it."""
+    config = config | ({"policies": {role: "x"}} if stage is evaluate else {})
+    check_context(model, config, role, parents_of(stage.STAGE, config)[role])
 
 
 def _config(stage, **values):
@@ -31,8 +37,9 @@ def _config(stage, **values):
 )
 @pytest.mark.parametrize("stage", [sft, reward, offline, online, collect, distill, evaluate])
 def test_texts_that_fit_are_read_by_every_role(stage, model):
-    for role in ("policy", "teacher", "reward", "proxy"):
-        check_context(model, _config(stage), role)
+    for role in stage.STAGE.reads:
+        if "*" not in role:
+            _check(model, _config(stage), stage, role)
 
 
 @pytest.mark.parametrize(
@@ -54,8 +61,8 @@ def test_texts_that_fit_are_read_by_every_role(stage, model):
 def test_longer_texts_are_refused_by_the_roles_that_read_them(stage, values, role, message):
     config = _config(stage, **values)
     with pytest.raises(ConfigError, match=message):
-        check_context(LEARNED, config, role)
-    check_context(ModelConfig(8), config, role)
+        _check(LEARNED, config, stage, role)
+    _check(ModelConfig(8), config, stage, role)
 
 
 @pytest.mark.parametrize(
@@ -68,13 +75,13 @@ def test_longer_texts_are_refused_by_the_roles_that_read_them(stage, values, rol
     ],
 )
 def test_texts_that_a_role_does_not_read_are_not_counted(stage, values, role):
-    check_context(LEARNED, _config(stage, **values), role)
+    _check(LEARNED, _config(stage, **values), stage, role)
 
 
 def test_the_message_names_the_kind_of_positions():
     for model in (LONG, DYNAMIC):
         with pytest.raises(ConfigError, match=f"a model with rope_type '{model.rope_type}' .* at most 64 tokens"):
-            check_context(model, _config(sft, max_length=65))
+            _check(model, _config(sft, max_length=65), sft, "policy")
 
 
 @pytest.mark.parametrize(

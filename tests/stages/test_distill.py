@@ -124,10 +124,10 @@ def test_a_killed_pipeline_equals_the_uninterrupted_one_and_a_student_of_itself_
     [
         (dict(on_policy=1.5), "config.on_policy = 1.5: expected a share of the steps, from 0"),
         (dict(on_policy=-0.1), "config.on_policy = -0.1: expected a share of the steps, from 0"),
-        (dict(teacher_from=""), "config.teacher_from is empty: expected the folder of a finished policy"),
+        (dict(teacher_from=""), "config.teacher_from = '': expected the folder of a finished policy"),
         (dict(init_from=""), "config.model is empty, and so is config.init_from: set one of them"),
-        (dict(temperature=-1.0), "temperature = -1.0, max_new_tokens = 12: expected a temperature of 0"),
-        (dict(max_new_tokens=0), "max_new_tokens = 0: expected a temperature of 0 (greedy) or more, and 1 token"),
+        (dict(temperature=-1.0), "config.temperature = -1.0: expected a temperature of 0"),
+        (dict(max_new_tokens=0), "config.max_new_tokens = 0: expected 1 token"),
         (dict(loss="sft"), "config.loss: sft takes a Demo; this stage feeds a Distill"),
         (dict(loss_args=dict(beat=0.1)), "config.loss_args.beat: gkd takes no such argument; did you mean 'beta'?"),
     ],
@@ -143,7 +143,7 @@ def test_what_cannot_be_is_refused_first(run, tmp_path, monkeypatch, values, mes
 @pytest.mark.parametrize(
     "values, message",
     [
-        (dict(teacher_from="reward"), "parent teacher = 'reward'.* stage: parent reward, expected sft or online"),
+        (dict(teacher_from="reward"), "parent teacher = 'reward'.* makes: reward, expected policy"),
         (dict(template="plain"), "does not fit.* template_hash: parent"),
         (dict(model="harbor", model_args=TINIER), "parent policy = 'sft'.* architecture.dim: parent 32, config 16"),
     ],

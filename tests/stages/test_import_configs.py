@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -20,16 +21,17 @@ import hf_smollm2
 
 from alignax import sharding
 from alignax.checkpoint import load_params
-from alignax.config import ConfigError, Reader
+from alignax.config import ConfigError
 from alignax.data.encode import demo_rows, encode_prompt
 from alignax.data.templates import stop_ids
 from alignax.data.tokenizer import load_tokenizer
+from alignax.interop.adapter_in import say_own
+from alignax.interop.export import export
 from alignax.main import main
 from alignax.models.config import ModelConfig
 from alignax.models.hf import config as hf_config
-from alignax.stages import common, probe
-from alignax.stages.adapted import say_own
-from alignax.stages.export import export
+from alignax.stages import folder as folders
+from alignax.stages import online, parents
 from alignax.worlds.tokenizer import build_tokenizer
 
 V = len(build_tokenizer())
@@ -207,10 +209,9 @@ def _reward(rater, told):
     """The reward model of a stage whose reward_weights are `told`."""
     tokenizer = load_tokenizer(str(rater / "tokenizer"))
     mesh = sharding.make_mesh({"data": 1, "fsdp": 1}, jax.devices()[:1])
-    cfg = Reader({"compute": {"dtype": "float32", "remat": "none", "attention": "auto"}})
-    stage = common.Stage("online", rater.parent, {}, cfg, {"reward": rater}, {}, 0.0)
-    options = {"tokenizer": tokenizer, "template": "plain", "mesh": mesh, "key": "reward_weights"}
-    return probe.load_reward(stage, "reward", told, **options)
+    plan = SimpleNamespace(compute={"dtype": "float32", "remat": "none", "attention": "auto"}, template="plain")
+    stage = folders.Stage(online.STAGE, rater.parent, {}, plan, {"reward": rater}, {}, None, 0.0)
+    return parents.load_reward(stage, "reward", told, tokenizer, mesh, key="reward_weights")
 
 
 @pytest.mark.parametrize("told, missing", [({}, "'bad', 'good'"), ({"good": 1.0}, "'bad'")])

@@ -19,10 +19,12 @@ from alignax.checkpoint import load_params, verify
 from alignax.config import ConfigError
 from alignax.data.templates import stop_ids
 from alignax.data.tokenizer import load_tokenizer, vocabulary
+from alignax.interop.classifier import scoring_pad
+from alignax.interop.ends import generation_ends
+from alignax.interop.export import export
 from alignax.main import main
 from alignax.manifest import CheckpointError, read_manifest
 from alignax.stages import imported, reward, sft
-from alignax.stages.export import _scoring_pad, export
 from alignax.stages.playground import complete
 from alignax.worlds.tokenizer import build_tokenizer
 
@@ -186,9 +188,9 @@ def test_the_sampler_stops_at_every_end_that_generation_config_names(ours, their
     assert stop_ids(tokenizer, "chat") == {1} | stop_ids(build_tokenizer(), "chat")
     export(ours, tmp_path / "out")
     assert "stop_ids" not in (tmp_path / "out/tokenizer_config.json").read_text()
-    assert imported.generation_ends(tmp_path, [4]) == [4]  # without a file, config.json's own
+    assert generation_ends(tmp_path, [4]) == [4]  # without a file, config.json's own
     (tmp_path / "generation_config.json").write_text("{}")
-    assert imported.generation_ends(tmp_path, [4]) == []
+    assert generation_ends(tmp_path, [4]) == []
 
 
 def test_an_export_of_an_import_changes_nothing(ours, theirs, tmp_path):
@@ -246,10 +248,10 @@ def test_a_reward_model_goes_out_and_comes_back_as_one(run, tmp_path):
 def test_a_reward_model_pads_with_what_ends_no_text_or_takes_one_at_a_time(capsys):
     tokenizer = build_tokenizer()
     pad, end = tokenizer.pad_token_id, tokenizer.eos_token_id
-    assert pad != end and _scoring_pad(tokenizer, [end]) == pad
-    assert _scoring_pad(tokenizer, [end, pad]) is None
+    assert pad != end and scoring_pad(tokenizer, [end]) == pad
+    assert scoring_pad(tokenizer, [end, pad]) is None
     tokenizer.pad_token = None
-    assert _scoring_pad(tokenizer, [end]) is None
+    assert scoring_pad(tokenizer, [end]) is None
     assert " ".join(capsys.readouterr().err.split()).count("scores one text at a time") == 2
 
 
@@ -292,10 +294,10 @@ def test_a_head_of_another_width_is_told_with_the_other_tensors(run, tmp_path):
 
 
 def test_a_step_of_a_pipeline_may_be_an_import(theirs):
-    from alignax.stages.precheck import precheck
+    from alignax.stages.plans import made
 
     c = imported.get_config()
     with pytest.raises(ConfigError, match="config.path is empty"):
-        precheck(c.to_dict())
+        made(c.to_dict())
     c.path = str(theirs)
-    precheck(c.to_dict())
+    made(c.to_dict())

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from stage_runs import metrics, read, tiny, write_rows
 
-from alignax.stages import common, offline, probe, reward, sft
+from alignax.stages import fitting, folder, offline, probe, reward, sft
 from tests.marks import quick
 
 
@@ -53,9 +53,9 @@ def test_a_packed_run_is_the_padded_one(run, tmp_path, step):
 def test_a_packed_run_that_was_stopped_goes_on_bit_for_bit(run, tmp_path, monkeypatch):
     settings = dict(packing="shared", total_steps=3, save_every_steps=1)
     offline.run(config(run, "dpo", **settings), tmp_path / "whole")
-    fit = common.fit
-    monkeypatch.setattr(common, "fit", lambda *args, total_steps, **options: fit(*args, total_steps=1, **options))
-    monkeypatch.setattr(common, "finish", _killed)
+    fit = fitting.fit
+    monkeypatch.setattr(fitting, "fit", lambda *args, total_steps, **options: fit(*args, total_steps=1, **options))
+    monkeypatch.setattr(folder, "finish", _killed)
     with pytest.raises(KeyboardInterrupt):
         offline.run(config(run, "dpo", **settings), tmp_path / "parted")
     monkeypatch.undo()

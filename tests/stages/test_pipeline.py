@@ -11,7 +11,7 @@ from stage_runs import TINY, facts, file_config, finished, metrics, read, tiny
 from alignax.config import plain
 from alignax.main import main
 from alignax.manifest import read_manifest
-from alignax.stages import pipeline, sft
+from alignax.stages import pipeline, plans, sft
 
 STEPS = ("sft", "collect", "reward", "ppo", "dpo", "evaluate")
 
@@ -151,4 +151,4 @@ def test_sample_prints_completions(run, policy, capsys):
 
 def test_every_world_config_is_accepted_as_it_is():
     for name in ("sft", "collect", "reward", "ppo", "dpo", "distill"):
-        pipeline.precheck(plain(file_config(f"world/{name}.py")))
+        plans.made(plain(file_config(f"world/{name}.py")))

@@ -14,9 +14,10 @@ import hf_cases
 from test_import_export import V, write
 
 from alignax.config import ConfigError
+from alignax.interop.classifier import class_keys
+from alignax.interop.export import export
 from alignax.main import main
 from alignax.models.hf.families import FAMILIES
-from alignax.stages.export import _classes, export
 
 
 def test_the_text_comes_in_with_a_line_about_the_rest_and_goes_out_alone(tmp_path, capsys):
@@ -47,4 +48,4 @@ def test_the_text_comes_in_with_a_line_about_the_rest_and_goes_out_alone(tmp_pat
 def test_a_reward_model_of_a_family_without_a_class_for_it_is_not_exported():
     params = {"scalar": {"kernel": np.ones(4), "bias": np.zeros(())}}
     with pytest.raises(ConfigError, match="no class of granite with a scalar head: .*adapter"):
-        _classes(FAMILIES["granite"], params, {"config": {}, "data": {}}, {})
+        class_keys(FAMILIES["granite"], params, [], {})

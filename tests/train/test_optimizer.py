@@ -7,7 +7,16 @@ import numpy as np
 import optax
 import pytest
 
-from alignax.train.optimizer import adamw, matrices, muon, scale_by_adam_tf, sgd, updates_done, warmup_then
+from alignax.train.optimizer import (
+    adamw,
+    clip_by_global_norm,
+    matrices,
+    muon,
+    scale_by_adam_tf,
+    sgd,
+    updates_done,
+    warmup_then,
+)
 from alignax.train.state import new_learner
 from alignax.train.step import apply_gradients
 
@@ -40,6 +49,17 @@ def test_the_last_cosine_and_linear_steps_differ_on_the_way():
     quarter = {name: float(warmup_then(name, 1.0, 100, 0.0, 0.0)(25)) for name in ("cosine", "linear")}
     np.testing.assert_allclose(quarter["linear"], 0.75, rtol=1e-5)
     np.testing.assert_allclose(quarter["cosine"], 0.5 * (1 + np.cos(np.pi / 4)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
+@pytest.mark.parametrize("warmup_percent", [0.0, 30.0])
+def test_a_schedule_takes_a_traced_peak_and_end(schedule, warmup_percent):
+    def rates(peak, end):
+        rate = warmup_then(schedule, peak, 10, warmup_percent, end)
+        return jnp.stack([jnp.float32(rate(step)) for step in range(12)])
+
+    traced = jax.jit(jax.vmap(rates))(jnp.float32([3e-4, 0.1]), jnp.float32([0.0, 20.0]))
+    np.testing.assert_allclose(traced, [rates(3e-4, 0.0), rates(0.1, 20.0)], rtol=1e-6, atol=1e-10)
 
 
 def test_unknown_schedule_is_refused():
@@ -109,6 +129,41 @@ def test_clip_scales_the_whole_gradient_to_the_norm(clip_norm, factor):
     got = _first_update(sgd(total_steps=1, learning_rate=1.0, clip_norm=clip_norm), grads)
     np.testing.assert_allclose(optax.global_norm(got), 3 * factor, rtol=1e-5)
     np.testing.assert_allclose(got["decoder"]["embed"], -factor, rtol=1e-5)
+
+
+@pytest.mark.parametrize("max_norm", [0.3, 1.0, 7.0, 100.0])
+def test_a_clip_that_is_on_is_optaxs_to_the_last_bit(max_norm):
+    # gradients of norm 7 exactly, (2^2 + 3^2 + 6^2)^0.5, in two dtypes, and others of no round norm
+    rng = np.random.default_rng(0)
+    round_ones = {"a": jnp.float32([2.0, 3.0]), "b": jnp.bfloat16([6.0])}
+    others = {"a": jnp.float32(rng.normal(size=(3, 5))), "b": jnp.bfloat16(rng.normal(size=7))}
+    for grads in (round_ones, others):
+        want = jax.jit(lambda g: optax.clip_by_global_norm(max_norm).update(g, optax.EmptyState())[0])(grads)
+        fixed = jax.jit(lambda g: clip_by_global_norm(max_norm).update(g, optax.EmptyState())[0])(grads)
+        traced = jax.jit(lambda g, norm: clip_by_global_norm(norm).update(g, optax.EmptyState())[0])(grads, max_norm)
+        chex.assert_trees_all_equal(fixed, want)
+        chex.assert_trees_all_equal(traced, want)
+
+
+def test_a_clip_that_is_off_moves_no_bit():
+    # gradients made inside the program, so that the compiler may fuse the norm into them; not even a nan moves another
+    x, w = (jnp.float32(np.random.default_rng(seed).normal(size=(17, 17))) for seed in (0, 1))
+    grads = jax.grad(lambda w: jnp.mean(jnp.tanh(x @ w) ** 3))
+
+    @jax.jit
+    def clipped(w, max_norm):
+        return clip_by_global_norm(max_norm).update({"w": grads(w), "nan": jnp.nan * w}, optax.EmptyState())[0]
+
+    for max_norm in (0.0, jnp.float32(0.0)):
+        np.testing.assert_array_equal(clipped(w, max_norm)["w"], jax.jit(grads)(w))
+        eager = clip_by_global_norm(max_norm).update({"w": grads(w)}, optax.EmptyState())[0]
+        np.testing.assert_array_equal(eager["w"], grads(w))
+
+
+def test_the_state_of_an_optimizer_has_one_shape_whether_it_clips_or_not():
+    for make in (adamw, muon, sgd):
+        on, off = (jax.tree.structure(new_learner(PARAMS, make(total_steps=9, clip_norm=c))) for c in (1.0, 0.0))
+        assert on == off
 
 
 def test_clip_acts_before_adam_sees_the_gradient():

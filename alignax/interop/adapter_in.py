@@ -1,4 +1,4 @@
-"""An adapter of peft's format -> one on a finished checkpoint: `alignax import ADAPTER OUT --base=CHECKPOINT`."""
+"""An adapter of peft's format -> one on a finished checkpoint: what has to fit, and the settings to go on with."""
 
 from pathlib import Path
 from typing import Any
@@ -9,45 +9,20 @@ import numpy as np
 from alignax.config import ConfigError
 from alignax.data.counts import DataError
 from alignax.data.tokenizer import load_tokenizer, tokenizer_hash, vocabulary
-from alignax.manifest import check_parent, read_manifest
-from alignax.models.config import ModelConfig
-from alignax.models.hf.peft_in import Adapter, load_adapter, read_adapter
-from alignax.stages import common, parents
-from alignax.stages.origin import family_of, identity, origin_of
-from alignax.types import Params
+from alignax.interop.origin import family_of, origin_of
+from alignax.log import console
+from alignax.models.hf.peft_in import Adapter, load_adapter
+from alignax.types import Model, Params
 
 
-def import_adapter(stage: common.Stage, folder: Path, *, trusted: bool) -> Path:
-    """The second half of `imported.run`: reads an adapter for the stage's base; a SEQ_CLS one makes a reward model.
+def load_onto(base: Path, model: Model, folder: Path, found: Adapter) -> Params:
+    """The parameters of an adapter, in the shapes of the checkpoint `base`, whose model is `model`.
 
-    Raises ConfigError for a base that the adapter does not name, unless `trusted`, and a tokenizer of another size;
-    CheckpointError for a base that is no policy; ValueError with all that does not fit.
+    Raises ValueError with all tensors that do not fit.
     """
-    cfg, workdir, base = stage.cfg, stage.workdir, stage.parents["policy"]
-    found, manifest = read_adapter(folder), read_manifest(base)
-    scalar = found.config.get("task_type") == "SEQ_CLS"
-    check_parent(manifest, role="base", stage=(*parents.POLICIES, *(["reward"] if scalar else [])))
-    if manifest["base"] is not None:
-        raise ConfigError(f"config.base = {str(base)!r} is an adapter itself: name the checkpoint that it stands on")
-    if not trusted:
-        check_named(found, base, manifest)
-    tokenizer, mesh = load_tokenizer(cfg.tokenizer or str(base / "tokenizer")), parents.get_mesh(cfg)
-    cfg.finish()
-    model = parents.on_mesh(ModelConfig(**manifest["architecture"]), mesh)
-    say_own(folder, tokenizer)
-    if (tokens := vocabulary(tokenizer)) != model.config.vocab_size:
-        given = f"config.tokenizer has {tokens} tokens, the base {model.config.vocab_size}"
-        raise ConfigError(f"{given}: an adapter does not change them; leave it empty")
     layers = jax.eval_shape(model.init, jax.random.key(0))["decoder"]["layers"]
     kernels = {name: x["kernel"].shape for name, x in layers.items() if "kernel" in x}
-    params = load_adapter(folder, found, family_of(model.config, origin_of(base)), model.config, kernels)
-    args = settings_of(found, params)
-    common.console.print(f"{workdir}: to go on with this adapter, --config.lora_args={args}", soft_wrap=True)
-    data = {"fingerprint": identity(folder), "counts": {}, "source": folder.name, "lora_args": args}
-    kind = stage._replace(kind="reward") if scalar else stage
-    data |= labels_of(found, params)
-    common.finish(kind, params=params, step=0, model=model, tokenizer=tokenizer, data=data)
-    return workdir
+    return load_adapter(folder, found, family_of(model.config, origin_of(base)), model.config, kernels)
 
 
 def say_own(folder: Path, used: Any) -> None:
@@ -64,11 +39,18 @@ def say_own(folder: Path, used: Any) -> None:
     elif template.is_file() and template.read_text(encoding="utf-8") != used.chat_template:
         differ = ["chat template"]
     if differ:
-        common.console.print(
+        console.print(
             f"[yellow]{folder} brings another {' and '.join(differ)}, which is not used: the base's is, or that of "
             f"--tokenizer; --tokenizer={folder} takes the adapter's[/]",
             soft_wrap=True,
         )
+
+
+def check_tokens(tokenizer: Any, rows: int) -> None:
+    """Raises ConfigError for a tokenizer of another number of tokens than the base has."""
+    if (tokens := vocabulary(tokenizer)) != rows:
+        given = f"config.tokenizer has {tokens} tokens, the base {rows}"
+        raise ConfigError(f"{given}: an adapter does not change them; leave it empty")
 
 
 def settings_of(found: Adapter, params: Params) -> dict[str, Any]:
@@ -85,7 +67,7 @@ def settings_of(found: Adapter, params: Params) -> dict[str, Any]:
     }
 
 
-def labels_of(found: Adapter, params: Params) -> dict[str, list[str]]:
+def attributes_of(found: Adapter, params: Params) -> dict[str, list[str]]:
     """The attributes of a head of several scores, called as transformers does where the file says nothing; else {}."""
     if np.ndim(params.get("scalar", {}).get("kernel")) < 2:
         return {}
@@ -94,12 +76,12 @@ def labels_of(found: Adapter, params: Params) -> dict[str, list[str]]:
     }
 
 
-def check_base(base: str, trusted: bool) -> None:
-    """Raises ConfigError for a base of Hugging Face's format, and for trust in none."""
+def check_base(base: str, trusted: bool, *, is_step: bool) -> None:
+    """Raises ConfigError for a base of Hugging Face's format that is no folder of a stage, and for trust in none."""
     folder = Path(base).expanduser()
     if trusted and not base:
         raise ConfigError("config.trust_base is set, but config.base is empty: nothing reads it")
-    if base and not common.is_step(base) and (folder / "config.json").is_file():
+    if base and not is_step and (folder / "config.json").is_file():
         raise ConfigError(
             f"config.base = {base!r} is a checkpoint of Hugging Face's format: import it first "
             f"(alignax import {base} runs/base), and name that"

@@ -13,24 +13,23 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from alignax import sharding
 from alignax.config import ConfigError
 from alignax.data.templates import stop_ids
 from alignax.data.tokenizer import ROWS, STOPS, load_tokenizer, tokenizer_hash
-from alignax.log import replace_file
+from alignax.interop.classifier import class_keys, is_classifier, scoring_pad
+from alignax.interop.ends import ends_of, generation_ends
+from alignax.interop.origin import ORIGIN, family_of, origin_of, stored_of
+from alignax.log import console, replace_file
 from alignax.manifest import read_manifest
 from alignax.models.config import ModelConfig
 from alignax.models.hf import config as hf_config
 from alignax.models.hf.families import Family
 from alignax.models.hf.peft_out import save_adapter
 from alignax.models.hf.weights import save_weights
-from alignax.stages import common, parents
-from alignax.stages.context import longest_text
-from alignax.stages.imported import BIAS, ends_of, generation_ends
-from alignax.stages.origin import ORIGIN, family_of, origin_of, stored_of
-from alignax.stages.parents import rated_attributes
+from alignax.stages import parents
+from alignax.stages.plans import longest_text
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -59,12 +58,13 @@ def export(
     base = origin if kept else hf_config.to_hf(config, found)
     _, params = parents.whole(checkpoint, manifest)
     spelled = [key for key in ("dtype", "torch_dtype") if key in base] or ["dtype"]
-    keys = base | dict.fromkeys(spelled, said or main) | _classes(found, params, manifest, origin)
+    rated = parents.rated_attributes(manifest)
+    keys = base | dict.fromkeys(spelled, said or main) | class_keys(found, params, rated, origin)
     if "scalar" in params:
         keys.pop("num_labels", None)  # the labels' names are their number
     with _appearing(out) as folder:
         save_weights(folder, found, config, params, dtype=main, others=others, shard_bytes=shard_bytes)
-        pads = _scores(keys) and not (kept and _scores(origin))  # else the origin's pad token has said it
+        pads = is_classifier(keys) and not (kept and is_classifier(origin))  # else the origin's pad token has said it
         _write_configs(folder, checkpoint, found, keys, manifest=manifest, own_ids=not kept, pads=pads)
     return out
 
@@ -89,9 +89,10 @@ def export_adapter(
     beneath = read_manifest((checkpoint / manifest["base"]["path"]).resolve())["config"]
     name = base_name or beneath.get("path", "")
     if not name:
-        common.console.print("adapter_config.json does not name its base: --base-name=NAME would")
+        console.print("adapter_config.json does not name its base: --base-name=NAME would")
     args = manifest["config"].get("lora_args") or manifest["data"]["lora_args"]
-    note = {"base": manifest["base"]["content_hash"]} | ({"attributes": x} if (x := rated_attributes(manifest)) else {})
+    rated = parents.rated_attributes(manifest)
+    note = {"base": manifest["base"]["content_hash"]} | ({"attributes": rated} if rated else {})
     said = {"base_model_name_or_path": name or None, "revision": (not base_name and beneath.get("revision")) or None}
     with _appearing(out) as folder:
         save_adapter(folder, found, config, params, rslora=args.get("rslora", False), dtype=dtype, note=note, said=said)
@@ -126,46 +127,6 @@ def _appearing(out: Path) -> Iterator[Path]:
             folder.rename(out)
 
 
-def _classes(family: Family, params: Any, manifest: dict[str, Any], origin: dict[str, Any]) -> dict[str, Any]:
-    """The class to load it with, and the labels of a scalar head."""
-    if "scalar" not in params:
-        return {"architectures": [family.causal]}
-    if not family.classifier:
-        raise ConfigError(
-            f"transformers has no class of {family.name} with a scalar head: a reward model of this family stays a "
-            "checkpoint of alignax, which every stage reads, or goes out as an adapter (--adapter)"
-        )
-    bias = np.asarray(params["scalar"]["bias"])
-    theirs = list(origin.get("id2label", {}).values()) if _scores(origin) else []
-    labels = rated_attributes(manifest) or (theirs if len(theirs) == bias.size else ["score"])
-    names = {"id2label": dict(enumerate(labels)), "label2id": {name: i for i, name in enumerate(labels)}}
-    if bias.any():
-        common.console.print(
-            f"scores of the export are lower by {bias}: {family.classifier} has no bias, {BIAS} keeps it"
-        )
-    return {"architectures": [family.classifier], **names} | ({BIAS: bias.tolist()} if bias.any() else {})
-
-
-def _scores(keys: dict[str, Any]) -> bool:
-    """Whether a config.json is of a class with a scalar head."""
-    return any("SequenceClassification" in name for name in keys.get("architectures") or ())
-
-
-def _scoring_pad(tokenizer: Any, stops: list[int]) -> int | None:
-    """What a config has to call padding, so that transformers reads a score where alignax does, at the last token.
-
-    It reads it at the last token that is none of padding. None, if the tokenizer pads with nothing, or with what also
-    ends its texts: then it takes single texts only, and refuses several, where it would score each one token too early.
-    """
-    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id not in stops:
-        return tokenizer.pad_token_id
-    common.console.print(
-        f"[yellow]the tokenizer's pad token is {tokenizer.pad_token!r}, which marks no padding: in transformers the "
-        "export scores one text at a time; give the tokenizer a pad token that ends no text, to score several[/]"
-    )
-    return None
-
-
 def _write_configs(
     folder: Path, checkpoint: Path, family: Family, keys: dict[str, Any], *, manifest: dict, own_ids: bool, pads: bool
 ) -> None:
@@ -182,7 +143,7 @@ def _write_configs(
     names = ("bos_token_id", "eos_token_id", "pad_token_id") if own_ids else ()
     ids = {name: getattr(tokenizer, name) for name in names}
     if pads:
-        ids["pad_token_id"] = _scoring_pad(tokenizer, stops)
+        ids["pad_token_id"] = scoring_pad(tokenizer, stops)
     if own_ids:
         AutoConfig.for_model(**keys | ids | {"model_type": family.name}).save_pretrained(folder)
     else:
@@ -190,7 +151,7 @@ def _write_configs(
     tokenizer.save_pretrained(folder)
     theirs = AutoTokenizer.from_pretrained(str(folder))
     if tokenizer_hash(theirs) != tokenizer_hash(tokenizer):  # see load_tokenizer
-        common.console.print(
+        console.print(
             f"[yellow]AutoTokenizer makes another tokenizer ({type(theirs).__name__}) of this folder, as config.json "
             f"says {family.name}: load it with PreTrainedTokenizerFast[/]"
         )

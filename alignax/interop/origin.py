@@ -1,18 +1,35 @@
 """Where an imported checkpoint came from: the files that it brought, and what they say of its family."""
 
-import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 from alignax.config import ConfigError
+from alignax.log import replace_file
 from alignax.models.config import ModelConfig
 from alignax.models.hf import config as hf_config
 from alignax.models.hf.families import FAMILIES, Family
-from alignax.models.hf.peft_in import CONFIG
+from alignax.models.hf.headers import stored_dtypes
 
 STORED = "stored.json"  # in that folder: the dtypes in which the tensors came
 ORIGIN = "hf"  # folder of config.json and generation_config.json, which every later stage hands on
+KEPT = ("config.json", "generation_config.json")
+
+
+def keep_origin(folder: Path, out: Path, theirs: dict[str, Any], *, prefix: str) -> None:
+    """Writes what the way out needs: the configs, and the dtypes of the tensors, which config.json need not have.
+
+    Of a model of text and images the config is `theirs`, that of its text part, since no more goes out.
+    """
+    out.mkdir(exist_ok=True)
+    for name in KEPT:
+        if (folder / name).is_file():
+            shutil.copyfile(folder / name, out / name)
+    if json.loads((out / "config.json").read_text(encoding="utf-8"))["model_type"] != theirs["model_type"]:
+        replace_file(out / "config.json", json.dumps(theirs, indent=2) + "\n")
+    main, others = stored_dtypes(folder, prefix)
+    replace_file(out / STORED, json.dumps({"dtype": main, "others": others}, indent=2) + "\n")
 
 
 def origin_of(workdir: Path) -> dict[str, Any]:
@@ -36,15 +53,3 @@ def family_of(config: ModelConfig, origin: dict[str, Any], asked: str = "") -> F
     if name not in FAMILIES:
         raise ConfigError(f"family = {name!r}: expected one of {', '.join(FAMILIES)}")
     return FAMILIES[name]
-
-
-def identity(folder: Path) -> str:
-    """sha256 over the config and the names and sizes and times of the weight files: which folder was imported.
-
-    Not over the weights themselves, which may be large: theirs is the manifest's own content hash.
-    """
-    files = sorted(folder.glob("*.safetensors"))
-    stats = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
-    configs = [folder / name for name in ("config.json", CONFIG)]
-    config = b"".join(file.read_bytes() for file in configs if file.is_file())
-    return hashlib.sha256(config + json.dumps(stats).encode()).hexdigest()

@@ -1,0 +1,1 @@
+"""What goes in and out of folders of Hugging Face and peft, by the tables of `models/hf`."""
