@@ -12,7 +12,7 @@ from typing import Any, TypeVar, dataclass_transform
 import jax
 
 from alignax.config import ConfigError, Reader, bind, resolve
-from alignax.ops.checks import Refused, Scalar
+from alignax.ops.checks import Refused
 
 T = TypeVar("T")
 
