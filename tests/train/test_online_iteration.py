@@ -219,8 +219,14 @@ def test_a_controller_with_memory_keeps_it_in_the_state(tmp_path):
 
 def test_many_algorithms_are_one_program():
     # a sweep over numbers too: vmap over algorithms of one structure, against each of them by itself
-    settings = [(0.0, 0.9, 0.2), (0.3, 0.7, 0.05)]
-    made = [build_algorithm(kl_coef=k, temperature=t, loss_args=dict(clip=c)) for k, t, c in settings]
+    def changed(kl_coef, temperature, clip, lam, target, rate):
+        return build_algorithm(
+            kl_coef=kl_coef, temperature=temperature, loss_args=dict(clip=clip), advantage_args=dict(lam=lam),
+            optimizer_args=dict(learning_rate=rate), kl_controller_args=dict(target=target, horizon=100.0),
+        )  # fmt: skip
+
+    settings = [(0.01, 0.9, 0.2, 0.95, 0.5, 0.5), (0.3, 0.7, 0.05, 0.5, 2.0, 0.1)]
+    made = [changed(*numbers) for numbers in settings]
     frozen, prompts = build_frozen(), prompt_batch()
     one = jax.jit(lambda algorithm: build_iteration(algorithm)(build_state(algorithm), frozen, prompts))
     swept, metrics = jax.jit(jax.vmap(one))(jax.tree.map(lambda *x: jnp.stack(x), *made))
@@ -229,4 +235,4 @@ def test_many_algorithms_are_one_program():
         close(jax.tree.map(lambda leaf, i=i: leaf[i], swept), want, rtol=1e-5, atol=1e-5)
         assert metrics["objective/kl_coef"][i] == numbers["objective/kl_coef"] == np.float32(settings[i][0])
         np.testing.assert_allclose(metrics["objective/scores"][i], numbers["objective/scores"], atol=1e-5)
-    assert one._cache_size() == 1 and np.unique(np.asarray(metrics["objective/entropy"])).size == 2
+    assert one._cache_size() == 1 and all(np.unique(metrics[name]).size == 2 for name in ("objective/entropy", "lr"))
