@@ -12,7 +12,7 @@ from typing import Any, TypeVar, dataclass_transform
 import jax
 
 from alignax.config import ConfigError, Reader, bind, resolve
-from alignax.ops.checks import Refused, Scalar
+from alignax.ops.checks import Refused
 
 T = TypeVar("T")
 
@@ -32,7 +32,7 @@ class Bound:
     is found: at the call, or while a program around it is traced.
     """
 
-    def __init__(self, function: Callable, numbers: Mapping[str, Scalar], options: Mapping[str, Any], key: str):
+    def __init__(self, function: Callable, numbers: Mapping[str, Any], options: Mapping[str, Any], key: str):
         self.function, self.numbers, self.options, self.key = function, dict(numbers), Args(options), key
 
     def __call__(self, *args: Any, **given: Any) -> Any:

@@ -29,27 +29,28 @@ jaxtyping.install_import_hook("alignax", "beartype.beartype")
 from beartype import beartype  # noqa: E402
 
 from alignax import types  # noqa: E402
-from alignax.train import state  # noqa: E402
+from alignax.train import algorithm, state  # noqa: E402
 
 
 def _check_fields(cls):
-    """Checks a record's shapes where the package builds it from arrays.
+    """Checks a record's shapes where the package builds it from arrays, and a plan's wherever the package builds it.
 
     Not where JAX rebuilds one from its leaves: these may be specs, shapes or None, and under vmap, or cut into
     microbatches, they have one axis more.
     """
+    of_arrays = issubclass(cls, types.Record)
     plain = inspect.unwrap(cls.__init__)  # without the check that the import hook put around it
     checked = jaxtyping.jaxtyped(plain, typechecker=beartype)
 
     def init(self, **fields):
         leaves, caller = jax.tree.leaves(fields), sys._getframe(1).f_globals.get("__name__", "")
-        arrays = leaves and all(isinstance(leaf, jax.Array) for leaf in leaves)
-        (checked if arrays and caller.startswith(("alignax", "dataclasses")) else plain)(self, **fields)
+        known = not of_arrays or (leaves and all(isinstance(leaf, jax.Array) for leaf in leaves))
+        (checked if known and caller.startswith(("alignax", "dataclasses")) else plain)(self, **fields)
 
     cls.__init__ = init
 
 
-for _module in (types, state):
+for _module in (types, state, algorithm):
     for _, _cls in inspect.getmembers(_module, dataclasses.is_dataclass):
         if _cls.__module__ == _module.__name__:
             _check_fields(_cls)

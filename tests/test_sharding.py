@@ -150,18 +150,18 @@ def test_eight_devices_give_the_gradients_and_metrics_of_one(stage, mesh_name):
 @pytest.fixture(scope="module")
 def iteration_alone():
     """The state and metrics after one PPO iteration on one device."""
-    parts, iteration, frozen = compiled()
-    return iteration(build_state(parts), frozen, prompt_batch())
+    algorithm, iteration, frozen = compiled()
+    return iteration(build_state(algorithm), frozen, prompt_batch())
 
 
 @pytest.mark.parametrize("name", MESHES)
 def test_eight_devices_give_the_ppo_iteration_of_one(iteration_alone, name):
-    mesh, (parts, iteration, frozen) = _mesh(name), compiled()
-    args = _placed(build_state(parts), mesh), _placed(frozen, mesh), sharding.put_batch(prompt_batch(), mesh)
+    mesh, (algorithm, iteration, frozen) = _mesh(name), compiled()
+    args = _placed(build_state(algorithm), mesh), _placed(frozen, mesh), sharding.put_batch(prompt_batch(), mesh)
     state, metrics = iteration(*args)
     close(state, iteration_alone[0], atol=1e-5)
     close(metrics, iteration_alone[1], rtol=1e-4, atol=1e-5)
-    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), state.policy.params, build_state(parts).policy.params)
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), state.policy.params, build_state(algorithm).policy.params)
     assert max(jax.tree.leaves(moved)) > 1e-2  # a thousand times the tolerance
 
 

@@ -67,5 +67,5 @@ def test_what_jax_makes_of_records_passes():
     assert shapes.chosen.logp.shape == (2, 3)
     ones = jnp.ones((4, 3), bool)
     rollout = Rollout(tokens=jnp.zeros((4, 3), jnp.int32), valid=ones, mask=ones, old_logp=jnp.zeros((4, 3)))
-    groups = jax.tree.map(lambda x: x.reshape(2, 2, *x.shape[1:]), rollout.replace(opponent=jnp.ones(4, bool)))
-    assert groups.opponent.shape == (2, 2)
+    groups = jax.tree.map(lambda x: x.reshape(2, 2, *x.shape[1:]), rollout.replace(source=jnp.ones(4, jnp.int32)))
+    assert groups.source.shape == (2, 2)

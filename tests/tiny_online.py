@@ -1,16 +1,18 @@
-"""The online stage's own parts on a tiny model, with plain gradient descent, so that equalities hold to rounding."""
+"""The online stage's algorithm on a tiny model, with plain gradient descent, so that equalities hold to rounding."""
 
 import functools
 
 import jax
-import jax.numpy as jnp
 from tiny import EOS, PAD, tiny
 
-from alignax import forward
 from alignax.config import Reader, plain
+from alignax.rewards.config import Reward
+from alignax.sampling.sampler import Sampler
+from alignax.stages import algorithm as bound
 from alignax.stages import online as stage
+from alignax.stages import programs
 from alignax.train import online
-from alignax.train.state import new_online_state
+from alignax.train.algorithm import Actors, Algorithm
 
 P, CAPACITY = 5, 4
 ENDS = (EOS, 2)
@@ -19,15 +21,16 @@ CONFIG = dict(
     kl_controller="adaptive_kl", kl_controller_args=dict(target=0.5, horizon=100.0),
     update_args=dict(epochs=2, minibatches=2),
     optimizer="sgd", optimizer_args=dict(learning_rate=0.5, clip_norm=1.0),
-    value_optimizer="sgd", value_optimizer_args=dict(learning_rate=0.1),
 )  # fmt: skip
+CRITIC = dict(value_optimizer="sgd", value_optimizer_args=dict(learning_rate=0.1))
+ALONE = dict(critic_init="none", kl_controller="fixed_kl", kl_controller_args={})  # no critic, a coefficient that stays
 
 
-def build_parts(**changes) -> online.Parts:
-    """The parts as the stage binds them, from a config with changes."""
-    model = models()[0]
-    cfg = Reader(plain(stage.get_config()) | CONFIG | changes)
-    return stage.make_parts(cfg, model, model, jnp.array(ENDS), PAD, P)
+def build_algorithm(**changes) -> Algorithm:
+    """The algorithm as the stage binds it, from a config with changes; its one reward is a model's."""
+    defaults = plain(stage.get_config())
+    config = defaults | CONFIG | ({} if changes.get("critic_init") == "none" else CRITIC) | changes
+    return bound.algorithm_of(Reader(config), {"reward": Reward(role="reward")}, defaults)
 
 
 def models() -> tuple:
@@ -36,24 +39,32 @@ def models() -> tuple:
     return *tiny(layers=1), critic, reward
 
 
-def build_state(parts, seed=0):
+def build_actors() -> Actors:
+    """The tiny model as policy and critic."""
+    model = models()[0]
+    return Actors(Sampler(model, CAPACITY, ENDS, PAD), model)
+
+
+def build_frozen() -> dict:
+    """What an iteration reads."""
+    _, reference, _, reward = models()
+    return {"reference": reference, "reward": {"reward": reward}}
+
+
+def build_state(algorithm, seed=0):
     """A fresh online state; `seed` may be traced."""
     _, policy, critic, _ = models()
-    return new_online_state(policy, critic, parts.policy_optimizer, parts.critic_optimizer, 0.1, seed, parts.kl_memory)
+    return online.start(algorithm, policy, critic, seed)
 
 
-def model_reward(params, rollout):
-    """A reward model's score."""
-    return forward.score(models()[0], params, rollout.tokens, rollout.valid)
+def build_iteration(algorithm):
+    """(state, frozen, prompts) -> (state, metrics), with the reward model on the device."""
+    score = programs.on_device(algorithm, {"reward": models()[0]})
+    return functools.partial(online.iteration, algorithm, build_actors(), score)
 
 
 @functools.lru_cache
 def compiled():
-    """(parts, jitted iteration with the reward model on the device, frozen parameters), compiled once per process."""
-    parts = build_parts()
-    _, reference, _, reward = models()
-    return (
-        parts,
-        jax.jit(functools.partial(online.iteration, parts, model_reward)),
-        dict(reference=reference, reward=reward),
-    )
+    """(algorithm, its jitted iteration, frozen parameters), compiled once per process."""
+    algorithm = build_algorithm()
+    return algorithm, jax.jit(build_iteration(algorithm)), build_frozen()

@@ -9,7 +9,7 @@ from alignax.data import boundary
 from alignax.data.counts import REASONS
 from alignax.data.encode import demo_rows, encode_completion, encode_prompt
 from alignax.data.judged import step_rows
-from alignax.evals.policy import texts
+from alignax.sampling.sampler import texts
 from alignax.types import Rollout
 
 SPECIAL = ["<unk>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]

@@ -1,4 +1,4 @@
-"""Exact KL against enumeration, measuring a policy, text rewards."""
+"""Exact KL against enumeration, and measuring a policy."""
 
 import itertools
 
@@ -9,7 +9,8 @@ import pytest
 from tiny import EOS, PAD, prompt_batch, tiny
 
 from alignax import forward
-from alignax.evals.policy import exact_kl, make_measure, texts, total_reward
+from alignax.evals.policy import exact_kl, make_measure
+from alignax.sampling.sampler import Sampler
 from alignax.stages.evaluate import describe
 from alignax.stages.probe import summary
 from alignax.types import Rollout
@@ -66,7 +67,7 @@ def measured():
     """(measure, arguments of one measurement, its result)."""
     model, params = tiny()
     reference, reward = tiny(seed=1)[1], tiny(seed=2, scalar=True)[1]
-    measure = make_measure(model, capacity=4, eos_ids=[2, EOS], pad_id=PAD, reward_model=model)
+    measure = make_measure(Sampler(model, capacity=4, ends=(2, EOS), pad=PAD), model)
     arguments = params, reference, reward, prompt_batch(), jax.random.key(0), 1.0
     return measure, arguments, measure(*arguments)
 
@@ -78,7 +79,7 @@ def test_measure_reports_the_rollout_its_kl_and_its_score(measured):
     np.testing.assert_allclose(got.kl, kl, rtol=1e-4)
     np.testing.assert_allclose(got.proxy, forward.score(model, reward, r.tokens, r.valid), atol=1e-5)
     last = np.asarray(r.tokens)[np.arange(8), np.asarray(r.valid)[:, ::-1].argmax(1) * -1 - 1]
-    np.testing.assert_array_equal(got.finished, np.isin(last, [2, EOS]))
+    np.testing.assert_array_equal(r.finished, np.isin(last, [2, EOS]))
 
 
 def test_measure_repeats_per_row_id_is_traced_in_temperature_and_has_no_kl_to_itself(measured):
@@ -90,76 +91,6 @@ def test_measure_repeats_per_row_id_is_traced_in_temperature_and_has_no_kl_to_it
     greedy = measure(params, reference, reward, prompts, jax.random.key(9), 1e-3).rollout.tokens
     np.testing.assert_array_equal(measure(params, reference, reward, prompts, key, 1e-3).rollout.tokens, greedy)
     assert (greedy != got.rollout.tokens).any() and measure._cache_size() == 1
-
-
-class Words:
-    """A tokenizer that writes the id."""
-
-    def batch_decode(self, rows, skip_special_tokens, clean_up_tokenization_spaces):
-        assert not skip_special_tokens and not clean_up_tokenization_spaces
-        return [" ".join(map(str, row)) for row in rows]
-
-
-def test_texts_hold_sampled_tokens_only_and_no_end():
-    mask = jnp.array([[0, 1, 1, 1], [0, 1, 0, 0]], bool)
-    rollout = Rollout(tokens=jnp.array([[7, 8, 0, 2], [7, 2, 2, 5]]), valid=mask.at[:, 0].set(True), mask=mask,
-                      old_logp=jnp.zeros((2, 4)))  # fmt: skip
-    assert texts(Words(), rollout, [1, 2]) == ["8 0", ""]
-
-
-@pytest.mark.parametrize("value, want", [(0.0, {"total": 0.0}), (2, {"total": 2.0}),
-                                         ({"total": 1.5, "kind": True}, {"total": 1.5, "kind": 1.0})])  # fmt: skip
-def test_total_reward_takes_numbers_and_parts(value, want):
-    # trap 39: a reward of 0 is a reward
-    seen = {}
-
-    def reward(row, completion, *, finished):
-        seen.update(row=row, completion=completion, finished=finished)
-        return value
-
-    assert total_reward(reward, {"a": 1}, "text", False) == want
-    assert seen == {"row": {"a": 1}, "completion": "text", "finished": False}
-
-
-UNFIT = [
-    float("inf"), {"kind": 1.0}, "1.5", b"1", [1.0], np.ones(2), np.ones(1), jnp.ones((1, 1)), 1j, {"total": "good"},
-    {"total": 1.0, "kind": [2.0]}, {"total": 1.0, "kind": float("inf")},
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("value", [None, float("nan"), {"total": None}, {"total": 2.0, "kind": None}, *UNFIT])
-def test_total_reward_refuses_what_is_no_finite_number(value):
-    with pytest.raises(ValueError, match="gave .* for 'text': expected a finite number or total"):
-        total_reward(lambda row, completion, *, finished: value, {}, "text", True)
-
-
-@pytest.mark.parametrize("value", [None, float("nan"), np.float32("nan"), {"total": None, "kind": None}])
-def test_a_reward_may_say_that_it_cannot_score(value):
-    found = total_reward(lambda row, completion, *, finished: value, {}, "text", True, missing=True)
-    assert np.isnan(found["total"])
-
-
-def test_a_part_may_be_missing_where_scores_may_be():
-    found = total_reward(lambda *_, finished: {"total": 2.0, "kind": None}, {}, "text", True, missing=True)
-    assert found["total"] == 2.0 and np.isnan(found["kind"])
-
-
-@pytest.mark.parametrize("value", UNFIT)
-def test_what_is_no_number_is_no_missing_score(value):
-    with pytest.raises(ValueError, match="gave .* for 'text': expected a finite number or total, or None or nan"):
-        total_reward(lambda row, completion, *, finished: value, {}, "text", True, missing=True)
-
-
-@pytest.mark.parametrize(
-    "value", [np.float32(0.5), np.array(0.5), jnp.float32(0.5), jnp.bfloat16(0.5), np.float64(0.5)]
-)
-def test_numbers_of_numpy_and_jax_are_numbers(value):
-    assert total_reward(lambda row, completion, *, finished: value, {}, "text", True) == {"total": 0.5}
-
-
-@pytest.mark.parametrize("value", [True, np.bool_(True)])
-def test_true_is_one(value):
-    assert total_reward(lambda row, completion, *, finished: value, {}, "text", True) == {"total": 1.0}
 
 
 def test_a_gold_reward_is_of_the_replies_that_have_one():
@@ -183,7 +114,7 @@ def test_a_gold_reward_is_of_the_replies_that_have_one():
 
 def test_the_kl_of_a_greedy_policy_is_that_of_the_untempered_ones():
     (model, params), other, prompts = tiny(), tiny(seed=1)[1], prompt_batch()
-    measure = make_measure(model, capacity=3, eos_ids=[EOS], pad_id=PAD)
+    measure = make_measure(Sampler(model, capacity=3, ends=(EOS,), pad=PAD))
     got = measure(params, other, None, prompts, jax.random.key(0), jnp.float32(0))
     want = exact_kl(model, params, other, got.rollout, start=prompts["tokens"].shape[1])
     assert (want > 0).all()

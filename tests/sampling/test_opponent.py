@@ -4,10 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from alignax.sampling.opponent import beside, mixture
 from tiny import EOS, PAD, prompt_batch, tiny
 
+from alignax.sampling.mixture import mixture
 from alignax.sampling.sample import row_keys, sample
+from alignax.train.online import side_by_side
 
 CAPACITY = 5
 
@@ -31,7 +32,7 @@ def logits(model, params, rollout):
 
 
 def test_a_soft_cap_is_refused():
-    with pytest.raises(ValueError, match="logit_softcap = 5.0: capped logits do not mix"):
+    with pytest.raises(ValueError, match="logit_softcap = 5.0.*another opponent"):
         mixture(tiny(layers=1, logit_softcap=5.0)[0], 0.5)
 
 
@@ -67,7 +68,7 @@ def test_applied_whole_it_is_what_it_decodes(policies):
 
 
 def test_a_share_outside_is_refused(policies):
-    with pytest.raises(ValueError, match="mixture: share = 1.2: expected the reference's share"):
+    with pytest.raises(ValueError, match=r"share = 1.2.*\[0, 1\]"):
         mixture(policies[0], 1.2)
 
 
@@ -76,8 +77,8 @@ def test_the_policys_reply_comes_first_and_the_others_are_marked(policies):
     batch = prompt_batch()
     twice = jax.tree.map(lambda x: jnp.repeat(x, 2, axis=0), batch)
     own, others = draw(model, policy, batch), draw(model, reference, twice)
-    both = beside(own, others)
+    both = side_by_side([own, others], [1, 2])
     np.testing.assert_array_equal(both.tokens[::3], own.tokens)
     np.testing.assert_array_equal(both.tokens[1::3], others.tokens[::2])
     np.testing.assert_array_equal(both.old_logp[2::3], others.old_logp[1::2])
-    np.testing.assert_array_equal(both.opponent, np.tile([False, True, True], len(batch["row"])))
+    np.testing.assert_array_equal(both.source, np.tile([0, 1, 1], len(batch["row"])))

@@ -8,7 +8,8 @@ import pytest
 from alignax import forward
 from alignax.config import names_of
 from alignax.ops import advantages as ops
-from alignax.train import advantages, online
+from alignax.train import advantages
+from alignax.train.scores import keep_informative
 from alignax.types import Rollout
 
 OPPONENTS = ("remax", "win_probability", "vbon")
@@ -118,7 +119,7 @@ def test_a_kl_that_is_not_finite_masks_its_row_too():
 
 @pytest.mark.parametrize("name", [*names_of("alignax.train.advantages")])
 def test_a_batch_without_any_score_teaches_nothing_and_reads_as_zeros(name):
-    record = with_critic().replace(opponent=jnp.array([False, True, False, True]) if name in OPPONENTS else None)
+    record = with_critic().replace(source=jnp.array([0, 1, 0, 1]) if name in OPPONENTS else None)
     found, kl, metrics = getattr(advantages, name)(
         record, jnp.full(4, jnp.nan), jnp.float32(0.1), kl_in_reward=True, group=2
     )
@@ -155,7 +156,7 @@ def test_best_and_worst_make_a_pair_where_they_differ():
 
 
 def test_unknown_baselines_and_groups_of_one_are_refused():
-    with pytest.raises(ValueError, match="baseline = 'median': expected one of leave_one_out, mean, standardise"):
+    with pytest.raises(ValueError, match="baseline.*standardise"):
         estimate(advantages.group_baseline, baseline="median")
     with pytest.raises(ValueError, match="group = 1"):
         advantages.group_baseline(rollout(), SCORES, jnp.float32(0), kl_in_reward=True, group=1)
@@ -163,8 +164,8 @@ def test_unknown_baselines_and_groups_of_one_are_refused():
 
 def test_dynamic_sampling_keeps_the_groups_that_teach_and_fills_up_with_others():
     scores = jnp.array([1.0, 1, 2, 3, 0, 0, 4, 0])  # groups 1 and 3 of 4 differ
-    np.testing.assert_array_equal(online.keep_informative(scores, group=2, keep=2), [2, 3, 6, 7])
-    np.testing.assert_array_equal(online.keep_informative(scores, group=2, keep=3), [2, 3, 6, 7, 0, 1])
+    np.testing.assert_array_equal(keep_informative(scores, group=2, keep=2), [2, 3, 6, 7])
+    np.testing.assert_array_equal(keep_informative(scores, group=2, keep=3), [2, 3, 6, 7, 0, 1])
     assert ops.informative(scores, group=2).sum() == 4
 
 
@@ -172,8 +173,7 @@ def test_dynamic_sampling_keeps_the_groups_that_teach_and_fills_up_with_others()
 
 
 def against(function, scores=SCORES, coef=0.0, **options):
-    theirs = jnp.array([False, True, False, True])
-    seen = rollout().replace(opponent=theirs)
+    seen = rollout().replace(source=jnp.array([0, 1, 0, 1]))
     return function(seen, scores, jnp.float32(coef), kl_in_reward=True, group=2, **options)
 
 
@@ -213,7 +213,7 @@ def test_vbon_is_the_log_of_the_rank_and_a_kl():
     np.testing.assert_allclose(charged.advantage[:, 1], [2 * np.log(0.5) - 0.2, 0, -0.2, 0], rtol=1e-5)
     white = np.asarray(against(advantages.vbon, n=3)[0].advantage)[MASK & np.array([[1], [0], [1], [0]], bool)]
     np.testing.assert_allclose([white.mean(), white.std(ddof=1)], [0, 1], atol=1e-5)
-    with pytest.raises(ValueError, match="vbon: n = 1: expected the n of best-of-n"):
+    with pytest.raises(ValueError, match="n = 1.*2 or more"):
         against(advantages.vbon, n=1)
 
 
@@ -228,8 +228,8 @@ def test_a_missing_score_on_either_side_masks_the_row(name, missing):
 
 def test_opponents_that_have_a_score_are_enough():
     # one reply against three, of which one has none: 1 of 2 is not better, so the rank is (1 + 1) / 3
-    theirs = jnp.array([False, True, True, True])
-    record, scores = rollout().replace(opponent=theirs), jnp.array([1.0, 0.0, jnp.nan, 3.0])
+    theirs = jnp.array([0, 1, 1, 1])
+    record, scores = rollout().replace(source=theirs), jnp.array([1.0, 0.0, jnp.nan, 3.0])
     options = dict(kl_in_reward=True, group=4)
     found, _, metrics = advantages.vbon(record, scores, jnp.float32(0), n=2, whiten_advantages=False, **options)
     np.testing.assert_allclose(found.advantage[0, 1:], np.log(2 / 3), rtol=1e-6)

@@ -7,26 +7,48 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny import close, prompt_batch
-from tiny_online import CAPACITY, ENDS, P, build_parts, build_state, compiled, model_reward, models
+from tiny_online import (
+    CAPACITY,
+    ENDS,
+    P,
+    build_actors,
+    build_algorithm,
+    build_frozen,
+    build_iteration,
+    build_state,
+    compiled,
+    models,
+)  # fmt: skip
 
 from alignax import forward
 from alignax.checkpoint import Steps
 from alignax.ops.kl import START, adaptive_kl, pid_kl
+from alignax.rewards.model import score
 from alignax.sampling.sample import finished
-from alignax.stages.programs import two_programs
+from alignax.stages import programs
 from alignax.train import online
 
 STEPS = 3
 
 
+def producer(algorithm):
+    """(state, frozen, prompts) -> the rollout of the state's own step."""
+
+    def run(state, frozen, prompts):
+        key = jax.random.wrap_key_data(state.key)
+        return online.produce(algorithm, build_actors(), frozen, state.policy.params, prompts, key, state.step)
+
+    return run
+
+
 @pytest.fixture(scope="module")
 def run():
     """(states before each iteration and after the last, metrics of each, rollouts drawn from each state)."""
-    parts, iteration, frozen = compiled()
-    roll = jax.jit(partial(online.roll, parts))
-    states, metrics, rollouts = [build_state(parts)], [], []
+    algorithm, iteration, frozen = compiled()
+    produce = jax.jit(producer(algorithm))
+    states, metrics, rollouts = [build_state(algorithm)], [], []
     for step in range(STEPS):
-        rollouts.append(roll(states[-1], frozen["reference"], prompt_batch(seed=step)))
+        rollouts.append(produce(states[-1], frozen, prompt_batch(seed=step)))
         state, numbers = iteration(states[-1], frozen, prompt_batch(seed=step))
         states.append(state)
         metrics.append(numbers)
@@ -55,20 +77,20 @@ def test_kl_to_the_reference_starts_at_zero_and_grows(run):
 def test_old_log_probs_are_the_live_policys_at_every_iteration(run, teacher_forced):
     # trap J3
     states, _, rollouts = run
-    for state, (rollout, _) in zip(states, rollouts):
+    for state, rollout in zip(states, rollouts):
         mask = np.asarray(rollout.mask)
         np.testing.assert_allclose(
             rollout.old_logp[mask], teacher_forced(state.policy.params, rollout)[mask], atol=1e-5
         )
-    stale = teacher_forced(states[0].policy.params, rollouts[-1][0])
-    assert np.abs(rollouts[-1][0].old_logp - stale)[np.asarray(rollouts[-1][0].mask)].max() > 1e-2
+    stale = teacher_forced(states[0].policy.params, rollouts[-1])
+    assert np.abs(rollouts[-1].old_logp - stale)[np.asarray(rollouts[-1].mask)].max() > 1e-2
 
 
 @pytest.fixture(scope="module")
 def draw():
     """(state, prompts) -> tokens."""
-    parts = compiled()[0]
-    return jax.jit(lambda state, prompts: online.roll(parts, state, models()[1], prompts)[0].tokens)
+    algorithm, _, frozen = compiled()
+    return jax.jit(lambda state, prompts: producer(algorithm)(state, frozen, prompts).tokens)
 
 
 def test_two_rollouts_of_the_same_prompts_differ_and_the_same_step_repeats(run, draw):
@@ -90,13 +112,13 @@ def test_a_prompt_that_comes_twice_in_a_batch_gets_another_reply(run, draw):
 def test_metrics_describe_the_rollout(run):
     states, metrics, rollouts = run
     reward = models()[3]
-    for step, (rollout, done) in enumerate(rollouts):
-        scores = model_reward(reward, rollout)
+    for step, rollout in enumerate(rollouts):
+        scores, done = score(models()[0], reward, rollout), rollout.finished
         got = metrics[step]
         np.testing.assert_allclose(got["objective/scores"], scores.mean(), atol=1e-5)
         np.testing.assert_allclose(got["objective/scores_sd"], scores.std(), atol=1e-5)
         np.testing.assert_array_equal(done, finished(rollout, jnp.array(ENDS)))
-        assert got["val/num_eos_tokens"] == done.sum()
+        assert got["val/num_eos_tokens"] == done.sum() and (rollout.version == step).all()
         np.testing.assert_allclose(got["completions/mean_length"], rollout.mask.sum(1).mean())
         np.testing.assert_allclose(got["completions/clipped_ratio"], 1 - done.mean(), atol=1e-6)
         assert got["episode"] == 8 * (step + 1) and got["policy/updates"] == 4
@@ -121,16 +143,18 @@ def test_policy_critic_and_moments_all_move_and_the_key_does_not(run):
 
 
 def test_one_program_equals_two_with_the_reward_on_the_host():
-    parts, one, frozen = compiled()
-    state, reward, seen = build_state(parts), jax.jit(model_reward), []
+    algorithm, one, frozen = compiled()
+    state, reward, seen = build_state(algorithm), jax.jit(partial(score, models()[0])), []
 
-    def on_host(rollout, finished_B, prompts):
-        seen.append((finished_B.shape, prompts["row"].tolist()))
-        return np.asarray(reward(frozen["reward"], rollout))
+    def on_host(rollout, prompts):
+        seen.append((rollout.finished.shape, prompts["row"].tolist()))
+        return {"reward": np.asarray(reward(frozen["reward"]["reward"], rollout))}
 
     want, numbers = one(state, frozen, prompt_batch())
     own = jax.tree.map(jnp.copy, state)  # which the second program may overwrite
-    got, host_numbers = two_programs(parts, on_host, frozen, own)(own, prompt_batch())
+    none_on_device = programs.on_device(algorithm, {})
+    step = programs.two_programs(algorithm, build_actors(), none_on_device, on_host, frozen, own)
+    got, host_numbers = step(own, prompt_batch())
     close(got, want, atol=1e-6)
     close(host_numbers, numbers, rtol=1e-5, atol=1e-6)
     assert numbers["objective/scores_sd"] > 0.05 and seen == [((8,), list(range(8)))]
@@ -138,16 +162,21 @@ def test_one_program_equals_two_with_the_reward_on_the_host():
 
 def test_missing_scores_teach_nothing_and_break_nothing(run):
     """PPO with a critic: rows without a score, then a whole batch without any; the same program."""
-    (parts, _, frozen), states, (rollout, done) = compiled(), run[0], run[2][1]
-    learn = jax.jit(partial(online.learn, parts))
+    (algorithm, _, frozen), states, rollout = compiled(), run[0], run[2][1]
+
+    @jax.jit
+    def learn(state, rollout, score_B):
+        rollout = online.scored(algorithm, rollout, {"reward": score_B})
+        return online.learn(algorithm, build_actors(), frozen, state, rollout)
+
     some = jnp.array([1.0, jnp.nan, 0.5, -jnp.inf, 2.0, 0.0, jnp.nan, -1.0])
-    after, metrics = learn(states[1], frozen["reference"], rollout, done, some)
+    after, metrics = learn(states[1], rollout, some)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(after)) and np.isfinite([*metrics.values()]).all()
     assert metrics["objective/missing_scores"] == 3 / 8 and metrics["policy/updates"] == 4
     np.testing.assert_allclose(metrics["objective/scores"], 0.5, rtol=1e-6)
     assert after.moments.count == states[1].moments.count + 5
 
-    after, metrics = learn(states[1], frozen["reference"], rollout, done, jnp.full(8, jnp.nan))
+    after, metrics = learn(states[1], rollout, jnp.full(8, jnp.nan))
     close((after.policy, after.critic, after.moments), (states[1].policy, states[1].critic, states[1].moments), atol=0)
     assert np.isfinite([*metrics.values()]).all() and metrics["policy/updates"] == 0 and after.step == 2
     assert after.kl_coef != states[1].kl_coef  # the KL was measured all the same
@@ -155,13 +184,13 @@ def test_missing_scores_teach_nothing_and_break_nothing(run):
 
 def test_many_seeds_are_one_program():
     # a sweep is an axis: vmap over states that differ by their seed, against a loop over them
-    parts, iteration, frozen = compiled()
-    states = jax.vmap(lambda seed: build_state(parts, seed))(jnp.arange(3))
-    swept, metrics = jax.jit(jax.vmap(partial(online.iteration, parts, model_reward), in_axes=(0, None, None)))(
+    algorithm, iteration, frozen = compiled()
+    states = jax.vmap(lambda seed: build_state(algorithm, seed))(jnp.arange(3))
+    swept, metrics = jax.jit(jax.vmap(build_iteration(algorithm), in_axes=(0, None, None)))(
         states, frozen, prompt_batch()
     )
     for seed in range(3):
-        want, numbers = iteration(build_state(parts, seed), frozen, prompt_batch())
+        want, numbers = iteration(build_state(algorithm, seed), frozen, prompt_batch())
         close(jax.tree.map(lambda leaf, seed=seed: leaf[seed], swept), want, rtol=1e-5, atol=1e-5)
         np.testing.assert_allclose(metrics["objective/scores"][seed], numbers["objective/scores"], atol=1e-5)
     assert np.unique(np.asarray(metrics["objective/scores"])).size == 3
@@ -169,10 +198,9 @@ def test_many_seeds_are_one_program():
 
 def test_a_controller_with_memory_keeps_it_in_the_state(tmp_path):
     """Three iterations under PID, the last of them from a checkpoint: the same coefficients as a controller by hand."""
-    parts = build_parts(kl_controller="pid_kl", kl_controller_args=dict(target=0.5, kp=2.0, kd=1.0))
-    _, reference, _, reward = models()
-    step = jax.jit(partial(online.iteration, parts, model_reward))
-    fresh = lambda: build_state(parts)  # noqa: E731
+    algorithm = build_algorithm(kl_controller="pid_kl", kl_controller_args=dict(target=0.5, kp=2.0, kd=1.0))
+    frozen, step = build_frozen(), jax.jit(build_iteration(algorithm))
+    fresh = lambda: build_state(algorithm)  # noqa: E731
     state, coef, memory = fresh(), jnp.float32(0.1), START
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(state))  # arrays only
     for i in range(3):
@@ -181,9 +209,30 @@ def test_a_controller_with_memory_keeps_it_in_the_state(tmp_path):
                 steps.save(i, state)
             with Steps(tmp_path, keep=1) as steps:
                 state = steps.restore_latest(fresh())[1]
-        before, (state, metrics) = state, step(state, dict(reference=reference, reward=reward), prompt_batch())
+        before, (state, metrics) = state, step(state, frozen, prompt_batch())
         coef, memory = pid_kl(coef, metrics["objective/kl"], memory, target=0.5, kp=2.0, kd=1.0)
         np.testing.assert_allclose(state.kl_coef, coef, rtol=1e-5)
         np.testing.assert_allclose(state.kl_memory, memory, rtol=1e-5)
         assert metrics["objective/kl_coef"] == before.kl_coef
     assert state.kl_memory.seen == 3 and state.kl_coef > 0.12  # the KL has passed its target
+
+
+def test_many_algorithms_are_one_program():
+    # a sweep over numbers too: vmap over algorithms of one structure, against each of them by itself
+    def changed(kl_coef, temperature, clip, lam, target, rate):
+        return build_algorithm(
+            kl_coef=kl_coef, temperature=temperature, loss_args=dict(clip=clip), advantage_args=dict(lam=lam),
+            optimizer_args=dict(learning_rate=rate), kl_controller_args=dict(target=target, horizon=100.0),
+        )  # fmt: skip
+
+    settings = [(0.01, 0.9, 0.2, 0.95, 0.5, 0.5), (0.3, 0.7, 0.05, 0.5, 2.0, 0.1)]
+    made = [changed(*numbers) for numbers in settings]
+    frozen, prompts = build_frozen(), prompt_batch()
+    one = jax.jit(lambda algorithm: build_iteration(algorithm)(build_state(algorithm), frozen, prompts))
+    swept, metrics = jax.jit(jax.vmap(one))(jax.tree.map(lambda *x: jnp.stack(x), *made))
+    for i, algorithm in enumerate(made):
+        want, numbers = one(algorithm)
+        close(jax.tree.map(lambda leaf, i=i: leaf[i], swept), want, rtol=1e-5, atol=1e-5)
+        assert metrics["objective/kl_coef"][i] == numbers["objective/kl_coef"] == np.float32(settings[i][0])
+        np.testing.assert_allclose(metrics["objective/scores"][i], numbers["objective/scores"], atol=1e-5)
+    assert one._cache_size() == 1 and all(np.unique(metrics[name]).size == 2 for name in ("objective/entropy", "lr"))

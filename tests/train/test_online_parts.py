@@ -1,24 +1,26 @@
 """The pure parts of the online loop, one by one: scores, advantages, and how often a rollout is used."""
 
-from functools import partial
-
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import close, prompt_batch, rollout_batch
-from tiny_online import build_parts, models
+from tiny import PAD, close, prompt_batch, rollout_batch
+from tiny_online import ALONE, CAPACITY, ENDS, P, build_actors, build_algorithm, build_state, models
 
 from alignax import forward
 from alignax.config import ConfigError
 from alignax.losses.kl import kl as kl_loss
+from alignax.models.bigram import bigram
 from alignax.ops.kl import START, adaptive_kl, fixed_kl, pid_kl
 from alignax.ops.masked import reduce
-from alignax.stages.online import with_memory
+from alignax.sampling.sampler import Sampler
 from alignax.train import advantages, online
+from alignax.train.algorithm import Actors
 from alignax.train.optimizer import adamw, sgd, updates_done
-from alignax.train.state import Moments, new_online_state
+from alignax.train.scores import shape_scores, update_moments
+from alignax.train.state import Moments, new_learner
+from alignax.train.updates import Once, epochs_over, updates
 from alignax.types import Loss, Rollout
 
 EMPTY = Moments(count=jnp.float32(0), mean=jnp.float32(0), square=jnp.float32(0))
@@ -27,7 +29,7 @@ DONE = jnp.ones(4, bool)
 
 def shape(scores, done, moments, *, tokens=0, **options):
     """shape_scores of replies of so many tokens, of 10 at most."""
-    return online.shape_scores(scores, done, jnp.broadcast_to(tokens, scores.shape), moments, max_tokens=10, **options)
+    return shape_scores(scores, done, jnp.broadcast_to(tokens, scores.shape), moments, max_tokens=10, **options)
 
 
 def _scores(seed, size=4, mean=3.0):
@@ -37,7 +39,7 @@ def _scores(seed, size=4, mean=3.0):
 def test_moments_over_batches_equal_those_of_all_scores_at_once():
     moments, seen = EMPTY, []
     for seed, size in ((0, 4), (1, 7), (2, 1), (3, 20)):
-        moments = online.update_moments(moments, _scores(seed, size, mean=100.0))
+        moments = update_moments(moments, _scores(seed, size, mean=100.0))
         seen += [float(x) for x in _scores(seed, size, mean=100.0)]
     assert moments.count == 32
     np.testing.assert_allclose(moments.mean, np.mean(seen), rtol=1e-6)
@@ -94,7 +96,7 @@ def test_a_missing_score_stays_missing_and_leaves_the_moments_to_the_others():
         shaped, moments = shape(scores, jnp.ones(4, bool), EMPTY, normalize=normalize)
         np.testing.assert_array_equal(np.isnan(shaped), [False, True, True, False])
         np.testing.assert_allclose([moments.count, moments.mean, moments.square], [2, 2, 2])  # of 1 and 3
-    again = online.update_moments(moments, jnp.full(3, jnp.nan))
+    again = update_moments(moments, jnp.full(3, jnp.nan))
     close(again, moments, rtol=0, atol=0)
 
 
@@ -173,36 +175,35 @@ def test_advantages_are_permutation_equivariant():
 B = 8
 
 
-def _parts(**settings):
-    """Loss: the mean over the minibatch of p[row]; each update adds 1 / (rows of the minibatch) to -p of its rows."""
-    optimizer = sgd(total_steps=1, learning_rate=1.0)
-
-    def objective(params, rollout, kl_coef=None):
-        value_B = (params[None, :] * rollout.old_logp).sum(1)
-        kl_B = jnp.full_like(value_B, -params.sum())  # grows by 1 with each update
-        metrics = {"policy/approxkl_avg": (kl_B, jnp.ones_like(kl_B))} if kl_coef is not None else {}
-        return {"x": (1.0, Loss(value=value_B, weight=jnp.ones_like(value_B), metrics=metrics))}
-
-    return online.Parts(
-        sample=None, annotate=None, shape=None, advantages=None, policy_objective=objective, critic_objective=objective,
-        control_kl=fixed_kl, policy_optimizer=optimizer, critic_optimizer=optimizer, updates=online.updates(**settings),
-    )  # fmt: skip
+def _objective(params, rollout):
+    """The mean over the minibatch of p[row]: each update adds 1 / (rows of the minibatch) to -p of its rows."""
+    value_B = (params[None, :] * rollout.old_logp).sum(1)
+    return {"x": (1.0, Loss(value=value_B, weight=jnp.ones_like(value_B), metrics={}))}
 
 
-def _run(parts, *, key=0, order=None, state=None, mask_B=None):
+def _measured(params, rollout):
+    """The same, with a KL that grows by 1 with each update."""
+    loss = _objective(params, rollout)["x"][1]
+    kl_B = jnp.full_like(loss.value, -params.sum())
+    return {"x": (1.0, loss.replace(metrics={"policy/approxkl_avg": (kl_B, jnp.ones_like(kl_B))}))}
+
+
+ONCE = Once(_measured, _objective, *[sgd(total_steps=1, learning_rate=1.0)] * 2)
+
+
+def _run(once=ONCE, *, key=0, order=None, learners=None, mask_B=None, **settings):
     """(policy, critic, metrics) after one rollout of which `mask_B` counts."""
     one_hot = jnp.eye(B) if order is None else jnp.eye(B)[order]
     flags = jnp.ones((B, B), bool)
     mask = flags if mask_B is None else flags & mask_B[:, None]
     rollout = Rollout(tokens=jnp.zeros((B, B), jnp.int32), valid=flags, mask=mask, old_logp=one_hot)
-    state = state or new_online_state(
-        jnp.zeros(B), jnp.zeros(B), parts.policy_optimizer, parts.critic_optimizer, 0.1, 0
-    )
-    return jax.jit(lambda s, r, k: online.update(parts, s, r, k))(state, rollout, jax.random.key(key))
+    fresh = tuple(new_learner(jnp.zeros(B), of) for of in (once.policy_optimizer, once.critic_optimizer))
+    run = jax.jit(lambda learners, r, k: epochs_over(once, updates(**settings), learners, r, k))
+    return run(learners or fresh, rollout, jax.random.key(key))
 
 
 def _update(key=0, order=None, **settings):
-    policy, critic, metrics = _run(_parts(**settings), key=key, order=order)
+    policy, critic, metrics = _run(key=key, order=order, **settings)
     return -np.asarray(policy.params), -np.asarray(critic.params), metrics
 
 
@@ -228,34 +229,27 @@ def test_the_kl_limit_drops_the_update_that_passes_it_and_all_after_it():
 
 
 def test_a_kl_of_nan_counts_as_one_beyond_the_limit():
-    parts = _parts(kl_limit=1.0)
-
-    def broken(params, rollout, kl_coef):
+    def broken(params, rollout):
         nan_B = jnp.full(rollout.tokens.shape[0], jnp.nan)
-        return {
-            "x": (
-                1.0,
-                Loss(value=nan_B, weight=jnp.ones_like(nan_B), metrics={"policy/approxkl_avg": (nan_B, 1 + 0 * nan_B)}),
-            )
-        }
+        metrics = {"policy/approxkl_avg": (nan_B, 1 + 0 * nan_B)}
+        return {"x": (1.0, Loss(value=nan_B, weight=jnp.ones_like(nan_B), metrics=metrics))}
 
-    policy, _, metrics = _run(parts._replace(policy_objective=broken))
+    policy, _, metrics = _run(ONCE._replace(policy=broken), kl_limit=1.0)
     assert not policy.params.any() and metrics["policy/updates"] == 0
 
 
 def test_a_minibatch_without_a_row_that_counts_is_no_update():
     """Under AdamW a gradient of 0 is an update: momentum goes on, and weights decay."""
     optimizer = adamw(total_steps=8, learning_rate=0.1, weight_decay=0.1, schedule="linear", warmup_percent=0.0)
-    parts = _parts(epochs=1, minibatches=4)._replace(policy_optimizer=optimizer, critic_optimizer=optimizer)
+    once, often = ONCE._replace(policy_optimizer=optimizer, critic_optimizer=optimizer), dict(epochs=1, minibatches=4)
     some = jnp.arange(B) < 2  # at least two of four minibatches, of two rows each, have none
-    policy, critic, metrics = _run(parts, mask_B=some)
+    *moved, metrics = _run(once, mask_B=some, **often)
     assert 1 <= metrics["policy/updates"] <= 2
-    for learner in (policy, critic):
+    for learner in moved:
         assert updates_done(learner.opt_state, jnp.int32(-1)) == metrics["policy/updates"]
-    before = new_online_state(jnp.ones(B), jnp.ones(B), optimizer, optimizer, 0.1, 0)
-    moved = before.replace(policy=policy, critic=critic)  # its momentum is not 0
-    policy, critic, metrics = _run(parts, state=moved, mask_B=jnp.zeros(B, bool))
-    close((policy, critic), (moved.policy, moved.critic), rtol=0, atol=0)
+    moved = tuple(moved)  # their momentum is not 0
+    policy, critic, metrics = _run(once, learners=moved, mask_B=jnp.zeros(B, bool), **often)
+    close((policy, critic), moved, rtol=0, atol=0)
     assert metrics["policy/updates"] == 0 and np.isfinite([*metrics.values()]).all()
 
 
@@ -276,7 +270,7 @@ def test_one_minibatch_is_permutation_equivariant():
 
 
 def test_minibatches_must_divide_the_rollouts():
-    with pytest.raises(ValueError, match="8 prompts do not divide into 3 minibatches"):
+    with pytest.raises(ValueError, match="8 prompts .* 3 minibatches"):
         _update(epochs=1, minibatches=3)
 
 
@@ -287,74 +281,84 @@ def test_the_adaptive_coefficient_moves_towards_its_target(kl, want):
     np.testing.assert_allclose(got, want, rtol=1e-5)
 
 
+def _remembering(coef, kl, memory=(1.0, 2.0)):
+    return coef * kl, (memory[0] + kl, 7.0)
+
+
 @pytest.mark.parametrize("kl", [np.nan, np.inf, 2.0])
 def test_a_kl_that_is_not_finite_leaves_coefficient_and_memory_to_every_controller(kl):
-    def custom(coef, kl, memory=(1.0, 2.0)):
-        return coef * kl, (memory[0] + kl, 7.0)
-
-    for controller in (
-        partial(adaptive_kl, target=0.5, horizon=1.0, batch_size=8),
-        partial(pid_kl, target=0.5),
-        custom,
-    ):
-        control, memory = with_memory(controller)
-        parts = _parts()._replace(control_kl=control, kl_memory=memory)
-        state = new_online_state(jnp.zeros(B), None, parts.policy_optimizer, None, 0.1, 0, memory)
-        held, followed = (state.kl_coef, state.kl_memory), control(state.kl_coef, kl, state.kl_memory)
-        got = online.next_coefficient(parts, state, jnp.float32(kl))
+    controllers = {"adaptive_kl": dict(target=0.5, horizon=1.0), "pid_kl": dict(target=0.5), _remembering: {}}
+    for controller, args in controllers.items():
+        algorithm = build_algorithm(kl_controller=controller, kl_controller_args=args)
+        state = build_state(algorithm)
+        held, memory = (state.kl_coef, state.kl_memory), [state.kl_memory] if algorithm.memory else []
+        followed = algorithm.controller(state.kl_coef, kl, *memory)
+        followed = followed if memory else (followed, ())
+        got = online.next_coefficient(algorithm, state, jnp.float32(kl))
         chex.assert_trees_all_equal(got, followed if np.isfinite(kl) else held)
 
 
 def test_a_controller_that_gives_nan_is_not_followed():
-    parts = _parts()._replace(control_kl=lambda coef, kl, memory: (coef * jnp.nan, memory))
-    state = new_online_state(jnp.zeros(B), None, parts.policy_optimizer, None, 0.1, 0)
-    assert online.next_coefficient(parts, state, jnp.float32(1))[0] == np.float32(0.1)
+    algorithm = build_algorithm(kl_controller=lambda coef, kl: coef * jnp.nan, kl_controller_args={})
+    assert online.next_coefficient(algorithm, build_state(algorithm), jnp.float32(1))[0] == np.float32(0.1)
 
 
 @pytest.mark.parametrize("name, wrong", [("clip", -1.0), ("clip", np.nan), ("missing_eos_penalty", np.nan)])
 def test_shaping_refuses(name, wrong):
-    with pytest.raises(ValueError, match=f"{name} = {wrong}: expected"):
+    with pytest.raises(ValueError, match=f"{name} = {wrong}.*expected"):
         shape(_scores(0), DONE, EMPTY, **{name: wrong})
 
 
 @pytest.mark.parametrize("wrong", [-0.1, np.nan])
 def test_a_kl_limit_is_no_less_than_zero(wrong):
     with pytest.raises(ValueError, match=f"kl_limit = {wrong}: expected"):
-        online.updates(kl_limit=wrong)
+        updates(kl_limit=wrong)
 
 
-def test_a_controller_with_memory_is_told_by_its_signature_and_the_others_have_none():
-    control, memory = with_memory(partial(fixed_kl))
-    assert memory == () and control(0.1, 3.0, ()) == (jnp.float32(0.1), ())
-    control, memory = with_memory(partial(pid_kl, target=4.0))
-    assert memory == START
-    chex.assert_trees_all_equal(control(0.1, 3.0, memory), pid_kl(0.1, 3.0, target=4.0))
-    with pytest.raises(ConfigError, match="'memory' has no default"):
-        with_memory(lambda coef, kl, memory: (coef, memory))
+def test_a_controller_with_memory_is_known_by_its_signature_and_the_others_have_none():
+    plain = build_algorithm(kl_controller=fixed_kl, kl_controller_args={})
+    assert plain.memory == () and plain.controller(0.1, 3.0) == jnp.float32(0.1)
+    pid = build_algorithm(kl_controller="pid_kl", kl_controller_args=dict(target=4.0))
+    assert pid.memory == START
+    chex.assert_trees_all_equal(pid.controller(0.1, 3.0, pid.memory), pid_kl(0.1, 3.0, target=4.0))
+    with pytest.raises(ConfigError, match="kl_controller.*'memory' has no default"):
+        build_algorithm(kl_controller=lambda coef, kl, memory: (coef, memory), kl_controller_args={})
 
 
 # ---- what comes between score and update: a learner of four prompts with two replies each
 
 
-def _learn(scores, *, state=None, parts=None, estimate=None, **changes):
-    """(state, metrics) after one iteration on these scores, with `changes` to the parts."""
-    parts = (parts or _parts(epochs=1))._replace(
-        annotate=lambda policy, reference, critic, rollout: rollout,
-        shape=partial(online.shape_scores, max_tokens=B),
-        advantages=estimate or (lambda rollout, score_B, coef: (rollout, jnp.float32(0.2), {"shaped": score_B})),
-        control_kl=lambda coef, kl, memory: (coef, memory), group=2, **changes,
+def _learn(scores, *, state=None, advantage, loss, **changes):
+    """(state, metrics, the state before) after one iteration on these scores: a model that is two tables, no critic."""
+    changes = ALONE | dict(update_args=dict(epochs=1), batch_size=4) | changes
+    algorithm = build_algorithm(samples_per_prompt=2, advantage=advantage, loss=loss, **changes)
+    model = bigram(5)
+    state = state or online.start(algorithm, model.init(jax.random.key(0)), None, 0)
+    tokens = jnp.tile(jnp.arange(B, dtype=jnp.int32)[:, None] % 5, CAPACITY + 1)
+    flags, zeros = jnp.ones(tokens.shape, bool), jnp.zeros(tokens.shape)
+    rollout = Rollout(
+        tokens=tokens, valid=flags, mask=flags.at[:, 0].set(False), old_logp=zeros, ref_logp=zeros,
+        finished=jnp.ones(B, bool),
     )  # fmt: skip
-    flags = jnp.ones((B, B), bool)
-    rollout = Rollout(tokens=jnp.zeros((B, B), jnp.int32), valid=flags, mask=flags, old_logp=jnp.eye(B))
-    state = state or new_online_state(
-        jnp.zeros(B), jnp.zeros(B), parts.policy_optimizer, parts.critic_optimizer, 0.1, 0
-    )
-    return online.learn(parts, state, None, rollout, jnp.ones(B, bool), jnp.asarray(scores, jnp.float32))
+    rollout = online.scored(algorithm, rollout, {"reward": jnp.asarray(scores, jnp.float32)})
+    after, metrics = online.learn(algorithm, Actors(Sampler(model, CAPACITY, ENDS, PAD)), {}, state, rollout)
+    return after, metrics, state
+
+
+def _unweighed(rollout, score_B, coef):
+    return rollout, jnp.float32(0.2), {"shaped": score_B}
+
+
+def _likelihood(rollout: Rollout) -> Loss:
+    """The more probable the tokens, the further from the sampler."""
+    metrics = {"policy/approxkl_avg": (jnp.exp(rollout.logp), rollout.mask.astype(jnp.float32))}
+    return Loss(value=-rollout.logp, weight=rollout.mask.astype(jnp.float32), metrics=metrics)
 
 
 def test_moments_are_of_all_that_was_scored_also_of_what_is_not_learnt_from():
     scores = [1, 1, 2, 6, np.nan, 4, 3, 3]  # of four groups the second alone has two different scores
-    state, metrics = _learn(scores, keep=1)
+    keep = dict(oversample=4, batch_size=1)  # one group
+    state, metrics, _ = _learn(scores, advantage=_unweighed, loss=_likelihood, **keep)
     known = np.array([1, 1, 2, 6, 4, 3, 3], np.float64)
     assert state.moments.count == 7
     np.testing.assert_allclose([state.moments.mean, state.moments.square], [known.mean(), known.var() * 7], rtol=1e-6)
@@ -365,7 +369,7 @@ def test_moments_are_of_all_that_was_scored_also_of_what_is_not_learnt_from():
 
 
 def test_scores_of_a_batch_without_any_are_zeros_that_say_so():
-    state, metrics = _learn([np.nan] * B)
+    state, metrics, _ = _learn([np.nan] * B, advantage=_unweighed, loss=_likelihood)
     assert state.moments.count == 0 and metrics["objective/missing_scores"] == 1
     assert metrics["objective/scores"] == metrics["objective/scores_sd"] == 0
 
@@ -373,51 +377,57 @@ def test_scores_of_a_batch_without_any_are_zeros_that_say_so():
 def test_an_estimator_that_does_not_know_of_missing_scores_teaches_nothing_of_them():
     heard = []
 
-    def objective(params, rollout, kl_coef=None):
-        value_B = -(params[None, :] * rollout.advantage).sum(1)
+    def listening(rollout: Rollout) -> Loss:
+        value_B = -(rollout.logp * rollout.advantage).sum(1)
         jax.debug.callback(lambda *seen: heard.append(seen), rollout.mask, rollout.advantage)
-        return {"x": (1.0, Loss(value=value_B, weight=rollout.mask.any(1).astype(jnp.float32), metrics={}))}
+        return Loss(value=value_B, weight=rollout.mask.any(1).astype(jnp.float32), metrics={})
 
     def naive(rollout, score_B, coef):  # the mean over each pair takes the missing score with it
         away_B = score_B - jnp.repeat(score_B.reshape(-1, 2).mean(1), 2)
         return rollout.replace(advantage=away_B[:, None] * rollout.mask), jnp.float32(0.2), {}
 
     scores = [1.0, 1.5, np.nan, 6.0, 2.0, 4.0, 3.0, 3.5]
-    state, _ = _learn(scores, parts=_parts(epochs=1)._replace(policy_objective=objective), estimate=naive)
+    state, _, before = _learn(scores, advantage=naive, loss=listening)
     jax.effects_barrier()
     [(mask, advantage)] = heard
-    assert np.isfinite(advantage).all() and np.isfinite(state.policy.params).all() and state.policy.params.any()
-    assert (mask.any(1).sum(), mask.all(1).sum()) == (6, 6)  # without the row, and without the one it was compared to
+    moved = jax.tree.map(lambda a, b: bool(np.isfinite(a).all() and (a != b).any()), state.policy, before.policy)
+    assert np.isfinite(advantage).all() and all(jax.tree.leaves(moved.params))
+    # without the row, and without the one it was compared to
+    assert (mask.any(1).sum(), mask[:, 1:].all(1).sum()) == (6, 6)
 
 
 def test_what_is_logged_as_first_is_of_the_first_minibatch_that_counts():
-    def count(params, rollout, kl_coef):
+    def count(params, rollout):
         rows_B = rollout.mask.any(1).astype(jnp.float32)
         loss = Loss(value=0 * rows_B, weight=rows_B, metrics={"val/ratio": (rows_B, jnp.ones_like(rows_B))})
         return {"x": (1.0, loss)}
 
-    parts = _parts(epochs=1, minibatches=4)._replace(policy_objective=count)
-    firsts = [_run(parts, key=key, mask_B=jnp.arange(B) < 2)[2]["val/ratio_first"] for key in range(3)]
+    once, often = ONCE._replace(policy=count), dict(epochs=1, minibatches=4)
+    firsts = [_run(once, key=key, mask_B=jnp.arange(B) < 2, **often)[2]["val/ratio_first"] for key in range(3)]
     assert min(firsts) >= 0.5  # one row or two count of the two in a minibatch; in the others none
 
 
 def test_one_score_for_each_reply():
     for wrong in (np.zeros((B, 1)), np.zeros(B - 1), 1.0):
-        with pytest.raises(ValueError, match=r"the reward gave the shape .* for 8 replies: expected one for each"):
-            online.one_for_each(wrong, jnp.ones(B, bool))
-    np.testing.assert_array_equal(online.one_for_each([True] * B, jnp.ones(B, bool)), np.ones(B, np.float32))
+        with pytest.raises(ValueError, match="'length'.* for 8 replies.*one for each"):
+            online.one_for_each(wrong, jnp.zeros((B, 3)), "length")
+    one = online.one_for_each([True] * B, jnp.zeros((B, 3)), "length")
+    np.testing.assert_array_equal(one, np.ones(B, np.float32))
 
 
 def test_the_logged_rate_is_that_of_the_updates_that_were_made():
-    # a limit of 1.5 lets two of eight updates through in each iteration, see above
-    optimizer = adamw(total_steps=16, learning_rate=1.0, schedule="linear", warmup_percent=0.0, end_percent=0.0)
-    parts = _parts(epochs=2, minibatches=4, kl_limit=1.5)._replace(policy_optimizer=optimizer)
-    state, rates, updates = None, [], 0
+    # tokens of a probability above 0.9 are beyond the limit: not all of the 24 updates are made
+    rate = dict(learning_rate=1.0, schedule="linear", warmup_percent=0.0, end_percent=0.0)
+    often = dict(update_args=dict(epochs=2, minibatches=4, kl_limit=0.9), total_steps=2)  # a schedule of 16 updates
+    state, rates, made = None, [], 0
     for _ in range(3):
-        state, metrics = _learn(_scores(0, B), parts=parts, state=state)
-        rates.append((float(metrics["lr"]), float(1 - updates / 16)))
-        updates += int(metrics["policy/updates"])
-    assert updates_done(state.policy.opt_state, jnp.int32(-1)) == updates < 3 * 8
+        state, metrics, _ = _learn(
+            _scores(0, B), state=state, advantage=_unweighed, loss=_likelihood, optimizer="adamw", optimizer_args=rate,
+            **often,
+        )  # fmt: skip
+        rates.append((float(metrics["lr"]), float(1 - made / 16)))
+        made += int(metrics["policy/updates"])
+    assert 0 < updates_done(state.policy.opt_state, jnp.int32(-1)) == made < 3 * 8
     np.testing.assert_allclose(*np.transpose(rates), rtol=1e-6)
 
 
@@ -431,15 +441,22 @@ def two():
     return model, policy, {name: leaf for name, leaf in other.items() if name != "scalar"}
 
 
+def _produce(algorithm, policy, reference, key=0):
+    frozen = {"reference": reference}
+    rows = prompt_batch(), jax.random.key(key), jnp.int32(0)
+    return online.produce(algorithm, build_actors(), frozen, policy, *rows)
+
+
 @pytest.mark.parametrize("rival", ["greedy", "reference", "mixture"])
 def test_each_opponent_is_who_it_is_called(two, rival):
     model, policy, reference = two
     advantage = {"greedy": "remax", "reference": "vbon", "mixture": "win_probability"}[rival]
-    settings = dict(critic_init="none", advantage=advantage, samples_per_prompt=2, kl_controller="fixed_kl")
-    parts = build_parts(**settings, kl_controller_args={}, opponent=rival, opponent_share=0.3)
-    draw = jax.jit(lambda key: parts.sample(policy, reference, prompt_batch(), key)[0])
-    rollout, again = draw(jax.random.key(0)), draw(jax.random.key(1))
-    np.testing.assert_array_equal(rollout.opponent, np.arange(16) % 2 == 1)
+    share = dict(share=0.3) if rival == "mixture" else {}
+    settings = dict(advantage=advantage, samples_per_prompt=2, opponent=rival, opponent_args=share)
+    algorithm = build_algorithm(**ALONE, **settings)
+    draw = jax.jit(lambda key: _produce(algorithm, policy, reference, key))
+    rollout, again = draw(0), draw(1)
+    np.testing.assert_array_equal(rollout.source, np.arange(16) % 2)
     assert (rollout.tokens[::2] != again.tokens[::2]).any()
     assert (rollout.tokens[1::2] == again.tokens[1::2]).all() == (rival == "greedy")
 
@@ -457,38 +474,42 @@ def test_each_opponent_is_who_it_is_called(two, rival):
         "reference": scores(reference, 0.9),
         "mixture": 0.7 * scores(policy, 0.9) + 0.3 * scores(reference, 0.9),
     }[rival]
-    mask, by_rival = np.asarray(rollout.mask), np.asarray(rollout.opponent)[:, None]
+    mask, by_rival = np.asarray(rollout.mask), np.asarray(rollout.source == 1)[:, None]
     np.testing.assert_allclose(rollout.old_logp[mask & by_rival], logp(theirs)[mask & by_rival], atol=2e-5)
-    noted = parts.annotate(policy, reference, None, rollout)
+    noted = online.annotate(algorithm, build_actors(), {"reference": reference}, policy, None, rollout)
     own = mask & ~by_rival
     np.testing.assert_allclose(noted.ref_logp[own], logp(scores(reference, 0.9))[own], atol=2e-5)
 
 
 def test_importance_weights_of_a_sampler_that_is_not_the_learner(two):
     _, policy, reference = two
-    settings = dict(critic_init="none", advantage="group_baseline", samples_per_prompt=2, correction_args=dict(cap=1.5))
-    parts = build_parts(**settings, kl_controller="fixed_kl", kl_controller_args={})
-    rollout, _ = parts.sample(policy, reference, prompt_batch(), jax.random.key(0))
+    settings = dict(advantage="group_baseline", samples_per_prompt=2, correction_args=dict(cap=1.5))
+    algorithm, frozen = build_algorithm(**ALONE, **settings), {"reference": reference}
+    annotate = lambda rollout: online.annotate(algorithm, build_actors(), frozen, policy, None, rollout)  # noqa: E731
+    rollout = _produce(algorithm, policy, reference)
     off = rollout.replace(old_logp=rollout.old_logp - jnp.where(rollout.mask, 0.3, 0.0))  # said to be less likely
-    noted = parts.annotate(policy, reference, None, off)
+    noted = annotate(off)
     mask = np.asarray(rollout.mask)
     np.testing.assert_allclose(noted.old_logp[mask], rollout.old_logp[mask], atol=2e-5)
     np.testing.assert_array_equal(noted.sampler_logp, off.old_logp)
     scores = jnp.arange(16.0)
-    plain = parts.advantages(parts.annotate(policy, reference, None, rollout), scores, jnp.float32(0))[0].advantage
-    weighed, _, metrics = parts.advantages(noted, scores, jnp.float32(0))
+    plain = online.advantages(algorithm, annotate(rollout), scores, jnp.float32(0))[0].advantage
+    weighed, _, metrics = online.advantages(algorithm, noted, scores, jnp.float32(0))
     np.testing.assert_allclose(weighed.advantage, plain * np.exp(0.3), rtol=1e-4)
     np.testing.assert_allclose(metrics["sampling/importance_ratio"], np.exp(0.3), rtol=1e-4)
 
 
 def test_the_kl_in_the_loss_is_weighed_unless_the_config_says_otherwise(two):
-    _, policy, reference = two
-    settings = dict(critic_init="none", advantage="reinforce_plus_plus", kl_placement="loss", kl_estimator="k3")
-    settings |= dict(kl_controller="fixed_kl", kl_controller_args={})
+    policy = two[1]
+    settings = ALONE | dict(advantage="reinforce_plus_plus", kl_placement="loss", kl_estimator="k3")
     rollout = rollout_batch(T=9).replace(advantage=jnp.zeros((8, 9)))  # of which the policy knows nothing: ratios off 1
-    penalty = lambda **args: build_parts(**settings, **args).policy_objective(policy, rollout, 0.1)["loss/kl_avg"]  # noqa: E731
+
+    def penalty(**args):
+        algorithm = build_algorithm(**settings, **args)
+        return online.policy_objective(algorithm, build_actors(), {}, policy, rollout, 0.1)["loss/kl_avg"]
+
     for found, weighted in ((penalty(), True), (penalty(kl_loss_args=dict(importance_weighted=False)), False)):
-        view = forward.policy_view(two[0], policy, rollout, temperature=0.9, start=5)
+        view = forward.policy_view(two[0], policy, rollout, temperature=0.9, start=P)
         want = kl_loss(view, estimator="k3", importance_weighted=weighted)
         assert found[0] == 0.1
         np.testing.assert_allclose(reduce(found[1]), reduce(want), rtol=1e-5)
@@ -498,7 +519,7 @@ def test_an_adaptive_coefficient_counts_the_policys_replies():
     for rival, oversample, replies in (("none", 1, 16), ("reference", 1, 8), ("none", 3, 48)):
         settings = dict(critic_init="none", samples_per_prompt=2, opponent=rival, oversample=oversample)
         settings["advantage"] = "group_baseline" if rival == "none" else "vbon"
-        coef, _ = build_parts(**settings).control_kl(jnp.float32(0.1), jnp.float32(5.0), ())
+        coef = build_algorithm(**settings).controller(jnp.float32(0.1), jnp.float32(5.0))
         np.testing.assert_allclose(
             coef, adaptive_kl(0.1, 5.0, target=0.5, horizon=100.0, batch_size=replies), rtol=1e-6
         )
