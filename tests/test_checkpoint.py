@@ -305,7 +305,7 @@ def test_verify_hashes_what_is_on_disk(tmp_path):
     params = make_params()
     save_params(tmp_path / "sft/params", params)
     fields = {"name": "x", "config": {}, "parents": {}, "step": 1}
-    write_manifest(tmp_path / "sft", stage="sft", content_hash=content_hash(params), **fields)
+    write_manifest(tmp_path / "sft", stage="sft", makes="policy", content_hash=content_hash(params), **fields)
     assert verify(tmp_path / "sft")["stage"] == "sft"
     save_params(tmp_path / "sft/params", make_params(1))
     with pytest.raises(CheckpointError, match="content has changed"):
@@ -314,7 +314,8 @@ def test_verify_hashes_what_is_on_disk(tmp_path):
     (tmp_path / "collect").mkdir()
     (tmp_path / "collect/pairs.jsonl").write_text("{}\n")
     digest = files_hash(tmp_path / "collect", ["pairs.jsonl"])
-    write_manifest(tmp_path / "collect", stage="collect", content_hash=digest, files=["pairs.jsonl"], **fields)
+    fields |= {"stage": "collect", "makes": "files", "files": ["pairs.jsonl"]}
+    write_manifest(tmp_path / "collect", content_hash=digest, **fields)
     assert verify(tmp_path / "collect")["files"] == ["pairs.jsonl"]
     (tmp_path / "collect/pairs.jsonl").write_text("[]\n")
     with pytest.raises(CheckpointError, match="content has changed"):

@@ -24,13 +24,13 @@ from alignax.manifest import (
 CONFIG = {"beta": 0.1, "model": {"dim": 128, "heads": (4, 2)}, "limit": math.inf}
 
 
-def finish(folder, stage="sft", *, content="a" * 64, parents=None, config=CONFIG, step=10, **fields):
+def finish(folder, stage="sft", makes="policy", *, content="a" * 64, parents=None, config=CONFIG, step=10, **fields):
     """A finished stage with stand-in parameters."""
     (folder / "params").mkdir(parents=True, exist_ok=True)
     (folder / "params/_METADATA").write_text("{}")
     links = {role: parent_record(folder, parent) for role, parent in (parents or {}).items()}
     fields = {"name": folder.name, "parents": links, "step": step} | fields
-    return write_manifest(folder, stage=stage, config=config, content_hash=content, **fields)
+    return write_manifest(folder, stage=stage, makes=makes, config=config, content_hash=content, **fields)
 
 
 def test_a_manifest_reads_as_written(tmp_path):
@@ -83,20 +83,20 @@ def test_a_parent_that_does_not_fit_is_refused_field_by_field(tmp_path):
     fields = {"tokenizer_hash": "1" * 64, "template_hash": "2" * 64, "architecture": theirs}
     parent = finish(tmp_path / "sft", **fields)
     same = fields | {"architecture": {"heads": (4, 2), "dim": 128, "layers": 2, "remat": "none"}}
-    check_parent(parent, role="policy", stage=("sft", "offline"), ignore=("remat",), **same)
+    check_parent(parent, role="policy", makes=("policy", "reward"), ignore=("remat",), **same)
     check_parent(parent, role="policy")
     with pytest.raises(CheckpointError) as error:
         check_parent(
             parent,
             role="reward",
-            stage="reward",
+            makes="reward",
             tokenizer_hash="3" * 64,
             template_hash="4" * 64,
             architecture={"dim": 256, "layers": 2, "remat": "full", "heads": [4, 4], "bias": True},
         )
     assert str(error.value).splitlines()[:-1] == [
         "parent reward = 'sft' (stage sft, content aaaaaaaaaaaa) does not fit:",
-        "  stage: parent sft, expected reward",
+        "  the stage sft makes: policy, expected reward",
         "  tokenizer_hash: parent 111111111111, config 333333333333",
         "  template_hash: parent 222222222222, config 444444444444",
         "  architecture.bias: parent nothing, config True",
@@ -105,6 +105,13 @@ def test_a_parent_that_does_not_fit_is_refused_field_by_field(tmp_path):
     ]
     with pytest.raises(CheckpointError, match="tokenizer_hash: parent none, config 3333"):
         check_parent(finish(tmp_path / "old"), role="policy", tokenizer_hash="3" * 64)
+
+
+@pytest.mark.parametrize("stage, makes", [("sft", "policy"), ("reward", "reward"), ("collect", "files")])
+def test_a_manifest_of_before_it_said_what_was_made_is_read_by_its_stage(tmp_path, stage, makes):
+    written = finish(tmp_path / stage, stage, makes)
+    (tmp_path / stage / "manifest.json").write_text(json.dumps({k: v for k, v in written.items() if k != "makes"}))
+    assert read_manifest(tmp_path / stage)["makes"] == makes
 
 
 def make_tokenizer(words=("<pad>", "<eos>", "hello", "world"), **kwargs):
@@ -235,7 +242,7 @@ def test_a_parent_outside_the_pipeline_is_linked_by_its_absolute_path(tmp_path):
 
 def test_shared_ancestors_are_unfolded_once(tmp_path):
     finish(tmp_path / "sft")
-    finish(tmp_path / "reward", "reward", content="b" * 64, parents={"base": tmp_path / "sft"})
+    finish(tmp_path / "reward", "reward", "reward", content="b" * 64, parents={"base": tmp_path / "sft"})
     for name in ("ppo", "rloo"):
         finish(tmp_path / name, "online", content=name, parents={"reward": tmp_path / "reward"})
     lines = lineage(tmp_path).splitlines()

@@ -6,14 +6,13 @@ import datasets
 import jax
 import numpy as np
 import pytest
-from alignax.stages.precheck import precheck
 
-from alignax.config import ConfigError
+from alignax.config import ConfigError, plain
 from alignax.data.counts import Counts, DataError
 from alignax.data.loader import Loader
 from alignax.data.mixture import epochs
 from alignax.data.sources.mixture import mixture
-from alignax.stages import collect, common, inputs, sft
+from alignax.stages import collect, distill, inputs, online, plans, sft
 
 WEIGHTS = {"a": 0.6, "b": 0.3, "c": 0.1}
 SIZES = {"a": 60, "b": 30, "c": 400}
@@ -93,11 +92,15 @@ def test_epochs_of_each_part_and_one_that_is_exhausted():
 
 
 def test_how_many_rows_a_run_draws_is_for_its_stage_to_say():
-    steps = {"total_steps": 10, "batch_size": 8}
-    assert inputs.draws(steps | {"stage": "sft"}, "prompt_completion") == 80
-    assert inputs.draws(steps | {"stage": "online", "oversample": 3}, "prompt_only") == 240
-    both = steps | {"stage": "distill", "on_policy": 0.25}
-    assert [inputs.draws(both, form) for form in ("prompt_only", "prompt_completion")] == [20, 60]
+    def plan(stage, **values):
+        data = {"data": {"path": "x.jsonl"}, "init_from": "x", "total_steps": 10, "batch_size": 8}
+        return plans.made(plain(stage.get_config()) | data | values)
+
+    assert plan(sft, model="harbor", tokenizer="nowhere").draws("prompt_completion") == 80
+    sampled = {"reward_from": "y", "oversample": 3, "samples_per_prompt": 2, "advantage": "group_baseline"}
+    assert plan(online, critic_init="none", **sampled).draws("prompt_only") == 240
+    both = plan(distill, teacher_from="y", on_policy=0.25)
+    assert [both.draws(form) for form in ("prompt_only", "prompt_completion")] == [20, 60]
 
 
 def test_rows_know_their_part_and_counts_add_up():
@@ -118,7 +121,7 @@ def config(parts, **values):
     c.data = {"parts": parts}
     for name, value in values.items():
         c[name] = value
-    return common.plain(c)
+    return plain(c)
 
 
 PART = {"source": "jsonl", "weight": 1.0, "path": "x.jsonl"}
@@ -143,14 +146,14 @@ WRONG = {
 def test_a_wrong_part_is_refused_before_anything_is_read(name):
     parts, message = WRONG[name]
     with pytest.raises(ConfigError, match=message):
-        precheck(config(parts))
+        plans.made(config(parts))
 
 
 def test_a_stage_that_reads_each_row_once_takes_no_weights():
     c = collect.get_config()
     c.source, c.data, c.init_from = "mixture", {"parts": {"a": PART}}, "x"
-    with pytest.raises(ConfigError, match="config.source = 'mixture': rows are not drawn by weight here"):
-        precheck(common.plain(c))
+    with pytest.raises(ConfigError, match="config.source = 'mixture': .*name one source"):
+        plans.made(plain(c) | {"reward": lambda row, completion, *, finished: 0.0})
 
 
 def write_rows(path, rows):
@@ -167,7 +170,7 @@ def test_parts_of_several_forms_are_loaded_as_one(tmp_path, monkeypatch):
         name: {"source": "jsonl", "weight": 1.0, "path": path, "heldout_percent": percent}
         for name, path, percent in zip(("demos", "pairs"), paths, (20.0, 50.0))
     }
-    load = lambda split: inputs.load_rows("mixture", {"parts": parts}, split, form="prompt_completion")  # noqa: E731
+    load = lambda split: inputs.load_rows(plans.made(config(parts)).source, split, form="prompt_completion")  # noqa: E731
     (train, counts), (held, _) = load("train"), load("heldout")
     assert len(train) + len(held) == 120 and counts["kept"] == len(train)
     assert {row["part"] for row in train} == {row["part"] for row in held} == {"demos", "pairs"}
