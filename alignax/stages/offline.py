@@ -13,7 +13,7 @@ from alignax.data.arrays import fingerprint
 from alignax.data.encode import pair_rows
 from alignax.data.thumbs import unpaired_rows
 from alignax.ops.checks import fact
-from alignax.stages import fitting, folder, inputs, parents, plans, probe
+from alignax.stages import fitting, folder, inputs, parents, plans, probe, supervised
 from alignax.stages.plans import Declaration, Parent, Readings
 from alignax.stages.reference import with_logp
 from alignax.train import reference as moving
@@ -44,7 +44,7 @@ def get_config() -> ConfigDict:
 
 
 @plan_record
-class Plan(plans.Supervised):
+class Plan(supervised.Supervised):
     """What a run does."""
 
     follow: Bound | None  # (reference, params, step) -> reference; None: it stands still
@@ -66,7 +66,7 @@ def plan(config: Any, prefix: str = "") -> Plan:
         plans.tried(lambda: follow({}, {}, 1))
     check_reference(r)
     watch = probe.plan(r.probe, r.template)
-    made = plans.supervised(Plan, r, tuple(RECORDS), follow=follow, probe=watch, batches=probe.batches(watch))
+    made = supervised.planned(Plan, r, tuple(RECORDS), follow=follow, probe=watch, batches=probe.batches(watch))
     for name, (_, term) in made.terms.items():
         if fact(term.function, "online_only"):
             raise ConfigError(
@@ -74,7 +74,7 @@ def plan(config: Any, prefix: str = "") -> Plan:
                 f"{term.name!r}: it needs pairs of a sample of the policy and one of the reference; the online stage "
                 "makes them with opponent = 'reference'"
             )
-    if (follow or r.reference == "cached") and isinstance(plans.trial(made, without=("ref_logp",)), tuple):
+    if (follow or r.reference == "cached") and isinstance(supervised.trial(made, without=("ref_logp",)), tuple):
         what = "reference_args is set" if follow else "reference = 'cached'"
         names = " and ".join(repr(term.name) for _, term in made.terms.values())
         raise ConfigError(f"config.{prefix}{what}, but {names} read no reference")
@@ -132,7 +132,7 @@ def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan |
 
     # ---- train
     seen = partial(view, p, model)
-    metrics = lambda state, frozen, batch: plans.metrics_of(p.terms, seen(state.learner.params, frozen, batch))  # noqa: E731
+    metrics = lambda state, frozen, batch: supervised.metrics_of(p.terms, seen(state.learner.params, frozen, batch))  # noqa: E731
     held_out = fitting.evaluator(metrics, held, p.batch_size, mesh, arrange(held))
     watch = probe.build(stage, p.probe, model, tokenizer, mesh)
 
@@ -148,7 +148,7 @@ def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan |
     if p.reference == "cached":
         reference = None  # nothing reads it any more: every batch brings what it said
     frozen = {"still": still, "reference": reference}
-    step = sharding.jit_step(plans.update(p, seen, follow=p.follow), state)
+    step = sharding.jit_step(supervised.update(p, seen, follow=p.follow), state)
     step_fn = lambda state, batch: step(state, batch, frozen)  # noqa: E731
     show = ("loss", "rewards/margins", "rewards/accuracies")
     state = fitting.train(stage, state, step_fn, train, mesh, evaluate, model=model, show=show)

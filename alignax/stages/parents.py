@@ -20,7 +20,8 @@ from alignax.models.config import ModelConfig
 from alignax.models.decoder import decoder
 from alignax.rewards.model import check_weights, folded
 from alignax.stages.folder import Stage
-from alignax.stages.plans import REWARD, Parent, check_context
+from alignax.stages.lengths import check_context
+from alignax.stages.plans import REWARD, Parent
 from alignax.types import Model, Params
 
 

@@ -17,7 +17,7 @@ from alignax.data.encode import pair_rows
 from alignax.data.judged import attributes_of, ranking_rows, rating_rows, step_rows
 from alignax.data.loader import eval_batches
 from alignax.evals import reward_model
-from alignax.stages import fitting, folder, inputs, parents, plans
+from alignax.stages import fitting, folder, inputs, parents, plans, supervised
 from alignax.stages.plans import Declaration, Parent, Readings
 from alignax.train.state import new_state
 from alignax.types import Model, Ranked, Rated, Scored, Stepwise
@@ -44,7 +44,7 @@ def get_config() -> ConfigDict:
 
 
 @plan_record
-class Plan(plans.Supervised):
+class Plan(supervised.Supervised):
     """What a run does."""
 
     def readings(self) -> list[Readings]:
@@ -56,7 +56,7 @@ class Plan(plans.Supervised):
 def plan(config: Any, prefix: str = "") -> Plan:
     """The config as bound functions and numbers. Raises ConfigError for what does not fit."""
     r = plans.read(config, STAGE, get_config(), prefix)
-    return plans.supervised(Plan, r, tuple(RECORDS))
+    return supervised.planned(Plan, r, tuple(RECORDS))
 
 
 def view(plan: Plan, model: Model, params: Any, still: Any, batch: dict) -> Any:
@@ -97,11 +97,11 @@ def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan |
     # ---- train
     reads = "steps" if p.record is Stepwise else "ends"
     arrange = fitting.arrangement(p, held, mesh, reads=reads)
-    metrics = lambda state, still, batch: plans.metrics_of(p.terms, seen(state.learner.params, still, batch))  # noqa: E731
+    metrics = lambda state, still, batch: supervised.metrics_of(p.terms, seen(state.learner.params, still, batch))  # noqa: E731
     held_out = fitting.evaluator(metrics, held, p.batch_size, mesh, arrange)
     evaluate = lambda state: held_out(state, still)  # noqa: E731
     state = parents.place(lambda params: new_state(params, p.optimizer()), start, mesh=mesh)
-    step = sharding.jit_step(plans.update(p, seen), state)
+    step = sharding.jit_step(supervised.update(p, seen), state)
     step_fn = lambda state, batch: step(state, batch, still)  # noqa: E731
     show = ("loss", *SHOWN[p.record])
     state = fitting.train(stage, state, step_fn, train, mesh, evaluate, model=model, show=show, reads=reads)

@@ -11,7 +11,7 @@ from alignax.bound import Bound, of_config, plan_record, static
 from alignax.data.arrays import fingerprint
 from alignax.data.encode import demo_rows
 from alignax.data.templates import TRAIN_ON
-from alignax.stages import fitting, folder, inputs, parents, plans
+from alignax.stages import fitting, folder, inputs, parents, plans, supervised
 from alignax.stages.plans import Declaration, Parent, Readings
 from alignax.train.state import new_state
 from alignax.types import Demo, Model
@@ -33,7 +33,7 @@ def get_config() -> ConfigDict:
 
 
 @plan_record
-class Plan(plans.Supervised):
+class Plan(supervised.Supervised):
     """What a run does."""
 
     model: Bound | None  # (vocab_size) -> ModelConfig
@@ -56,7 +56,7 @@ def plan(config: Any, prefix: str = "") -> Plan:
             "'completion' or 'all'",
         )
     model = of_config(r, "model", "alignax.models.presets", given=("vocab_size",))
-    return plans.supervised(Plan, r, RECORDS, model=model)
+    return supervised.planned(Plan, r, RECORDS, model=model)
 
 
 def view(model: Model, params: Any, still: Any, batch: dict) -> Demo:
@@ -84,11 +84,11 @@ def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan |
 
     # ---- train
     arrange = fitting.arrangement(p, held, mesh, reads="tokens")
-    metrics = lambda state, still, batch: plans.metrics_of(p.terms, seen(state.learner.params, still, batch))  # noqa: E731
+    metrics = lambda state, still, batch: supervised.metrics_of(p.terms, seen(state.learner.params, still, batch))  # noqa: E731
     held_out = fitting.evaluator(metrics, held, p.batch_size, mesh, arrange)
     evaluate = fitting.once_per_step(lambda state: held_out(state, still))
     state = parents.place(lambda params: new_state(params, p.optimizer()), params, mesh=mesh)
-    step = sharding.jit_step(plans.update(p, seen), state)
+    step = sharding.jit_step(supervised.update(p, seen), state)
     step_fn = lambda state, batch: step(state, batch, still)  # noqa: E731
     show = ("loss", "mean_token_accuracy")
     state = fitting.train(stage, state, step_fn, train, mesh, evaluate, model=model, show=show)

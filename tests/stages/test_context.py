@@ -5,7 +5,8 @@ import pytest
 from alignax.config import ConfigError
 from alignax.models.config import ModelConfig
 from alignax.stages import collect, distill, evaluate, offline, online, reward, sft
-from alignax.stages.plans import check_context, longest_of, longest_text, parents_of
+from alignax.stages.lengths import check_context, longest_of, longest_text
+from alignax.stages.plans import parents_of
 
 LEARNED = ModelConfig(8, positions="learned", max_positions=64)
 LONG = ModelConfig(8, rope_type="longrope", rope_original=64, rope_factors=(1.0,) * 16, rope_long_factors=(2.0,) * 16)
