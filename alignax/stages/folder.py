@@ -81,9 +81,10 @@ def open_stage(
 
 
 def _get(config: Mapping[str, Any], key: str) -> Any:
+    value: Any = config
     for name in key.split("."):
-        config = config.get(name, "") if isinstance(config, Mapping) else ""
-    return config
+        value = value.get(name, "") if isinstance(value, Mapping) else ""
+    return value
 
 
 def is_step(path: str) -> bool:

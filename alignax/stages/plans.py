@@ -14,7 +14,7 @@ from alignax.bound import Args, Bound, bound, of_config, plan_record, static
 from alignax.config import ConfigError, Reader, check, plain, record_of, typed
 from alignax.models.config import ModelConfig
 from alignax.models.kernels import kernel_of
-from alignax.ops.checks import Scalar
+from alignax.ops.checks import Scalar, fact
 from alignax.types import Layout
 
 POLICY, REWARD, FILES = "policy", "reward", "files"  # what a stage makes
@@ -257,7 +257,8 @@ def terms(r: Reader, records: tuple[type, ...], *, microbatches: int = 1) -> tup
     loss = of_config(r, "loss", "alignax.losses")
     if loss is None:
         raise r.error("loss", "expected a function of alignax.losses, or module:function")
-    record, more, found = record_of(loss.function, records, key=r.key("loss")), {}, {"loss": (1.0, loss)}
+    record = record_of(loss.function, records, key=r.key("loss"))
+    more: Terms = {}
     further = r.terms if "terms" in r else {}
     for name, args in further.items():
         key = f"terms.{name}"
@@ -274,9 +275,9 @@ def terms(r: Reader, records: tuple[type, ...], *, microbatches: int = 1) -> tup
                 "added up on one record"
             )
         more[name] = typed(args.get("coefficient", 1.0), float, key=f"{r.key(key)}.coefficient"), term
-        found[key] = more[name]
-    for key, (_, term) in found.items():
-        if microbatches > 1 and getattr(term.function, "whole_batch", False):
+    for name, (_, term) in ({"": (1.0, loss)} | more).items():
+        if microbatches > 1 and fact(term.function, "whole_batch"):
+            key = f"terms.{name}" if name else "loss"
             raise ConfigError(
                 f"config.{r.key(key)} = {term.name!r} compares the rows of a batch with each other: it is not the sum "
                 f"of {microbatches} microbatches; set microbatches to 1"
