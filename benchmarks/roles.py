@@ -68,7 +68,7 @@ def start(cfg: Reader, parts: loop.Parts, model: Model) -> tuple[Any, dict]:
     learns, beneath = parents.learner(cfg, policy)
     values, under = parents.learner(cfg, judge)
     frozen = {"reference": policy, "reward": judge}
-    frozen |= {"still": {"policy": beneath, "critic": under}} if beneath else {}
+    frozen |= {"base": {"policy": beneath, "critic": under}} if beneath else {}
     return new_online_state(learns, values, parts.policy_optimizer, parts.critic_optimizer, 0.05, 0), frozen
 
 

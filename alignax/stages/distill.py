@@ -121,8 +121,8 @@ def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan |
     for encode, splits in p.readings():
         kind = "prompts" if encode.func is prompt_rows else "completions"
         for split in splits:
-            found, told, _ = inputs.encoded(p, encode, tokenizer, split, root)
-            counts["prompts" if kind == "prompts" else split] = told
+            found, count, _ = inputs.encoded(p, encode, tokenizer, split, root)
+            counts["prompts" if kind == "prompts" else split] = count
             if split == "train":
                 arrays[kind] = found
             else:
@@ -133,10 +133,10 @@ def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan |
     mesh = parents.get_mesh(p.mesh)
     model, start = parents.new_or_loaded(stage, tokenizer, mesh, preset=p.model)
     teacher_model, teacher, _ = parents.load_model(stage, "teacher", tokenizer, mesh)
-    seen = partial(view, (model, teacher_model))
+    record = partial(view, (model, teacher_model))
 
     # ---- the two kinds of step: the same update of completions, given or sampled by the student itself
-    update, own = supervised.update(p, seen), sampler(model, tokenizer, p.template, p.max_new_tokens)
+    update, own = supervised.update(p, record), sampler(model, tokenizer, p.template, p.max_new_tokens)
 
     def on_given(state, batch, teacher):
         state, metrics = update(state, batch, teacher)
@@ -150,7 +150,7 @@ def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan |
     # ---- train
     watch = probe.build(stage, p.probe, model, tokenizer, mesh)
     part = max(p.batch_size // p.microbatches // mesh.size, 1) * mesh.size  # logits of a microbatch, not of all
-    metrics = lambda state, teacher, batch: supervised.metrics_of(p.terms, seen(state.learner.params, teacher, batch))  # noqa: E731
+    metrics = lambda state, teacher, batch: supervised.metrics_of(p.terms, record(state.learner.params, teacher, batch))  # noqa: E731
     heldout = fitting.evaluator(metrics, held, part, mesh)
 
     @fitting.once_per_step

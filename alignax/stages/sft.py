@@ -59,9 +59,9 @@ def plan(config: Any, prefix: str = "") -> Plan:
     return supervised.planned(Plan, r, RECORDS, model=model)
 
 
-def view(model: Model, params: Any, still: Any, batch: dict) -> Demo:
-    """What the losses see of a batch; `still` is the decoder under an adapter."""
-    return forward.demo(model, still | params, batch)
+def view(model: Model, params: Any, frozen: Any, batch: dict) -> Demo:
+    """What the losses see of a batch; `frozen` is the decoder under an adapter."""
+    return forward.demo(model, frozen | params, batch)
 
 
 def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan | None = None) -> Path:
@@ -79,17 +79,17 @@ def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan |
     # ---- model
     mesh = parents.get_mesh(p.mesh)
     model, params = parents.new_or_loaded(stage, tokenizer, mesh, preset=p.model, adapted=True)
-    params, still = parents.learner(p, params)
-    seen = partial(view, model)
+    params, frozen = parents.learner(p, params)
+    record = partial(view, model)
 
     # ---- train
     arrange = fitting.arrangement(p, held, mesh, reads="tokens")
-    metrics = lambda state, still, batch: supervised.metrics_of(p.terms, seen(state.learner.params, still, batch))  # noqa: E731
+    metrics = lambda state, frozen, batch: supervised.metrics_of(p.terms, record(state.learner.params, frozen, batch))  # noqa: E731
     held_out = fitting.evaluator(metrics, held, p.batch_size, mesh, arrange)
-    evaluate = fitting.once_per_step(lambda state: held_out(state, still))
+    evaluate = fitting.once_per_step(lambda state: held_out(state, frozen))
     state = parents.place(lambda params: new_state(params, p.optimizer()), params, mesh=mesh)
-    step = sharding.jit_step(supervised.update(p, seen), state)
-    step_fn = lambda state, batch: step(state, batch, still)  # noqa: E731
+    step = sharding.jit_step(supervised.update(p, record), state)
+    step_fn = lambda state, batch: step(state, batch, frozen)  # noqa: E731
     show = ("loss", "mean_token_accuracy")
     state = fitting.train(stage, state, step_fn, train, mesh, evaluate, model=model, show=show)
 

@@ -73,7 +73,7 @@ def _address(x, device=0):
 @pytest.mark.slow
 def test_four_roles_have_one_decoder_in_memory(aligned):
     frozen = aligned.frozen
-    trees = [frozen["reference"], frozen["reward"], frozen["still"]["policy"], frozen["still"]["critic"]]
+    trees = [frozen["reference"], frozen["reward"], frozen["base"]["policy"], frozen["base"]["critic"]]
     for leaves in zip(*(jax.tree.leaves(tree["decoder"]) for tree in trees), strict=True):
         for device in range(jax.device_count()):
             assert len({_address(x, device) for x in leaves}) == 1
@@ -166,7 +166,7 @@ def test_a_whole_reward_model_has_a_decoder_of_its_own(run, tmp_path, capsys, cr
         ["policy", "reference", "critic"], ["reward"])  # fmt: skip
     assert f"one base for {', '.join(ours)}: " in line and f"one base for {', '.join(theirs)}: " in line
     below = found.rewards["reward"][1] if critic == "reward" else found.reference
-    assert found.still["critic"]["decoder"] is below["decoder"] and set(found.critic) == {"lora", "scalar"}
+    assert found.base["critic"]["decoder"] is below["decoder"] and set(found.critic) == {"lora", "scalar"}
     one, other = (x["lora"]["layers"]["q"]["a"] for x in (found.policy, found.critic))
     assert np.abs(one - other).max() > 0  # two fresh adapters, of a key each
 

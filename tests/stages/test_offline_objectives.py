@@ -43,7 +43,7 @@ def test_a_reference_that_moves(run, tmp_path):
     """TR-DPO with a hard copy after every update: each step starts at the reference, where DPO's loss is log 2."""
     still, hard = (
         offline.run(config(run, "dpo", total_steps=3, save_every_steps=1, reference_args=args), tmp_path / name)
-        for name, args in (("still", {}), ("hard", dict(alpha=1.0, every=1)))
+        for name, args in (("base", {}), ("hard", dict(alpha=1.0, every=1)))
     )
     assert [row["loss"] for row in metrics(hard)] == pytest.approx([np.log(2)] * 3, rel=1e-6)
     assert abs(metrics(still)[2]["loss"] - np.log(2)) > 1e-4

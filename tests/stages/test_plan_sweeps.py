@@ -74,7 +74,7 @@ def test_dpo(terms):
     args = dict(loss_args=dict(beta=0.2, label_smoothing=0.05), terms=terms)
     plan = planned(offline, optimizer_args=dict(learning_rate=0.01) | WARM, **args, **FEW)
     view = functools.partial(offline.view, plan, model)
-    frozen = {"still": {}, "reference": reference}
+    frozen = {"base": {}, "reference": reference}
     check(lambda plan, params, batch: twice(plan, view, params, batch, frozen), plan, params, pair_batch())
 
 
