@@ -28,8 +28,8 @@ jaxtyping.install_import_hook("alignax", "beartype.beartype")
 
 from beartype import beartype  # noqa: E402
 
-from alignax import types  # noqa: E402
-from alignax.train import algorithm, state  # noqa: E402
+from alignax import bound, types  # noqa: E402
+from alignax.train import state  # noqa: E402
 
 
 def _check_fields(cls):
@@ -50,7 +50,14 @@ def _check_fields(cls):
     cls.__init__ = init
 
 
-for _module in (types, state, algorithm):
+def _plan_record(cls, make=bound.plan_record):
+    made = make(cls)
+    _check_fields(made)
+    return made
+
+
+bound.plan_record = _plan_record  # before the modules whose plans it makes are imported
+for _module in (types, state):
     for _, _cls in inspect.getmembers(_module, dataclasses.is_dataclass):
         if _cls.__module__ == _module.__name__:
             _check_fields(_cls)

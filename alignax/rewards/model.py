@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -13,7 +14,7 @@ from alignax.models.heads import weighted
 from alignax.types import Model, Params, Rollout
 
 
-def check_weights(known: list[str], weights: Mapping[str, float], *, key: str, folder: Path, imported: bool) -> None:
+def check_weights(known: list[str], weights: Mapping[str, Any], *, key: str, folder: Path, imported: bool) -> None:
     """Checks the weights of the attributes that a reward model rates, `known`; [] of one that has a single score.
 
     Raises ConfigError for weights of a model that rates no attributes, of an attribute that it does not rate, and for a

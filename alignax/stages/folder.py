@@ -97,7 +97,7 @@ def data_parents(config: Mapping[str, Any], prefix: str = "") -> dict[str, Paren
     parts = config["data"].get("parts", {}) if config["source"] == "mixture" else {}
     found = {f"{prefix}data.{name}": f"{prefix}data.parts.{name}.path" for name in parts}
     found = found or {f"{prefix}data": f"{prefix}data.path"}
-    return {role: Parent(key, makes="files", reads=()) for role, key in found.items()}
+    return {role: Parent(key, makes=(), reads=()) for role, key in found.items()}
 
 
 def base_of(folder: Path) -> Path:

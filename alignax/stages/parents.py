@@ -105,7 +105,7 @@ def load_model(
 
 
 def load_reward(
-    stage: Stage, role: str, weights: Mapping[str, float], tokenizer: Any, mesh: Mesh, *, key: str,
+    stage: Stage, role: str, weights: Mapping[str, Any], tokenizer: Any, mesh: Mesh, *, key: str,
     bases: dict[str, Params] | None = None,
 ) -> tuple[Model, Params]:  # fmt: skip
     """Model and parameters of a reward model with one score.

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import importlib.util
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
@@ -52,12 +53,14 @@ def module_of(config: Mapping[str, Any], prefix: str = "") -> Any:
     It has STAGE, `get_config()`, `plan(config, prefix)` and `run(config, workdir, root, made)`, and, if it reads data,
     `readings(plan)`. Raises ConfigError if there is none.
     """
-    name = config.get("stage")
-    path = name if "." in str(name) else f"alignax.stages.{name}"
+    name = str(config.get("stage"))
+    ours = f"alignax.stages.{name}"
+    path = ours if "." not in name and importlib.util.find_spec(ours) else name
     try:
         module = importlib.import_module(path)
-    except ModuleNotFoundError as error:
-        if not (error.name and (path == error.name or path.startswith(error.name + "."))):
+    except (ModuleNotFoundError, ValueError) as error:
+        missing = getattr(error, "name", None) or ""
+        if missing and not f"{path}.".startswith(f"{missing}."):
             raise  # the module is there, but something that it imports is not
         module = None
     if not isinstance(getattr(module, "STAGE", None), Declaration):

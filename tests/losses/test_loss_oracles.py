@@ -235,6 +235,15 @@ def test_value_clip_by_hand():
     np.testing.assert_allclose(reduce_metrics(out.metrics)["val/clipfrac_avg"], 1 / 3, rtol=1e-6)
 
 
+def test_values_that_have_not_left_the_range_are_not_clipped():
+    # old + (V - old) is not V to the last bit: neither side of a rounding is a clipped value
+    rng = np.random.default_rng(0)
+    old = rng.normal(size=500).astype(np.float32)
+    values = (old + rng.uniform(-0.1, 0.1, 500)).astype(np.float32)
+    out = value_clip(rollout(value=at(*values), old_value=at(*old), returns=at(*rng.normal(size=500))))
+    assert reduce_metrics(out.metrics)["val/clipfrac_avg"] == 0
+
+
 def test_kl_by_hand():
     # log(pi / ref) = 1, -1, 0: k2 = (0.5 + 0.5 + 0) / 3; k3 = (e^-1 + (e - 2) + 0) / 3 = (0.367879 + 0.718282) / 3.
     old_logp = at(-1, -2, -3) - jnp.log(at(2, 0.5, 1))

@@ -208,7 +208,7 @@ def test_a_reward_adapter_goes_out_and_comes_back_with_its_head(run, rated, tmp_
     )
     assert load_file(out / "adapter_model.safetensors")["base_model.model.score.weight"].shape == (1, 32)
     back = _brought(out, tmp_path / "back", base=str(run / "sft"))
-    assert read(back / "manifest.json")["stage"] == "reward"
+    assert read(back / "manifest.json")["makes"] == "reward"
     jax.tree.map(np.testing.assert_array_equal, *(load_params(x / "params") for x in (back, rated)))
     one, other = (parents.whole(x, read(x / "manifest.json"))[1] for x in (back, rated))
     jax.tree.map(np.testing.assert_array_equal, one, other)
@@ -224,7 +224,7 @@ def test_a_reward_adapter_goes_out_and_comes_back_with_its_head(run, rated, tmp_
             "a checkpoint of Hugging Face's format: import it first (alignax",
         ),
         (["import", "{given}", "out", "--base={tuned}"], "is an adapter itself: name the checkpoint that it stands on"),
-        (["import", "{given}", "out", "--base={run}/reward"], "stage: parent reward, expected sft or online"),
+        (["import", "{given}", "out", "--base={run}/reward"], "the stage reward makes: reward, expected policy"),
         (["import", "{given}", "out", "--trust-base"], "config.trust_base is set, but config.base is empty"),
         (
             ["import", "{given}", "out", "--base={run}/sft", "--tokenizer={word}"],

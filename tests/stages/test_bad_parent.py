@@ -50,7 +50,7 @@ def test_a_parent_without_its_parameters(dpo, copy, tmp_path):
 
 def test_a_parent_of_another_stage(dpo, run):
     message = dpo(run / "reward")
-    assert "does not fit" in message and "stage: parent reward, expected sft or online or offline" in message
+    assert "does not fit" in message and "the stage reward makes: reward, expected policy" in message
 
 
 def test_another_architecture_names_what_differs(run, tmp_path):
@@ -125,7 +125,7 @@ def test_a_parent_that_was_made_again_makes_its_children_again(copy):
 
 def test_sample_names_what_is_wrong(run, tmp_path, capsys):
     assert str(tmp_path) in fails(capsys, "sample", tmp_path, "hello")
-    assert "stage: parent reward" in fails(capsys, "sample", run / "reward", "hello")
+    assert "makes: reward, expected policy" in fails(capsys, "sample", run / "reward", "hello")
     assert "words that the tokenizer" in fails(capsys, "sample", run / "sft", "zeppelin")
     assert "top_p = 0.0" in fails(capsys, "sample", run / "sft", "mara", "--top-p", "0")
     assert "n = 0" in fails(capsys, "sample", run / "sft", "mara", "--n", "0")

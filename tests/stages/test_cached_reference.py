@@ -184,7 +184,7 @@ def test_another_config_clears_the_file(cached, tmp_path):
 @pytest.mark.parametrize(
     "values, message",
     [
-        (dict(reference="cachd"), "config.reference = 'cachd': expected 'online' or 'cached'"),
+        (dict(reference="cachd"), "config.reference = 'cachd': expected one of"),
         (dict(reference="cached", reference_args=dict(alpha=0.6)), "the reference of reference_args moves"),
         (dict(reference="cached", loss="simpo", loss_args={}), "config.reference = 'cached', but 'simpo' read no"),
     ],

@@ -1,13 +1,11 @@
 """SFT on dialogues, end to end: what `train_on` names is learnt, and a sampler stops where training ended turns."""
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from stage_runs import ROOT, metrics, read, write_rows
 
 from alignax.config import ConfigError
 from alignax.main import load_config
-from alignax.sampling import sampler
 from alignax.stages import playground, sft
 from alignax.stages.preview import preview
 from alignax.worlds.tokenizer import build_tokenizer
@@ -67,17 +65,16 @@ def test_dialogues_are_learnt_as_train_on_says(rows, tmp_path):
 def test_the_sampler_stops_where_training_ended_turns(rows, tmp_path, monkeypatch):
     c = config(rows, train_on="assistant", tokenizer=f"{__name__}:ending_turns_by_itself")
     folder = sft.run(c, tmp_path / "sft")
-    seen = {}
+    seen, make = [], playground.sampler
 
-    def record(*args, eos_ids, **options):
-        seen["ends"] = np.asarray(eos_ids).tolist()
-        return sample(*args, eos_ids=jnp.asarray(seen["ends"]), **options)
+    def record(*args):
+        seen.append(make(*args))
+        return seen[0]
 
-    sample = sampler.sample
-    monkeypatch.setattr(sampler, "sample", record)
+    monkeypatch.setattr(playground, "sampler", record)
     playground.complete(folder, ["tea ."], max_new_tokens=2)
     tokenizer = ending_turns_by_itself()
-    assert seen["ends"] == sorted(tokenizer.convert_tokens_to_ids(["<eos>", "<end>"]))
+    assert list(seen[0].ends) == sorted(tokenizer.convert_tokens_to_ids(["<eos>", "<end>"]))
 
 
 @pytest.mark.parametrize(

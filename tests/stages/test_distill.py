@@ -44,8 +44,8 @@ def test_each_kind_of_step_is_compiled_once_and_only_if_it_comes(run, tmp_path, 
     own = [row["on_policy"] for row in rows]
     wanted = {0.0: {0.0}, 0.5: {0.0, 1.0}, 1.0: {1.0}}[share]
     assert set(own) == wanted
-    built = re.findall(r"Compiling jit\((given|sampled)\)", caplog.text)
-    assert sorted(built) == sorted({0.0: "given", 1.0: "sampled"}[kind] for kind in wanted)
+    built = re.findall(r"Compiling jit\(on_(given|own)\)", caplog.text)
+    assert sorted(built) == sorted({0.0: "given", 1.0: "own"}[kind] for kind in wanted)
     for row in rows:
         assert np.isfinite(row["loss"])
         assert row["on_policy"] == ("completions/mean_length" in row)

@@ -24,7 +24,7 @@ from alignax.interop.ends import generation_ends
 from alignax.interop.export import export
 from alignax.main import main
 from alignax.manifest import CheckpointError, read_manifest
-from alignax.stages import imported, reward, sft
+from alignax.stages import imported, sft
 from alignax.stages.playground import complete
 from alignax.worlds.tokenizer import build_tokenizer
 
@@ -238,7 +238,7 @@ def test_a_reward_model_goes_out_and_comes_back_as_one(run, tmp_path):
     c = imported.get_config()
     c.path = str(out)
     back = imported.run(c, tmp_path / "back")
-    assert read_manifest(back)["stage"] == reward.get_config().stage
+    assert read_manifest(back)["makes"] == "reward"
     one, other = (load_params(x / "params") for x in (run / "reward", back))
     for tree in (one, other):  # what pads the table does not travel
         tree["decoder"]["embed"] = tree["decoder"]["embed"][:V]
