@@ -238,9 +238,11 @@ def test_value_clip_by_hand():
 def test_values_that_have_not_left_the_range_are_not_clipped():
     # old + (V - old) is not V to the last bit: neither side of a rounding is a clipped value
     rng = np.random.default_rng(0)
-    old = rng.normal(size=500).astype(np.float32)
-    values = (old + rng.uniform(-0.1, 0.1, 500)).astype(np.float32)
-    out = value_clip(rollout(value=at(*values), old_value=at(*old), returns=at(*rng.normal(size=500))))
+    old, value, returns = (jnp.asarray(x, jnp.float32) for x in (
+        rng.normal(size=(4, 99)), rng.uniform(-5, 5, (4, 99)), rng.normal(size=(4, 99))))  # fmt: skip
+    whole = jnp.ones((4, 99), bool)
+    record = Rollout(tokens=jnp.zeros((4, 99), jnp.int32), valid=whole, mask=whole, old_logp=old)
+    out = value_clip(record.replace(value=value, old_value=old, returns=returns), clip=10.0)
     assert reduce_metrics(out.metrics)["val/clipfrac_avg"] == 0
 
 
