@@ -203,7 +203,7 @@ def test_the_same_value_said_twice_is_no_clash(tmp_path):
 )
 def test_values_of_another_type_or_of_no_meaning_are_told_with_their_field(rope):
     theirs = PUBLISHED["llama-2"] | {"rope_parameters": rope}
-    with pytest.raises(ValueError, match="rope_parameters(.factor)? = .*"):
+    with refuses(ValueError, "rope_parameters", " = "):
         hf_config.from_hf(FAMILIES["llama"], theirs)
 
 

@@ -271,5 +271,5 @@ def test_shape_limit_and_empty_prompts(markov, counting):
     assert over.mask.sum() == 4
     none = _count(markov(20), counting, [[1]], capacity=4, max_new_tokens=0)
     assert none.mask.sum() == 0 and not finished(none, jnp.array([0, 1])).any()
-    with pytest.raises(ValueError, match=r"\(2, 0\).*non-empty"):
+    with refuses(ValueError, "(2, 0)", "non-empty"):
         _count(markov(20), counting, np.zeros((2, 0)))

@@ -65,7 +65,7 @@ def nothing_is_compiled(monkeypatch):
         (PPO, ["--config.critic_init=nonce"], "config.critic_init = 'nonce'", "'reward'"),
         (PPO, ["--config.temperature=0.0"], "config.temperature = 0.0:", "> 0"),
         (PPO, ["--config.temperature=nan"], "config.temperature = nan", "number"),
-        (PPO, ["--config.temperature=-1.0"], "config.temperature = -1.0:", "> 0"),
+        (PPO, ["--config.temperature=-1.0"], "config.temperature = -1.0:", "greedy"),
         (PPO, ["--config.probe.temperature=-1.0"], "config.probe.temperature = -1.0:", "greedy"),
         (COLLECT, ["--config.temperature=-0.5"], "config.temperature = -0.5:", "greedy"),
         (PPO, ["--config.kl_coef=nan"], "config.kl_coef = nan", "number"),

@@ -214,7 +214,7 @@ def test_vbon_is_the_log_of_the_rank_and_a_kl():
     np.testing.assert_allclose(charged.advantage[:, 1], [2 * np.log(0.5) - 0.2, 0, -0.2, 0], rtol=1e-5)
     white = np.asarray(against(advantages.vbon, n=3)[0].advantage)[MASK & np.array([[1], [0], [1], [0]], bool)]
     np.testing.assert_allclose([white.mean(), white.std(ddof=1)], [0, 1], atol=1e-5)
-    with pytest.raises(ValueError, match="n = 1.*2 or more"):
+    with refuses(ValueError, "n = 1", "2 or more"):
         against(advantages.vbon, n=1)
 
 
