@@ -145,9 +145,9 @@ def test_an_images_place_beyond_the_embedding_is_no_word(theirs, tmp_path, capsy
 WRITTEN = {"pad_token": "<more>"}, {"eos_token": "<more>"}, {"chat_template": "<more>{{ messages[0].content }}"}
 
 
-@pytest.mark.parametrize("special, names", [(False, {}), *((True, names) for names in WRITTEN)])
-def test_a_token_beyond_the_embedding_that_may_be_written_is_refused(special, names, theirs, tmp_path, capsys):
-    with_token(theirs, "<more>", special=special, **names)
+@pytest.mark.parametrize("special, roles", [(False, {}), *((True, roles) for roles in WRITTEN)])
+def test_a_token_beyond_the_embedding_that_may_be_written_is_refused(special, roles, theirs, tmp_path, capsys):
+    with_token(theirs, "<more>", special=special, **roles)
     names(fails(capsys, "import", theirs, tmp_path / "ours"), f"{V + 1} tokens", f"{V} rows")
 
 
