@@ -89,8 +89,8 @@ def arrangement(
 
 def filling(batch: Batch) -> tuple[int, int]:
     """(real tokens, all tokens) that the model reads of a batch, arranged or not."""
-    seen = _read(batch)
-    return sum(int(x.sum()) for x in seen), sum(x.size for x in seen)
+    masks = _read(batch)
+    return sum(int(x.sum()) for x in masks), sum(x.size for x in masks)
 
 
 def _read(batch: Batch) -> list[Bool[np.ndarray, "..."]]:
@@ -172,11 +172,12 @@ def _placed(batch: Batch, names: Names, block: Batch, slot_UKT: Int[np.ndarray, 
     mask = next(side for side in [*(batch[name] for name in names), batch])["mask"]
     slot = slot_UKT.reshape(len(batch["row"]), -1, slot_UKT.shape[-1])
     slot = slot.max(-1) if reads == "ends" else slot  # [B K] or [B K T]
-    own = [x.reshape(mask.shape[:-1] if reads == "ends" else mask.shape) for x in np.split(slot, max(len(names), 1), 1)]
+    shape = mask.shape[:-1] if reads == "ends" else mask.shape
+    slots = [x.reshape(shape) for x in np.split(slot, max(len(names), 1), 1)]
     kept = lambda side, slot: {n: x for n, x in side.items() if n not in ("tokens", "valid")} | {"slot": slot}  # noqa: E731
     if not names:
-        return kept(batch, own[0]) | {"packed": block}
-    sides = {name: kept(batch[name], slot) for name, slot in zip(names, own, strict=True)}
+        return kept(batch, slots[0]) | {"packed": block}
+    sides = {name: kept(batch[name], slot) for name, slot in zip(names, slots, strict=True)}
     if len(names) > 1:
         return batch | sides | {"packed": block}
     return batch | {name: side | {"packed": block} for name, side in sides.items()}

@@ -54,10 +54,10 @@ def read(
         raise DataError(f"data.heldout_percent = {heldout_percent}: expected a percentage of at least 0, below 100")
     if max_rows < 0 or (streaming and not max_rows):
         raise DataError(f"data.max_rows = {max_rows}: expected a number of rows; streaming stops after that many")
-    own = (heldout_split,) if heldout_split else ("test", "validation")
-    names = (train_split,) if split == "train" or heldout_percent else own
+    heldout_names = (heldout_split,) if heldout_split else ("test", "validation")
+    names = (train_split,) if split == "train" or heldout_percent else heldout_names
     part = {"name": name, "data_dir": data_dir, "train_split": train_split}
-    splits = _splits(path, part, () if heldout_percent else own, streaming, {*judged})
+    splits = _splits(path, part, () if heldout_percent else heldout_names, streaming, {*judged})
     chosen = next((name for name in names if name in splits), None)
     if chosen is None:
         raise DataError(
