@@ -13,7 +13,6 @@ import sys
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +23,12 @@ import transformers
 
 from alignax.data.arrays import fingerprint
 from alignax.data.counts import Counts
+from alignax.data.forms import Encoder
 from alignax.data.rendering import PING, PONG, render
 from alignax.data.tokenizer import Tokenizer, template_hash, tokenizer_hash
 
 MIN_ROWS = 2000  # fewer are encoded faster than their tokenizer is hashed
 DAMAGE = (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error)
-Encoder = Callable[..., tuple[dict[str, Any], Counts]]
 
 
 def encoded(

@@ -205,10 +205,11 @@ def encode_texts(
     prompts = dict(zip(good, prompt_ids(tokenizer, [dialogues[row][0] for row in good], template), strict=True))
     faults = [found if isinstance(found := prompts.get(row), str) else faults[row] for row in range(len(dialogues))]
     asked = {row: ids for row, ids in prompts.items() if not isinstance(ids, str)}
+    # the replies of all rows go through the tokenizer in one call, since it works on many texts at once
     owners = [row for row in asked for _ in dialogues[row][1:]]
-    whose, before = [dialogues[row][0] for row in owners], [asked[row] for row in owners]
+    questions, before = [dialogues[row][0] for row in owners], [asked[row] for row in owners]
     unencoded = [one for row in asked for one in dialogues[row][1:]]
-    replies = iter(completion_ids(tokenizer, whose, before, unencoded, template))
+    replies = iter(completion_ids(tokenizer, questions, before, unencoded, template))
     kept = []
     for row, ids in asked.items():
         sides = list(itertools.islice(replies, len(dialogues[row]) - 1))

@@ -21,7 +21,7 @@ that is one text. Other columns stay where they are, and are named: no token is 
 from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from alignax.data import columns, reshape
 from alignax.data.counts import Counts, DataError, Refused, Said
@@ -80,17 +80,21 @@ REPLIES = {"preference": ("chosen", "rejected"), "ranked": ("replies",)} | dict.
 )
 
 
-def takes(form: str) -> Callable[[Callable], Callable]:
+Encoder = Callable[..., tuple[dict[str, Any], Counts]]  # (rows, tokenizer, options) -> (arrays, counts)
+E = TypeVar("E", bound=Callable)
+
+
+def takes(form: str) -> Callable[[E], E]:
     """Marks an encoder with the form of rows that it takes: whoever loads rows for it brings them into that form."""
 
-    def mark(encode: Callable) -> Callable:
+    def mark(encode: E) -> E:
         encode.form = form  # pyright: ignore[reportFunctionMemberAccess]
         return encode
 
     return mark
 
 
-def taken_by(encode: Callable) -> str:
+def taken_by(encode: Encoder) -> str:
     """The form that an encoder takes, or one with some of its arguments bound."""
     return getattr(encode, "func", encode).form
 
@@ -201,6 +205,7 @@ def _by_form(rows: list[Row], form: str) -> dict[str, list[Row]]:
     for row in rows:
         found = _present(row)
         kind = _form(found, thumbs)
+        # one whose columns are all of the main form's lacks a field of it, and is of no form of its own
         shapes = [names for other, names in SHAPES if other == kind and found.issuperset(names)]
         other = kind not in (None, main) and not any(known.issuperset(names) for names in shapes)
         out.setdefault(str(kind) if other else main, []).append(row)

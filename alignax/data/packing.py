@@ -38,15 +38,21 @@ def arrangement(
     `DRAWS` random ones); where one needs more, the largest shape grows by 1.25 until it fits. So a step is compiled
     `BUCKETS` times and a few.
 
-    A packed batch has in the place of each side's tokens and valid the array slot, [B T], or [B] where `reads` is
-    "ends": the place in the flattened [G N] list of what is read; -1: nowhere. The block "packed" of each pass holds
-    tokens, document, position and, if shared, branch [R L] (see `types.Layout`), and read [G N], the places within the
-    rows of a group whose states are read, with target [G N], the tokens that they predict. The G = shards * parts
-    groups have as many rows each: one for each device and microbatch, so that what is read does not cross devices.
-    Microbatch p has every parts-th row and group, as `train.step.cut` takes them, and its slots count within it.
+    Args:
+      reads: whose states are read: "tokens", those that are learnt; "ends", the last ones of texts; "steps", of steps.
+      shards, parts: devices and microbatches. The G = shards * parts groups have as many rows each: one for each of
+        both, so that what is read does not cross devices. Microbatch p has every parts-th row and group, as
+        `train.step.cut` takes them, and its slots count within it.
 
-    Raises DataError for an unknown mode or `reads`, and if `batch_size` does not divide into the parts; what it returns
-    raises it for a batch with a text, or bundle, that is longer than any of `arrays`.
+    Returns:
+      A function of a batch. A packed one has in the place of each side's tokens and valid the array slot, [B T], or [B]
+      where `reads` is "ends": the place in the flattened [G N] list of what is read; -1: nowhere. The block "packed" of
+      each pass holds tokens, document, position and, if shared, branch [R L] (see `types.Layout`), and read [G N], the
+      places within the rows of a group whose states are read, with target [G N], the tokens that they predict.
+
+    Raises:
+      DataError: an unknown mode or `reads`, a `batch_size` that does not divide into the parts; the function: a text,
+        or bundle, that is longer than any of `arrays`.
     """
     if mode not in MODES:
         raise DataError(f"packing = {mode!r}: expected one of {', '.join(map(repr, MODES))}")
@@ -79,6 +85,7 @@ def arrangement(
         sizes = iter(_fitting(ladder, need(plans)))
         for names, plan in plans.items():
             block, slot_UKT = filled(plan, lengths[names], next(sizes), next(sizes), shards, parts)
+            # not every kernel knows branches: a block that has none must not seem to
             if mode == "packed" or plan.bundles.tokens.shape[1] == 1:
                 del block["branch"]
             batch = _placed(batch, names, block, slot_UKT, reads)
