@@ -144,8 +144,11 @@ def distill(model: Model, params: Params, teacher_model: Model, teacher_params: 
 
     The two may differ in architecture. The teacher gets no gradient. Raises ValueError if their vocabularies differ.
     """
-    own, theirs = model.config.vocab_size, teacher_model.config.vocab_size
-    require(own == theirs, f"distill: a student with {own} tokens, a teacher with {theirs}: expected one vocabulary")
+    student, teacher = model.config.vocab_size, teacher_model.config.vocab_size
+    require(
+        student == teacher,
+        f"distill: a student with {student} tokens, a teacher with {teacher}: expected one vocabulary",
+    )
     return Distill(
         logits=logits(model, params, batch["tokens"], batch["valid"]),
         teacher_logits=jax.lax.stop_gradient(logits(teacher_model, teacher_params, batch["tokens"], batch["valid"])),
@@ -188,14 +191,14 @@ def side(model: Model, params: Params, reference: Params, batch: dict) -> Side:
 
 def judged(model: Model, params: Params, reference: Params, sides: Sequence[dict], packed: dict | None) -> list[Side]:
     """Sides under the policy and under the reference; where they bring `ref_logp`, no reference is run."""
-    own = statistics(model, params, sides, packed)
+    policy = statistics(model, params, sides, packed)
     if "ref_logp" in sides[0]:
         ref_logp = [one["ref_logp"] for one in sides]
     else:
         ref_logp = [stats.logp for stats in statistics(model, reference, sides, packed)]
     return [
         Side(logp=stats.logp, ref_logp=ref, mask=one["mask"], collision=stats.collision)
-        for stats, ref, one in zip(own, ref_logp, sides, strict=True)
+        for stats, ref, one in zip(policy, ref_logp, sides, strict=True)
     ]
 
 
@@ -215,8 +218,8 @@ def reference_logp(model: Model, reference: Params, batch: dict) -> dict[str, Fl
 def scored(model: Model, params: Params, batch: dict) -> Scored:
     """A preference batch with the reward model's score of each side, and what the annotator said of the pair."""
     chosen, rejected = scores(model, params, [batch["chosen"], batch["rejected"]], batch.get("packed"))
-    said = {name: batch.get(name) for name in ("margin", "tie")}
-    return Scored(chosen=chosen, rejected=rejected, mask=batch["chosen"]["mask"].any(1), **said)
+    judgement = {name: batch.get(name) for name in ("margin", "tie")}
+    return Scored(chosen=chosen, rejected=rejected, mask=batch["chosen"]["mask"].any(1), **judgement)
 
 
 def ranked(model: Model, params: Params, batch: dict) -> Ranked:

@@ -16,14 +16,14 @@ def lineage(workdir: str | Path) -> str:
     """
     workdir = Path(workdir).resolve()
     if (workdir / "manifest.json").is_file():
-        return "\n".join(_node(workdir, workdir.name, seen=set()))
+        return "\n".join(_node(workdir, workdir.name, shown=set()))
     stages = _stages(workdir)
     if not stages:
         read_manifest(workdir)  # says what is wrong with the folder
-    seen: set[Path] = set()
+    shown: set[Path] = set()
     parents = {(stage / link["path"]).resolve() for stage in stages for link in _parents(stage).values()}
     heads = [stage for stage in stages if stage not in parents]  # what nothing else was made from
-    return "\n".join([workdir.name, *_branches([_node(stage, stage.name, seen=seen) for stage in heads])])
+    return "\n".join([workdir.name, *_branches([_node(stage, stage.name, shown=shown) for stage in heads])])
 
 
 def _stages(workdir: Path) -> list[Path]:
@@ -39,7 +39,7 @@ def _parents(stage: Path) -> dict[str, dict[str, str]]:
         return {}
 
 
-def _node(stage: Path, label: str, *, seen: set[Path], recorded: str | None = None) -> list[str]:
+def _node(stage: Path, label: str, *, shown: set[Path], recorded: str | None = None) -> list[str]:
     """The lines of one stage and, below it, of its parents. `recorded` is the content that its child was made from."""
     try:
         manifest = read_manifest(stage)
@@ -48,13 +48,13 @@ def _node(stage: Path, label: str, *, seen: set[Path], recorded: str | None = No
     line = f"{label}  {_summary(manifest)}"
     if recorded is not None and recorded != manifest["content_hash"]:
         line += f"  [changed since: was {recorded[:8]}]"
-    if stage in seen:
+    if stage in shown:
         return [line if not manifest["parents"] else f"{line}  (parents above)"]
-    seen.add(stage)
+    shown.add(stage)
     below = []
     for role, link in manifest["parents"].items():
         parent = (stage / link["path"]).resolve()
-        below.append(_node(parent, f"{role}: {parent.name}", seen=seen, recorded=link["content_hash"]))
+        below.append(_node(parent, f"{role}: {parent.name}", shown=shown, recorded=link["content_hash"]))
     return [line, *_branches(below)]
 
 

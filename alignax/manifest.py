@@ -187,13 +187,13 @@ def check_parent(
     kinds, wrong = (makes,) if isinstance(makes, str) else makes, []
     if kinds and manifest["makes"] not in kinds:
         wrong.append(f"the stage {manifest['stage']} makes: {manifest['makes']}, expected {' or '.join(kinds)}")
-    for name, own in (("tokenizer_hash", tokenizer_hash), ("template_hash", template_hash)):
+    for name, expected in (("tokenizer_hash", tokenizer_hash), ("template_hash", template_hash)):
         free = name == "template_hash" and manifest.get(name) is None  # an imported checkpoint has no template yet
-        if own is not None and manifest.get(name) != own and not free:
-            wrong.append(f"{name}: parent {_short(manifest.get(name))}, config {_short(own)}")
+        if expected is not None and manifest.get(name) != expected and not free:
+            wrong.append(f"{name}: parent {_short(manifest.get(name))}, config {_short(expected)}")
     if architecture is not None:
-        theirs, ours = manifest.get("architecture") or {}, _plain(architecture)
-        changes = _changes(_without(theirs, ignore), _without(ours, ignore))
+        parent, config = manifest.get("architecture") or {}, _plain(architecture)
+        changes = _changes(_without(parent, ignore), _without(config, ignore))
         wrong += [f"architecture.{key}: parent {was}, config {now}" for key, was, now in changes]
     if wrong:
         label = f"{manifest.get('name', '?')!r} (stage {manifest['stage']}, content {_short(manifest['content_hash'])})"

@@ -10,6 +10,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from alignax import host
+from alignax.types import ByDevice, PerRow
+
+Step = Callable[..., tuple[Any, Any]]  # (state, ...) -> (state, metrics)
 
 # (regular expression over a parameter's path, mesh axis of each dimension). The first match wins; stacked layers
 # carry their own leading axis, which stays whole. What no rule names is copied to every device.
@@ -80,13 +83,13 @@ def rows(mesh: Mesh) -> Callable[[Any], Any]:
     return lambda x: x if x.shape[0] % mesh.size else jax.lax.with_sharding_constraint(x, split)
 
 
-def by_device(mesh: Mesh) -> Callable[[Callable], Callable]:
+def by_device(mesh: Mesh) -> ByDevice:
     """For `decoder`: a function of arrays becomes one that every device runs on its own rows, where they divide.
 
     The compiler does not cut a Pallas kernel into parts by itself.
     """
 
-    def cut(f: Callable) -> Callable:
+    def cut(f: PerRow) -> PerRow:
         def run(*arrays):
             spec = P() if len(arrays[0]) % mesh.size else P(mesh.axis_names)
             return jax.shard_map(f, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)(*arrays)
@@ -96,7 +99,7 @@ def by_device(mesh: Mesh) -> Callable[[Callable], Callable]:
     return cut
 
 
-def jit_step(step: Callable, state: Any) -> Callable:
+def jit_step(step: Step, state: Any) -> Step:
     """`step(state, ...) -> (state, metrics)` jitted, with the state donated and put back where it was.
 
     Left to itself the compiler may put the new state elsewhere, and the second call would compile again.

@@ -78,8 +78,8 @@ def same_rows(made: Record, *paths: str) -> None:
     rows = {path: x.shape[0] for path, x in found.items()}
     reduced = any(x.ndim < 2 for path, x in found.items() if path.endswith("mask"))
     if len(set(rows.values())) > 1 and not reduced:
-        told = ", ".join(f"{path} has {size}" for path, size in rows.items())
-        raise ValueError(f"{type(made).__name__}: the axis B differs: {told}; expected one number of rows")
+        sizes = ", ".join(f"{path} has {size}" for path, size in rows.items())
+        raise ValueError(f"{type(made).__name__}: the axis B differs: {sizes}; expected one number of rows")
 
 
 @functools.cache
@@ -250,17 +250,23 @@ class Layout(NamedTuple):
     position: Int[Array, "B T"]  # of the token in its text, beginning and branch counted as one
 
 
+Cache = Any  # what a model keeps of the tokens that it has read
+Forward = Callable[[Params, Array, Array | Layout], Array]  # (params, tokens [B T], valid [B T] or Layout) -> hidden
+PerRow = Callable[..., Array]  # a function of arrays that all begin with the rows of a batch, a kernel for one
+ByDevice = Callable[[PerRow], PerRow]  # makes of one such a function that every device runs on its own rows
+
+
 class Model(NamedTuple):
     """A language model as pure functions of a parameter tree; see `models/decoder.py` for the one that builds it."""
 
     config: Any  # ModelConfig: frozen, hashable
-    init: Callable  # (key) -> params
-    apply: Callable  # (params, tokens, valid or Layout) -> hidden [B T D], after the final norm
-    hidden_states: Callable  # the same -> [L+1 B T D]: the embedding, then the residual after each layer; no final norm
-    init_cache: Callable  # (batch, length) -> cache
-    prefill: Callable  # (params, tokens, valid, cache) -> (hidden [B T D], cache)
-    unstack: Callable  # (params) -> params with a list of layers: what decode takes
-    decode: Callable  # (unstacked params, token [B], cache) -> (hidden [B D], cache)
-    unembed: Callable  # (params) -> kernel [D V]
-    init_scalar: Callable  # (key, attributes=None) -> parameters of a scalar head, to stand at params["scalar"]
-    scalar: Callable  # (params, hidden [... D]) -> [...], the reward or value head; [... A] if made for A attributes
+    init: Callable[[Array], Params]  # of a key
+    apply: Forward  # hidden [B T D] after the final norm
+    hidden_states: Forward  # hidden [L+1 B T D]: the embedding, then the residual after each layer; no final norm
+    init_cache: Callable[[int, int], Cache]  # for a batch of so many rows of so many tokens
+    prefill: Callable[[Params, Array, Array, Cache], tuple[Array, Cache]]  # tokens, valid -> hidden [B T D]
+    unstack: Callable[[Params], Params]  # with a list of layers: what decode takes
+    decode: Callable[[Params, Array, Cache], tuple[Array, Cache]]  # unstacked params, token [B] -> hidden [B D]
+    unembed: Callable[[Params], Array]  # kernel [D V]
+    init_scalar: Callable[..., Params]  # (key, attributes=None) -> a scalar head, to stand at params["scalar"]
+    scalar: Callable[[Params, Array], Array]  # hidden [... D] -> [...], reward or value; [... A] if for A attributes

@@ -53,8 +53,8 @@ def side_arrays(sequences: list[tuple[Ids, Reply]], length: int, fill: int) -> d
     The first token of a row is never masked in: nothing predicts it.
     """
     tokens_BT, valid_BT = pad([prompt + reply.ids for prompt, reply in sequences], length, fill)
-    said = [[False] * len(prompt) + reply.mask for prompt, reply in sequences]
-    mask_BT = pad(said, length, False)[0].astype(bool) & (np.arange(length)[None] > 0)
+    masks = [[False] * len(prompt) + reply.mask for prompt, reply in sequences]
+    mask_BT = pad(masks, length, False)[0].astype(bool) & (np.arange(length)[None] > 0)
     return {"tokens": tokens_BT, "valid": valid_BT, "mask": mask_BT}
 
 

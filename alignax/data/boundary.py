@@ -79,8 +79,8 @@ def _goes_on(tokenizer: Tokenizer, before: Ids, whole: Ids, reply: str) -> bool:
     the reply begins with one."""
     if whole[: len(before)] != before or len(whole) == len(before):
         return False
-    told = text_of(tokenizer, whole[: len(before) + 1]).removeprefix(text_of(tokenizer, before))
-    return told.startswith(" ") == reply.startswith(" ")
+    decoded = text_of(tokenizer, whole[: len(before) + 1]).removeprefix(text_of(tokenizer, before))
+    return decoded.startswith(" ") == reply.startswith(" ")
 
 
 def text_of(tokenizer: Tokenizer, ids: Ids) -> str:

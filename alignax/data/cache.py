@@ -13,7 +13,6 @@ import sys
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +23,12 @@ import transformers
 
 from alignax.data.arrays import fingerprint
 from alignax.data.counts import Counts
+from alignax.data.forms import Encoder
 from alignax.data.rendering import PING, PONG, render
 from alignax.data.tokenizer import Tokenizer, template_hash, tokenizer_hash
 
 MIN_ROWS = 2000  # fewer are encoded faster than their tokenizer is hashed
 DAMAGE = (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error)
-Encoder = Callable[..., tuple[dict[str, Any], Counts]]
 
 
 def encoded(
@@ -61,8 +60,8 @@ def key(encode: Encoder, rows: list[dict], tokenizer: Tokenizer, counts: Counts,
     whose += [template_hash(tokenizer, str(options.get("template"))), transformers.__version__, tokenizers.__version__]
     if options.get("template") == "chat":
         whose.append(today(tokenizer))
-    for told in (whose, options, counts, counts.found, *rows):
-        digest.update(json.dumps(told, default=str).encode())  # in their own order: a chat template may show it
+    for part in (whose, options, counts, counts.found, *rows):
+        digest.update(json.dumps(part, default=str).encode())  # in their own order: a chat template may show it
         digest.update(b"\n")
     return hashlib.sha256(digest.digest() + _code(encode.__module__)).hexdigest()
 
@@ -79,8 +78,8 @@ def today(tokenizer: Tokenizer) -> str:
 def _code(module: str) -> bytes:
     """The source code that encodes: this folder, and the encoder's own file where it is elsewhere."""
     files = sorted(Path(__file__).parent.glob("*.py"))
-    own = getattr(sys.modules.get(module), "__file__", None)
-    files += [Path(own)] if own and Path(own) not in files else []
+    encoder_file = getattr(sys.modules.get(module), "__file__", None)
+    files += [Path(encoder_file)] if encoder_file and Path(encoder_file) not in files else []
     return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).digest()
 
 
@@ -91,20 +90,20 @@ def load(file: Path) -> tuple[dict[str, Any], Counts] | None:
             flat = {name: stored[name] for name in stored.files}
         if flat.pop("fingerprint").tobytes().decode() != fingerprint(flat):
             return None
-        told, found = json.loads(flat.pop("counts").tobytes())
+        entries, found = json.loads(flat.pop("counts").tobytes())
     except DAMAGE:
         return None
     counts = Counts()
     counts.clear()
-    counts.update(told)
+    counts.update(entries)
     counts.found = found
     return _nested(flat), counts
 
 
 def save(file: Path, arrays: dict[str, Any], counts: Counts) -> None:
     """Writes arrays and counts, whole or not at all. A disk that is full or may not be written to only costs time."""
-    told = json.dumps([counts, counts.found]).encode()
-    flat: dict[str, Any] = dict(_flat(arrays)) | {"counts": np.frombuffer(told, np.uint8)}
+    header = json.dumps([counts, counts.found]).encode()
+    flat: dict[str, Any] = dict(_flat(arrays)) | {"counts": np.frombuffer(header, np.uint8)}
     mark = np.frombuffer(fingerprint(flat).encode(), np.uint8)
     temporary = None
     try:

@@ -91,8 +91,8 @@ class Chat:
         if lost := self.left_out([*before, *after], prompt.options):
             return Refused("not_written", lost)
         opened = (self.opened(prompt.options) or ("", ""))[0]
-        said = [message for message in after if message["role"] == "assistant"]
-        for span, message, counts in zip(spans, said, learnt, strict=True):
+        spoken = [message for message in after if message["role"] == "assistant"]
+        for span, message, counts in zip(spans, spoken, learnt, strict=True):
             if counts and (lost := unwritten(message, opened + text[span.start : span.stop])):
                 return Refused("not_written", lost)
         return text, [span._replace(learnt=counts) for span, counts in zip(spans, learnt)]
@@ -118,7 +118,7 @@ class Chat:
             return self._kinds[key]
         others, asked, words = in_other_words(messages, options)
         ask = messages[-1]["role"] != "assistant"
-        write = lambda told: render(self.tokenizer, told, asked, ask=ask)  # noqa: E731
+        write = lambda dialogue: render(self.tokenizer, dialogue, asked, ask=ask)  # noqa: E731
         names = {name for one in messages for name in one} - READ
         thoughts = names & {*THOUGHTS}  # transformers hands each on under all of their names
         unread = {name for name in names - thoughts if name not in self.words}
@@ -145,10 +145,10 @@ class Chat:
             self._opened[key] = (f"{begin}{name}{end}", f"{begin}/{name}{end}") if token else None
         return self._opened[key]
 
-    def _messages(self, said: Turns, role: str, options: dict[str, Any]) -> list[Message]:
+    def _messages(self, turns: Turns, role: str, options: dict[str, Any]) -> list[Message]:
         """The messages, as the template gets them. A reply that ends a thought which it does not begin was said after a
         prompt that opens it: it gets its beginning, by which the template knows the thought."""
-        messages = [{name: value for name, value in one.items() if name != "learnt"} for one in messages_of(said, role)]
+        messages = [{name: x for name, x in one.items() if name != "learnt"} for one in messages_of(turns, role)]
         if self.text_calls:
             messages = [with_text_calls(one) if "tool_calls" in one else one for one in messages]
         if (tags := self.opened(options)) is None:
@@ -162,8 +162,8 @@ class Chat:
         else the control token by which the text ends."""
         if known := first_end(text, start, self.ends):
             return known, True
-        own = last_token(text[start:], self.control) if self.ends_turns else None
-        return (len(text.rstrip()), True) if own else (len(text), False)
+        end = last_token(text[start:], self.control) if self.ends_turns else None
+        return (len(text.rstrip()), True) if end else (len(text), False)
 
 
 def check_turns(tokenizer: Tokenizer) -> None:
@@ -187,13 +187,13 @@ def _prefixed(chat: Chat, before: list[Message], after: list[Message], options: 
     for i, message in enumerate(after):
         if message["role"] != "assistant":
             continue
-        told = before + after[:i]
-        if not told:  # nothing to render without a turn: where the assistant's words begin cannot be seen
+        history = before + after[:i]
+        if not history:  # nothing to render without a turn: where the assistant's words begin cannot be seen
             return "bad_turns"
-        start = write(told, options, ask=True)
-        through = whole if i == len(after) - 1 else write([*told, message], options)
+        start = write(history, options, ask=True)
+        through = whole if i == len(after) - 1 else write([*history, message], options)
         stop, closed = chat.stop(through, len(start))
-        if told == before and not whole.startswith(start):
+        if history == before and not whole.startswith(start):
             return "not_prefix"
         if not through.startswith(start) or whole[:stop] != through[:stop]:
             return "rewritten_turns"

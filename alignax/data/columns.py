@@ -122,8 +122,8 @@ def _said(message: Any) -> Any:
 
 def _replies(row: Row, names: Iterable[str]) -> list[Any]:
     """All replies of a row."""
-    told = [row[name] for name in names if row.get(name) is not None]
-    return [one for many in told for one in (many if isinstance(many, list) else [])] if "replies" in names else told
+    found = [row[name] for name in names if row.get(name) is not None]
+    return [one for many in found for one in (many if isinstance(many, list) else [])] if "replies" in names else found
 
 
 def _rests(row: Row, names: tuple[str, ...]) -> Row | None:
@@ -153,34 +153,34 @@ def _rest(prompt: Any, reply: Any) -> Any:
 def _as_turns(row: Row, replies: list[str], template: str) -> Made:
     if template == "chat" and isinstance(row.get("text"), str) and "prompt" not in row and is_transcript(row["text"]):
         return without(row, "text") | {"messages": messages(row["text"])}
-    prompt, said = row.get("prompt"), _replies(row, replies)
-    if not isinstance(prompt, str) or not has_turns(prompt) or not all(isinstance(one, str) for one in said):
+    prompt, texts = row.get("prompt"), _replies(row, replies)
+    if not isinstance(prompt, str) or not has_turns(prompt) or not all(isinstance(one, str) for one in texts):
         return row
     whole = is_transcript(prompt) or prompt.rstrip().endswith(ASSISTANT.strip())  # and no more than quoted there
-    if any(HUMAN in reply for reply in said):
-        found = split_last(prompt, said)
+    if any(HUMAN in reply for reply in texts):
+        found = split_last(prompt, texts)
         if isinstance(found, str):
             return found
-        prompt, said = found
+        prompt, texts = found
     if template == "chat" and whole:
-        prompt, said = messages(prompt), [reply.strip() for reply in said]
-    told = {"replies": said} if "replies" in replies else dict(zip(replies, said))
-    return row | {"prompt": prompt} | told if prompt != row["prompt"] or said != _replies(row, replies) else row
+        prompt, texts = messages(prompt), [reply.strip() for reply in texts]
+    fields = {"replies": texts} if "replies" in replies else dict(zip(replies, texts))
+    return row | {"prompt": prompt} | fields if prompt != row["prompt"] or texts != _replies(row, replies) else row
 
 
 def _with_columns(row: Row) -> Made:
     """The row with its system column and its earlier turns at the beginning of the dialogue or the prompt."""
     name = "prompt" if row.get("prompt") is not None else "messages"
-    told = [row[column] for column in SYSTEM if isinstance(row.get(column), str) and not is_absent(row[column])]
+    system = [row[column] for column in SYSTEM if isinstance(row.get(column), str) and not is_absent(row[column])]
     before = earlier(row.get("history"))
-    said = [{"role": "user", "content": row[name]}] if isinstance(row.get(name), str) else row.get(name)
-    if not (told or before) or not isinstance(said, list):
+    turns = [{"role": "user", "content": row[name]}] if isinstance(row.get(name), str) else row.get(name)
+    if not (system or before) or not isinstance(turns, list):
         return row
-    own = [_said(one) for one in said if role(one) in ("system", "developer")]
-    if any(one != (told or own)[0] for one in (*told, *own)):
+    stated = [_said(one) for one in turns if role(one) in ("system", "developer")]
+    if any(one != (system or stated)[0] for one in (*system, *stated)):
         return Refused("bad_turns", "two system turns, of the row and of a column")
-    begin = [{"role": "system", "content": told[0]}] if told and not own else said[: len(own)]
-    return without(row, *SYSTEM, *(("history",) if before else ())) | {name: [*begin, *before, *said[len(own) :]]}
+    begin = [{"role": "system", "content": system[0]}] if system and not stated else turns[: len(stated)]
+    return without(row, *SYSTEM, *(("history",) if before else ())) | {name: [*begin, *before, *turns[len(stated) :]]}
 
 
 def earlier(history: Any) -> list[dict]:
@@ -188,5 +188,5 @@ def earlier(history: Any) -> list[dict]:
     pairs = isinstance(history, list) and all(
         isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair) for pair in history
     )
-    told = [text for pair in history for text in pair] if pairs else []
-    return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(told)]
+    texts = [text for pair in history for text in pair] if pairs else []
+    return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]

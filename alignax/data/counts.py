@@ -173,17 +173,17 @@ class Counts(dict):
         REASONS[reason]
         self["kept"] -= 1
         self[f"dropped_{reason}"] = self.get(f"dropped_{reason}", 0) + 1
-        if told := getattr(reason, "told", ""):
-            self.found.setdefault(str(reason), told)
+        if detail := getattr(reason, "told", ""):
+            self.found.setdefault(str(reason), detail)
         if row is not None:
             self.lost[row] = reason
 
-    def say(self, said: Said) -> None:
+    def say(self, remarks: Said) -> None:
         """What was said of one row that is kept."""
-        for note in said.notes:
+        for note in remarks.notes:
             NOTES[note]
             self[f"noted_{note}"] = self.get(f"noted_{note}", 0) + 1
-        self.leave(said.unread)
+        self.leave(remarks.unread)
 
     def leave(self, unread: Iterable[str]) -> None:
         """Names columns of which no token is made."""
@@ -195,7 +195,7 @@ class Counts(dict):
         out = Counts.of(kept, Counter(self.dropped) + Counter(lost))
         out |= {name: value for name, value in self.items() if name.startswith("noted_") or name == "unread"}
         out.made = {*self.made}
-        out.found = {str(reason): told for reason in lost if (told := getattr(reason, "told", ""))} | self.found
+        out.found = {str(reason): detail for reason in lost if (detail := getattr(reason, "told", ""))} | self.found
         return out
 
     @classmethod
@@ -235,8 +235,8 @@ class Counts(dict):
         return dict(sorted(found.items(), key=lambda item: -item[1]))
 
     def __str__(self) -> str:
-        told = {reason: f" ({found})" for reason, found in self.found.items()}
-        dropped = ", ".join(f"{n} {reason}{told.get(reason, '')}" for reason, n in self.dropped.items())
+        details = {reason: f" ({found})" for reason, found in self.found.items()}
+        dropped = ", ".join(f"{n} {reason}{details.get(reason, '')}" for reason, n in self.dropped.items())
         noted = "".join(f"; {n} {note}" for note, n in self.noted.items())
         unread = f"; not among the tokens: {', '.join(self['unread'])}" if "unread" in self else ""
         epochs = "".join(f"; {name}: {times} epochs" for name, times in self.get("epochs", {}).items())
@@ -247,5 +247,5 @@ class Counts(dict):
         if self["kept"]:
             return
         why = [f"{meaning(reason, self.found.get(reason, ''))}; {REASONS[reason][1]}" for reason in self.dropped]
-        lines = [f"\n  {reason}: {told}" for reason, told in zip(self.dropped, why)]
+        lines = [f"\n  {reason}: {text}" for reason, text in zip(self.dropped, why)]
         raise DataError(f"no {what} left of the data ({self}){''.join(lines)}")

@@ -36,7 +36,7 @@ def demos(rows: list[Row], template: str, train_on: str) -> list[tuple]:
 
 def _all_learnt(prompt: Any, reply: Any) -> Any:
     """The reply, or that the row has a turn which is not to be learnt."""
-    turns = [one for said in (prompt, reply) if isinstance(said, list) for one in said]
+    turns = [one for part in (prompt, reply) if isinstance(part, list) for one in part]
     return reply if all(map(is_learnt, turns)) else Refused("turn_weight", "a weight of 0, and train_on = 'all'")
 
 
@@ -47,19 +47,19 @@ def _is_answered(rows: list[Row]) -> bool:
 
 def _last_turn(row: Row) -> Row:
     """A row of a dialogue as prompt and completion."""
-    said = row["messages"]
-    if isinstance(said, Refused):
-        return row | {"prompt": said, "completion": said}
-    return row | ({"prompt": said[:-1], "completion": said[-1:]} if isinstance(said, list) else {"prompt": said})
+    turns = row["messages"]
+    if isinstance(turns, Refused):
+        return row | {"prompt": turns, "completion": turns}
+    return row | ({"prompt": turns[:-1], "completion": turns[-1:]} if isinstance(turns, list) else {"prompt": turns})
 
 
 def _dialogue(prompt: Prompt, reply: Any) -> tuple[Prompt, Any]:
     """Prompt and reply as one dialogue; as they are where they are neither text nor messages, and will be refused."""
-    if not all(isinstance(said, (str, list)) and not isinstance(said, Refused) for said in (prompt.said, reply)):
+    if not all(isinstance(part, (str, list)) and not isinstance(part, Refused) for part in (prompt.said, reply)):
         return prompt, reply
-    asked, told = ([{"role": role, "content": said}] if isinstance(said, str) else said
-                   for role, said in (("user", prompt.said), ("assistant", reply)))  # fmt: skip
-    return prompt._replace(whole=True), [*asked, *told]
+    asked, answered = ([{"role": role, "content": part}] if isinstance(part, str) else part
+                   for role, part in (("user", prompt.said), ("assistant", reply)))  # fmt: skip
+    return prompt._replace(whole=True), [*asked, *answered]
 
 
 def check_fields(rows: list[Row], form: dict[str, str]) -> None:

@@ -45,23 +45,23 @@ def read_rows(rows: Iterable[Row]) -> tuple[list[Row], list[Said]]:
     The one gate to every encoder. Messages that cannot be read are, in their place, the reason. Raises DataError, with
     the row, if `tools` or `chat_template_kwargs` is of the wrong type.
     """
-    heard, out = [], []
+    remarks, out = [], []
     for row in rows:
-        heard.append(Said(columns=", ".join(sorted(name for name, value in row.items() if value is not None))))
-        out.append(read_row(row, heard[-1]))
-    return out, heard
+        remarks.append(Said(columns=", ".join(sorted(name for name, value in row.items() if value is not None))))
+        out.append(read_row(row, remarks[-1]))
+    return out, remarks
 
 
-def read_row(row: Row, said: Said) -> Row:
+def read_row(row: Row, remarks: Said) -> Row:
     """One row of `read_rows`."""
-    told: Row = {name: unpacked(row[name]) for name in PACKED if isinstance(row.get(name), str)}
-    told |= {name: canonical(row[name], said) for name in SAID if row.get(name) is not None}
+    changed: Row = {name: unpacked(row[name]) for name in PACKED if isinstance(row.get(name), str)}
+    changed |= {name: canonical(row[name], remarks) for name in SAID if row.get(name) is not None}
     for name in LISTS:
-        if isinstance(many := told.get(name, row.get(name)), (list, tuple)):
-            told[name] = [canonical(one, said) for one in many]
+        if isinstance(many := changed.get(name, row.get(name)), (list, tuple)):
+            changed[name] = [canonical(one, remarks) for one in many]
     if row.get("tools") is not None:
-        told["tools"] = without_nulls(_tools(row), said)
-    return row | told if any(value is not row[name] for name, value in told.items()) else row
+        changed["tools"] = without_nulls(_tools(row), remarks)
+    return row | changed if any(value is not row[name] for name, value in changed.items()) else row
 
 
 def prompt_of(row: Row) -> Prompt:
@@ -79,9 +79,12 @@ def prompt_of(row: Row) -> Prompt:
 def _tools(row: Row) -> list[dict]:
     """The schemas of a row, which may be JSON text, all together or each."""
     try:
-        told = unpacked(row["tools"]) if isinstance(row["tools"], str) and not is_absent(row["tools"]) else row["tools"]
-        told = [] if is_absent(told) else told
-        tools = [parsed(tool) if isinstance(tool, str) else tool for tool in told] if isinstance(told, list) else told
+        tools = row["tools"]
+        tools = unpacked(tools) if isinstance(tools, str) and not is_absent(tools) else tools
+        tools = [] if is_absent(tools) else tools
+        tools = (
+            [parsed(tool) if isinstance(tool, str) else tool for tool in tools] if isinstance(tools, list) else tools
+        )
     except ValueError as error:
         raise DataError(f"{where('tools', row['tools'], row)}: no JSON ({error}); expected a list") from error
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
@@ -94,29 +97,29 @@ def where(field: str, value: Any, row: Row) -> str:
     return f"field {field!r} = {repr(value)[:80]} of the row {str(row.get('prompt'))[:80]!r}"
 
 
-def messages_of(said: Turns, role: str) -> list[Message]:
+def messages_of(turns: Turns, role: str) -> list[Message]:
     """The messages; a text is one of `role`."""
-    return [{"role": role, "content": said}] if isinstance(said, str) else said
+    return [{"role": role, "content": turns}] if isinstance(turns, str) else turns
 
 
 def fault(prompt: Prompt, replies: Sequence[Any], template: str, forbidden: Callable[[str], bool]) -> str | None:
     """Why a prompt and its replies cannot be encoded: a key of REASONS, or None. `forbidden` asks of a text whether it
     spells a control token."""
-    said = [*replies] if prompt.whole else [prompt.said, *replies]
-    if refused := next((one for one in said if isinstance(one, Refused)), None):
+    parts = [*replies] if prompt.whole else [prompt.said, *replies]
+    if refused := next((one for one in parts if isinstance(one, Refused)), None):
         return refused
-    if wrong := [one for one in said if not isinstance(one, (str, list))]:
+    if wrong := [one for one in parts if not isinstance(one, (str, list))]:
         return "missing_field" if wrong[0] is None else Refused("missing_field", f"found {kind(wrong[0])}")
     if prompt.said == [] and not prompt.whole:
         return "empty_prompt"
-    lists = [one for one in said if isinstance(one, list)]
+    lists = [one for one in parts if isinstance(one, list)]
     if (lists or prompt.options) and template == "plain":  # it has no place for tools or arguments either
         return "needs_chat"
     if any(map(_is_empty, replies)):
         return "empty_reply"
     if not _in_turn(prompt, [one for one in replies if isinstance(one, list)]):
         return Refused("bad_turns", f"found {', '.join(one['role'] for many in lists for one in many)}")
-    spelt = next((text for text in texts([said, prompt.options]) if forbidden(text)), None)
+    spelt = next((text for text in texts([parts, prompt.options]) if forbidden(text)), None)
     return None if spelt is None else Refused("special_token", repr(spelt[:80]))
 
 
@@ -124,8 +127,8 @@ def _is_empty(reply: Turns) -> bool:
     """A reply without words, or with an assistant turn that has neither words nor calls nor thoughts."""
     spoken = [message for message in messages_of(reply, "assistant") if message["role"] == "assistant"]
     words = [[one["content"], *(one.get(name) for name in THOUGHTS)] for one in spoken]
-    said = [any(str(text or "").strip() for text in told) or one.get("tool_calls") for told, one in zip(words, spoken)]
-    return not reply or not all(said)
+    filled = [any(str(x or "").strip() for x in values) or one.get("tool_calls") for values, one in zip(words, spoken)]
+    return not reply or not all(filled)
 
 
 def _in_turn(prompt: Prompt, replies: list[list[Message]]) -> bool:

@@ -44,11 +44,11 @@ def encode_completion(tokenizer: Tokenizer, prompt: Turns, completion: Turns, te
     prompt's ids are no prefix of the row's.
     """
     ((row,), _) = read_rows([{"prompt": prompt, "completion": completion}])
-    asked, said = prompt_of(row), row["completion"]
-    if wrong := fault(asked, (said,), template, forbidden_tokens(tokenizer, template)):
+    asked, turns = prompt_of(row), row["completion"]
+    if wrong := fault(asked, (turns,), template, forbidden_tokens(tokenizer, template)):
         return _refuse(wrong, completion)
     before = encode_prompt(tokenizer, prompt, template)
-    reply = completion_ids(tokenizer, [asked], [before], [said], template)[0]
+    reply = completion_ids(tokenizer, [asked], [before], [turns], template)[0]
     return reply.ids if isinstance(reply, Reply) else _refuse(reply, completion)
 
 
@@ -79,9 +79,9 @@ def demo_rows(
     source go on here. Raises DataError if a field is missing in all rows, if no row is left, and if `train_on` does not
     fit the rows or the template.
     """
-    rows, said = read_rows(rows)
+    rows, remarks = read_rows(rows)
     check_train_on(tokenizer, train_on, template)
-    kept, counts = encode_texts(demos(rows, template, train_on), tokenizer, template, max_length, counts, said)
+    kept, counts = encode_texts(demos(rows, template, train_on), tokenizer, template, max_length, counts, remarks)
     counts.require_rows("demonstration")
     length = padded_length([len(prompt) + len(side.ids) for _, prompt, (side,) in kept], max_length, pad_to)
     batch = side_arrays([(prompt, side) for _, prompt, (side,) in kept], length, pad_id(tokenizer))
@@ -107,9 +107,9 @@ def pair_rows(
     Otherwise as `demo_rows`; raises DataError as well for a margin that is no finite number, for a tie that is neither
     true nor false, and where some rows of a data set have one of them and others do not.
     """
-    rows, said = read_rows(rows)
+    rows, remarks = read_rows(rows)
     fields = ("prompt", "chosen", "rejected")
-    kept, counts = encode_fields(rows, fields, tokenizer, template, max_length, counts, said)
+    kept, counts = encode_fields(rows, fields, tokenizer, template, max_length, counts, remarks)
     counts.require_rows("preference pair")
     lengths = [len(prompt) + len(side.ids) for _, prompt, sides in kept for side in sides]
     length = padded_length(lengths, max_length, pad_to)
@@ -163,8 +163,8 @@ def prompt_rows(
     counts: Counts | None = None,
 ) -> tuple[dict[str, Any], Counts]:
     """Prompts for the sampler as arrays: tokens, valid [N T], padded on the LEFT, and row [N]; see `demo_rows`."""
-    rows, said = read_rows(rows)
-    kept, counts = encode_fields(rows, ("prompt",), tokenizer, template, max_prompt_length, counts, said)
+    rows, remarks = read_rows(rows)
+    kept, counts = encode_fields(rows, ("prompt",), tokenizer, template, max_prompt_length, counts, remarks)
     counts.require_rows("prompt")
     prompts = [prompt for _, prompt, _ in kept]
     length = padded_length([len(prompt) for prompt in prompts], max_prompt_length, pad_to)
@@ -174,72 +174,74 @@ def prompt_rows(
 
 def encode_fields(
     rows: list[Row], fields: tuple[str, ...], tokenizer: Tokenizer, template: str, limit: int, counts: Counts | None,
-    said: list[Said],
+    remarks: list[Said],
 ) -> tuple[list[Kept], Counts]:  # fmt: skip
     """`encode_texts` of the named fields of the rows: the prompt, then its replies."""
     check_fields(rows, dict.fromkeys(fields, "text"))
-    told = [(prompt_of(row), *map(row.get, fields[1:])) for row in rows]
-    return encode_texts(told, tokenizer, template, limit, counts, said)
+    dialogues = [(prompt_of(row), *map(row.get, fields[1:])) for row in rows]
+    return encode_texts(dialogues, tokenizer, template, limit, counts, remarks)
 
 
 def encode_texts(
-    told: list[tuple], tokenizer: Tokenizer, template: str, limit: int, counts: Counts | None, said: list[Said]
+    dialogues: list[tuple], tokenizer: Tokenizer, template: str, limit: int, counts: Counts | None, remarks: list[Said]
 ) -> tuple[list[Kept], Counts]:
     """[(row index, prompt ids, [reply, ...])] of the good rows, and the counts with the others.
 
-    `told` holds per row its `Prompt` and its replies, as many as there are, and `said` what `read_rows` came upon. A
-    row is refused as a whole.
+    `dialogues` holds per row its `Prompt` and its replies, as many as there are, and `remarks` what `read_rows` came
+    upon. A row is refused as a whole.
     """
     forbidden = forbidden_tokens(tokenizer, template)
-    counts = Counts(len(told)) if counts is None else copy.copy(counts)
-    if counts["kept"] != len(told):
+    counts = Counts(len(dialogues)) if counts is None else copy.copy(counts)
+    if counts["kept"] != len(dialogues):
         raise DataError(
-            f"the source's counts say {counts['kept']} rows, but there are {len(told)}: pass all, or no counts"
+            f"the source's counts say {counts['kept']} rows, but there are {len(dialogues)}: pass all, or no counts"
         )
-    faults = [fault(prompt, replies, template, forbidden) for prompt, *replies in told]
+    faults = [fault(prompt, replies, template, forbidden) for prompt, *replies in dialogues]
     faults = [
         Refused(wrong, f"found {one.columns}") if wrong == "missing_field" and not isinstance(wrong, Refused) else wrong
-        for wrong, one in zip(faults, said, strict=True)
+        for wrong, one in zip(faults, remarks, strict=True)
     ]
     good = [row for row, wrong in enumerate(faults) if wrong is None]
-    prompts = dict(zip(good, prompt_ids(tokenizer, [told[row][0] for row in good], template), strict=True))
-    faults = [found if isinstance(found := prompts.get(row), str) else faults[row] for row in range(len(told))]
+    prompts = dict(zip(good, prompt_ids(tokenizer, [dialogues[row][0] for row in good], template), strict=True))
+    faults = [found if isinstance(found := prompts.get(row), str) else faults[row] for row in range(len(dialogues))]
     asked = {row: ids for row, ids in prompts.items() if not isinstance(ids, str)}
-    owners = [row for row in asked for _ in told[row][1:]]
-    whose, before = [told[row][0] for row in owners], [asked[row] for row in owners]
-    replies = iter(completion_ids(tokenizer, whose, before, [one for row in asked for one in told[row][1:]], template))
+    # the replies of all rows go through the tokenizer in one call, since it works on many texts at once
+    owners = [row for row in asked for _ in dialogues[row][1:]]
+    questions, before = [dialogues[row][0] for row in owners], [asked[row] for row in owners]
+    unencoded = [one for row in asked for one in dialogues[row][1:]]
+    replies = iter(completion_ids(tokenizer, questions, before, unencoded, template))
     kept = []
     for row, ids in asked.items():
-        sides = list(itertools.islice(replies, len(told[row]) - 1))
-        if (wrong := _token_fault(told[row][0], ids, sides, limit)) is None:
+        sides = list(itertools.islice(replies, len(dialogues[row]) - 1))
+        if (wrong := _token_fault(dialogues[row][0], ids, sides, limit)) is None:
             kept.append((row, ids, sides))
         else:
             faults[row] = wrong
     for row, wrong in enumerate(faults):
         if wrong:
             counts.drop(wrong, row)
-    remark(kept, told, said, tokenizer, template, counts)
+    remark(kept, dialogues, remarks, tokenizer, template, counts)
     return kept, counts
 
 
 def remark(
-    kept: list[Kept], told: list[tuple], said: list[Said], tokenizer: Tokenizer, template: str, counts: Counts
+    kept: list[Kept], dialogues: list[tuple], remarks: list[Said], tokenizer: Tokenizer, template: str, counts: Counts
 ) -> None:
     """Puts into the counts what is to be said of the rows that are kept: what no token was made of, and what is read
     otherwise than it seems to stand there."""
     spelt = spelling(tokenizer, added_tokens(tokenizer))
     chat = Chat(tokenizer) if template == "chat" else None
     for row, _, sides in kept:
-        prompt, *replies = told[row]
+        prompt, *replies = dialogues[row]
         asked = [] if prompt.whole else [prompt.said]
         turns = [one for words in (*asked, *replies) if isinstance(words, list) for one in words]
         if chat:
-            said[row].unread |= chat.unread(turns, prompt.options)
+            remarks[row].unread |= chat.unread(turns, prompt.options)
         if any(map(spelt, texts([asked, replies, prompt.options]))):
-            said[row].notes.add("added_token")
+            remarks[row].notes.add("added_token")
         if not all(side.ends for side in sides if isinstance(side, Reply)):
-            said[row].notes.add("turn_without_end")
-        counts.say(said[row])
+            remarks[row].notes.add("turn_without_end")
+        counts.say(remarks[row])
 
 
 def _token_fault(asked: Prompt, prompt: Ids, sides: list[Reply | str], limit: int) -> str | None:
@@ -256,5 +258,5 @@ def _token_fault(asked: Prompt, prompt: Ids, sides: list[Reply | str], limit: in
     return "too_long" if any(len(prompt) + len(reply.ids) > limit for reply in replies) else None
 
 
-def _refuse(reason: str, said: Turns) -> NoReturn:
-    raise DataError(f"{reason}: {meaning(reason)}, in {str(said)[:80]!r}; {REASONS[reason][1]}")
+def _refuse(reason: str, turns: Turns) -> NoReturn:
+    raise DataError(f"{reason}: {meaning(reason)}, in {str(turns)[:80]!r}; {REASONS[reason][1]}")

@@ -99,8 +99,8 @@ def _table_rows(file: Path, kind: str) -> Iterator[Row]:
     import datasets
 
     def fault(error: Exception) -> DataError:
-        told = f"{file} cannot be read as {kind.capitalize()}: {error.__cause__ or error!r}"
-        return DataError(f"{told}: mend it, or fetch it again")
+        message = f"{file} cannot be read as {kind.capitalize()}: {error.__cause__ or error!r}"
+        return DataError(f"{message}: mend it, or fetch it again")
 
     # streamed, which keeps no copy: that would be found again by name and time, whatever is in the file now
     options = {"data_files": glob.escape(str(file)), "split": "train", "streaming": True}

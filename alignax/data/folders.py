@@ -83,10 +83,10 @@ def _rows(folder: Path, split: str, files: list[Path], judged: set[str]) -> Iter
 
 def _files(folder: Path, name: str) -> dict[str, list[Path]]:
     """Which files belong to which split: by the card of a folder that was fetched from the hub, or by their names."""
-    told, base = _config(folder, name), glob.escape(str(folder))
-    if "data_dir" in told:
-        base = glob.escape(str(folder / told["data_dir"]))
-    patterns = sanitize_patterns(told["data_files"]) if "data_files" in told else get_data_patterns(base)
+    config, base = _config(folder, name), glob.escape(str(folder))
+    if "data_dir" in config:
+        base = glob.escape(str(folder / config["data_dir"]))
+    patterns = sanitize_patterns(config["data_files"]) if "data_files" in config else get_data_patterns(base)
     found = DataFilesDict.from_patterns(patterns, base_path=base)
     return {str(split): [*map(Path, dict.fromkeys(files))] for split, files in found.items()}  # no file twice
 

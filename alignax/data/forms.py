@@ -21,7 +21,7 @@ that is one text. Other columns stay where they are, and are named: no token is 
 from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from alignax.data import columns, reshape
 from alignax.data.counts import Counts, DataError, Refused, Said
@@ -80,17 +80,21 @@ REPLIES = {"preference": ("chosen", "rejected"), "ranked": ("replies",)} | dict.
 )
 
 
-def takes(form: str) -> Callable[[Callable], Callable]:
+Encoder = Callable[..., tuple[dict[str, Any], Counts]]  # (rows, tokenizer, options) -> (arrays, counts)
+E = TypeVar("E", bound=Callable)
+
+
+def takes(form: str) -> Callable[[E], E]:
     """Marks an encoder with the form of rows that it takes: whoever loads rows for it brings them into that form."""
 
-    def mark(encode: Callable) -> Callable:
+    def mark(encode: E) -> E:
         encode.form = form  # pyright: ignore[reportFunctionMemberAccess]
         return encode
 
     return mark
 
 
-def taken_by(encode: Callable) -> str:
+def taken_by(encode: Encoder) -> str:
     """The form that an encoder takes, or one with some of its arguments bound."""
     return getattr(encode, "func", encode).form
 
@@ -126,13 +130,13 @@ def convert(
         return rows, counts
     rows, lost = _made(rows, partial(_read, counts))
     made, unread, notes = [], set(), Counter()
-    for own, found in _by_form(rows, form).items():
-        some, gone, noted = _laid_out(found, own, template)
-        unread |= {name for row in some or found for name in columns.unread(row, _layout(own, row))}
-        if (own, form) in BY_PROMPT:
-            some, more = _made(reshape.by_prompt(some), BY_PROMPT[own, form])
+    for kind, found in _by_form(rows, form).items():
+        some, gone, noted = _laid_out(found, kind, template)
+        unread |= {name for row in some or found for name in columns.unread(row, _layout(kind, row))}
+        if (kind, form) in BY_PROMPT:
+            some, more = _made(reshape.by_prompt(some), BY_PROMPT[kind, form])
         else:
-            some, more = _made(some, BY_ROW.get((own, form), lambda row: row))
+            some, more = _made(some, BY_ROW.get((kind, form), lambda row: row))
         made, lost, notes = made + some, lost + gone + more, notes + noted
     counts = counts.then(len(made), lost)
     counts.leave(unread - counts.made)
@@ -144,12 +148,12 @@ def convert(
 def _read(counts: Counts, row: Row) -> Made:
     """The row with its messages in one layout, but for what cannot be read, which the encoder will refuse; what is to
     be said of it goes into the counts."""
-    said = Said()
-    told = read_row(row, said)
-    kept = {name: row[name] for name, value in told.items() if isinstance(value, Refused)}
-    made = columns.with_prompt(told | kept if kept else told)
+    remarks = Said()
+    found = read_row(row, remarks)
+    kept = {name: row[name] for name, value in found.items() if isinstance(value, Refused)}
+    made = columns.with_prompt(found | kept if kept else found)
     if isinstance(made, dict):
-        counts.say(said)
+        counts.say(remarks)
     return made
 
 
@@ -196,21 +200,22 @@ def _by_form(rows: list[Row], form: str) -> dict[str, list[Row]]:
     if not rows:
         return {}
     thumbs, main = _are_thumbs(rows), form_of(rows)
-    known = {*LAYOUT.get(main, ())}.union(*(names for own, names in SHAPES if own == main))
+    known = {*LAYOUT.get(main, ())}.union(*(names for kind, names in SHAPES if kind == main))
     out: dict[str, list[Row]] = {}
     for row in rows:
         found = _present(row)
-        own = _form(found, thumbs)
-        shapes = [names for other, names in SHAPES if other == own and found.issuperset(names)]
-        other = own not in (None, main) and not any(known.issuperset(names) for names in shapes)
-        out.setdefault(str(own) if other else main, []).append(row)
-    for own, some in out.items():
-        whole = (own, form) == ("language_modelling", "prompt_completion") and all("messages" in row for row in some)
-        if len(out) > 1 and own != form and (own, form) not in {*BY_PROMPT, *BY_ROW} and not whole:
-            told = ", ".join(f"{len(many)} {name} ({_names(many[0])})" for name, many in out.items())
+        kind = _form(found, thumbs)
+        # one whose columns are all of the main form's lacks a field of it, and is of no form of its own
+        shapes = [names for other, names in SHAPES if other == kind and found.issuperset(names)]
+        other = kind not in (None, main) and not any(known.issuperset(names) for names in shapes)
+        out.setdefault(str(kind) if other else main, []).append(row)
+    for kind, some in out.items():
+        whole = (kind, form) == ("language_modelling", "prompt_completion") and all("messages" in row for row in some)
+        if len(out) > 1 and kind != form and (kind, form) not in {*BY_PROMPT, *BY_ROW} and not whole:
+            listing = ", ".join(f"{len(many)} {name} ({_names(many[0])})" for name, many in out.items())
             raise DataError(
-                f"rows of {len(out)} forms in one data set: {told}; no {form} can be made of {own} here: put them into "
-                "files of their own"
+                f"rows of {len(out)} forms in one data set: {listing}; no {form} can be made of {kind} here: put them "
+                "into files of their own"
             )
     return out
 

@@ -41,11 +41,11 @@ def ranking_rows(
     the prompt alone, whose `mask` is empty. A ranking is refused as a whole, if one of its replies is, if two have the
     same tokens, or if there are fewer than two. Otherwise as `encode.pair_rows`.
     """
-    rows, said = read_rows(rows)
+    rows, remarks = read_rows(rows)
     check_fields(rows, RANKING)
     lists = [_texts(row.get("replies")) for row in rows]
     texts = [(prompt_of(row), *replies) for row, replies in zip(rows, lists)]
-    kept, counts = encode_texts(texts, tokenizer, template, max_length, counts, said)
+    kept, counts = encode_texts(texts, tokenizer, template, max_length, counts, remarks)
     for row, _, replies in kept:
         if len(replies) < 2:
             counts.drop("too_few_replies", row)
@@ -76,11 +76,11 @@ def rating_rows(
     without any rating is refused. Otherwise as `encode.demo_rows`; raises DataError as well for a rating that is no
     finite number, and for one of an attribute that `attributes` does not name.
     """
-    rows, said = read_rows(rows)
+    rows, remarks = read_rows(rows)
     check_fields(rows, RATING)
     names = attributes_of(rows) if attributes is None else tuple(attributes)
     texts = [(prompt_of(row), row.get("completion") if _given(row) is not None else None) for row in rows]
-    kept, counts = encode_texts(texts, tokenizer, template, max_length, counts, said)
+    kept, counts = encode_texts(texts, tokenizer, template, max_length, counts, remarks)
     rated = [(one, given) for one in kept if (given := _rating(rows[one[0]], names))]
     for row in {row for row, _, _ in kept} - {row for (row, _, _), _ in rated}:
         counts.drop("no_rating", row)
@@ -126,12 +126,12 @@ def step_rows(
     those of the whole, the row is refused. Otherwise as `encode.demo_rows`; raises DataError as well for another number
     of verdicts than of steps, and for a verdict outside of [0, 1].
     """
-    rows, said = read_rows(rows)
+    rows, remarks = read_rows(rows)
     check_fields(rows, STEPS)
     verdicts = [_verdicts(row) for row in rows]
-    steps = [_texts(row.get("steps")) if told else (None,) for row, told in zip(rows, verdicts)]
+    steps = [_texts(row.get("steps")) if given else (None,) for row, given in zip(rows, verdicts)]
     texts = [(prompt_of(row), _joined(parts)) for row, parts in zip(rows, steps)]
-    kept, counts = encode_texts(texts, tokenizer, template, max_length, counts, said)
+    kept, counts = encode_texts(texts, tokenizer, template, max_length, counts, remarks)
     ends = _step_ends([prompt_of(rows[row]) for row, _, _ in kept], [steps[row] for row, _, _ in kept], kept,
                       tokenizer, template)  # fmt: skip
     for (row, _, _), end in zip(kept, ends):

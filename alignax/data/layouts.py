@@ -27,49 +27,49 @@ def normal(row: Row, form: str, whole: bool = False, neutral: bool = False) -> M
     if form == "ratings":
         return _judged(row, score=number, ratings=_ratings)
     if form == "ranked" and (judged := {"scores", "ranks"} & columns.filled(row)):
-        said = row if "replies" not in row else row | {"completions": row["replies"]}
+        given = row if "replies" not in row else row | {"completions": row["replies"]}
         keep = "scores" if "scores" in judged else "ranks"
-        made = _judged({name: said[name] for name in said if name != "replies"}, scores=_numbers, ranks=_numbers)
+        made = _judged({name: given[name] for name in given if name != "replies"}, scores=_numbers, ranks=_numbers)
         return reshape.ranked(made | dict.fromkeys(judged - {keep}))
     if form == "stepwise":
         made = reshape.stepwise(row) if "completions" in row and "steps" not in row else row
         if neutral and 0 in [number(one) for one in verdicts(row, form) if not isinstance(one, bool)]:
             return Refused("no_rating", "a verdict of 0 beside others of -1")
-        return _judged(made, verdicts=lambda said: [*map(_verdict, said)] if isinstance(said, list) else said)
+        return _judged(made, verdicts=lambda value: [*map(_verdict, value)] if isinstance(value, list) else value)
     return row
 
 
 def _judged(row: Any, **read: Callable[[Any], Any]) -> Any:
     """The row with what its judgements say; as it is where nothing of it is read otherwise."""
-    told = {
+    values = {
         name: meant(row[name]) for name, meant in read.items() if isinstance(row, dict) and row.get(name) is not None
     }
-    same = all(repr(row[name]) == repr(value) for name, value in told.items())
-    return row if same else row | told
+    same = all(repr(row[name]) == repr(value) for name, value in values.items())
+    return row if same else row | values
 
 
-def _ratings(told: Any) -> Any:
+def _ratings(value: Any) -> Any:
     return (
-        {name: None if is_absent(one) else number(one) for name, one in told.items()}
-        if isinstance(told, dict)
-        else told
+        {name: None if is_absent(one) else number(one) for name, one in value.items()}
+        if isinstance(value, dict)
+        else value
     )
 
 
-def _numbers(told: Any) -> Any:
-    return [*map(number, told)] if isinstance(told, list) else told
+def _numbers(value: Any) -> Any:
+    return [*map(number, value)] if isinstance(value, list) else value
 
 
-def _verdict(told: Any) -> Any:
+def _verdict(value: Any) -> Any:
     """A verdict on a step: true, false, or a rate."""
-    said = truth(told)
-    return number(told) if said is None or (is_number(told) and told != -1) else said
+    verdict = truth(value)
+    return number(value) if verdict is None or (is_number(value) and value != -1) else verdict
 
 
 def verdicts(row: Row, form: str) -> list[Any]:
     """The thumb, or the verdicts on steps, of a row."""
-    told = row.get("label") if form == "unpaired" else row.get("verdicts") or row.get("labels")
-    return told if isinstance(told, list) else [told] if form == "unpaired" else []
+    value = row.get("label") if form == "unpaired" else row.get("verdicts") or row.get("labels")
+    return value if isinstance(value, list) else [value] if form == "unpaired" else []
 
 
 def _checked(row: Row, made: Made) -> Made:

@@ -127,8 +127,8 @@ def _share(
     """This process's rows of a global batch, of which `take(rows)` takes some."""
     if arrange is None:
         return take(_own_rows(batch_size, process_index, process_count))
-    own = lambda leaf: leaf[_own_rows(len(leaf), process_index, process_count)]  # noqa: E731
-    return jax.tree.map(own, arrange(take(slice(None))))
+    local = lambda leaf: leaf[_own_rows(len(leaf), process_index, process_count)]  # noqa: E731
+    return jax.tree.map(local, arrange(take(slice(None))))
 
 
 def _own_rows(batch_size: int, process_index: int, process_count: int) -> slice:

@@ -38,15 +38,15 @@ def lengths(tokens_B: np.ndarray, limit: int) -> dict[str, Any]:
 
 def facts(batch: dict[str, Any], sides: Sides, attributes: Sequence[str] = ()) -> list[list[str]]:
     """Name and value of what is worth knowing before a run. `attributes`: names of the columns of ratings."""
-    said = {name: side["mask"].sum(1) for name, side in sides.items()}
+    replied = {name: side["mask"].sum(1) for name, side in sides.items()}
     valid = np.concatenate([side["valid"].ravel() for side in sides.values()])
     out = [["cut short", "none: a row that is too long is dropped"], ["padding", _share(1 - valid.mean())]]
-    if trained := sum(int(n.sum()) for n in said.values()):
+    if trained := sum(int(n.sum()) for n in replied.values()):
         out.append(["tokens in the mask", f"{trained} of {int(valid.sum())}, {_share(trained / valid.sum())}"])
     out += repeats(sides)
     if {"chosen", "rejected"} <= set(sides):
-        longer = np.sign(said["chosen"] - said["rejected"])
-        means = ", ".join(f"{name} {said[name].mean():.1f}" for name in ("chosen", "rejected"))
+        longer = np.sign(replied["chosen"] - replied["rejected"])
+        means = ", ".join(f"{name} {replied[name].mean():.1f}" for name in ("chosen", "rejected"))
         out.append(["chosen longer", f"{_share((longer > 0).mean())}, equally long {_share((longer == 0).mean())}"])
         out.append(["mean tokens of a reply", means])
     if "tie" in batch:
@@ -66,9 +66,9 @@ def facts(batch: dict[str, Any], sides: Sides, attributes: Sequence[str] = ()) -
 
 def repeats(sides: Sides) -> list[list[str]]:
     """Rows whose tokens another row has as well, and prompts likewise; the mismatched replies are no part of a row."""
-    own = [side for name, side in sides.items() if name != "mismatched"]
+    compared = [side for name, side in sides.items() if name != "mismatched"]
     rows = list(zip(*([side["tokens"][i][side["valid"][i]].tobytes() for i in range(len(side["tokens"]))]
-                      for side in own)))  # fmt: skip
+                      for side in compared)))  # fmt: skip
     prompts = prompts_of(sides)
     out = [["identical rows", f"{len(rows) - len(set(rows))} of {len(rows)}"]]
     return out + ([["prompts seen before", f"{len(prompts) - len(set(prompts))} of {len(prompts)}"]] if prompts else [])

@@ -43,24 +43,24 @@ def role(message: Any) -> Any:
     """Who says a message, in our names; None where that is not told."""
     if not isinstance(message, dict):
         return None
-    told = message["from"] if message.get("role") is None and "from" in message else message.get("role")
-    return SPEAKERS.get(told, told) if isinstance(told, str) else None
+    speaker = message["from"] if message.get("role") is None and "from" in message else message.get("role")
+    return SPEAKERS.get(speaker, speaker) if isinstance(speaker, str) else None
 
 
-def canonical(told: Any, said: Said) -> Any:
+def canonical(value: Any, remarks: Said) -> Any:
     """A prompt or a reply in the layout above: a text as it is, messages one by one, or the reason why not.
 
-    Messages may come as JSON text, as tables keep them. What is neither text nor messages comes back as it is. `said`
-    hears what has to be told of the row.
+    Messages may come as JSON text, as tables keep them. What is neither text nor messages comes back as it is.
+    `remarks` takes what there is to say of the row.
     """
-    told = listed(told)
-    if isinstance(told, dict) and role(told) is not None:
-        told = [told]
-    if not isinstance(told, list):
-        return told
+    value = listed(value)
+    if isinstance(value, dict) and role(value) is not None:
+        value = [value]
+    if not isinstance(value, list):
+        return value
     messages = []
-    for one in told:
-        message = _message(one, said)
+    for one in value:
+        message = _message(one, remarks)
         if isinstance(message, Refused):
             return message
         messages.append(message)
@@ -81,14 +81,14 @@ def _speaks(message: Any) -> bool:
     return role(message) in ROLES and bool({"content", "value", "tool_calls", "function_call"} & {*message})
 
 
-def without_nulls(value: Any, said: Said) -> Any:
+def without_nulls(value: Any, remarks: Said) -> Any:
     """The value without the null keys of objects. A table whose rows differ pads them with such, so that one that was
     meant cannot be told from them: both are left out, of every file, and the row is noted."""
     if isinstance(value, dict):
         if any(inner is None for inner in value.values()):
-            said.notes.add("nulls_left_out")
-        return {name: without_nulls(inner, said) for name, inner in value.items() if inner is not None}
-    return [without_nulls(inner, said) for inner in value] if isinstance(value, list) else value
+            remarks.notes.add("nulls_left_out")
+        return {name: without_nulls(inner, remarks) for name, inner in value.items() if inner is not None}
+    return [without_nulls(inner, remarks) for inner in value] if isinstance(value, list) else value
 
 
 def texts(value: Any) -> Iterator[str]:
@@ -119,42 +119,42 @@ def with_text_calls(message: Message) -> Message:
     return message | {"tool_calls": calls}
 
 
-def _message(told: Any, said: Said) -> Message | Refused:
-    if not isinstance(told, dict):
-        return Refused("bad_message", f"{kind(told)} in place of a message")
+def _message(message: Any, remarks: Said) -> Message | Refused:
+    if not isinstance(message, dict):
+        return Refused("bad_message", f"{kind(message)} in place of a message")
     rest = {
-        name: value for name, value in told.items() if value is not None
+        name: value for name, value in message.items() if value is not None
     }  # of mixed rows every message has all keys
     who, speaker = role(rest), rest.pop("from", None)
     speaker = rest.pop("role", speaker)
     if who not in ROLES:
         return Refused("bad_message", "a message without a role" if speaker is None else f"role {speaker!r}")
-    content = _content(rest.pop("content", rest.pop("value", None)), rest, said)
+    content = _content(rest.pop("content", rest.pop("value", None)), rest, remarks)
     if isinstance(content, Refused):
         return content
-    told_calls = [rest.pop(name, None) for name in ("tool_calls", "function_call")]
-    calls = next((one for one in told_calls if one and not is_absent(one)), None)
+    named_calls = [rest.pop(name, None) for name in ("tool_calls", "function_call")]
+    calls = next((one for one in named_calls if one and not is_absent(one)), None)
     if speaker == "function_call":
         content, calls = "", content or calls
-    calls = _calls(calls, said) if calls else []
+    calls = _calls(calls, remarks) if calls else []
     if isinstance(calls, Refused):
         return calls
     if content is None and not calls and not any(rest.get(name) for name in THOUGHTS):
         return Refused("bad_message", f"a message of {who!r} without content")
-    weighed = _weighed(who, rest, said)
+    weighed = _weighed(who, rest, remarks)
     if isinstance(weighed, Refused):
         return weighed
     return {"role": who, "content": content or ""} | ({"tool_calls": calls} if calls else {}) | weighed
 
 
-def _content(told: Any, rest: Message, said: Said) -> str | None | Refused:
+def _content(content: Any, rest: Message, remarks: Said) -> str | None | Refused:
     """The text of a message. Parts are joined; one that is a thought goes into `rest` under the first of THOUGHTS."""
-    if told is None or isinstance(told, str):
-        return told
-    if not isinstance(told, list):
-        return Refused("bad_message", f"content that is {kind(told)}")
+    if content is None or isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        return Refused("bad_message", f"content that is {kind(content)}")
     words: list[str] = []
-    for part in told:
+    for part in content:
         if isinstance(part, str):
             words.append(part)
             continue
@@ -164,7 +164,7 @@ def _content(told: Any, rest: Message, said: Said) -> str | None | Refused:
         text = next((part[key] for key in (name, "text", "content") if isinstance(part.get(key), str)), None)
         if weights := [key for key in (*WEIGHTS, *MASKS) if part.get(key) is not None]:
             return Refused("turn_weight", f"{weights[0]} = {part[weights[0]]!r} of a part of a message")
-        said.unread |= {f"content.{key}" for key in part if part[key] is not None} - {
+        remarks.unread |= {f"content.{key}" for key in part if part[key] is not None} - {
             f"content.{key}" for key in ("type", "text", "content", name)
         }
         if name in ("thinking", *THOUGHTS) and text is not None:
@@ -179,21 +179,21 @@ def _content(told: Any, rest: Message, said: Said) -> str | None | Refused:
     return "".join(words)
 
 
-def _calls(told: Any, said: Said) -> list[Message] | Refused:
+def _calls(value: Any, remarks: Said) -> list[Message] | Refused:
     """Calls with their arguments as objects."""
     try:
-        told = parsed(told) if isinstance(told, str) else told
+        value = parsed(value) if isinstance(value, str) else value
     except ValueError as error:
-        return Refused("bad_call", f"{error}: {str(told)[:80]!r}")
+        return Refused("bad_call", f"{error}: {str(value)[:80]!r}")
     calls = []
-    for call in told if isinstance(told, list) else [] if told is None else [told]:
+    for call in value if isinstance(value, list) else [] if value is None else [value]:
         function = call.get("function", call) if isinstance(call, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             return Refused("bad_call", f"{kind(call)} without a name in place of a call")
         arguments = next((function[key] for key in ARGUMENTS if not is_absent(function.get(key))), {})
         try:
             arguments = parsed(arguments) if isinstance(arguments, str) else finite(arguments)
-            arguments = without_nulls({} if arguments is None else arguments, said)
+            arguments = without_nulls({} if arguments is None else arguments, remarks)
         except (ValueError, RecursionError) as error:
             deep = isinstance(error, RecursionError)
             return Refused(
@@ -203,14 +203,14 @@ def _calls(told: Any, said: Said) -> list[Message] | Refused:
             return Refused("bad_call", f"arguments that are {kind(arguments)}: {str(arguments)[:80]!r}")
         outer = {name: call[name] for name in ("id", "index") if call.get(name) is not None}
         known = {"type", "function", "id", "index", "name", *ARGUMENTS}
-        said.unread |= {f"tool_calls.{key}" for one in (call, function) for key in one if one[key] is not None} - {
+        remarks.unread |= {f"tool_calls.{key}" for one in (call, function) for key in one if one[key] is not None} - {
             f"tool_calls.{key}" for key in known
         }
         calls.append({"type": "function", **outer, "function": {"name": function["name"], "arguments": arguments}})
     return calls
 
 
-def _weighed(who: str, rest: Message, said: Said) -> Message | Refused:
+def _weighed(who: str, rest: Message, remarks: Said) -> Message | Refused:
     """`rest` without the keys that say how much a turn counts, and with "learnt": False where it does not."""
     out = {name: value for name, value in rest.items() if name not in (*WEIGHTS, *MASKS, "learnt")}
     learnt = rest.get("learnt", True)
@@ -221,7 +221,7 @@ def _weighed(who: str, rest: Message, said: Said) -> Message | Refused:
         if name not in MASKS and counts is False and number(rest[name]) != -1:
             learnt = False
         elif who != "assistant":  # it is learnt under train_on = 'all' alone, and then with all others
-            said.unread |= {f"{name} of {who} turns"}
+            remarks.unread |= {f"{name} of {who} turns"}
         elif name in MASKS or counts is not True:
             return Refused("turn_weight", f"{name} = {rest[name]!r}")
     return out if learnt else out | {"learnt": False}

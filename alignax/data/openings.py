@@ -20,27 +20,27 @@ def opening(row: Row) -> str:
     lines, or without a line break the first sentence, since the words that replies happen to share differ from pair to
     pair. A whole line of both replies counts as asked.
     """
-    told = with_prompt(read_row(row, Said()))
-    row = told if isinstance(told, dict) else row
+    converted = with_prompt(read_row(row, Said()))
+    row = converted if isinstance(converted, dict) else row
     talk, answered = row.get("messages"), filled(row) & {*ANSWERED}
     asked = row.get("prompt") if answered or not isinstance(talk, list) else talk
     asked = talk if asked is None else asked
-    said = asked if asked is not None else next((row[name] for name in ("chosen", "text") if row.get(name)), row)
+    words = asked if asked is not None else next((row[name] for name in ("chosen", "text") if row.get(name)), row)
     if before := earlier(row.get("history")):
-        said = before
-    if isinstance(said, list):
+        words = before
+    if isinstance(words, list):
         turns = [
-            (one["role"], one["content"]) for one in said if isinstance(one, dict) and {"role", "content"} <= {*one}
+            (one["role"], one["content"]) for one in words if isinstance(one, dict) and {"role", "content"} <= {*one}
         ]
-        begun = turns[: _first_reply(said)] if len(turns) == len(said) else said
+        begun = turns[: _first_reply(words)] if len(turns) == len(words) else words
         return begun[0][1] if len(begun) == 1 and begun[0][0] == "user" else key_of(begun)
-    if not isinstance(said, str):
-        return key_of(said)
-    begun, marker, _ = said.partition(ASSISTANT)
+    if not isinstance(words, str):
+        return key_of(words)
+    begun, marker, _ = words.partition(ASSISTANT)
     rejected = row.get("rejected")
-    if marker or asked is not None or said is not row.get("chosen") or not isinstance(rejected, str):
+    if marker or asked is not None or words is not row.get("chosen") or not isinstance(rejected, str):
         return begun
-    return _shared_opening(said, rejected)
+    return _shared_opening(words, rejected)
 
 
 def _first_reply(messages: list[Message]) -> int | None:

@@ -38,15 +38,21 @@ def arrangement(
     `DRAWS` random ones); where one needs more, the largest shape grows by 1.25 until it fits. So a step is compiled
     `BUCKETS` times and a few.
 
-    A packed batch has in the place of each side's tokens and valid the array slot, [B T], or [B] where `reads` is
-    "ends": the place in the flattened [G N] list of what is read; -1: nowhere. The block "packed" of each pass holds
-    tokens, document, position and, if shared, branch [R L] (see `types.Layout`), and read [G N], the places within the
-    rows of a group whose states are read, with target [G N], the tokens that they predict. The G = shards * parts
-    groups have as many rows each: one for each device and microbatch, so that what is read does not cross devices.
-    Microbatch p has every parts-th row and group, as `train.step.cut` takes them, and its slots count within it.
+    Args:
+      reads: whose states are read: "tokens", those that are learnt; "ends", the last ones of texts; "steps", of steps.
+      shards, parts: devices and microbatches. The G = shards * parts groups have as many rows each: one for each of
+        both, so that what is read does not cross devices. Microbatch p has every parts-th row and group, as
+        `train.step.cut` takes them, and its slots count within it.
 
-    Raises DataError for an unknown mode or `reads`, and if `batch_size` does not divide into the parts; what it returns
-    raises it for a batch with a text, or bundle, that is longer than any of `arrays`.
+    Returns:
+      A function of a batch. A packed one has in the place of each side's tokens and valid the array slot, [B T], or [B]
+      where `reads` is "ends": the place in the flattened [G N] list of what is read; -1: nowhere. The block "packed" of
+      each pass holds tokens, document, position and, if shared, branch [R L] (see `types.Layout`), and read [G N], the
+      places within the rows of a group whose states are read, with target [G N], the tokens that they predict.
+
+    Raises:
+      DataError: an unknown mode or `reads`, a `batch_size` that does not divide into the parts; the function: a text,
+        or bundle, that is longer than any of `arrays`.
     """
     if mode not in MODES:
         raise DataError(f"packing = {mode!r}: expected one of {', '.join(map(repr, MODES))}")
@@ -79,6 +85,7 @@ def arrangement(
         sizes = iter(_fitting(ladder, need(plans)))
         for names, plan in plans.items():
             block, slot_UKT = filled(plan, lengths[names], next(sizes), next(sizes), shards, parts)
+            # not every kernel knows branches: a block that has none must not seem to
             if mode == "packed" or plan.bundles.tokens.shape[1] == 1:
                 del block["branch"]
             batch = _placed(batch, names, block, slot_UKT, reads)
@@ -89,8 +96,8 @@ def arrangement(
 
 def filling(batch: Batch) -> tuple[int, int]:
     """(real tokens, all tokens) that the model reads of a batch, arranged or not."""
-    seen = _read(batch)
-    return sum(int(x.sum()) for x in seen), sum(x.size for x in seen)
+    masks = _read(batch)
+    return sum(int(x.sum()) for x in masks), sum(x.size for x in masks)
 
 
 def _read(batch: Batch) -> list[Bool[np.ndarray, "..."]]:
@@ -172,11 +179,12 @@ def _placed(batch: Batch, names: Names, block: Batch, slot_UKT: Int[np.ndarray, 
     mask = next(side for side in [*(batch[name] for name in names), batch])["mask"]
     slot = slot_UKT.reshape(len(batch["row"]), -1, slot_UKT.shape[-1])
     slot = slot.max(-1) if reads == "ends" else slot  # [B K] or [B K T]
-    own = [x.reshape(mask.shape[:-1] if reads == "ends" else mask.shape) for x in np.split(slot, max(len(names), 1), 1)]
+    shape = mask.shape[:-1] if reads == "ends" else mask.shape
+    slots = [x.reshape(shape) for x in np.split(slot, max(len(names), 1), 1)]
     kept = lambda side, slot: {n: x for n, x in side.items() if n not in ("tokens", "valid")} | {"slot": slot}  # noqa: E731
     if not names:
-        return kept(batch, own[0]) | {"packed": block}
-    sides = {name: kept(batch[name], slot) for name, slot in zip(names, own, strict=True)}
+        return kept(batch, slots[0]) | {"packed": block}
+    sides = {name: kept(batch[name], slot) for name, slot in zip(names, slots, strict=True)}
     if len(names) > 1:
         return batch | sides | {"packed": block}
     return batch | {name: side | {"packed": block} for name, side in sides.items()}

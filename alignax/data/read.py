@@ -36,17 +36,22 @@ def read(
 ) -> list[Row]:  # fmt: skip
     """The rows of one split of a local file, a local folder, or a data set on the hub; null fields left out.
 
-    Files are JSON lines, JSON or CSV, plain or packed by gzip or zstd, and Parquet or Arrow. `name` is the
-    configuration of a set on the hub, or of a folder whose card names some; `data_dir` a folder within it;
-    `train_split` and `heldout_split` name its splits ("": test, else validation). A folder has them too, by the names
-    of its files or by its card; a single file is training rows alone. With `heldout_percent` > 0, the held-out rows are
-    those of the training split whose `key` hashes below it: the same rows in every run and whatever their order, and
-    rows of one key are never on both sides. With 0 they are a split of their own. `max_rows` > 0 takes the first rows
-    of the split, before any are held out; with `streaming` no others are fetched. The cells of a CSV file are text, but
-    for the columns named in `judged`, which hold numbers, true or false; an empty cell is a field that is not there.
+    Files are JSON lines, JSON or CSV, plain or packed by gzip or zstd, and Parquet or Arrow. A folder has splits by the
+    names of its files or by its card; a single file is training rows alone.
 
-    Raises DataError for a missing file, invalid UTF-8, JSON or CSV (with the line), an empty split, a file of a folder
-    that is of no known kind or in both splits, an option that nothing reads there, a name the hub lacks.
+    Args:
+      key: what a held-out row is chosen by; rows of one key are never on both sides.
+      heldout_percent: above 0, the held-out rows are those of the training split whose `key` hashes below it: the same
+        rows in every run and whatever their order. With 0 they are a split of their own.
+      name: the configuration of a set on the hub, or of a folder whose card names some; `data_dir`: a folder within it.
+      train_split, heldout_split: names of the splits ("": test, else validation).
+      max_rows: above 0, the first rows of the split, before any are held out; with `streaming` no others are fetched.
+      judged: columns of a CSV file that hold numbers, true or false; other cells are text, an empty one is a field that
+        is not there.
+
+    Raises:
+      DataError: a missing file, invalid UTF-8, JSON or CSV (with the line), an empty split, a file of a folder that is
+        of no known kind or in both splits, an option that nothing reads there, a name the hub lacks.
     """
     if split not in SPLITS:
         raise DataError(f"split = {split!r}: expected one of {', '.join(SPLITS)}")
@@ -54,10 +59,10 @@ def read(
         raise DataError(f"data.heldout_percent = {heldout_percent}: expected a percentage of at least 0, below 100")
     if max_rows < 0 or (streaming and not max_rows):
         raise DataError(f"data.max_rows = {max_rows}: expected a number of rows; streaming stops after that many")
-    own = (heldout_split,) if heldout_split else ("test", "validation")
-    names = (train_split,) if split == "train" or heldout_percent else own
+    heldout_names = (heldout_split,) if heldout_split else ("test", "validation")
+    names = (train_split,) if split == "train" or heldout_percent else heldout_names
     part = {"name": name, "data_dir": data_dir, "train_split": train_split}
-    splits = _splits(path, part, () if heldout_percent else own, streaming, {*judged})
+    splits = _splits(path, part, () if heldout_percent else heldout_names, streaming, {*judged})
     chosen = next((name for name in names if name in splits), None)
     if chosen is None:
         raise DataError(

@@ -49,9 +49,9 @@ def end_texts(tokenizer: Tokenizer) -> tuple[str, ...]:
     """What ends the assistant's words in a chat, as text: the template's own token, if any, the one of turns that end
     with a call, where that is another (<|eom_id|>), and the tokenizer's."""
     eos_id(tokenizer)  # raises if there is none
-    own = end_of_turn(tokenizer)
-    ends = tuple(dict.fromkeys(filter(None, (own, tokenizer.eos_token))))
-    if own is None:
+    turn_end = end_of_turn(tokenizer)
+    ends = tuple(dict.fromkeys(filter(None, (turn_end, tokenizer.eos_token))))
+    if turn_end is None:
         return ends
     if (found := called(tokenizer)) is None:
         return ends
@@ -68,8 +68,8 @@ def called(tokenizer: Tokenizer) -> tuple[str, int, bool] | None:
     """
     arguments = {"pong": "pong"}
     for as_text in (False, True):
-        told = json.dumps(arguments) if as_text else arguments
-        call = {"type": "function", "id": "call00000", "function": {"name": "ping", "arguments": told}}
+        given = json.dumps(arguments) if as_text else arguments
+        call = {"type": "function", "id": "call00000", "function": {"name": "ping", "arguments": given}}
         with contextlib.suppress(jinja2.TemplateError):
             turn = {"role": "assistant", "content": "", "tool_calls": [call]}
             return render(tokenizer, [*PING, turn], {}), len(render(tokenizer, PING, {}, ask=True)), as_text

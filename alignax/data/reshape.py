@@ -54,19 +54,19 @@ def ranked(row: Row) -> Made:
     A ranking has no ties: of completions that are level the first is kept, and each other one counted.
     """
     judged = row.get("scores", row.get("ranks"))
-    said = row.get("completions")
-    if not isinstance(said, list) or not isinstance(judged, list) or len(said) != len(judged):
+    completions = row.get("completions")
+    if not isinstance(completions, list) or not isinstance(judged, list) or len(completions) != len(judged):
         return "missing_field"
     if not all(map(is_number, judged)):
         return "no_rating"
     level: dict[float, Any] = {}
-    for reply, value in zip(said, judged):
+    for reply, value in zip(completions, judged):
         level.setdefault(value, reply)
     if len(level) < 2:
-        return "equal_scores" if len(said) > 1 else "too_few_replies"
+        return "equal_scores" if len(completions) > 1 else "too_few_replies"
     replies = [level[value] for value in sorted(level, reverse="scores" in row)]
     one = without(row, "completions", "scores", "ranks") | {"replies": replies}
-    return [one, *["level_reply"] * (len(said) - len(level))]
+    return [one, *["level_reply"] * (len(completions) - len(level))]
 
 
 def stepwise(row: Row) -> Made:
@@ -149,8 +149,8 @@ def by_prompt(rows: Iterable[Row]) -> Iterator[list[Row]]:
     """The rows of each prompt, in the order of its first one; of one prompt are those that tell a template the same."""
     groups: dict[str, list[Row]] = {}
     for row in rows:
-        told = [row[name] for name in ("tools", "chat_template_kwargs") if row.get(name)]
-        groups.setdefault(key_of([row.get("prompt"), *told]), []).append(row)
+        options = [row[name] for name in ("tools", "chat_template_kwargs") if row.get(name)]
+        groups.setdefault(key_of([row.get("prompt"), *options]), []).append(row)
     return iter(groups.values())
 
 
@@ -160,13 +160,13 @@ def scored(group: list[Row]) -> tuple[list[tuple[float, Row]], list[str]]:
     By `score` where one of them has it, else by the mean of the ratings that all rated replies have: one is no measure
     of the other, and a mean over fewer attributes none of one over more.
     """
-    told = [row for row in group if is_number(row.get("score"))]
+    rated = [row for row in group if is_number(row.get("score"))]
     if any(row.get("score") is not None for row in group):
-        found = [(float(row["score"]), row) for row in told]
+        found = [(float(row["score"]), row) for row in rated]
     else:
-        told = [row for row in group if _rated(row)]
-        common = sorted(set.intersection(*({*_rated(row)} for row in told))) if told else []
-        found = [(math.fsum(_rated(row)[name] for name in common) / len(common), row) for row in told if common]
+        rated = [row for row in group if _rated(row)]
+        common = sorted(set.intersection(*({*_rated(row)} for row in rated))) if rated else []
+        found = [(math.fsum(_rated(row)[name] for name in common) / len(common), row) for row in rated if common]
     return sorted(found, key=lambda one: -one[0]), ["no_rating"] * (len(group) - len(found))
 
 
@@ -178,11 +178,11 @@ def _rated(row: Row) -> dict[str, int | float]:
 
 def rated_ranking(group: list[Row]) -> Made:
     """The rated replies to one prompt as a ranking."""
-    told, lost = scored(group)
-    if len(told) < 2:
-        return [*["too_few_replies"] * len(told), *lost]
-    replies, scores = [row.get("completion") for _, row in told], [score for score, _ in told]
-    made = ranked(without(told[0][1], *JUDGED) | {"completions": replies, "scores": scores})
+    rated, lost = scored(group)
+    if len(rated) < 2:
+        return [*["too_few_replies"] * len(rated), *lost]
+    replies, scores = [row.get("completion") for _, row in rated], [score for score, _ in rated]
+    made = ranked(without(rated[0][1], *JUDGED) | {"completions": replies, "scores": scores})
     return [*(made if isinstance(made, list) else [made]), *lost]
 
 
@@ -199,10 +199,10 @@ def rated_pairs(group: list[Row]) -> Made:
 
 def _better(one: Row, other: Row) -> Row | str:
     """The pair of two rated replies, or why there is none."""
-    told, _ = scored([one, other])
-    if len(told) < 2:
+    rated, _ = scored([one, other])
+    if len(rated) < 2:
         return "no_rating"
-    (high, best), (low, worse) = told
+    (high, best), (low, worse) = rated
     if high == low:
         return "equal_scores"
     replies = {"chosen": best.get("completion"), "rejected": worse.get("completion")}
@@ -211,8 +211,8 @@ def _better(one: Row, other: Row) -> Row | str:
 
 def best_rated(group: list[Row]) -> Made:
     """The best of the rated replies to one prompt as a demonstration."""
-    told, lost = scored(group)
-    return [*(without(row, "ratings", "score") for _, row in told[:1]), *["worse_reply"] * (len(told) - 1), *lost]
+    rated, lost = scored(group)
+    return [*(without(row, "ratings", "score") for _, row in rated[:1]), *["worse_reply"] * (len(rated) - 1), *lost]
 
 
 def one_prompt(group: list[Row]) -> Made:

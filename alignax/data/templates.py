@@ -49,8 +49,8 @@ def prompt_ids(tokenizer: Tokenizer, prompts: list[Prompt], template: str) -> li
     """Per prompt the ids that a completion follows, or the reason why there are none."""
     forged = _forgery(tokenizer, template)
     if template == "plain":
-        bos, told = _bos(tokenizer), [prompt.said for prompt in prompts]
-        found = tokenize(tokenizer, told, split_special_tokens=True)
+        bos, asked = _bos(tokenizer), [prompt.said for prompt in prompts]
+        found = tokenize(tokenizer, asked, split_special_tokens=True)
         return ["special_token" if forged(ids, "") else bos + ids for ids in found]
     chat = Chat(tokenizer)
     texts = [chat.asked(prompt) for prompt in prompts]
@@ -122,10 +122,10 @@ def stop_ids(tokenizer: Tokenizer, template: str) -> frozenset[int]:
     The two may differ: Gemma's turns end with <end_of_turn>, its texts with <eos>. An imported checkpoint may have
     named more (`told_stops`).
     """
-    told = told_stops(tokenizer)
+    extra = told_stops(tokenizer)
     if template != "chat":
-        return eos_ids(tokenizer, told)
-    return eos_ids(tokenizer, (*told, *(tokenizer.convert_tokens_to_ids(end) for end in end_texts(tokenizer))))
+        return eos_ids(tokenizer, extra)
+    return eos_ids(tokenizer, (*extra, *(tokenizer.convert_tokens_to_ids(end) for end in end_texts(tokenizer))))
 
 
 def _close(text: str, turns: list[Turn], ends: tuple[str, ...]) -> tuple[str, list[Turn]]:

@@ -33,8 +33,8 @@ def unpaired_rows(
     have one prompt or one label.
     """
     rows, counts = thumbs(rows, counts)
-    rows, said = read_rows(rows)
-    kept, counts = encode_fields(rows, ("prompt", "completion"), tokenizer, template, max_length, counts, said)
+    rows, remarks = read_rows(rows)
+    kept, counts = encode_fields(rows, ("prompt", "completion"), tokenizer, template, max_length, counts, remarks)
     counts.require_rows("rated reply")
     desirable = np.array([rows[row]["label"] for row, _, _ in kept])
     if desirable.all() or not desirable.any():
@@ -64,9 +64,9 @@ def thumbs(rows: Iterable[Row], counts: Counts | None = None) -> tuple[list[Row]
     if rows and not any(isinstance(row.get("label"), bool) for row in out):
         found = sorted({name for row in rows for name in row})
         labels = sorted({repr(row["label"])[:40] for row in rows if row.get("label") is not None})[:5]
-        told = f", labels {', '.join(labels)}" if labels else ""
+        listing = f", labels {', '.join(labels)}" if labels else ""
         raise DataError(
-            f"no row has a thumb: found {', '.join(found)}{told}; expected preference pairs, or rows "
+            f"no row has a thumb: found {', '.join(found)}{listing}; expected preference pairs, or rows "
             '{"prompt": text, "completion": text, "label": true or false}'
         )
     return out, (counts or Counts(len(out))).then(len(out), {})
@@ -87,9 +87,9 @@ def _mismatched(
     for distance in (2, 1, *range(3, 13)):
         pairs = [(i, (i + distance) % len(rows)) for i in range(len(rows)) if i not in found]
         pairs = [(i, j) for i, j in pairs if rows[i]["prompt"] != rows[j]["prompt"]]
-        told = [prompt_of(rows[i]) for i, _ in pairs]
+        asked = [prompt_of(rows[i]) for i, _ in pairs]
         replies = [rows[j]["completion"] for _, j in pairs]
-        ids = completion_ids(tokenizer, told, [prompts[i] for i, _ in pairs], replies, template) if pairs else []
+        ids = completion_ids(tokenizer, asked, [prompts[i] for i, _ in pairs], replies, template) if pairs else []
         found |= {
             i: reply
             for (i, _), reply in zip(pairs, ids)

@@ -135,8 +135,8 @@ def tokenizer_hash(tokenizer: Tokenizer) -> str:
     for name in ("truncation", "padding"):  # state of the last call, not of the vocabulary
         backend.pop(name, None)
     special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
-    own = {"stops": list(told_stops(tokenizer)), "beyond": list(left_beyond(tokenizer))}  # no text may hold them
-    return _sha256({"backend": backend, "special": special} | {name: told for name, told in own.items() if told})
+    extra = {"stops": list(told_stops(tokenizer)), "beyond": list(left_beyond(tokenizer))}  # no text may hold them
+    return _sha256({"backend": backend, "special": special} | {name: value for name, value in extra.items() if value})
 
 
 def template_hash(tokenizer: Tokenizer, template: str) -> str:

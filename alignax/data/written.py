@@ -23,8 +23,8 @@ def in_other_words(
             words[one["content"]] = f"a turn of {message['role']!r}"
         if "tool_calls" in message:
             one["tool_calls"] = [_other_call(call, f"zqx{i}n{j}") for j, call in enumerate(message["tool_calls"])]
-            told = (f"zqx{i}n{j}{part}" for j in range(len(message["tool_calls"])) for part in ("name", "value"))
-            words |= dict.fromkeys(told, "a call")
+            marks = (f"zqx{i}n{j}{part}" for j in range(len(message["tool_calls"])) for part in ("name", "value"))
+            words |= dict.fromkeys(marks, "a call")
         others.append(one)
     if options.get("tools"):
         options = options | {"tools": [_other_tool(f"zqxtool{i}") for i in range(len(options["tools"]))]}
@@ -33,9 +33,9 @@ def in_other_words(
 
 
 def _other_call(call: dict[str, Any], word: str) -> dict[str, Any]:
-    told = {"key": f"{word}value"}
+    arguments = {"key": f"{word}value"}
     as_text = isinstance(call["function"]["arguments"], str)
-    return call | {"function": {"name": f"{word}name", "arguments": json.dumps(told) if as_text else told}}
+    return call | {"function": {"name": f"{word}name", "arguments": json.dumps(arguments) if as_text else arguments}}
 
 
 def _other_tool(name: str) -> dict[str, Any]:
@@ -67,8 +67,8 @@ def unwritten(message: Message, text: str) -> str:
 
 def _thoughts(message: Message) -> list[str]:
     """The keys of its thoughts, each told once: what is copied under several names is one thought."""
-    told = {message[name]: name for name in reversed(THOUGHTS) if isinstance(message.get(name), str)}
-    return [*told.values()]
+    named = {message[name]: name for name in reversed(THOUGHTS) if isinstance(message.get(name), str)}
+    return [*named.values()]
 
 
 def _leaves(value: Any) -> Iterator[Any]:

@@ -24,8 +24,12 @@ class Measured(NamedTuple):
     proxy: Float[Array, " B"] | None  # the reward model's score
 
 
-def make_measure(sampler: Sampler, reward_model: Model | None = None) -> Callable:
-    """A jitted `(params, reference, reward params, prompts, key, temperature) -> Measured`, one key per row id."""
+# (params, reference, reward params, prompts, key, temperature)
+Measure = Callable[[Params, Params, Params, dict, Array, Scalar], Measured]
+
+
+def make_measure(sampler: Sampler, reward_model: Model | None = None) -> Measure:
+    """A jitted `Measure`, one key per row id."""
 
     @jax.jit
     def measure(params, reference, reward_params, prompts, key, temperature):

@@ -78,14 +78,14 @@ def ranking_report(ranked: Ranked, rows: Sequence[dict[str, Any]]) -> dict[str, 
         "top1_chance": float((1 / mask_BK.sum(1)).mean()),
         "rankings": len(score_BK),
     }
-    told = [row.get("gold") for row in rows]
-    if told and all(isinstance(gold, list) and len(gold) == n for gold, n in zip(told, mask_BK.sum(1), strict=True)):
+    golds = [row.get("gold") for row in rows]
+    if golds and all(isinstance(gold, list) and len(gold) == n for gold, n in zip(golds, mask_BK.sum(1), strict=True)):
         gold_BK = np.zeros(score_BK.shape)
         gold_BK[mask_BK] = np.concatenate([row["gold"] for row in rows])
         gap_BKK = gold_BK[:, :, None] - gold_BK[:, None, :]
-        told_BKK = pair_BKK & (gap_BKK != 0)
-        if told_BKK.any():
-            out["gold_accuracy"] = float((np.sign(margin_BKK) == np.sign(gap_BKK))[told_BKK].mean())
+        decided_BKK = pair_BKK & (gap_BKK != 0)
+        if decided_BKK.any():
+            out["gold_accuracy"] = float((np.sign(margin_BKK) == np.sign(gap_BKK))[decided_BKK].mean())
     return out
 
 

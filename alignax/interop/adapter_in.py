@@ -31,9 +31,9 @@ def say_own(folder: Path, used: Any) -> None:
     differ = []
     if any(file.is_file() for file in files):
         try:
-            own = load_tokenizer(str(folder))
-            differ += ["tokenizer"] if tokenizer_hash(own) != tokenizer_hash(used) else []
-            differ += ["chat template"] if own.chat_template != used.chat_template else []
+            tokenizer = load_tokenizer(str(folder))
+            differ += ["tokenizer"] if tokenizer_hash(tokenizer) != tokenizer_hash(used) else []
+            differ += ["chat template"] if tokenizer.chat_template != used.chat_template else []
         except DataError:  # of a kind that is not read: no reason to refuse the weights
             differ = ["tokenizer"]
     elif template.is_file() and template.read_text(encoding="utf-8") != used.chat_template:
@@ -102,10 +102,10 @@ def check_named(found: Adapter, base: Path, manifest: dict[str, Any]) -> None:
     called = (name if hub else Path(name).name).lower()
     if content == manifest["content_hash"] if content else not name or called in map(str.lower, known):
         return
-    theirs = f"the content {content[:12]}" if content else repr(name)
-    ours = f"the content {manifest['content_hash'][:12]}" if content else " or ".join(map(repr, known))
+    recorded = f"the content {content[:12]}" if content else repr(name)
+    actual = f"the content {manifest['content_hash'][:12]}" if content else " or ".join(map(repr, known))
     raise ConfigError(
-        f"the adapter was trained on {theirs}, config.base = {str(base)!r} is {ours}: name the base that it was "
+        f"the adapter was trained on {recorded}, config.base = {str(base)!r} is {actual}: name the base that it was "
         "trained on; if this is the same model under another name, say so with --trust-base"
     )
 

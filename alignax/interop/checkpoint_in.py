@@ -40,15 +40,15 @@ def read_whole(folder: Path, tokenizer: str = "") -> Whole:
 
     The vocabulary is the tokenizer's. Raises ValueError with all that the config says and alignax cannot hold.
     """
-    family, theirs = hf_config.read_config(folder)
-    own = load_tokenizer(tokenizer or str(folder))
-    leave_beyond(own, theirs["vocab_size"])
-    set_stops(own, folder, theirs)
-    config = hf_config.from_hf(family, theirs, tokens=vocabulary(own))
-    labels = labels_of(theirs) if hf_config.check_class(family, theirs) else None
+    family, raw_config = hf_config.read_config(folder)
+    loaded = load_tokenizer(tokenizer or str(folder))
+    leave_beyond(loaded, raw_config["vocab_size"])
+    set_stops(loaded, folder, raw_config)
+    config = hf_config.from_hf(family, raw_config, tokens=vocabulary(loaded))
+    labels = labels_of(raw_config) if hf_config.check_class(family, raw_config) else None
     if labels is not None:  # those classes have no output layer of their own
         config = dataclasses.replace(config, tie_embeddings=True)
-    return Whole(family, theirs, own, config, labels)
+    return Whole(family, raw_config, loaded, config, labels)
 
 
 def check_use(folder: Path, found: Whole) -> None:

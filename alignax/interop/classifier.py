@@ -17,14 +17,14 @@ def is_classifier(keys: dict[str, Any]) -> bool:
     return any("SequenceClassification" in name for name in keys.get("architectures") or ())
 
 
-def labels_of(theirs: dict[str, Any]) -> list[str]:
+def labels_of(config: dict[str, Any]) -> list[str]:
     """The labels of a scalar head, in order."""
-    return [str(name) for _, name in sorted((theirs.get("id2label") or {0: "score"}).items())]
+    return [str(name) for _, name in sorted((config.get("id2label") or {0: "score"}).items())]
 
 
-def check_pad(tokenizer: Any, theirs: dict[str, Any]) -> None:
+def check_pad(tokenizer: Any, config: dict[str, Any]) -> None:
     """Says so where a classifier of transformers reads its score before the token that ends a text, and not at it."""
-    pad, stops = theirs.get("pad_token_id"), stop_ids(tokenizer, "chat" if tokenizer.chat_template else "plain")
+    pad, stops = config.get("pad_token_id"), stop_ids(tokenizer, "chat" if tokenizer.chat_template else "plain")
     if pad in stops:
         console.print(
             f"[yellow]pad_token_id = {pad} also ends texts: transformers reads the score of a text that ends in it one "
@@ -42,8 +42,8 @@ def class_keys(family: Family, params: Any, rated: list[str], origin: dict[str, 
             "checkpoint of alignax, which every stage reads, or goes out as an adapter (--adapter)"
         )
     bias = np.asarray(params["scalar"]["bias"])
-    theirs = list(origin.get("id2label", {}).values()) if is_classifier(origin) else []
-    labels = rated or (theirs if len(theirs) == bias.size else ["score"])
+    origin_labels = list(origin.get("id2label", {}).values()) if is_classifier(origin) else []
+    labels = rated or (origin_labels if len(origin_labels) == bias.size else ["score"])
     names = {"id2label": dict(enumerate(labels)), "label2id": {name: i for i, name in enumerate(labels)}}
     if bias.any():
         console.print(f"scores of the export are lower by {bias}: {family.classifier} has no bias, {BIAS} keeps it")

@@ -48,9 +48,9 @@ def export(
     manifest, origin = _checked(checkpoint, out), origin_of(checkpoint)
     config = ModelConfig(**manifest["architecture"])
     found = family_of(config, origin, family)
-    said = origin.get("dtype") or origin.get("torch_dtype")
+    stated = origin.get("dtype") or origin.get("torch_dtype")
     main, others = (_dtype(dtype), {}) if dtype else stored_of(checkpoint)
-    main, said = main or _dtype(said or "float32"), dtype or said
+    main, stated = main or _dtype(stated or "float32"), dtype or stated
     # a family that was asked for and a model without an origin are told by the table; else the origin's words stay
     kept = bool(origin) and found.name == origin["model_type"]
     if not config.max_positions:  # trained here from random parameters, by a preset that says no number
@@ -59,7 +59,7 @@ def export(
     _, params = parents.whole(checkpoint, manifest)
     spelled = [key for key in ("dtype", "torch_dtype") if key in base] or ["dtype"]
     rated = parents.rated_attributes(manifest)
-    keys = base | dict.fromkeys(spelled, said or main) | class_keys(found, params, rated, origin)
+    keys = base | dict.fromkeys(spelled, stated or main) | class_keys(found, params, rated, origin)
     if "scalar" in params:
         keys.pop("num_labels", None)  # the labels' names are their number
     with _appearing(out) as folder:
@@ -93,9 +93,10 @@ def export_adapter(
     args = manifest["config"].get("lora_args") or manifest["data"]["lora_args"]
     rated = parents.rated_attributes(manifest)
     note = {"base": manifest["base"]["content_hash"]} | ({"attributes": rated} if rated else {})
-    said = {"base_model_name_or_path": name or None, "revision": (not base_name and beneath.get("revision")) or None}
+    revision = (not base_name and beneath.get("revision")) or None
+    keys = {"base_model_name_or_path": name or None, "revision": revision}
     with _appearing(out) as folder:
-        save_adapter(folder, found, config, params, rslora=args.get("rslora", False), dtype=dtype, note=note, said=said)
+        save_adapter(folder, found, config, params, rslora=args.get("rslora", False), dtype=dtype, note=note, said=keys)
     return out
 
 
@@ -149,17 +150,17 @@ def _write_configs(
     else:
         replace_file(folder / "config.json", json.dumps(keys | ids, indent=2) + "\n")
     tokenizer.save_pretrained(folder)
-    theirs = AutoTokenizer.from_pretrained(str(folder))
-    if tokenizer_hash(theirs) != tokenizer_hash(tokenizer):  # see load_tokenizer
+    reloaded = AutoTokenizer.from_pretrained(str(folder))
+    if tokenizer_hash(reloaded) != tokenizer_hash(tokenizer):  # see load_tokenizer
         console.print(
-            f"[yellow]AutoTokenizer makes another tokenizer ({type(theirs).__name__}) of this folder, as config.json "
+            f"[yellow]AutoTokenizer makes another tokenizer ({type(reloaded).__name__}) of this folder, as config.json "
             f"says {family.name}: load it with PreTrainedTokenizerFast[/]"
         )
     file = checkpoint / ORIGIN / "generation_config.json"
-    told = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    generation = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     known = generation_ends(file.parent, ends_of((keys | ids).get("eos_token_id"), "config.json"))
     if not set(stops) <= set(known):  # what ends a reply in training has to end one in `generate`
-        told["eos_token_id"] = sorted({*known, *stops} - {None})
-        replace_file(folder / "generation_config.json", json.dumps(told, indent=2) + "\n")
+        generation["eos_token_id"] = sorted({*known, *stops} - {None})
+        replace_file(folder / "generation_config.json", json.dumps(generation, indent=2) + "\n")
     elif file.is_file():
         shutil.copyfile(file, folder / "generation_config.json")

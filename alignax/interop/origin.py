@@ -17,17 +17,17 @@ ORIGIN = "hf"  # folder of config.json and generation_config.json, which every l
 KEPT = ("config.json", "generation_config.json")
 
 
-def keep_origin(folder: Path, out: Path, theirs: dict[str, Any], *, prefix: str) -> None:
+def keep_origin(folder: Path, out: Path, config: dict[str, Any], *, prefix: str) -> None:
     """Writes what the way out needs: the configs, and the dtypes of the tensors, which config.json need not have.
 
-    Of a model of text and images the config is `theirs`, that of its text part, since no more goes out.
+    `config` is what goes out: of a model of text and images that of its text part.
     """
     out.mkdir(exist_ok=True)
     for name in KEPT:
         if (folder / name).is_file():
             shutil.copyfile(folder / name, out / name)
-    if json.loads((out / "config.json").read_text(encoding="utf-8"))["model_type"] != theirs["model_type"]:
-        replace_file(out / "config.json", json.dumps(theirs, indent=2) + "\n")
+    if json.loads((out / "config.json").read_text(encoding="utf-8"))["model_type"] != config["model_type"]:
+        replace_file(out / "config.json", json.dumps(config, indent=2) + "\n")
     main, others = stored_dtypes(folder, prefix)
     replace_file(out / STORED, json.dumps({"dtype": main, "others": others}, indent=2) + "\n")
 
@@ -41,8 +41,8 @@ def origin_of(workdir: Path) -> dict[str, Any]:
 def stored_of(workdir: Path) -> tuple[str, dict[str, str]]:
     """The dtype of most tensors that a checkpoint descends from, "" if there are none, and those of the others."""
     file = workdir / ORIGIN / STORED
-    told = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"dtype": "", "others": {}}
-    return told["dtype"], told["others"]
+    stored = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"dtype": "", "others": {}}
+    return stored["dtype"], stored["others"]
 
 
 def family_of(config: ModelConfig, origin: dict[str, Any], asked: str = "") -> Family:

@@ -21,7 +21,7 @@ from alignax.models.heads import init_scalar, scalar
 from alignax.models.kernels import attended, attender, flush, kernel_of
 from alignax.models.layers import Block, norm
 from alignax.models.rotary import query_growth, turns
-from alignax.types import Layout, Model, Params
+from alignax.types import ByDevice, Layout, Model, Params
 
 _policies = jax.checkpoint_policies
 REMAT = {
@@ -39,7 +39,7 @@ def decoder(
     config: ModelConfig,
     constrain: Callable[[Array], Array] = lambda x: x,
     *,
-    by_device: Callable[[Callable], Callable] = lambda f: f,
+    by_device: ByDevice = lambda f: f,
     device: Any = None,
 ) -> Model:
     """The model of a config. `apply`, `prefill` and `decode` agree: tests hold them to it.

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 
 from alignax.models.attention import attention, visible
 from alignax.models.config import ModelConfig
-from alignax.types import Layout
+from alignax.types import ByDevice, Layout
 
 KEPT = "attention"  # name of what attention gives: a remat policy may keep it
 
@@ -30,8 +30,8 @@ def kernel_of(config: ModelConfig, device: Any = None, rows: Array | Layout | No
     """
     device = device or jax.devices()[0]
     if config.attention == "auto":
-        own = "splash" if device.platform == "tpu" else "cudnn" if device.device_kind.startswith("NVIDIA") else "xla"
-        return "xla" if refusal(own, config, device, rows) else own
+        best = "splash" if device.platform == "tpu" else "cudnn" if device.device_kind.startswith("NVIDIA") else "xla"
+        return "xla" if refusal(best, config, device, rows) else best
     if why := refusal(config.attention, config, device, rows):
         raise ValueError(f"attention = {config.attention!r}: {why}")
     return config.attention
@@ -73,7 +73,7 @@ def flush(tokens_BT: Int[Array, "B T"], valid_BT: Bool[Array, "B T"]) -> tuple[A
 
 
 def attender(
-    config: ModelConfig, kernel: str, rows: Layout, *, packed: bool, by_device: Callable, device: Any = None
+    config: ModelConfig, kernel: str, rows: Layout, *, packed: bool, by_device: ByDevice, device: Any = None
 ) -> Callable[..., Array]:
     """`(q, k, v, sinks, kind) -> heads` of a layer; `kind` (traced) is the place of its kind in `dict.fromkeys(kinds)`.
 
@@ -85,8 +85,8 @@ def attender(
     scores = {"scale": config.query_scale, "softcap": config.attention_softcap}
     if kernel == "xla":
         masks_WBTS = jnp.stack([visible(rows, window) for window in windows])
-        seen = lambda kind: masks_WBTS[0 if len(windows) == 1 else of_kind[kind]]  # noqa: E731
-        return lambda q, k, v, sinks, kind: checkpoint_name(attention(q, k, v, seen(kind), sinks=sinks, **scores), KEPT)
+        mask = lambda kind: masks_WBTS[0 if len(windows) == 1 else of_kind[kind]]  # noqa: E731
+        return lambda q, k, v, sinks, kind: checkpoint_name(attention(q, k, v, mask(kind), sinks=sinks, **scores), KEPT)
     if kernel == "cudnn":
         forms = [by_device(partial(cudnn, window=window, scale=config.query_scale)) for window in windows]
     else:
@@ -96,8 +96,8 @@ def attender(
 
     def attend(q: Array, k: Array, v: Array, sinks: Array | None, kind: Array) -> Array:
         # each row has a copy of the sinks, because a device is given its part of the rows of all that it is given
-        own = sinks if sinks is None else jnp.broadcast_to(sinks[None], (len(q), len(sinks)))
-        given = (q, k, v) if kernel == "cudnn" else (q, k, v, text, own)
+        row_sinks = sinks if sinks is None else jnp.broadcast_to(sinks[None], (len(q), len(sinks)))
+        given = (q, k, v) if kernel == "cudnn" else (q, k, v, text, row_sinks)
         # a kernel's window is part of its program: layers of one body with different windows choose between programs
         return forms[0](*given) if len(forms) == 1 else jax.lax.switch(of_kind[kind], forms, *given)
 

@@ -13,6 +13,8 @@ from jaxtyping import Float
 from alignax.models.config import ModelConfig
 from alignax.models.rotary import rotary
 
+# (q, k, v, sinks [N] or None) -> (heads [B T N H], anything): the caller of a layer decides what is seen, and cached
+Attend = Callable[[Array, Array, Array, Array | None], tuple[Array, Any]]
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "silu": nn.silu,
     "gelu": partial(nn.gelu, approximate=False),
@@ -165,9 +167,9 @@ class Block(nn.Module):
         self.up, self.down = dense(c.ffn, c.mlp_bias), dense(c.dim, c.mlp_bias, outer)
 
     def __call__(
-        self, x_BTD: Float[Array, "B T D"], turns_BTR: tuple[Array, Array] | None, attend: Callable
+        self, x_BTD: Float[Array, "B T D"], turns_BTR: tuple[Array, Array] | None, attend: Attend
     ) -> tuple[Float[Array, "B T D"], Any]:
-        """`attend(q, k, v, sinks) -> (heads [B T N H], anything)`: the caller decides what is seen, and cached.
+        """The residual after the layer, and what `attend` returned beside the heads: the caller decides what is cached.
 
         `sinks` [N] is None where the config has none; `turns_BTR` is what `rotary.turns` gives, None where positions
         are learned.

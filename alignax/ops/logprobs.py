@@ -59,18 +59,26 @@ def token_stats(
 ) -> TokenStats:
     """Statistics of targets[i] under softmax(l_i), l = `output.logits(hidden, kernel)`; the caller aligns the two.
 
-    Columns at or beyond `vocab_size` are padding of the vocabulary and get no probability (a target there has the
-    log-probability of about -1e30). Products accumulate in float32 and the results are float32, whatever the inputs;
-    gradients come back in the dtypes of the inputs. With z the product, c the soft cap, t the temperature and H the
-    entropy,
+    With z the product, c the soft cap, t the temperature and H the entropy,
 
         d logp / d l_j = 1[j = target] - p_j,    d H / d l_j = -p_j (log p_j + H),    d l / d z = (1 - (t l / c)^2) / t.
 
-    Differentiable (reverse mode) with respect to hidden and kernel; `temperature` may be traced but gets no gradient.
-    `chunk` is the number of vocabulary columns whose logits exist at once. `shards` is the number of devices that V is
-    cut over; one that does not divide V counts as 1, since `sharding.shardings` then leaves V whole.
+    Products accumulate in float32, whatever the inputs; gradients come back in the dtypes of the inputs.
 
-    Raises ValueError if vocab_size is not in 1..V, or if chunk or shards is not positive.
+    Args:
+      hidden, kernel: differentiable (reverse mode).
+      temperature: may be traced, but gets no gradient.
+      vocab_size: columns at or beyond it are padding of the vocabulary and get no probability (a target there has the
+        log-probability of about -1e30).
+      chunk: number of vocabulary columns whose logits exist at once.
+      shards: number of devices that V is cut over; one that does not divide V counts as 1, since `sharding.shardings`
+        then leaves V whole.
+
+    Returns:
+      TokenStats in float32.
+
+    Raises:
+      ValueError: vocab_size is not in 1..V, or chunk or shards is not positive.
     """
     width = kernel.shape[1]
     if not 0 < vocab_size <= width:

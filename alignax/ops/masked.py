@@ -88,8 +88,8 @@ def reduce(loss: Loss, denominator: Float[Array, ""] | None = None) -> Float[Arr
     Since weights do not depend on the parameters, microbatches reduced over the whole batch's denominator add up, in
     value and in gradient, to the loss of the whole batch.
     """
-    numerator, own = weighted_sums(loss.value, loss.weight)
-    return ratio(numerator, own if denominator is None else denominator)
+    numerator, total_weight = weighted_sums(loss.value, loss.weight)
+    return ratio(numerator, total_weight if denominator is None else denominator)
 
 
 def metric_sums(metrics: dict[str, Metric]) -> dict[str, Metric]:

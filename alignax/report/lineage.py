@@ -45,12 +45,12 @@ def tree(run: Run) -> list[Node]:
 
 def _leads_to(start: Path, goal: Path, nodes: dict[Path, Node]) -> bool:
     """Whether climbing from `start` by first parents reaches `goal`: only hand-edited manifests make such a circle."""
-    seen: set[Path] = set()
+    visited: set[Path] = set()
     at: Path | None = start
-    while at is not None and at not in seen:
+    while at is not None and at not in visited:
         if at == goal:
             return True
-        seen.add(at)
+        visited.add(at)
         at = next((path for path in _parent_paths(nodes[at].stage).values() if path in nodes), None)
     return False
 

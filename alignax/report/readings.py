@@ -41,11 +41,11 @@ def _against_sft(name: str, policy: dict[str, Any], sft: dict[str, Any]) -> list
 
 
 def _gold(name: str, policy: dict[str, Any], other: str, base: dict[str, Any]) -> Reading:
-    mine, theirs = policy.get("gold_reward"), base.get("gold_reward")
-    if not (is_number(mine) and is_number(theirs)):
+    value, other_value = policy.get("gold_reward"), base.get("gold_reward")
+    if not (is_number(value) and is_number(other_value)):
         return Reading("open", f"{label(name)}: no gold reward to compare with {other}'s.")
     verdict = compare(policy, base, "gold_reward")
-    numbers = f"({mine:.2f} against {theirs:.2f})"
+    numbers = f"({value:.2f} against {other_value:.2f})"
     if verdict is None:
         return Reading("open", f"{label(name)}'s gold reward {numbers} has no interval: a difference is not shown.")
     if verdict == "open":
@@ -79,8 +79,9 @@ def _win_rate(name: str, policy: dict[str, Any]) -> list[Reading]:
 
 
 def _parts(name: str, policy: dict[str, Any], sft: dict[str, Any]) -> list[Reading]:
-    mine, theirs = policy.get("gold_parts") or {}, sft.get("gold_parts") or {}
-    change = {part: mine[part] - theirs[part] for part in mine if is_number(mine[part]) and is_number(theirs.get(part))}
+    parts, sft_parts = policy.get("gold_parts") or {}, sft.get("gold_parts") or {}
+    shared = [part for part in parts if is_number(parts[part]) and is_number(sft_parts.get(part))]
+    change = {part: parts[part] - sft_parts[part] for part in shared}
     if len(change) < 2:
         return []
     most, least = max(change, key=change.__getitem__), min(change, key=change.__getitem__)

@@ -72,8 +72,8 @@ def _round_robin(rows: list[dict[str, Any]]) -> list[int]:
 
 
 def _change(row: dict[str, Any], policy: str) -> float | None:
-    mine, sft = ((row.get("policies") or {}).get(name, {}).get("gold") for name in (policy, "sft"))
-    return float(mine - sft) if is_number(mine) and is_number(sft) else None  # type: ignore[operator]
+    gold, sft = ((row.get("policies") or {}).get(name, {}).get("gold") for name in (policy, "sft"))
+    return float(gold - sft) if is_number(gold) and is_number(sft) else None  # type: ignore[operator]
 
 
 def _sample(row: dict[str, Any], why: list[str], policies: list[str]) -> Sample:

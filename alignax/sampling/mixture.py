@@ -26,16 +26,17 @@ def mixture(model: Model, share: Scalar) -> Model:
         return _join(*(model.apply(one, tokens, valid) for one in params))
 
     def prefill(params: Params, tokens: Array, valid: Array, caches: tuple) -> tuple:
-        ours, theirs = (model.prefill(one, tokens, valid, cache) for one, cache in zip(params, caches, strict=True))
-        return _join(ours[0], theirs[0]), (ours[1], theirs[1])
+        both = zip(params, caches, strict=True)
+        policy, reference = (model.prefill(one, tokens, valid, cache) for one, cache in both)
+        return _join(policy[0], reference[0]), (policy[1], reference[1])
 
     def decode(layers: tuple, token_B: Array, caches: tuple) -> tuple:
-        ours, theirs = (model.decode(one, token_B, cache) for one, cache in zip(layers, caches, strict=True))
-        return _join(ours[0], theirs[0]), (ours[1], theirs[1])
+        policy, reference = (model.decode(one, token_B, cache) for one, cache in zip(layers, caches, strict=True))
+        return _join(policy[0], reference[0]), (policy[1], reference[1])
 
     def unembed(params: Params) -> Array:
-        ours_DV, theirs_DV = (model.unembed(one) for one in params)
-        return jnp.concatenate([(1 - share) * ours_DV, share * theirs_DV])
+        policy_DV, reference_DV = (model.unembed(one) for one in params)
+        return jnp.concatenate([(1 - share) * policy_DV, share * reference_DV])
 
     return model._replace(
         apply=apply,
@@ -47,5 +48,5 @@ def mixture(model: Model, share: Scalar) -> Model:
     )
 
 
-def _join(ours: Array, theirs: Array) -> Array:
-    return jnp.concatenate([ours, theirs], axis=-1)
+def _join(policy: Array, reference: Array) -> Array:
+    return jnp.concatenate([policy, reference], axis=-1)

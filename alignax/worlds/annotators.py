@@ -90,7 +90,7 @@ def rank(
     time, as a single pair is, but all of them together. Draws exactly K + 1 numbers.
     """
     weights, noise_K, blind = dict(annotator.weights), rng.gumbel(size=len(parts)), rng.random() < annotator.flips
-    utility_K = np.array([sum(weights.get(part, 1.0) * seen[part] for part in PARTS) for seen in parts])
+    utility_K = np.array([sum(weights.get(part, 1.0) * values[part] for part in PARTS) for values in parts])
     utility_K = utility_K + annotator.length_bias * np.asarray(lengths)
     utility_K[:1] += annotator.position_bias
     if blind:

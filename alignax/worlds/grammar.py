@@ -151,8 +151,8 @@ def _parse_sentence(text: str) -> Said:
 def parse_reply(completion: str) -> list[Said]:
     """The sentences of a reply in order. A sentence needs its full stop: what follows the last one is unparsed."""
     *sentences, rest = " ".join(words_of(completion)).split(".")
-    said = [_parse_sentence(sentence.strip()) for sentence in sentences]
-    return said + ([Said("unparsed", tuple(rest.split()), rest.strip())] if rest.strip() else [])
+    parsed = [_parse_sentence(sentence.strip()) for sentence in sentences]
+    return parsed + ([Said("unparsed", tuple(rest.split()), rest.strip())] if rest.strip() else [])
 
 
 def neutral_slots(completion: str) -> dict[str, str]:
@@ -161,14 +161,14 @@ def neutral_slots(completion: str) -> dict[str, str]:
     Keys, each present only if the reply has the sentence: greeting, closing, noun (praised first), helper, filler,
     here and gone (the word that affirms or denies), and order (the kinds of sentences, as said).
     """
-    said = parse_reply(completion)
+    sentences = parse_reply(completion)
     first = {}
-    for sentence in said:
+    for sentence in sentences:
         first.setdefault(sentence.kind, sentence.words)
     slots = {"greeting": ("greet", 0), "closing": ("close", 0), "noun": ("praise", 0), "helper": ("redirect", 0),
              "filler": ("filler", 0), "here": ("affirm", 0), "gone": ("deny", 0)}  # fmt: skip
     out = {slot: first[kind][index] for slot, (kind, index) in slots.items() if kind in first}
-    return out | {"order": " ".join(sentence.kind for sentence in said)}
+    return out | {"order": " ".join(sentence.kind for sentence in sentences)}
 
 
 def vocabulary() -> list[str]:

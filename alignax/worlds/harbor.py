@@ -70,17 +70,17 @@ def prompts(
     for family in families:
         _check("family", family, FAMILIES)
     rng = random.Random(f"prompts {split} {seed} {' '.join(families)}")
-    rows, seen, misses = [], set(), 0
+    rows, drawn, misses = [], set(), 0
     while len(rows) < n:
         asked = _draw(split, rng.choices(families, [FAMILIES[family] for family in families])[0], rng)
         row = {"prompt": prompt_text(asked)} | asked._asdict()
-        if distinct and row["prompt"] in seen:
+        if distinct and row["prompt"] in drawn:
             misses += 1
             if misses > 5000:  # in a row
                 raise ValueError(f"{n} distinct prompts asked of split {split!r}, families {families}: it has fewer")
             continue
         misses = 0
-        seen.add(row["prompt"])
+        drawn.add(row["prompt"])
         rows.append(row)
     return rows
 

@@ -51,5 +51,5 @@ def prompt(text: str) -> str | list[dict[str, str]]:
     first, *rest = TURN.split(text)
     if not rest:
         return text
-    turns = [{"role": role.lower(), "content": said} for role, said in zip(rest[::2], rest[1::2])]
+    turns = [{"role": role.lower(), "content": content} for role, content in zip(rest[::2], rest[1::2])]
     return [{"role": "user", "content": first}, *turns]

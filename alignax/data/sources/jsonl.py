@@ -38,10 +38,10 @@ def jsonl(
     def renamed(row: Row) -> Row:
         gone = {*fields, *fields.values(), *attributes}
         kept = {name: value for name, value in row.items() if name not in gone}
-        named = {name: row[theirs] for name, theirs in fields.items() if theirs in row}
+        named = {name: row[column] for name, column in fields.items() if column in row}
         return named | kept | ({"ratings": {name: row.get(name) for name in attributes}} if attributes else {})
 
-    texts = {theirs for name, theirs in fields.items() if name not in JUDGEMENTS}
+    texts = {column for name, column in fields.items() if name not in JUDGEMENTS}
     judged = {*attributes, *(fields.get(name, name) for name in JUDGEMENTS)} - texts
     rows = read(path, split=split, key=lambda row: opening(renamed(row)), judged=judged, **reading)
     for whose, columns in (("fields", fields.values()), ("attributes", attributes)):

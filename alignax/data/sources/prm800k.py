@@ -63,24 +63,25 @@ def solutions(row: Row, neutral: bool) -> Made:
         path.append(next_step)
     else:
         made.append(path)
-    return [_solution(problem(row), told) for told in made if told] or "no_rating"
+    return [_solution(problem(row), solution) for solution in made if solution] or "no_rating"
 
 
 def _sound(step: Any) -> bool:
     """Whether a step has the layout above, so that what was chosen is there."""
     if not isinstance(step, dict) or not isinstance(step.get("completions") or [], list):
         return False
-    said, chosen, written = step.get("completions") or [], step.get("chosen_completion"), step.get("human_completion")
-    picked = chosen is None or (type(chosen) is int and 0 <= chosen < len(said))
-    return picked and all(texts(one, "text") for one in said) and (not written or texts(written, "text"))
+    completions = step.get("completions") or []
+    chosen, written = step.get("chosen_completion"), step.get("human_completion")
+    picked = chosen is None or (type(chosen) is int and 0 <= chosen < len(completions))
+    return picked and all(texts(one, "text") for one in completions) and (not written or texts(written, "text"))
 
 
 def _verdict(rating: Any, neutral: bool) -> bool | None:
-    return next((told for value, told in ((1, True), (0, neutral), (-1, False)) if number(rating) == value), None)
+    return next((verdict for value, verdict in ((1, True), (0, neutral), (-1, False)) if number(rating) == value), None)
 
 
-def _solution(prompt: str, told: list[tuple[str, bool]]) -> Row:
-    steps, labels = ([one[k] for one in told] for k in (0, 1))
+def _solution(prompt: str, judged: list[tuple[str, bool]]) -> Row:
+    steps, labels = ([one[k] for one in judged] for k in (0, 1))
     row = stepwise({"prompt": prompt, "completions": steps, "labels": labels})
     assert isinstance(row, dict)
     return row

@@ -51,7 +51,7 @@ def rated(row: Row, template: str) -> Made:
 
 def ratings(reply: dict[str, Any]) -> dict[str, int | float]:
     """The ratings of a reply, without those that are not available."""
-    told = reply.get("annotations")
-    notes = {name: told.get(name) for name in ATTRIBUTES} if isinstance(told, dict) else {}
+    annotations = reply.get("annotations")
+    notes = {name: annotations.get(name) for name in ATTRIBUTES} if isinstance(annotations, dict) else {}
     given = {name: number(note.get("Rating")) for name, note in notes.items() if isinstance(note, dict)}
     return {name: one for name, one in given.items() if is_number(one)}

@@ -29,16 +29,16 @@ def text_config(config: Any, text: Mapping[str, Any], names: Iterable[str] | Non
     else:
         tied = tied and OUTPUT not in text_names(names)
     classes = [name for name in whole.get("architectures") or () if not name.endswith("ForConditionalGeneration")]
-    told = {key: whole[key] for key in TOLD if whole.get(key) is not None}
-    return dict(text) | told | {"tie_word_embeddings": tied, "architectures": classes or None}
+    shared = {key: whole[key] for key in TOLD if whole.get(key) is not None}
+    return dict(text) | shared | {"tie_word_embeddings": tied, "architectures": classes or None}
 
 
-def beside(said: Mapping[str, Any]) -> dict[str, Any]:
+def beside(config: Mapping[str, Any]) -> dict[str, Any]:
     """What a composite's config.json says beside its parts, and that is about neither, as far as is known."""
     from transformers import PretrainedConfig
 
     known = APART | set(TOLD) | set(PretrainedConfig().to_dict())
-    return {key: value for key, value in said.items() if key not in known}
+    return {key: value for key, value in config.items() if key not in known}
 
 
 def text_names(names: Iterable[str]) -> dict[str, str]:

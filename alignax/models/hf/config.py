@@ -46,8 +46,9 @@ def read_config(folder: str | Path) -> tuple[Family, dict[str, Any]]:
 
     file = Path(folder) / "config.json"
     try:
-        said = json.loads(file.read_text(encoding="utf-8"))
-        check_family(said.get("model_type"), folder)  # first, as AutoConfig would ask whether to run a stranger's code
+        stated = json.loads(file.read_text(encoding="utf-8"))
+        # first, as AutoConfig would ask whether to run a stranger's code
+        check_family(stated.get("model_type"), folder)
     except (OSError, json.JSONDecodeError, AttributeError) as error:
         raise ValueError(f"{file} cannot be read: {error}") from error
     try:
@@ -55,21 +56,21 @@ def read_config(folder: str | Path) -> tuple[Family, dict[str, Any]]:
         text = config.text_config if config.model_type in COMPOSITES else config
         if hasattr(text, "rope_parameters"):
             text.standardize_rope_params()  # as each rotary function does: some keys beside the group go into it
-        theirs = text.to_dict()
+        hf_config = text.to_dict()
     except Exception as error:  # of many kinds: each config class checks its fields in its own way
         fault = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{file} cannot be read: {fault}{at_fault(file)}") from error
     check_family(text.model_type, folder, {})
-    named, wrong = {**said, **(said.get("text_config") or {})}, []
+    named, wrong = {**stated, **(stated.get("text_config") or {})}, []
     if text is not config:
-        theirs = text_config(config, theirs, tensor_names(Path(folder)))
-        theirs, wrong = _with_the_whole(said, theirs)
-        said = said.get("text_config") or {}
-    wrong += clashes(said, theirs, text.attribute_map)
+        hf_config = text_config(config, hf_config, tensor_names(Path(folder)))
+        hf_config, wrong = _with_the_whole(stated, hf_config)
+        stated = stated.get("text_config") or {}
+    wrong += clashes(stated, hf_config, text.attribute_map)
     raise_all(wrong, f"{file}: values that do not count, delete or correct them:")
     # what is nowhere said: the config classes have ids of their own vocabulary there, which is not this one
-    theirs |= {key: None for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key not in named}
-    return FAMILIES[text.model_type], theirs
+    hf_config |= {key: None for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key not in named}
+    return FAMILIES[text.model_type], hf_config
 
 
 def check_family(name: Any, folder: str | Path, wholes: Collection[str] = COMPOSITES) -> None:
@@ -79,32 +80,32 @@ def check_family(name: Any, folder: str | Path, wholes: Collection[str] = COMPOS
         raise ValueError(f"{folder}: architecture {name!r} is not supported: expected one of {known}")
 
 
-def from_hf(family: Family, theirs: Mapping[str, Any], *, tokens: int | None = None) -> ModelConfig:
+def from_hf(family: Family, hf_config: Mapping[str, Any], *, tokens: int | None = None) -> ModelConfig:
     """The ModelConfig of a config.json. `tokens` is the size of the tokenizer: rows beyond it get no probability.
 
     Raises ValueError with every field that is not supported, by name and value, and for a tokenizer larger than the
     embedding.
     """
-    wrong, ours, source = _unsupported(family, theirs), dict(family.fixed), {}
+    wrong, values, source = _unsupported(family, hf_config), dict(family.fixed), {}
     for field in family.fields:
         try:
-            found = field.read(theirs)
-            ours |= found
+            found = field.read(hf_config)
+            values |= found
             source |= dict.fromkeys(found, ", ".join(field.keys))
         except KeyError as error:
             wrong.append(f"{error.args[0]} is missing")
         except ValueError as error:
             wrong.append(str(error))
         except (TypeError, ArithmeticError, AttributeError) as error:  # a value of another type, or of no meaning
-            wrong.append(f"{', '.join(f'{key} = {theirs.get(key)!r}' for key in field.keys)}: {error}")
-    rows, pad = theirs["vocab_size"], theirs.get("pad_token_id")
+            wrong.append(f"{', '.join(f'{key} = {hf_config.get(key)!r}' for key in field.keys)}: {error}")
+    rows, pad = hf_config["vocab_size"], hf_config.get("pad_token_id")
     if tokens is not None and tokens > rows:
         wrong.append(f"the tokenizer has {tokens} tokens, the embedding {rows} rows: expected no more tokens than rows")
     if pad is not None and not -rows <= pad < rows:  # torch counts a negative one from the end
         wrong.append(f"pad_token_id = {pad}: the embedding has vocab_size = {rows} rows, expected one of them or null")
     if not wrong:
         try:
-            return ModelConfig(vocab_size=tokens or rows, vocab_rows=rows, **ours)
+            return ModelConfig(vocab_size=tokens or rows, vocab_rows=rows, **values)
         except (ValueError, TypeError) as error:
             keys = {keys for name, keys in source.items() if re.search(rf"\b{name}\b", str(error))}
             wrong.append(f"{error} ({'; '.join(sorted(keys)) or 'vocab_size'})")
@@ -113,7 +114,7 @@ def from_hf(family: Family, theirs: Mapping[str, Any], *, tokens: int | None = N
     )
 
 
-def unread(folder: str | Path, family: Family, theirs: Mapping[str, Any]) -> list[str]:
+def unread(folder: str | Path, family: Family, hf_config: Mapping[str, Any]) -> list[str]:
     """What a config.json says and no modelling code reads: it changes no number, at whatever value.
 
     Settings of generation are among it; `generate` takes them from here where there is no generation_config.json.
@@ -121,13 +122,13 @@ def unread(folder: str | Path, family: Family, theirs: Mapping[str, Any]) -> lis
     from transformers import GenerationConfig
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    said = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
-    said = set(beside(said) | (said.get("text_config") or {}) if said["model_type"] in COMPOSITES else said)
+    stated = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+    stated = set(beside(stated) | (stated.get("text_config") or {}) if stated["model_type"] in COMPOSITES else stated)
     declared = {field.name for field in dataclasses.fields(CONFIG_MAPPING[family.name])}
-    spare = {key for key in _undecided(family, theirs) & said - declared if not key.startswith("_")}
+    spare = {key for key in _undecided(family, hf_config) & stated - declared if not key.startswith("_")}
     spare = spare - keys_read(family.name) if spare else spare
-    settings = said & set(GenerationConfig().to_dict()) - set(theirs)
-    return [*sorted(spare | settings), *unread_rope(family.fields, theirs)]
+    settings = stated & set(GenerationConfig().to_dict()) - set(hf_config)
+    return [*sorted(spare | settings), *unread_rope(family.fields, hf_config)]
 
 
 def to_hf(config: ModelConfig, family: Family) -> dict[str, Any]:
@@ -165,51 +166,51 @@ def family_of(config: ModelConfig) -> Family:
     raise ValueError("no family of transformers has this architecture:\n  " + "\n  ".join(reasons))
 
 
-def _unsupported(family: Family, theirs: Mapping[str, Any]) -> list[str]:
+def _unsupported(family: Family, hf_config: Mapping[str, Any]) -> list[str]:
     """A line for every key that transformers reads for this family and we do not compute, at a value that counts."""
-    own, spare = _own(family), _undecided(family, theirs)
+    known, spare = _table_keys(family), _undecided(family, hf_config)
     read = sorted(spare & keys_read(family.name)) if spare else []
-    off = OFF | {"layer_types": ["full_attention"] * len(theirs.get("layer_types") or [])}
+    off = OFF | {"layer_types": ["full_attention"] * len(hf_config.get("layer_types") or [])}
     return [
-        f"{key} = {theirs[key]!r}: transformers reads it, alignax does not: not supported"
+        f"{key} = {hf_config[key]!r}: transformers reads it, alignax does not: not supported"
         for key in read
         if key not in off
     ] + [
-        f"{key} = {theirs[key]!r}: supported is {value!r}{FIX.get(key, '')}"
+        f"{key} = {hf_config[key]!r}: supported is {value!r}{FIX.get(key, '')}"
         for key, value in off.items()
-        if key not in own and theirs.get(key, value) not in (value, None)
+        if key not in known and hf_config.get(key, value) not in (value, None)
     ]
 
 
-def _own(family: Family) -> set[str]:
+def _table_keys(family: Family) -> set[str]:
     """The keys that the family's table has."""
     return {key for field in family.fields for key in field.keys}
 
 
-def _undecided(family: Family, theirs: Mapping[str, Any]) -> set[str]:
+def _undecided(family: Family, hf_config: Mapping[str, Any]) -> set[str]:
     """The keys of a config of which neither a table of ours nor the base class of all configs says anything."""
     from transformers import PretrainedConfig
 
-    return set(theirs) - _own(family) - IGNORED - set(OFF) - set(PretrainedConfig().to_dict())
+    return set(hf_config) - _table_keys(family) - IGNORED - set(OFF) - set(PretrainedConfig().to_dict())
 
 
-def _with_the_whole(said: Mapping[str, Any], theirs: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+def _with_the_whole(stated: Mapping[str, Any], hf_config: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """A text part's config with what the whole says beside it and nothing reads; a line for each key that is read.
 
     Those that the code of the part reads it reads within, and what the whole's own code makes of any other is unknown:
     at another value than the part's they are refused.
     """
-    read, spare = keys_read(said["model_type"]) | keys_read(theirs["model_type"]), beside(said)
+    read, spare = keys_read(stated["model_type"]) | keys_read(hf_config["model_type"]), beside(stated)
     wrong = [
-        f"{key} = {value!r} beside text_config, which has {theirs.get(key)!r}"
+        f"{key} = {value!r} beside text_config, which has {hf_config.get(key)!r}"
         for key, value in spare.items()
-        if key in read and value not in (None, theirs.get(key, OFF.get(key)))
+        if key in read and value not in (None, hf_config.get(key, OFF.get(key)))
     ]
     unread = {key: value for key, value in spare.items() if key not in read}
-    return unread | dict(theirs), wrong + clashes(spare, theirs, {})
+    return unread | dict(hf_config), wrong + clashes(spare, hf_config, {})
 
 
-def check_class(family: Family, theirs: Mapping[str, Any]) -> bool:
+def check_class(family: Family, hf_config: Mapping[str, Any]) -> bool:
     """Whether a checkpoint's class has a scalar head. Raises ValueError for a class that is none of the family's.
 
     The language model, the classifier, the bare decoder, and a config that names no class are all that is known to
@@ -218,7 +219,7 @@ def check_class(family: Family, theirs: Mapping[str, Any]) -> bool:
     bare = (family.classifier or family.causal).replace("ForSequenceClassification", "Model")
     classes = [name for name in (family.causal, family.classifier, bare.replace("ForCausalLM", "Model")) if name]
     known = {name.lower(): name == family.classifier for name in classes}
-    names = theirs.get("architectures") or [family.causal]
+    names = hf_config.get("architectures") or [family.causal]
     names = names if isinstance(names, list) else [names]
     if unknown := [name for name in names if str(name).lower() not in known]:
         expected = ", ".join(classes)

@@ -3,14 +3,13 @@
 One table serves both directions.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from alignax.models.config import ModelConfig
 from alignax.models.hf import fields as f
 from alignax.models.hf import rope_fields as r
 from alignax.models.hf import rows
-from alignax.models.hf.rows import OUTPUT, Row
+from alignax.models.hf.rows import OUTPUT, Rows
 
 
 class Family(NamedTuple):
@@ -21,7 +20,7 @@ class Family(NamedTuple):
     classifier: str  # that with a scalar head; "": transformers has none
     fixed: dict[str, Any]  # fields of ModelConfig that all its models share
     fields: tuple[f.Field, ...]
-    rows: Callable[[ModelConfig], list[Row]]
+    rows: Rows
     output: str = OUTPUT  # the tensor of the output layer, which some files of tied models have as well
 
 
@@ -97,8 +96,8 @@ _GLM = (*f.SHAPE, f.HEAD_DIM, f.activation("hidden_act"), r.ROPE_WITH_SHARE, f.s
 
 def _sparse_fields(count: str, width: str, *others: f.Field) -> tuple[f.Field, ...]:
     shape = f.without("intermediate_size")
-    ours = f.count(count, "experts"), f.same("num_experts_per_tok", "experts_per_token"), f.same(width, "ffn")
-    return (*shape, r.ROPE, *ours, *others)
+    routing = f.count(count, "experts"), f.same("num_experts_per_tok", "experts_per_token"), f.same(width, "ffn")
+    return (*shape, r.ROPE, *routing, *others)
 
 
 _MIXTRAL = _sparse_fields(
@@ -118,7 +117,7 @@ _GPT_OSS_FIXED = {"activation": "quick_gelu", "up_offset": 1.0, "mlp_bias": True
 
 
 def _family(
-    name: str, causal: str, fields: tuple, tensors: Callable = rows.llama, classifier: str | None = None,
+    name: str, causal: str, fields: tuple, tensors: Rows = rows.llama, classifier: str | None = None,
     output: str = OUTPUT, **fixed,
 ) -> Family:  # fmt: skip
     if classifier is None:

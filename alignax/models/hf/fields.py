@@ -23,9 +23,9 @@ class Field(NamedTuple):
     group: tuple[str, ...] = ()  # of rotary parameters: keys within the group beyond those of its type (`ROPES`)
 
 
-def same(theirs: str, ours: str) -> Field:
+def same(hf_key: str, field: str) -> Field:
     """One value under two names."""
-    return Field((theirs,), lambda t: {ours: t[theirs]}, lambda c: {theirs: getattr(c, ours)})
+    return Field((hf_key,), lambda t: {field: t[hf_key]}, lambda c: {hf_key: getattr(c, field)})
 
 
 def positive(group: Mapping[str, Any], key: str, *, where: str = "", whole: bool = False) -> Any:
@@ -38,39 +38,39 @@ def positive(group: Mapping[str, Any], key: str, *, where: str = "", whole: bool
     return value
 
 
-def number(theirs: str, ours: str) -> Field:
-    """One number under two names, of which theirs may be an integer, and 0 of ours may mean something else."""
-    return Field((theirs,), lambda t: {ours: float(positive(t, theirs))}, lambda c: {theirs: getattr(c, ours)})
+def number(hf_key: str, field: str) -> Field:
+    """One number under two names, of which `hf_key`'s may be an integer, and 0 in `field` may mean something else."""
+    return Field((hf_key,), lambda t: {field: float(positive(t, hf_key))}, lambda c: {hf_key: getattr(c, field)})
 
 
-def count(theirs: str, ours: str) -> Field:
-    """One number of things under two names, where 0 of ours means something else."""
-    return Field((theirs,), lambda t: {ours: positive(t, theirs, whole=True)}, lambda c: {theirs: getattr(c, ours)})
+def count(hf_key: str, field: str) -> Field:
+    """One number of things under two names, where 0 in `field` means something else."""
+    return Field((hf_key,), lambda t: {field: positive(t, hf_key, whole=True)}, lambda c: {hf_key: getattr(c, field)})
 
 
-def optional(theirs: str, ours: str) -> Field:
-    """One number under two names, where null is 0 of ours; a 0 of theirs would be no number but a fault."""
+def optional(hf_key: str, field: str) -> Field:
+    """One number under two names, where null is 0 in `field`; a 0 under `hf_key` would be no number but a fault."""
 
     def read(t):
-        return {ours: 0.0 if t.get(theirs) is None else float(positive(t, theirs))}
+        return {field: 0.0 if t.get(hf_key) is None else float(positive(t, hf_key))}
 
-    return Field((theirs,), read, lambda c: {theirs: getattr(c, ours) or None})
+    return Field((hf_key,), read, lambda c: {hf_key: getattr(c, field) or None})
 
 
-def unused(theirs: str) -> Field:
+def unused(hf_key: str) -> Field:
     """A key that the code reads and makes nothing of."""
-    return Field((theirs,), lambda t: {}, lambda c: {})
+    return Field((hf_key,), lambda t: {}, lambda c: {})
 
 
-def only(theirs: str, *values: Any) -> Field:
+def only(hf_key: str, *values: Any) -> Field:
     """A key that changes the model and of which only these values are supported; the first one is written."""
 
     def read(t):
-        if theirs in t and t[theirs] not in values:
-            raise ValueError(f"{theirs} = {t[theirs]!r}: supported is {' or '.join(map(repr, values))}")
+        if hf_key in t and t[hf_key] not in values:
+            raise ValueError(f"{hf_key} = {t[hf_key]!r}: supported is {' or '.join(map(repr, values))}")
         return {}
 
-    return Field((theirs,), read, lambda c: {theirs: values[0]})
+    return Field((hf_key,), read, lambda c: {hf_key: values[0]})
 
 
 def activation(key: str) -> Field:

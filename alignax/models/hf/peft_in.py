@@ -136,41 +136,43 @@ def load_adapter(
     """
     from safetensors.numpy import load_file
 
-    every, theirs = linears(family, config), adapter.config
-    layers = {one: [i for i in range(config.layers) if _targeted(theirs, one.path.format(i=i))] for one in every}
+    every, peft_config = linears(family, config), adapter.config
+    layers = {one: [i for i in range(config.layers) if _targeted(peft_config, one.path.format(i=i))] for one in every}
     wrong = [
-        f"{one.path} is adapted in layers {', '.join(map(str, own))} alone: alignax adapts all layers or none"
-        for one, own in layers.items()
-        if 0 < len(own) < config.layers
+        f"{one.path} is adapted in layers {', '.join(map(str, adapted))} alone: alignax adapts all layers or none"
+        for one, adapted in layers.items()
+        if 0 < len(adapted) < config.layers
     ]
-    wanted = {k: v for one, own in layers.items() for i in own for k, v in _shapes(one, i, theirs, kernels).items()}
-    if theirs.get("task_type") == "SEQ_CLS":
+    wanted: dict[str, tuple] = {}
+    for one, i in [(one, i) for one, adapted in layers.items() for i in adapted]:
+        wanted |= _shapes(one, i, peft_config, kernels)
+    if peft_config.get("task_type") == "SEQ_CLS":
         wanted[PREFIX + HEAD] = ((*adapter.shapes.get(PREFIX + HEAD, ()), 1)[0], config.dim)
     why = "experts, embedding, norms and output layer have no adapters in alignax"
     wrong += wrong_dtypes(adapter.header, adapter.shapes)
     wrong += differences(wanted, adapter.shapes, unknown=f"no projection that target_modules names; {why}")
     if not any(layers.values()):
         known = ", ".join(one.path.split("{i}.")[1] for one in every)
-        wrong.append(f"target_modules = {theirs.get('target_modules')!r}: finds none of the projections {known}")
+        wrong.append(f"target_modules = {peft_config.get('target_modules')!r}: finds none of the projections {known}")
     raise_all(wrong, f"{folder}: the adapter does not fit the base:")
     tensors = {name: x.astype(np.float32) for name, x in load_file(Path(folder) / TENSORS).items()}
     for name, value in tensors.items():
         check_finite(name, value, Path(folder) / TENSORS)
     out: dict[str, dict[str, list]] = {}
-    for one in (one for one, own in layers.items() if own):
+    for one in (one for one, adapted in layers.items() if adapted):
         blocks = adapter.note.get("blocks", {}).get(one.path, {})
         for i in range(config.layers):
-            for name, part in _parts(tensors, one, i, theirs, kernels, blocks).items():
+            for name, part in _parts(tensors, one, i, peft_config, kernels, blocks).items():
                 for key, value in part.items():
                     out.setdefault(name, {}).setdefault(key, []).append(value)
     R = max(a.shape[-1] for leaves in out.values() for a in leaves["a"])
     tree: dict[str, Any] = {"lora": {"layers": {name: _stacked(leaves, R) for name, leaves in out.items()}}}
-    if theirs.get("task_type") == "SEQ_CLS":
+    if peft_config.get("task_type") == "SEQ_CLS":
         tree["scalar"] = _head(tensors[PREFIX + HEAD], adapter.note.get("score_bias"))
     return tree
 
 
-def _targeted(theirs: Mapping[str, Any], path: str) -> bool:
+def _targeted(peft_config: Mapping[str, Any], path: str) -> bool:
     """Whether an adapter config names a module, by peft's rules: a regular expression, or ends of its path."""
 
     def named(rule: Any) -> bool:
@@ -178,36 +180,38 @@ def _targeted(theirs: Mapping[str, Any], path: str) -> bool:
             return rule == "all-linear" or bool(re.fullmatch(rule, path))
         return any(path == end or path.endswith(f".{end}") for end in rule or ())
 
-    return named(theirs.get("target_modules")) and not named(theirs.get("exclude_modules"))
+    return named(peft_config.get("target_modules")) and not named(peft_config.get("exclude_modules"))
 
 
-def _by_pattern(theirs: Mapping[str, Any], key: str, patterns: str, path: str) -> Any:
+def _by_pattern(peft_config: Mapping[str, Any], key: str, patterns: str, path: str) -> Any:
     """The first of the patterns that fits the end of a path, else the value for all."""
-    found = (v for k, v in (theirs.get(patterns) or {}).items() if re.match(rf"(.*\.)?({k})$", path))
-    return next(found, theirs.get(key, 8))  # 8: peft's default of both
+    found = (v for k, v in (peft_config.get(patterns) or {}).items() if re.match(rf"(.*\.)?({k})$", path))
+    return next(found, peft_config.get(key, 8))  # 8: peft's default of both
 
 
-def _shapes(one: Linear, i: int, theirs: Mapping[str, Any], kernels: Mapping[str, tuple[int, ...]]) -> dict[str, tuple]:
+def _shapes(
+    one: Linear, i: int, peft_config: Mapping[str, Any], kernels: Mapping[str, tuple[int, ...]]
+) -> dict[str, tuple]:
     """{tensor: shape} of one layer of a linear layer."""
     path, D = one.path.format(i=i), kernels[one.names[0]][1]
-    F, R = sum(kernels[name][2] for name in one.names), _by_pattern(theirs, "r", "rank_pattern", path)
+    F, R = sum(kernels[name][2] for name in one.names), _by_pattern(peft_config, "r", "rank_pattern", path)
     plain = {f"{PREFIX}{path}.lora_A.weight": (R, D), f"{PREFIX}{path}.lora_B.weight": (F, R)}
-    return plain | ({f"{PREFIX}{path}.lora_magnitude_vector": (F,)} if theirs.get("use_dora") else {})
+    return plain | ({f"{PREFIX}{path}.lora_magnitude_vector": (F,)} if peft_config.get("use_dora") else {})
 
 
 def _parts(
-    tensors: Mapping[str, np.ndarray], one: Linear, i: int, theirs: Mapping[str, Any],
+    tensors: Mapping[str, np.ndarray], one: Linear, i: int, peft_config: Mapping[str, Any],
     kernels: Mapping[str, tuple[int, ...]], blocks: Mapping[str, int],
 ) -> dict[str, dict[str, Any]]:  # fmt: skip
     """{our projection: a [D R], b [R F], scale, m [F]} of one layer; `blocks` are the ranks on B's diagonal."""
     path = one.path.format(i=i)
     a_DR, b_RF = (tensors[f"{PREFIX}{path}.lora_{x}.weight"].T for x in "AB")
-    R, alpha = len(b_RF), _by_pattern(theirs, "lora_alpha", "alpha_pattern", path)
-    scale = np.float32(alpha / (R**0.5 if theirs.get("use_rslora") else R))
+    R, alpha = len(b_RF), _by_pattern(peft_config, "lora_alpha", "alpha_pattern", path)
+    scale = np.float32(alpha / (R**0.5 if peft_config.get("use_rslora") else R))
     sizes = [kernels[name][2] for name in one.names]
     b_parts = dict(zip(one.names, split(b_RF, sizes, one.block), strict=True))
     out: dict[str, dict[str, Any]] = {name: {"a": a_DR, "b": b, "scale": scale} for name, b in b_parts.items()}
-    if theirs.get("use_dora"):
+    if peft_config.get("use_dora"):
         lengths = split(tensors[f"{PREFIX}{path}.lora_magnitude_vector"], sizes, one.block)
         out = {name: part | {"m": m} for (name, part), m in zip(out.items(), lengths, strict=True)}
     return out if not blocks else _cut(out, blocks, path)
@@ -224,8 +228,8 @@ def _cut(parts: dict[str, dict[str, Any]], blocks: Mapping[str, int], path: str)
             f"{path}: the header says that lora_B is a diagonal of {dict(blocks)}, and it is not: a tool that changed "
             "the tensors kept the header; save the adapter with peft"
         )
-    return {name: parts[name] | {k: x[..., own] if k == "a" else x[own] for k, x in parts[name].items() if k in "ab"}
-            for name, own in spans.items()}  # fmt: skip
+    return {name: parts[name] | {k: x[..., span] if k == "a" else x[span] for k, x in parts[name].items() if k in "ab"}
+            for name, span in spans.items()}  # fmt: skip
 
 
 def _stacked(leaves: dict[str, list], R: int) -> dict[str, np.ndarray]:

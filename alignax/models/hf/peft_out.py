@@ -34,21 +34,21 @@ def save_adapter(
     from safetensors.numpy import save_file
 
     adapters, every = params["lora"]["layers"], linears(family, config)
-    mine = [one for one in every if any(name in adapters for name in one.names)]
+    adapted = [one for one in every if any(name in adapters for name in one.names)]
     tensors: dict[str, np.ndarray] = {}
     settings: dict[str, tuple[int, int | float]] = {}  # path -> (rank, alpha)
-    for one in mine:
-        own = {n: {k: np.asarray(x) for k, x in adapters[n].items()} for n in one.names if n in adapters}
-        alike = _alike(one, own)
+    for one in adapted:
+        parts = {n: {k: np.asarray(x) for k, x in adapters[n].items()} for n in one.names if n in adapters}
+        alike = _alike(one, parts)
         for i in range(config.layers):
-            path, part = one.path.format(i=i), {n: {k: x[i] for k, x in leaves.items()} for n, leaves in own.items()}
+            path, part = one.path.format(i=i), {n: {k: x[i] for k, x in leaves.items()} for n, leaves in parts.items()}
             kernels = {n: params["decoder"]["layers"][n]["kernel"][i] for n in one.names}
             layer = _joined(part, kernels, alike, one.block)
             R = len(layer["lora_A.weight"])
             settings[path] = R, _alpha(next(iter(part.values()))["scale"], R**0.5 if rslora else R)
             tensors |= {f"{PREFIX}{path}.{key}": np.ascontiguousarray(x.astype(dtype)) for key, x in layer.items()}
         if not alike:
-            ranks = {n: leaves["a"].shape[-1] for n, leaves in own.items()}
+            ranks = {n: leaves["a"].shape[-1] for n, leaves in parts.items()}
             note = note | {"blocks": note.get("blocks", {}) | {one.path: ranks}}
     keys = {"task_type": "CAUSAL_LM", "use_rslora": rslora, "use_dora": any("m" in x for x in adapters.values())}
     if "scalar" in params:
@@ -63,37 +63,37 @@ def save_adapter(
         "init_lora_weights": True,
         "inference_mode": True,
     }
-    keys |= _settings(mine, every, settings) | dict(said)
+    keys |= _settings(adapted, every, settings) | dict(said)
     save_file(tensors, Path(folder) / TENSORS, metadata={"format": "pt", "alignax": json.dumps(note)})
     (Path(folder) / CONFIG).write_text(json.dumps(keys, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _alike(one: Linear, own: Mapping[str, Mapping[str, np.ndarray]]) -> bool:
+def _alike(one: Linear, parts: Mapping[str, Mapping[str, np.ndarray]]) -> bool:
     """Whether all parts of a linear layer have one A and scale, as those that came out of one have."""
-    first = next(iter(own.values()))
-    same = (np.array_equal(x[key], first[key]) for x in own.values() for key in ("a", "scale"))
-    return len(own) == len(one.names) and all(same)
+    first = next(iter(parts.values()))
+    same = (np.array_equal(x[key], first[key]) for x in parts.values() for key in ("a", "scale"))
+    return len(parts) == len(one.names) and all(same)
 
 
 def _joined(
-    own: Mapping[str, Mapping[str, Any]], kernels: Mapping[str, Any], alike: bool, block: int
+    parts: Mapping[str, Mapping[str, Any]], kernels: Mapping[str, Any], alike: bool, block: int
 ) -> dict[str, np.ndarray]:
     """A, B and with DoRA the lengths of one layer; `kernels` [D F] are those of all parts, adapted or not, in order."""
-    scale = next(iter(own.values()))["scale"]
-    a_RD = np.concatenate([part["a"].T for part in own.values()][: 1 if alike else None])
+    scale = next(iter(parts.values()))["scale"]
+    a_RD = np.concatenate([part["a"].T for part in parts.values()][: 1 if alike else None])
     b_RF, column = [], 0
     for name, kernel in kernels.items():
         rows = np.zeros((kernel.shape[-1], len(a_RD)), np.float32)
-        if name in own:  # the ratio is 1 but for parts of different scales, since one scale is that of all
-            b = own[name]["b"].T * (own[name]["scale"] / scale)
+        if name in parts:  # the ratio is 1 but for parts of different scales, since one scale is that of all
+            b = parts[name]["b"].T * (parts[name]["scale"] / scale)
             rows[:, column : column + b.shape[1]] = b
             column += 0 if alike else b.shape[1]
         b_RF.append(rows.T)
     out = {"lora_A.weight": a_RD, "lora_B.weight": join(b_RF, block).T}
-    if not any("m" in part for part in own.values()):
+    if not any("m" in part for part in parts.values()):
         return out
     # a part without an adapter keeps its columns by their own lengths
-    lengths = [own[n]["m"] if n in own else np.asarray(jnp.linalg.norm(x, axis=0)) for n, x in kernels.items()]
+    lengths = [parts[n]["m"] if n in parts else np.asarray(jnp.linalg.norm(x, axis=0)) for n, x in kernels.items()]
     return out | {"lora_magnitude_vector": join(lengths, block)}
 
 
@@ -104,19 +104,21 @@ def _alpha(scale: np.floating, unit: int | float) -> int | float:
     return int(near) if near == int(near) else near
 
 
-def _settings(mine: list[Linear], every: list[Linear], found: Mapping[str, tuple[int, int | float]]) -> dict[str, Any]:
+def _settings(
+    adapted: list[Linear], every: list[Linear], found: Mapping[str, tuple[int, int | float]]
+) -> dict[str, Any]:
     """r, lora_alpha and what differs from them; target_modules; fan_in_fan_out."""
     rank, alpha = Counter(found.values()).most_common(1)[0][0]
     patterns: dict[str, dict] = {"rank_pattern": {}, "alpha_pattern": {}}
-    for one in mine:
-        own = {path: pair for path, pair in found.items() if re.fullmatch(one.path.replace("{i}", r"\d+"), path)}
-        if len(set(own.values())) == 1:
-            own = {one.path.split("{i}.")[1]: next(iter(own.values()))}
-        patterns["rank_pattern"] |= {re.escape(path): R for path, (R, _) in own.items() if rank != R}
-        patterns["alpha_pattern"] |= {re.escape(path): a for path, (_, a) in own.items() if alpha != a}
-    ends = Counter(one.path.rpartition(".")[2] for one in mine)
+    for one in adapted:
+        by_path = {path: pair for path, pair in found.items() if re.fullmatch(one.path.replace("{i}", r"\d+"), path)}
+        if len(set(by_path.values())) == 1:
+            by_path = {one.path.split("{i}.")[1]: next(iter(by_path.values()))}
+        patterns["rank_pattern"] |= {re.escape(path): R for path, (R, _) in by_path.items() if rank != R}
+        patterns["alpha_pattern"] |= {re.escape(path): a for path, (_, a) in by_path.items() if alpha != a}
+    ends = Counter(one.path.rpartition(".")[2] for one in adapted)
     whole = {end for end in ends if ends[end] == sum(one.path.endswith(f".{end}") for one in every)}
-    targets = {end if (end := one.path.rpartition(".")[2]) in whole else one.path.split("{i}.")[1] for one in mine}
+    targets = {end if (end := one.path.rpartition(".")[2]) in whole else one.path.split("{i}.")[1] for one in adapted}
     return patterns | {
-        "r": rank, "lora_alpha": alpha, "target_modules": sorted(targets), "fan_in_fan_out": not mine[0].turned
+        "r": rank, "lora_alpha": alpha, "target_modules": sorted(targets), "fan_in_fan_out": not adapted[0].turned
     }  # fmt: skip

@@ -33,12 +33,12 @@ def unread_rope(fields: Sequence[Field], t: Mapping[str, Any]) -> list[str]:
     """The keys of a config's rotary parameters that nothing reads: those of another type, or of none."""
     rope = t.get("rope_parameters") or {}
     kinds = {key: group for key, group in rope.items() if isinstance(group, Mapping)}  # of layers, or none
-    own = {key for field in fields for key in field.group}
+    known = {key for field in fields for key in field.group}
     spare = [key for key in rope if kinds and key not in kinds and key != "truncate"]  # which YaRN's looks for here
     for where, group in ({f"{kind}.": group for kind, group in kinds.items()} or {"": rope} if rope else {}).items():
         kind = group["rope_type"]
         read = {"type", "rope_type", "rope_theta", *ROPES[kind]} - ({"truncate"} if kinds else set())
-        read |= own | ({"partial_rotary_factor"} if kind != "default" else set())
+        read |= known | ({"partial_rotary_factor"} if kind != "default" else set())
         spare += [where + key for key in group if key not in read]
     return [f"rope_parameters.{key}" for key in sorted(spare)]
 

@@ -21,6 +21,9 @@ class Row(NamedTuple):
     block: int = 0  # joined leaves take turns after so many outputs of each; 0: one whole leaf after the other
 
 
+Rows = Callable[[ModelConfig], list[Row]]  # the tensors of a family's checkpoint
+
+
 def split(value: np.ndarray, sizes: Sequence[int], block: int = 0) -> list[np.ndarray]:
     """The parts of a joined tensor, along its last axis, where part p has sizes[p] outputs."""
     if not block:
@@ -54,9 +57,10 @@ NORMS = {
 GLM_NORMS = NORMS["before"] | {"attn_post_norm": "post_self_attn_layernorm", "mlp_post_norm": "post_mlp_layernorm"}
 
 
-def _linear(theirs: str, *ours: str, bias: bool = False, block: int = 0) -> list[Row]:
-    rows = [Row(f"{theirs}.weight", tuple(f"layers/{name}/kernel" for name in ours), turned=True, block=block)]
-    return rows + ([Row(f"{theirs}.bias", tuple(f"layers/{name}/bias" for name in ours), block=block)] if bias else [])
+def _linear(hf_name: str, *linears: str, bias: bool = False, block: int = 0) -> list[Row]:
+    rows = [Row(f"{hf_name}.weight", tuple(f"layers/{name}/kernel" for name in linears), turned=True, block=block)]
+    biases = [Row(f"{hf_name}.bias", tuple(f"layers/{name}/bias" for name in linears), block=block)]
+    return rows + (biases if bias else [])
 
 
 def _outside(c: ModelConfig) -> list[Row]:
@@ -68,7 +72,7 @@ def _outside(c: ModelConfig) -> list[Row]:
 def _norms(c: ModelConfig, names: dict[str, str] | None = None) -> list[Row]:
     """Of each layer; `names` are ours and theirs, where they are not Llama's."""
     named = {} if c.norm == "layer_nonparametric" else names or NORMS[c.norm_at]
-    rows = [Row(f"{LAYER}{theirs}.weight", (f"layers/{ours}/scale",)) for ours, theirs in named.items()]
+    rows = [Row(f"{LAYER}{hf_name}.weight", (f"layers/{name}/scale",)) for name, hf_name in named.items()]
     if c.qk_norm != "none":
         rows += [Row(f"{LAYER}self_attn.{x}_norm.weight", (f"layers/{x}_norm/scale",)) for x in "qk"]
     return rows
@@ -94,7 +98,7 @@ def phi3(c: ModelConfig) -> list[Row]:
 
 def glm(c: ModelConfig) -> list[Row]:
     """Gate and up are joined; norms after each part have names of their own."""
-    names = {ours: theirs for ours, theirs in GLM_NORMS.items() if c.norm_at == "both" or "post" not in ours}
+    names = {name: hf_name for name, hf_name in GLM_NORMS.items() if c.norm_at == "both" or "post" not in name}
     mlp = _linear(f"{LAYER}mlp.gate_up_proj", "gate", "up") + _linear(f"{LAYER}mlp.down_proj", "down")
     return _outside(c) + _norms(c, names) + _attention(c) + mlp
 
@@ -102,14 +106,14 @@ def glm(c: ModelConfig) -> list[Row]:
 # ---- experts
 
 
-def sparse(module: str, names: dict[str, str]) -> Callable[[ModelConfig], list[Row]]:
+def sparse(module: str, names: dict[str, str]) -> Rows:
     """Llama's names, but for experts of which each has tensors of its own."""
 
     def rows(c: ModelConfig) -> list[Row]:
         router = Row(f"{LAYER}{module}.gate.weight", ("layers/experts/router",), turned=True)
         each = [
-            Row(f"{LAYER}{module}.experts.{{e}}.{theirs}.weight", (f"layers/experts/{ours}",), turned=True)
-            for ours, theirs in names.items()
+            Row(f"{LAYER}{module}.experts.{{e}}.{hf_name}.weight", (f"layers/experts/{name}",), turned=True)
+            for name, hf_name in names.items()
         ]
         return _outside(c) + _norms(c) + _attention(c) + [router, *each]
 
@@ -131,17 +135,17 @@ def gpt_oss(c: ModelConfig) -> list[Row]:
 # ---- names of their own
 
 
-def _layer_norm(theirs: str, ours: str) -> list[Row]:
-    return [Row(f"{theirs}.{x}", (f"{ours}/{y}",)) for x, y in (("weight", "scale"), ("bias", "bias"))]
+def _layer_norm(hf_name: str, name: str) -> list[Row]:
+    return [Row(f"{hf_name}.{x}", (f"{name}/{y}",)) for x, y in (("weight", "scale"), ("bias", "bias"))]
 
 
 def gpt2(c: ModelConfig) -> list[Row]:
     """Its Conv1D weights are [in, out], as ours."""
 
-    def conv(theirs: str, *ours: str) -> list[Row]:
+    def conv(hf_name: str, *linears: str) -> list[Row]:
         names = ("weight", "kernel"), ("bias", "bias")
         return [
-            Row(f"transformer.h.{{i}}.{theirs}.{x}", tuple(f"layers/{name}/{y}" for name in ours)) for x, y in names
+            Row(f"transformer.h.{{i}}.{hf_name}.{x}", tuple(f"layers/{name}/{y}" for name in linears)) for x, y in names
         ]
 
     return [

@@ -62,12 +62,12 @@ def plan(family: Family, config: ModelConfig, shapes: Mapping[str, tuple[int, ..
         for i in layers:
             for e in experts:
                 slot = tuple(x for x in (i, e) if x is not None)
-                own = [shapes[path][len(slot) :] for path in row.ours]
+                parts = [shapes[path][len(slot) :] for path in row.ours]
                 if row.ours[0] in VOCABULARY:
-                    own = [tuple(rows if a == VOCABULARY[row.ours[0]] else n for a, n in enumerate(own[0]))]
-                joined = (*own[0][:-1], sum(shape[-1] for shape in own))
+                    parts = [tuple(rows if a == VOCABULARY[row.ours[0]] else n for a, n in enumerate(parts[0]))]
+                joined = (*parts[0][:-1], sum(shape[-1] for shape in parts))
                 name = row.theirs.format(i=i, e=e)
-                sizes = tuple(shape[-1] for shape in own)
+                sizes = tuple(shape[-1] for shape in parts)
                 out[name] = Tensor(row, slot, sizes, joined[::-1] if row.turned else joined)
     return out
 
@@ -76,7 +76,12 @@ def plan(family: Family, config: ModelConfig, shapes: Mapping[str, tuple[int, ..
 
 
 def load_weights(
-    folder: str | Path, family: Family, config: ModelConfig, targets: Any, *, progress: Callable = iter
+    folder: str | Path,
+    family: Family,
+    config: ModelConfig,
+    targets: Any,
+    *,
+    progress: Callable[[list[str]], Iterable[str]] = iter,
 ) -> dict:
     """The parameter tree of a checkpoint, float32, on the shardings of `targets` (jax.ShapeDtypeStructs).
 
@@ -127,13 +132,13 @@ def _check_tied(header: Header, embedding: str, output: str) -> None:
     from safetensors import safe_open
 
     with contextlib.ExitStack() as stack:
-        ours, theirs = (
+        embed, unembed = (
             stack.enter_context(safe_open(str(header.where[name]), "numpy")).get_slice(header.stored[name])
             for name in (embedding, output)
         )
         rows = header.shapes[embedding][0]  # a part at a time: they are the largest tensors
         parts = (slice(i, min(i + 4096, rows)) for i in range(0, rows, 4096))
-        if all(np.array_equal(ours[part], theirs[part]) for part in parts):
+        if all(np.array_equal(embed[part], unembed[part]) for part in parts):
             return
     raise ValueError(
         f"{header.where[output]}: {output} differs from {embedding}, although config.json has tie_word_embeddings = "
@@ -180,9 +185,9 @@ def _put(arrays: dict[str, jax.Array], tensor: Tensor, value: np.ndarray) -> Non
         assert isinstance(leaf.sharding, NamedSharding)  # the rules of sharding.py name axes
         spec = (*leaf.sharding.spec, *[None] * leaf.ndim)[len(tensor.slot) : leaf.ndim]
         whole = part.shape == leaf.shape[len(tensor.slot) :]  # the unpadded vocabulary need not divide over devices
-        own = NamedSharding(leaf.sharding.mesh, P(*spec) if whole else P())
+        placement = NamedSharding(leaf.sharding.mesh, P(*spec) if whole else P())
         piece = jax.make_array_from_callback(
-            part.shape, own, lambda index, part=part: np.ascontiguousarray(part[index])
+            part.shape, placement, lambda index, part=part: np.ascontiguousarray(part[index])
         )
         # waited for: files are read faster than devices write, and what waits for them would pile up on the host
         arrays[path] = jax.block_until_ready(_writer(leaf.sharding)(leaf, piece, np.array(tensor.slot, np.int32)))
@@ -253,7 +258,9 @@ def _cast(name: str, value: np.ndarray, dtype: str) -> np.ndarray:
     return out
 
 
-def _tensors(family: Family, config: ModelConfig, params: Any, cast: Callable) -> Iterator[tuple[str, np.ndarray]]:
+def _tensors(
+    family: Family, config: ModelConfig, params: Any, cast: Callable[[str, np.ndarray], np.ndarray]
+) -> Iterator[tuple[str, np.ndarray]]:
     """Every tensor of the checkpoint, in the order of the table, layer by layer."""
     leaves: Any = flatten_dict(params["decoder"], sep="/")
     scalar = params.get("scalar")
@@ -261,8 +268,8 @@ def _tensors(family: Family, config: ModelConfig, params: Any, cast: Callable) -
     for name, tensor in sorted(wanted.items(), key=lambda item: (item[1].slot[:1], item[0])):
         if scalar is not None and tensor.row.ours == ("unembed",):
             continue
-        own = [_host(leaves[path], tensor.slot) for path in tensor.row.ours]
-        value = join(own, tensor.row.block) if len(own) > 1 else own[0]
+        parts = [_host(leaves[path], tensor.slot) for path in tensor.row.ours]
+        value = join(parts, tensor.row.block) if len(parts) > 1 else parts[0]
         value = value.T if tensor.row.turned else value
         value = value[tuple(slice(size) for size in tensor.shape)]  # without the padding of the vocabulary
         yield name, cast(name, value)
