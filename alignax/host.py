@@ -89,6 +89,6 @@ def agreed(x: bool) -> bool:
     return x if jax.process_count() == 1 else bool(multihost_utils.broadcast_one_to_all(np.bool_(x)))
 
 
-def share() -> dict[str, int]:
+def share() -> dict[str, Any]:
     """This process's share of the rows, as `data.loader` takes it."""
     return {"process_index": jax.process_index(), "process_count": jax.process_count()}

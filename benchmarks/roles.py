@@ -32,14 +32,14 @@ from rich.table import Table
 
 import alignax
 from alignax import forward, lora
-from alignax.config import Reader, plain
 from alignax.log import replace_file
 from alignax.models.decoder import decoder
 from alignax.models.presets import llama
 from alignax.sampling.sample import row_keys, sample
-from alignax.stages import online, parents, roles
+from alignax.sampling.sampler import Sampler
+from alignax.stages import online, parents, programs, roles
 from alignax.train import online as loop
-from alignax.train.state import new_online_state
+from alignax.train.algorithm import Actors
 from alignax.types import Model
 
 # shape -> (model, rows, prompt tokens, completion tokens, whether it is run as well as planned)
@@ -50,46 +50,49 @@ SHAPES = {
 KINDS = ("copies", "one base")
 
 
-def settings(kind: str, rank: int, rows: int, new: int) -> Reader:
-    """The online stage's config of a kind."""
+def settings(kind: str, rank: int, rows: int, new: int) -> online.Plan:
+    """The online stage's plan of a kind."""
     c = online.get_config()
+    c.init_from, c.reward_from, c.data = "policy", "reward", {"path": "prompts.jsonl"}  # names: nothing is read here
     c.batch_size, c.max_new_tokens, c.total_steps = rows, new, 2
     c.update_args = {"epochs": 2, "minibatches": 2}
     c.lora_args = {"rank": rank} if kind == "one base" else {}
-    return Reader(plain(c))
+    return online.plan(c)
 
 
-def start(cfg: Reader, parts: loop.Parts, model: Model) -> tuple[Any, dict]:
+def start(plan: online.Plan, model: Model) -> tuple[Any, dict]:
     """(state, frozen) of random models in all four roles, as `roles.load` makes them of the folders of stages."""
     make = lambda seed: parents.init_params(model, jax.random.key(seed), scalar=seed > 0)  # noqa: E731
     policy, judge = make(0), make(1)
-    if cfg.lora_args:
-        judge = policy | {"lora": lora.init(jax.random.key(2), policy, **cfg.lora_args), "scalar": judge["scalar"]}
-    learns, beneath = parents.learner(cfg, policy)
-    values, under = parents.learner(cfg, judge)
-    frozen = {"reference": policy, "reward": judge}
-    frozen |= {"still": {"policy": beneath, "critic": under}} if beneath else {}
-    return new_online_state(learns, values, parts.policy_optimizer, parts.critic_optimizer, 0.05, 0), frozen
+    learns, values, still = policy, judge, {}
+    if plan.lora_args:  # not by `parents.learner`, which looks at numbers: of the larger shape there are none
+        adapter = lambda seed: lora.init(jax.random.key(seed), policy, **plan.lora_args)  # noqa: E731
+        learns, values = {"lora": adapter(2)}, {"lora": adapter(3), "scalar": judge["scalar"]}
+        judge, beneath = policy | values, {"decoder": policy["decoder"]}
+        still = {"base": {"policy": beneath, "critic": beneath}}
+    frozen = {"reference": policy, "reward": {"reward": judge}} | still
+    return loop.start(plan.algorithm, learns, values, 0), frozen
 
 
 def measure(shape: str, kind: str, rank: int) -> dict:
     """One row of the table."""
     config, rows, prompt, new, runs = SHAPES[shape]
-    cfg, model, tree = settings(kind, rank, rows, new), decoder(config), {}
-    never = jnp.asarray([config.padded_vocab], jnp.int32)  # no end of sequence: every row at full length
-    parts = online.make_parts(cfg, model, model, never, 0, prompt)
-    score = lambda params, r: forward.score(model, params, r.tokens, r.valid)  # noqa: E731
+    plan, model, tree = settings(kind, rank, rows, new), decoder(config), {}
+    never = (config.padded_vocab,)  # no end of sequence: every row at full length
+    actors, score = Actors(Sampler(model, new, never, 0), model), programs.on_device(plan.algorithm, {"reward": model})
     prompts = {"tokens": np.full((rows, prompt), 6, np.int32), "valid": np.ones((rows, prompt), bool)}
     prompts |= {"row": np.arange(rows, dtype=np.int32)}
 
     def build():
-        state, frozen = start(cfg, parts, model)
+        state, frozen = start(plan, model)
         arrays, tree["of"] = roles.shared(frozen)
         return state, arrays
 
     before = live_bytes()
     state, arrays = jax.jit(build)() if runs else jax.eval_shape(build)
-    whole = lambda state, arrays, batch: loop.iteration(parts, score, state, tree["of"](arrays), batch)  # noqa: E731
+    whole = lambda state, arrays, batch: loop.iteration(  # noqa: E731
+        plan.algorithm, actors, score, state, tree["of"](arrays), batch
+    )
     program = jax.jit(whole, donate_argnums=0).lower(state, arrays, prompts).compile()
     memory, model_bytes = program.memory_analysis(), size(jax.eval_shape(model.init, jax.random.key(0)))
     row = {"shape": shape, "kind": kind, "model": model_bytes / 1e6, "held": size((state, arrays)) / 1e6, "live": None}

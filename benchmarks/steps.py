@@ -28,7 +28,6 @@ from rich.table import Table
 import alignax
 from alignax import forward
 from alignax.checkpoint import Steps
-from alignax.config import Reader, plain
 from alignax.data.loader import Loader
 from alignax.log import Log, read_metrics, replace_file
 from alignax.losses.bradley_terry import bradley_terry
@@ -37,11 +36,13 @@ from alignax.losses.sft import sft
 from alignax.models.config import ModelConfig
 from alignax.models.decoder import decoder, param_count
 from alignax.models.presets import harbor, llama
-from alignax.stages import online, parents
-from alignax.train import online as parts_of
+from alignax.sampling.sampler import Sampler
+from alignax.stages import online, parents, programs
+from alignax.train import online as loop
+from alignax.train.algorithm import Actors
 from alignax.train.loop import fit
 from alignax.train.optimizer import adamw
-from alignax.train.state import new_online_state, new_state
+from alignax.train.state import new_state
 from alignax.train.step import make_step
 
 # shape -> (model, rows, prompt tokens, completion tokens)
@@ -76,17 +77,20 @@ def supervised(name: str, config: ModelConfig, rows: int, prompt: int, completio
 
 def rl(config: ModelConfig, rows: int, prompt: int, completion: int, total: int):
     """The same of a whole PPO iteration: four models of one shape, two epochs of two minibatches."""
-    cfg = online.get_config()
-    cfg.max_new_tokens, cfg.batch_size, cfg.total_steps = completion, rows, total
-    cfg.update_args = {"epochs": 2, "minibatches": 2}
-    model = decoder(config)
+    c = online.get_config()
+    c.init_from, c.reward_from, c.data = "policy", "reward", {"path": "prompts.jsonl"}  # names: nothing is read here
+    c.max_new_tokens, c.batch_size, c.total_steps = completion, rows, total
+    c.update_args = {"epochs": 2, "minibatches": 2}
+    algorithm, model = online.plan(c).algorithm, decoder(config)
     policy, critic, proxy = (parents.init_params(model, jax.random.key(seed), scalar=seed > 0) for seed in range(3))
-    never = jax.numpy.asarray([config.padded_vocab], jax.numpy.int32)  # no end of sequence: every row at full length
-    parts = online.make_parts(Reader(plain(cfg)), model, model, never, 0, prompt)
-    frozen = {"reference": jax.tree.map(lambda x: x + 0, policy), "reward": proxy}
-    score = lambda params, r: forward.score(model, params, r.tokens, r.valid)  # noqa: E731
-    jitted = jax.jit(lambda s, b, f: parts_of.iteration(parts, score, s, f, b), donate_argnums=0)
-    state = new_online_state(policy, critic, parts.policy_optimizer, parts.critic_optimizer, 0.05, 0)
+    never = (config.padded_vocab,)  # no end of sequence: every row at full length
+    actors, score = (
+        Actors(Sampler(model, completion, never, 0), model),
+        programs.on_device(algorithm, {"reward": model}),
+    )
+    frozen = {"reference": jax.tree.map(lambda x: x + 0, policy), "reward": {"reward": proxy}}
+    jitted = jax.jit(lambda s, b, f: loop.iteration(algorithm, actors, score, s, f, b), donate_argnums=0)
+    state = loop.start(algorithm, policy, critic, 0)
     arrays = sequences(config, 4 * rows, prompt, 0, 0) | {"row": np.arange(4 * rows, dtype=np.int32)}
     del arrays["mask"]
     return state, lambda s, b: jitted(s, b, frozen), arrays, rows * (prompt + completion), (jitted, frozen)

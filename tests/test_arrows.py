@@ -39,7 +39,7 @@ ALLOWED = {
         "sharding", "manifest", "checkpoint", "data", "evals", "train", "worlds",
     },  # the only meeting place
     # folders of others; its export loads a checkpoint as stages do
-    "interop": {*FREE, "types", "models", "sharding", "manifest", "data", "stages.parents", "stages.plans"},
+    "interop": {*FREE, "types", "models", "sharding", "manifest", "data", "stages.parents", "stages.lengths"},
     # the one stage that reads them
     "stages.imported": {*FREE, "host", "bound", "models", "manifest", "data", "stages", "interop"},
     "main": {

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from errors import names, refuses
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -102,7 +103,7 @@ def test_the_last_steps_are_kept_and_no_step_is_written_twice(tmp_path):
         assert not steps.save(5, {"x": jnp.full(2, 5)})
     assert sorted(int(path.name) for path in (tmp_path / "steps").iterdir()) == [2, 5]
     with Steps(tmp_path / "steps") as steps:
-        with pytest.raises(CheckpointError, match="step 5 comes after step 5, which is there from another run"):
+        with refuses(CheckpointError, "step 5", "step 5", "another run"):
             steps.save(5, {"x": jnp.zeros(2)})
         assert steps.restore_latest({"x": jnp.zeros(2, int)})[0] == 5
         assert not steps.save(5, {"x": jnp.full(2, 5)})
@@ -133,16 +134,15 @@ def test_another_structure_shape_or_dtype_is_named(tmp_path):
         other.params["scale"] = jnp.zeros((), jnp.bfloat16)
         other.params["head"] = jnp.zeros(8)
         del other.params["bias"]
-        with pytest.raises(CheckpointError) as error:
+        with refuses(CheckpointError, "steps/4", "4") as error:
             steps.restore_latest(other)
-    for line in (
-        "steps/4 holds another architecture or optimizer; 4 arrays differ:",
-        "params/layers/1/w: saved float32[16, 8], wanted float32[16, 9]",
-        "params/scale: saved float32[], wanted bfloat16[]",
-        "params/head: saved nothing, wanted float32[8]",
-        "params/bias: saved bfloat16[8], wanted nothing",
+    for key, saved, wanted in (
+        ("params/layers/1/w:", "float32[16, 8]", "float32[16, 9]"),
+        ("params/scale:", "float32[]", "bfloat16[]"),
+        ("params/head:", "nothing", "float32[8]"),
+        ("params/bias:", "bfloat16[8]", "nothing"),
     ):
-        assert line in str(error.value)
+        names(str(error.value), key, saved, wanted)
 
 
 def test_a_damaged_step_names_the_one_before(tmp_path):
@@ -152,7 +152,7 @@ def test_a_damaged_step_names_the_one_before(tmp_path):
     for path in (tmp_path / "steps/2").rglob("*"):
         if path.is_file() and path.parent.name == "d":
             path.write_bytes(b"")
-    with Steps(tmp_path / "steps") as steps, pytest.raises(CheckpointError, match=r"steps/2: cannot be read .* \(1\)"):
+    with Steps(tmp_path / "steps") as steps, refuses(CheckpointError, "steps/2", "read", "(1)"):
         steps.restore_latest({"x": jnp.zeros(2000, int)})
 
 
@@ -247,12 +247,10 @@ def test_a_disk_without_room_is_refused_before_a_byte_is_written(tmp_path, monke
         steps.save(1, {"x": jnp.zeros(1000)})
         steps.wait()
         monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: usage(10**9, 10**9 - 3999, 3999))
-        with pytest.raises(CheckpointError) as error:
+        with refuses(CheckpointError, "step 2 ", "No space left", "0.0 MB", "step, 1,", "kept"):
             steps.save(2, {"x": jnp.zeros(1000)})
         monkeypatch.undo()
         assert steps.save(2, {"x": jnp.zeros(1000)})
-    assert "step 2 was not saved: No space left: the state takes 0.0 MB" in str(error.value)
-    assert "The last good step, 1, is kept. Free some disk space, then run the same command again" in str(error.value)
 
 
 def test_params_come_back_and_replace_what_was_there(tmp_path):
@@ -263,9 +261,9 @@ def test_params_come_back_and_replace_what_was_there(tmp_path):
     raw = load_params(tmp_path / "params")
     assert content_hash(raw) == content_hash(params)
     assert all(type(leaf) is np.ndarray for leaf in jax.tree.leaves(raw))
-    with pytest.raises(CheckpointError, match="params/?: no parameters there|no parameters there"):
+    with refuses(CheckpointError, "absent", "no parameters"):
         load_params(tmp_path / "absent", params)
-    with pytest.raises(CheckpointError, match=r"layers/0/w: saved float32\[16, 8\], wanted float32\[16, 4\]"):
+    with refuses(CheckpointError, "layers/0/w", "float32[16, 8]", "float32[16, 4]"):
         load_params(tmp_path / "params", params | {"layers": [{"w": jnp.zeros((16, 4))}, params["layers"][1]]})
 
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
+from errors import refuses
 
 from alignax import config as C
 from alignax.ops.checks import Scalar
@@ -19,19 +20,19 @@ def test_bind_fills_defaults_and_accepts_int_for_float():
 
 
 @pytest.mark.parametrize(
-    "args, message",
+    "args, key, word",
     [
-        ({"steps": 1, "bta": 0.2}, "did you mean 'beta'"),
-        ({}, "config.loss_args.steps is missing"),
-        ({"steps": 1.5}, "expected int, got float"),
-        ({"steps": True}, "expected int, got bool"),
-        ({"steps": 1, "beta": "0.1"}, "expected float, got str"),
-        ({"steps": 1, "name": 3}, "expected str or NoneType, got int"),
-        ({"steps": 1, "flag": 1}, "expected bool, got int"),
+        ({"steps": 1, "bta": 0.2}, "config.loss_args.bta", "'beta'"),
+        ({}, "config.loss_args.steps", "missing"),
+        ({"steps": 1.5}, "config.loss_args.steps = 1.5", "int"),
+        ({"steps": True}, "config.loss_args.steps = True", "int"),
+        ({"steps": 1, "beta": "0.1"}, "config.loss_args.beta = '0.1'", "float"),
+        ({"steps": 1, "name": 3}, "config.loss_args.name = 3", "str or NoneType"),
+        ({"steps": 1, "flag": 1}, "config.loss_args.flag = 1", "bool"),
     ],
 )
-def test_bind_refuses(args, message):
-    with pytest.raises(C.ConfigError, match=message):
+def test_bind_refuses(args, key, word):
+    with refuses(C.ConfigError, key, word):
         C.bind(fn, args, key="loss_args")
 
 
@@ -51,15 +52,15 @@ def test_a_number_may_be_an_array_of_rank_0(hint):
     [
         (jnp.float32("nan"), "nan"),
         (np.float32("nan"), "nan"),
-        (jnp.ones(2), "expected float, got"),  # several numbers
-        (jnp.int32(1), "expected float, got"),
-        (np.int64(1), "expected float, got"),
-        (jnp.bool_(True), "expected float, got"),
-        ("0.1", "expected float, got str"),
+        (jnp.ones(2), "float"),  # several numbers
+        (jnp.int32(1), "float"),
+        (np.int64(1), "float"),
+        (jnp.bool_(True), "float"),
+        ("0.1", "float"),
     ],
 )
 def test_other_arrays_are_no_numbers(hint, value, word):
-    with pytest.raises(C.ConfigError, match=f"config.a = .*{word}"):
+    with refuses(C.ConfigError, "config.a = ", word):
         C.typed(value, hint, key="a")
 
 
@@ -73,20 +74,20 @@ def test_resolve():
     assert C.resolve("resolve", "alignax.config", key="x") is C.resolve
     with pytest.raises(C.ConfigError, match="no module"):
         C.resolve("no.such.module:f", "alignax.losses", key="loss")
-    with pytest.raises(C.ConfigError, match="has no function 'nope'"):
+    with refuses(C.ConfigError, "config.loss = 'math:nope'", "'nope'"):
         C.resolve("math:nope", "alignax.losses", key="loss")
-    with pytest.raises(C.ConfigError, match="did you mean 'types'"):
+    with refuses(C.ConfigError, "config.loss = 'typs'", "'types'"):
         C.resolve("typs", "alignax", key="loss")
 
 
 def test_check_names_the_key():
     defaults = {"total_steps": 10, "mesh": {"fsdp": 1}, "loss_args": {}}
     C.check({"total_steps": 5, "mesh": {"fsdp": 2}, "loss_args": {"beta": 2}}, defaults)
-    with pytest.raises(C.ConfigError, match="config.total_step is not a key.*did you mean 'total_steps'"):
+    with refuses(C.ConfigError, "config.total_step ", "'total_steps'"):
         C.check({"total_step": 5}, defaults)
-    with pytest.raises(C.ConfigError, match="config.mesh.fsdp = 'x': expected int, got str"):
+    with refuses(C.ConfigError, "config.mesh.fsdp = 'x'", "int"):
         C.check({"total_steps": 5, "mesh": {"fsdp": "x"}, "loss_args": {}}, defaults)
-    with pytest.raises(C.ConfigError, match="config.loss_args is missing"):
+    with refuses(C.ConfigError, "config.loss_args", "missing"):
         C.check({"total_steps": 5, "mesh": {"fsdp": 2}}, defaults)
 
 
@@ -94,9 +95,9 @@ def test_reader_remembers():
     config = ml_collections.ConfigDict({"a": 1, "b": {"c": 2, "d": 3}, "e_args": {"x": 1}})
     reader = C.Reader(C.plain(config))
     assert reader.a == 1 and reader.b.c == 2 and reader.e_args == {"x": 1}
-    with pytest.raises(C.ConfigError, match="nothing reads config.b.d"):
+    with refuses(C.ConfigError, "reads", "config.b.d"):
         reader.finish()
     assert reader.b.d == 3
     reader.finish()
-    with pytest.raises(C.ConfigError, match="did you mean"):
+    with refuses(C.ConfigError, "config.aa", "'a'"):
         reader.aa  # noqa: B018

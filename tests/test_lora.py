@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from errors import refuses
 from tiny import VOCAB, tiny
 
 from alignax import lora
@@ -77,14 +78,11 @@ def test_gradient_is_that_of_the_merged_kernel_through_a_and_b_and_none_of_the_s
 
 
 @pytest.mark.parametrize(
-    "settings, message",
-    [
-        ({"rank": 0}, "rank = 0: expected at least 1"),
-        ({"rank": 2, "targets": "^z$"}, r"targets = '\^z\$': finds none of the projections down, gate, k, o, q, up, v"),
-    ],
+    "settings, key, word",
+    [({"rank": 0}, "rank = 0:", "1"), ({"rank": 2, "targets": "^z$"}, "targets = '^z$'", "down, gate, k, o, q, up, v")],
 )
-def test_an_adapter_of_nothing_is_refused(settings, message):
-    with pytest.raises(ValueError, match=message):
+def test_an_adapter_of_nothing_is_refused(settings, key, word):
+    with refuses(ValueError, key, word):
         lora.init(jax.random.key(0), tiny()[1], **settings)
 
 

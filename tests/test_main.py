@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from errors import refuses
 
 import alignax.losses
 import alignax.stages.pipeline
@@ -76,17 +77,17 @@ def test_a_reference_follows_its_override():
 
 
 @pytest.mark.parametrize(
-    "overrides, message",
+    "overrides, key, word",
     [
-        (["--config.dpo.batch_sise=4"], "--config.dpo.batch_sise: no such key; did you mean 'dpo.batch_size'"),
-        (["--config.dop.batch_size=4"], "--config.dop.batch_size: no such key"),
-        (["--config.sft.total_steps=many"], "many"),
-        (["--workdirr=x"], "'--workdirr=x': expected --config.KEY=VALUE, --workdir=DIR, or --help"),
-        (["stray"], "'stray': expected"),
+        (["--config.dpo.batch_sise=4"], "--config.dpo.batch_sise", "'dpo.batch_size'"),
+        (["--config.dop.batch_size=4"], "--config.dop.batch_size", "'dpo.batch_size'"),
+        (["--config.sft.total_steps=many"], "--config.sft.total_steps=many", "int"),
+        (["--workdirr=x"], "'--workdirr=x'", "--workdir=DIR"),
+        (["stray"], "'stray'", "--config.KEY=VALUE"),
     ],
 )
-def test_an_override_that_cannot_be_names_itself(overrides, message):
-    with pytest.raises(ConfigError, match=message):
+def test_an_override_that_cannot_be_names_itself(overrides, key, word):
+    with refuses(ConfigError, key, word):
         load_config(QUICKSTART, overrides)
 
 
@@ -94,7 +95,7 @@ def test_a_file_without_get_config_is_named(monkeypatch, tmp_path):
     monkeypatch.delitem(sys.modules, "config_config", raising=False)  # ml_collections loads into the module of before
     path = tmp_path / "empty.py"
     path.write_text("x = 1\n")
-    with pytest.raises(ConfigError, match=f"{path}.*get_config"):
+    with refuses(ConfigError, str(path), "get_config"):
         load_config(str(path), [])
 
 

@@ -5,6 +5,7 @@ import math
 import shutil
 
 import pytest
+from errors import names, refuses
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -67,14 +68,14 @@ def test_a_folder_that_is_no_finished_stage_says_why(tmp_path):
     shutil.rmtree(tmp_path / "bare/params")
 
     assert "no such directory" in reason("absent")
-    assert "a file; expected the folder" in reason("file")
-    assert "the directory is empty" in reason("empty")
-    assert "not finished" in reason("half") and "run the same command again to finish it" in reason("half")
-    assert "did you mean one of its stages: sft?" in reason("pipeline")
-    assert "not the folder of a stage" in reason("other")
-    assert "not valid JSON" in reason("torn")
-    assert "not a JSON object" in reason("list")
-    assert "format 2, missing []: expected format 1" in reason("newer")
+    assert "a file" in reason("file")
+    assert "is empty" in reason("empty")
+    names(reason("half"), "not finished", "again")
+    names(reason("pipeline"), "did you mean", "sft")
+    names(reason("other"), "not the folder", "stage")
+    assert "valid JSON" in reason("torn")
+    assert "JSON object" in reason("list")
+    names(reason("newer"), "format 2", "format 1")
     assert "params/ is missing" in reason("bare")
 
 
@@ -85,7 +86,7 @@ def test_a_parent_that_does_not_fit_is_refused_field_by_field(tmp_path):
     same = fields | {"architecture": {"heads": (4, 2), "dim": 128, "layers": 2, "remat": "none"}}
     check_parent(parent, role="policy", makes=("policy", "reward"), ignore=("remat",), **same)
     check_parent(parent, role="policy")
-    with pytest.raises(CheckpointError) as error:
+    with refuses(CheckpointError, "parent reward = 'sft'", "fit") as error:
         check_parent(
             parent,
             role="reward",
@@ -94,16 +95,16 @@ def test_a_parent_that_does_not_fit_is_refused_field_by_field(tmp_path):
             template_hash="4" * 64,
             architecture={"dim": 256, "layers": 2, "remat": "full", "heads": [4, 4], "bias": True},
         )
-    assert str(error.value).splitlines()[:-1] == [
-        "parent reward = 'sft' (stage sft, content aaaaaaaaaaaa) does not fit:",
-        "  the stage sft makes: policy, expected reward",
-        "  tokenizer_hash: parent 111111111111, config 333333333333",
-        "  template_hash: parent 222222222222, config 444444444444",
-        "  architecture.bias: parent nothing, config True",
-        "  architecture.dim: parent 128, config 256",
-        "  architecture.heads: parent [4, 2], config [4, 4]",
-    ]
-    with pytest.raises(CheckpointError, match="tokenizer_hash: parent none, config 3333"):
+    for line, found in zip(str(error.value).splitlines()[1:-1], (
+        ("sft", "policy", "reward"),
+        ("tokenizer_hash:", "1" * 12, "3" * 12),
+        ("template_hash:", "2" * 12, "4" * 12),
+        ("architecture.bias:", "nothing", "True"),
+        ("architecture.dim:", "128", "256"),
+        ("architecture.heads:", "[4, 2]", "[4, 4]"),
+    ), strict=True):  # fmt: skip
+        names(line, *found)
+    with refuses(CheckpointError, "tokenizer_hash", "none", "3333"):
         check_parent(finish(tmp_path / "old"), role="policy", tokenizer_hash="3" * 64)
 
 
@@ -177,7 +178,7 @@ def test_start_goes_on_with_the_same_run_and_clears_another(tmp_path):
 
     (tmp_path / "project").mkdir()
     (tmp_path / "project/config.json").write_text("precious")
-    with pytest.raises(CheckpointError, match="holds config.json, which no stage started here"):
+    with refuses(CheckpointError, "config.json", "no stage"):
         start(tmp_path / "project", CONFIG, {})
     assert (tmp_path / "project/config.json").read_text() == "precious"
 

@@ -1,6 +1,7 @@
 """Rounds of the same steps as a pipeline."""
 
 import pytest
+from errors import refuses
 from ml_collections import ConfigDict
 
 from alignax.config import ConfigError
@@ -28,8 +29,9 @@ def test_no_two_rounds_sample_alike_and_the_given_steps_stay():
 
 
 @pytest.mark.parametrize(
-    "n, first, word", [(0, dict(ppo="@sft"), "n = 0"), (2, {}, "@last.ppo"), (2, dict(pqo="@sft"), "pqo")]
+    "n, first, key, word",
+    [(0, dict(ppo="@sft"), "n = 0", "1"), (2, {}, "'@last.ppo'", "first="), (2, dict(pqo="@sft"), "'pqo'", "ppo")],
 )
-def test_what_cannot_be_is_refused(n, first, word):
-    with pytest.raises(ConfigError, match=word):
+def test_what_cannot_be_is_refused(n, first, key, word):
+    with refuses(ConfigError, key, word):
         rounds(n, STEPS, first=first)

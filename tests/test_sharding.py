@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from errors import refuses
 from jax.sharding import PartitionSpec as P
 from tiny import close, leaves_by_path, objectives, prompt_batch, tiny
 from tiny_online import build_state, compiled
@@ -95,7 +96,7 @@ def test_mesh_fills_in_one_size():
     "axes", [{"data": 3, "fsdp": -1}, {"data": -1, "fsdp": -1}, {"data": 4, "fsdp": 4}, {"data": 4}]
 )
 def test_mesh_that_does_not_fit_says_so(axes):
-    with pytest.raises(ValueError, match=rf"{re.escape(str(axes))} does not fit 8 devices"):
+    with refuses(ValueError, str(axes), "8 devices"):
         sharding.make_mesh(axes)
 
 
@@ -107,7 +108,7 @@ def test_put_batch_gives_every_device_its_rows(name):
 
 
 def test_put_batch_refuses_rows_that_do_not_divide():
-    with pytest.raises(ValueError, match="12 rows does not divide over 8 devices: make it a multiple of 8"):
+    with refuses(ValueError, "12 rows", "multiple of 8"):
         sharding.put_batch({"tokens": np.zeros((12, 3))}, _mesh("8x1"))
 
 

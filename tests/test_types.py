@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import pytest
+from errors import refuses
 
 from alignax.train.optimizer import sgd
 from alignax.train.state import new_state
@@ -14,27 +15,29 @@ def side(B=2, T=3, mask=None, ref=None):
 
 
 @pytest.mark.parametrize(
-    "make, message",
+    "make, key, word",
     [
-        (lambda: side(mask=(2, 1)), r"Side: the axis T of mask \(2, 1\) is 1, that of logp is 3"),
-        (lambda: side(ref=(1, 3)), r"Side: the axis B of ref_logp \(1, 3\) is 1, that of logp is 2"),
-        (lambda: side(T=2, mask=(2,)), r"Side.mask has the shape \(2,\): expected \[B T\]"),
-        (lambda: Pair(chosen=side(2), rejected=side(3)), "Pair: the axis B differs: chosen.mask has 2, rejected.mask"),
-        (lambda: Unpaired(side=side(2), desirable=jnp.ones(3, bool)), "Unpaired: the axis B differs: side.mask has 2"),
+        (lambda: side(mask=(2, 1)), "Side: the axis T of mask (2, 1) is 1", "logp is 3"),
+        (lambda: side(ref=(1, 3)), "Side: the axis B of ref_logp (1, 3) is 1", "logp is 2"),
+        (lambda: side(T=2, mask=(2,)), "Side.mask has the shape (2,)", "[B T]"),
+        (lambda: Pair(chosen=side(2), rejected=side(3)), "Pair: the axis B", "rejected.mask has 3"),
+        (lambda: Unpaired(side=side(2), desirable=jnp.ones(3, bool)), "Unpaired: the axis B", "side.mask has 2"),
         (
             lambda: Scored(chosen=jnp.zeros(2), rejected=jnp.zeros(3), mask=jnp.ones(2, bool)),
-            r"Scored: the axis B of rejected \(3,\) is 3, that of chosen is 2",
+            "Scored: the axis B of rejected (3,) is 3",
+            "chosen is 2",
         ),
         (
             lambda: Distill(
                 logits=jnp.zeros((2, 3, 5)), teacher_logits=jnp.zeros((2, 3, 4)), mask=jnp.ones((2, 3), bool)
             ),
-            r"Distill: the axis V of teacher_logits \(2, 3, 4\) is 4, that of logits is 5",
+            "Distill: the axis V of teacher_logits (2, 3, 4) is 4",
+            "logits is 5",
         ),
     ],
 )
-def test_an_axis_of_two_sizes_is_named(make, message):
-    with pytest.raises(ValueError, match=message):
+def test_an_axis_of_two_sizes_is_named(make, key, word):
+    with refuses(ValueError, key, word):
         make()
 
 
@@ -43,7 +46,7 @@ def test_a_sweep_over_some_fields_passes():
     leaves, tree = jax.tree.flatten(side())
     rebuilt = jax.tree.unflatten(tree, [jnp.stack([leaves[0]] * 4), *leaves[1:]])
     assert rebuilt.logp.shape == (4, 2, 3) and rebuilt.mask.shape == (2, 3)
-    with pytest.raises(ValueError, match="Side: the axis B of ref_logp"):
+    with refuses(ValueError, "Side", "axis B of ref_logp"):
         jax.tree.unflatten(tree, [*leaves[:2], leaves[2][:1]])
     state = new_state({"a": jnp.ones(2)}, sgd(learning_rate=0.1, total_steps=1))
     leaves, tree = jax.tree.flatten(state)
@@ -51,9 +54,9 @@ def test_a_sweep_over_some_fields_passes():
 
 
 def test_a_loss_whose_weight_would_broadcast_is_refused():
-    with pytest.raises(ValueError, match=r"Loss: value has the shape \(4, 3\), its weight \(4, 1\)"):
+    with refuses(ValueError, "Loss: value", "(4, 3)", "(4, 1)"):
         Loss(value=jnp.ones((4, 3)), weight=jnp.ones((4, 1)), metrics={})
-    with pytest.raises(ValueError, match=r"Loss: accuracy has the shape \(4,\), its weight \(3,\)"):
+    with refuses(ValueError, "Loss: accuracy", "(4,)", "(3,)"):
         Loss(value=jnp.ones(4), weight=jnp.ones(4), metrics={"accuracy": (jnp.ones(4), jnp.ones(3))})
 
 

@@ -29,7 +29,7 @@ from alignax.models.hf.families import Family
 from alignax.models.hf.peft_out import save_adapter
 from alignax.models.hf.weights import save_weights
 from alignax.stages import parents
-from alignax.stages.plans import longest_text
+from alignax.stages.lengths import longest_text
 
 DTYPES = ("float32", "bfloat16", "float16")
 

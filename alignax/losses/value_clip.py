@@ -27,5 +27,7 @@ def value_clip(rollout: Rollout, *, clip: Scalar = 0.2) -> Loss:
     free_BT = jnp.square(value_BT - returns_BT)
     clipped_BT = jnp.square(near_BT - returns_BT)
     weight_BT = mask_BT.astype(jnp.float32)
-    metrics = {"val/clipfrac_avg": ((clipped_BT > free_BT).astype(jnp.float32), weight_BT)}
+    # within the range the two are equal but for rounding, which is no clipping
+    counts_BT = (clipped_BT > free_BT) & (jnp.abs(value_BT - old_BT) > clip)
+    metrics = {"val/clipfrac_avg": (counts_BT.astype(jnp.float32), weight_BT)}
     return Loss(value=0.5 * jnp.maximum(free_BT, clipped_BT), weight=weight_BT, metrics=metrics)

@@ -16,7 +16,7 @@ from alignax.data.arrays import fingerprint
 from alignax.data.encode import demo_rows, prompt_rows
 from alignax.ops.checks import Scalar
 from alignax.sampling.sampler import Sampler, sampler
-from alignax.stages import fitting, folder, inputs, parents, plans, probe
+from alignax.stages import fitting, folder, inputs, parents, plans, probe, supervised
 from alignax.stages.plans import Declaration, Parent, Readings
 from alignax.train.state import TrainState, new_state
 from alignax.types import Distill, Model, Params
@@ -50,7 +50,7 @@ def get_config() -> ConfigDict:
 
 
 @plan_record
-class Plan(plans.Supervised):
+class Plan(supervised.Supervised):
     """What a run does."""
 
     model: Bound | None  # (vocab_size) -> ModelConfig
@@ -87,7 +87,7 @@ def plan(config: Any, prefix: str = "") -> Plan:
     plans.sampling(r)
     watch = probe.plan(r.probe, r.template)
     model = of_config(r, "model", "alignax.models.presets", given=("vocab_size",))
-    return plans.supervised(Plan, r, RECORDS, model=model, probe=watch, batches=probe.batches(watch))
+    return supervised.planned(Plan, r, RECORDS, model=model, probe=watch, batches=probe.batches(watch))
 
 
 def view(models: tuple[Model, Model], params: Params, teacher: Params, batch: dict) -> Distill:
@@ -121,8 +121,8 @@ def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan |
     for encode, splits in p.readings():
         kind = "prompts" if encode.func is prompt_rows else "completions"
         for split in splits:
-            found, told, _ = inputs.encoded(p, encode, tokenizer, split, root)
-            counts["prompts" if kind == "prompts" else split] = told
+            found, count, _ = inputs.encoded(p, encode, tokenizer, split, root)
+            counts["prompts" if kind == "prompts" else split] = count
             if split == "train":
                 arrays[kind] = found
             else:
@@ -133,10 +133,10 @@ def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan |
     mesh = parents.get_mesh(p.mesh)
     model, start = parents.new_or_loaded(stage, tokenizer, mesh, preset=p.model)
     teacher_model, teacher, _ = parents.load_model(stage, "teacher", tokenizer, mesh)
-    seen = partial(view, (model, teacher_model))
+    record = partial(view, (model, teacher_model))
 
     # ---- the two kinds of step: the same update of completions, given or sampled by the student itself
-    update, own = plans.update(p, seen), sampler(model, tokenizer, p.template, p.max_new_tokens)
+    update, own = supervised.update(p, record), sampler(model, tokenizer, p.template, p.max_new_tokens)
 
     def on_given(state, batch, teacher):
         state, metrics = update(state, batch, teacher)
@@ -150,7 +150,7 @@ def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan |
     # ---- train
     watch = probe.build(stage, p.probe, model, tokenizer, mesh)
     part = max(p.batch_size // p.microbatches // mesh.size, 1) * mesh.size  # logits of a microbatch, not of all
-    metrics = lambda state, teacher, batch: plans.metrics_of(p.terms, seen(state.learner.params, teacher, batch))  # noqa: E731
+    metrics = lambda state, teacher, batch: supervised.metrics_of(p.terms, record(state.learner.params, teacher, batch))  # noqa: E731
     heldout = fitting.evaluator(metrics, held, part, mesh)
 
     @fitting.once_per_step

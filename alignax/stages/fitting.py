@@ -16,7 +16,8 @@ from alignax.log import Log
 from alignax.models.flops import batch_flops, ideal_seconds
 from alignax.ops.masked import metric_ratios, metric_sums
 from alignax.stages.folder import Stage, say
-from alignax.stages.plans import REWARD, Learning, Supervised
+from alignax.stages.plans import REWARD, Learning
+from alignax.stages.supervised import Supervised
 from alignax.train.loop import fit, resume
 from alignax.types import Model
 

@@ -13,7 +13,8 @@ from alignax.data.tokenizer import template_hash, tokenizer_hash
 from alignax.log import console
 from alignax.manifest import check_parent, parent_record, read_manifest, start, why_stale, write_manifest
 from alignax.models.config import ModelConfig
-from alignax.stages.plans import Declaration, Parent, check_context, longest_of, longest_text, parents_of
+from alignax.stages.lengths import check_context, longest_of, longest_text
+from alignax.stages.plans import Declaration, Parent, parents_of
 from alignax.types import Model, Params
 
 
@@ -80,9 +81,10 @@ def open_stage(
 
 
 def _get(config: Mapping[str, Any], key: str) -> Any:
+    value: Any = config
     for name in key.split("."):
-        config = config.get(name, "") if isinstance(config, Mapping) else ""
-    return config
+        value = value.get(name, "") if isinstance(value, Mapping) else ""
+    return value
 
 
 def is_step(path: str) -> bool:

@@ -17,7 +17,7 @@ from alignax.data.forms import convert, form_of, taken_by
 from alignax.data.mixture import epochs
 from alignax.manifest import read_manifest
 from alignax.stages.folder import Stage, is_step, locate, say
-from alignax.stages.plans import Reading, Source
+from alignax.stages.plans import Learning, Source
 
 
 def load_rows(
@@ -81,7 +81,7 @@ def part_of(source: Source, rows: list[dict], arrays: dict) -> Int[np.ndarray, "
     return np.array([names.index(rows[row]["part"]) for row in arrays["row"]], np.int32)
 
 
-def with_epochs(plan: Reading, part_N: Int[np.ndarray, " N"], counts: Counts, form: str) -> Counts:
+def with_epochs(plan: Learning, part_N: Int[np.ndarray, " N"], counts: Counts, form: str) -> Counts:
     """The counts of a mixture's training rows of one form, with how often a run of the stage reads those of each part.
 
     Raises DataError for what stops a run, in `alignax data` as well.

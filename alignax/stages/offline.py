@@ -13,7 +13,7 @@ from alignax.data.arrays import fingerprint
 from alignax.data.encode import pair_rows
 from alignax.data.thumbs import unpaired_rows
 from alignax.ops.checks import fact
-from alignax.stages import fitting, folder, inputs, parents, plans, probe
+from alignax.stages import fitting, folder, inputs, parents, plans, probe, supervised
 from alignax.stages.plans import Declaration, Parent, Readings
 from alignax.stages.reference import with_logp
 from alignax.train import reference as moving
@@ -44,7 +44,7 @@ def get_config() -> ConfigDict:
 
 
 @plan_record
-class Plan(plans.Supervised):
+class Plan(supervised.Supervised):
     """What a run does."""
 
     follow: Bound | None  # (reference, params, step) -> reference; None: it stands still
@@ -66,7 +66,7 @@ def plan(config: Any, prefix: str = "") -> Plan:
         plans.tried(lambda: follow({}, {}, 1))
     check_reference(r)
     watch = probe.plan(r.probe, r.template)
-    made = plans.supervised(Plan, r, tuple(RECORDS), follow=follow, probe=watch, batches=probe.batches(watch))
+    made = supervised.planned(Plan, r, tuple(RECORDS), follow=follow, probe=watch, batches=probe.batches(watch))
     for name, (_, term) in made.terms.items():
         if fact(term.function, "online_only"):
             raise ConfigError(
@@ -74,7 +74,7 @@ def plan(config: Any, prefix: str = "") -> Plan:
                 f"{term.name!r}: it needs pairs of a sample of the policy and one of the reference; the online stage "
                 "makes them with opponent = 'reference'"
             )
-    if (follow or r.reference == "cached") and isinstance(plans.trial(made, without=("ref_logp",)), tuple):
+    if (follow or r.reference == "cached") and isinstance(supervised.trial(made, without=("ref_logp",)), tuple):
         what = "reference_args is set" if follow else "reference = 'cached'"
         names = " and ".join(repr(term.name) for _, term in made.terms.values())
         raise ConfigError(f"config.{prefix}{what}, but {names} read no reference")
@@ -103,7 +103,7 @@ def check_reference(r: Reader) -> None:
 
 def view(plan: Plan, model: Model, params: Any, frozen: dict, batch: dict) -> Pair | Unpaired:
     """What the losses see of a batch; `frozen` has the reference, and the decoder under an adapter."""
-    return RECORDS[plan.record][0](model, frozen["still"] | params, frozen["reference"], batch)
+    return RECORDS[plan.record][0](model, frozen["base"] | params, frozen["reference"], batch)
 
 
 def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan | None = None) -> Path:
@@ -122,7 +122,7 @@ def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan |
     mesh = parents.get_mesh(p.mesh)
     model, first = parents.new_or_loaded(stage, tokenizer, mesh, adapted=True)
     reference = parents.reference_of(stage, first, model, tokenizer, mesh)
-    start, still = parents.learner(p, first)
+    start, base = parents.learner(p, first)
     del first
     identity = fingerprint(train)
     arrange = lambda arrays: fitting.arrangement(p, arrays, mesh, reads="tokens")  # noqa: E731
@@ -131,15 +131,15 @@ def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan |
         train, held = with_logp(stage, data, arrange, model, reference, tokenizer, mesh).values()
 
     # ---- train
-    seen = partial(view, p, model)
-    metrics = lambda state, frozen, batch: plans.metrics_of(p.terms, seen(state.learner.params, frozen, batch))  # noqa: E731
+    record = partial(view, p, model)
+    metrics = lambda state, frozen, batch: supervised.metrics_of(p.terms, record(state.learner.params, frozen, batch))  # noqa: E731
     held_out = fitting.evaluator(metrics, held, p.batch_size, mesh, arrange(held))
     watch = probe.build(stage, p.probe, model, tokenizer, mesh)
 
     @fitting.once_per_step
     def evaluate(state):
         # the KL to the start: the distance to a reference that comes along says little
-        probed = probe.summary(watch.measure(still | state.learner.params, reference)) if watch else {}
+        probed = probe.summary(watch.measure(base | state.learner.params, reference)) if watch else {}
         return held_out(state, frozen | {"reference": state.reference} if p.follow else frozen) | probed
 
     moves = p.follow is not None
@@ -147,8 +147,8 @@ def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan |
     del start
     if p.reference == "cached":
         reference = None  # nothing reads it any more: every batch brings what it said
-    frozen = {"still": still, "reference": reference}
-    step = sharding.jit_step(plans.update(p, seen, follow=p.follow), state)
+    frozen = {"base": base, "reference": reference}
+    step = sharding.jit_step(supervised.update(p, record, follow=p.follow), state)
     step_fn = lambda state, batch: step(state, batch, frozen)  # noqa: E731
     show = ("loss", "rewards/margins", "rewards/accuracies")
     state = fitting.train(stage, state, step_fn, train, mesh, evaluate, model=model, show=show)

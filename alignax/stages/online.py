@@ -179,8 +179,8 @@ def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan |
     # ---- train
     proxy = next(iter(loaded.rewards.values()), None)
     watch = probe.build(stage, p.probe, loaded.model, tokenizer, mesh, proxy=proxy, bases=loaded.bases)
-    still = loaded.still["policy"] if loaded.still else {}
-    measured = (lambda s: probe.summary(watch.measure(still | s.policy.params, loaded.reference))) if watch else None
+    base = loaded.base["policy"] if loaded.base else {}
+    measured = (lambda s: probe.summary(watch.measure(base | s.policy.params, loaded.reference))) if watch else None
     evaluate = fitting.once_per_step(measured) if measured else None
     loader = fitting.make_loader(p, prompts, p.batch_size * p.oversample)
     put = lambda batch: sharding.put_batch(batch, mesh)  # noqa: E731

@@ -20,7 +20,8 @@ from alignax.models.config import ModelConfig
 from alignax.models.decoder import decoder
 from alignax.rewards.model import check_weights, folded
 from alignax.stages.folder import Stage
-from alignax.stages.plans import REWARD, Parent, check_context
+from alignax.stages.lengths import check_context
+from alignax.stages.plans import REWARD, Parent
 from alignax.types import Model, Params
 
 
@@ -144,13 +145,13 @@ def load_tree(folder: Path, manifest: dict, model: Model, mesh: Mesh, bases: dic
     beneath = (folder / base["path"]).resolve()
     own = _checked(folder, manifest, load_params(folder / "params"))  # small, and of the shapes that it has
     own = jax.device_put(own, sharding.shardings(own, mesh))
-    told = read_manifest(beneath)
-    if told["content_hash"] != base["content_hash"]:
+    of_base = read_manifest(beneath)
+    if of_base["content_hash"] != base["content_hash"]:
         raise CheckpointError(
             f"{folder} is an adapter on the content {base['content_hash'][:12]}, but {beneath} holds "
             f"{told['content_hash'][:12]}: bring back the base that it was trained on"
         )
-    return load_tree(beneath, told, model, mesh, bases) | own
+    return load_tree(beneath, of_base, model, mesh, bases) | own
 
 
 def whole(folder: Path, manifest: dict) -> tuple[Model, Params]:

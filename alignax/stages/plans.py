@@ -1,11 +1,8 @@
 """What plans share: what a stage declares, the keys that several stages have, a trial of a step on shapes."""
 
-import dataclasses
 import importlib
 import importlib.util
-import types
-import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,15 +10,12 @@ import jax
 import jax.numpy as jnp
 
 from alignax import lora
-from alignax.bound import Args, Bound, bound, fill, of_config, plan_record, static
+from alignax.bound import Args, Bound, bound, of_config, plan_record, static
 from alignax.config import ConfigError, Reader, check, plain, record_of, typed
-from alignax.data.packing import MODES
 from alignax.models.config import ModelConfig
 from alignax.models.kernels import kernel_of
-from alignax.ops.checks import Scalar
-from alignax.train.state import new_state
-from alignax.train.step import make_step
-from alignax.types import Layout, Loss
+from alignax.ops.checks import Scalar, fact
+from alignax.types import Layout
 
 POLICY, REWARD, FILES = "policy", "reward", "files"  # what a stage makes
 Terms = dict[str, tuple[Scalar, Bound]]  # name -> (coefficient, record -> Loss)
@@ -166,19 +160,6 @@ class Learning(Reading):
     optimizer: Bound  # () -> Optimizer
 
 
-@plan_record
-class Supervised(Learning):
-    """Of a stage that learns from the rows of its data."""
-
-    terms: Terms  # the config's loss, called "loss" where it is alone, and its further terms
-    record: type = static()  # what they take
-    max_length: int = static()
-    microbatches: int = static()
-    packing: str = static(default="off")
-    can_pack: bool = static(default=False)  # several texts may stand in a row, if asked
-    lora_args: Args = static(default=Args())
-
-
 def shared(r: Reader, *, batches: Mapping[str, int] | None = None) -> dict[str, Any]:
     """The fields of `Shared`; batches of these sizes, by their keys, have to divide over the devices."""
     check_compute(r)
@@ -276,7 +257,8 @@ def terms(r: Reader, records: tuple[type, ...], *, microbatches: int = 1) -> tup
     loss = of_config(r, "loss", "alignax.losses")
     if loss is None:
         raise r.error("loss", "expected a function of alignax.losses, or module:function")
-    record, more, found = record_of(loss.function, records, key=r.key("loss")), {}, {"loss": (1.0, loss)}
+    record = record_of(loss.function, records, key=r.key("loss"))
+    more: Terms = {}
     further = r.terms if "terms" in r else {}
     for name, args in further.items():
         key = f"terms.{name}"
@@ -293,9 +275,9 @@ def terms(r: Reader, records: tuple[type, ...], *, microbatches: int = 1) -> tup
                 "added up on one record"
             )
         more[name] = typed(args.get("coefficient", 1.0), float, key=f"{r.key(key)}.coefficient"), term
-        found[key] = more[name]
-    for key, (_, term) in found.items():
-        if microbatches > 1 and getattr(term.function, "whole_batch", False):
+    for name, (_, term) in ({"": (1.0, loss)} | more).items():
+        if microbatches > 1 and fact(term.function, "whole_batch"):
+            key = f"terms.{name}" if name else "loss"
             raise ConfigError(
                 f"config.{r.key(key)} = {term.name!r} compares the rows of a batch with each other: it is not the sum "
                 f"of {microbatches} microbatches; set microbatches to 1"
@@ -310,70 +292,11 @@ class Readings(NamedTuple):
     splits: tuple[str, ...]
 
 
-def supervised(cls: Any, r: Reader, records: tuple[type, ...], **fields: Any) -> Any:
-    """A plan of `Supervised` keys; its step has been tried on shapes. Raises ConfigError."""
-    found, record = terms(r, records, microbatches=r.microbatches)
-    packing = r.one_of("packing", MODES) if "packing" in r else "off"
-    if "lora_args" in r:
-        check_lora(r)
-    batches = {"batch_size": r.batch_size} | fields.pop("batches", {})
-    fields |= shared(r, batches=batches) | learning(r) | {"terms": found, "record": record}
-    fields |= {"packing": packing, "can_pack": "packing" in r}
-    divides(r, "batch_size", r.batch_size, r.microbatches, "microbatches")
-    plan = fill(cls, r, **fields)
-    r.finish()
-    trial(plan)
-    return plan
-
-
 def check_lora(r: Reader) -> None:
     """The arguments of an adapter. Raises ConfigError."""
     bound(lora.init, r.lora_args, key=r.key("lora_args"), args_key=r.key("lora_args"))
     if (rank := r.lora_args.get("rank", 1)) < 1:
         raise ConfigError(f"config.{r.key('lora_args')}.rank = {rank}: expected 1 or more, such as 16")
-
-
-# ---- the update of a supervised plan
-
-
-def evaluated(terms: Terms, record: Any) -> dict[str, tuple[Scalar, Loss]]:
-    """{name: (coefficient, Loss)} of the terms, on one record."""
-    return {name: (coefficient, term(record)) for name, (coefficient, term) in terms.items()}
-
-
-def metrics_of(terms: Terms, record: Any) -> dict:
-    """Every metric of the terms, and each term's own value, as (values, weights)."""
-    out = {}
-    for name, (_, found) in evaluated(terms, record).items():
-        out |= found.metrics | {name: (found.value, found.weight)}
-    return out
-
-
-def update(plan: Supervised, view: Callable[[Any, Any, Any], Any], *, follow: Callable | None = None) -> Callable:
-    """A pure `step(state, batch, frozen) -> (state, metrics)` of the plan.
-
-    `view(params, frozen, batch)` is the record that its terms take.
-    """
-    objective = lambda params, frozen, batch: evaluated(plan.terms, view(params, frozen, batch))  # noqa: E731
-    return make_step(objective, plan.optimizer(), microbatches=plan.microbatches, follow=follow)
-
-
-# ---- a trial on shapes
-
-
-SIZES = {"B": 4, "T": 3, "V": 5, "K": 2, "A": 2}
-
-
-def trial(plan: Supervised, without: tuple[str, ...] = ()) -> Any:
-    """The shapes that the plan's step makes of a record's, or the exception that it raised.
-
-    Everything of the step is real but for the model, which is not there yet: the record is the batch. Raises
-    ConfigError for a setting that is refused. Other errors may come of the shapes, which are guesses: a loss of a
-    user's own may want larger ones.
-    """
-    record = shapes_of(plan.record, without, B=SIZES["B"] * plan.microbatches)
-    state = jax.eval_shape(lambda: new_state({"weight": jnp.zeros(())}, plan.optimizer()))
-    return tried(update(plan, lambda params, frozen, batch: batch), state, record, {})
 
 
 def tried(function: Callable, *args: Any) -> Any:
@@ -384,64 +307,3 @@ def tried(function: Callable, *args: Any) -> Any:
         raise
     except Exception as error:
         return error
-
-
-def shapes_of(record: Any, without: tuple[str, ...] = (), **sizes: int) -> Any:
-    """A record of shapes from its annotations, the optional fields too but for those named in `without`.
-
-    `sizes` are of axes, where those of `SIZES` will not do.
-    """
-    hints = typing.get_type_hints(record)
-    fields = [field.name for field in dataclasses.fields(record)]
-    return record(**{name: None if name in without else _leaf(hints[name], without, sizes) for name in fields})
-
-
-def _leaf(hint: Any, without: tuple[str, ...], sizes: dict[str, int]) -> Any:
-    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
-        hint = next(option for option in typing.get_args(hint) if option is not type(None))
-    if dataclasses.is_dataclass(hint):
-        return shapes_of(hint, without, **sizes)
-    known = (jnp.float32, jnp.bool_, jnp.int32)
-    dtype = next(dtype for dtype in known if jnp.dtype(dtype).name in hint.dtypes)
-    return jax.ShapeDtypeStruct(tuple((SIZES | sizes)[axis] for axis in hint.dim_str.split()), dtype)
-
-
-# ---- how long texts are
-
-
-READ, SAMPLED = ("max_length",), ("max_prompt_length", "max_new_tokens")  # of the data; what a policy writes, together
-
-
-def longest_of(config: Mapping[str, Any]) -> int:
-    """Tokens that a text of one stage may have, of its data or of its samples."""
-    return max((longest for _, longest in _lengths(config)), default=0)
-
-
-def longest_text(manifest: Mapping[str, Any]) -> int:
-    """Tokens that a text may have had on which a checkpoint or its ancestors were trained; 0: they were not.
-
-    Manifests of before this was recorded have their own config to say it.
-    """
-    return manifest.get("longest_text") or longest_of(manifest["config"])
-
-
-def _lengths(group: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], int]]:
-    """(keys, their sum) of the texts that a config, or its probe, reads; a `group` without on-policy texts has none."""
-    for keys in (READ,) if group.get("on_policy") == 0 else (READ, SAMPLED):
-        if all(key in group for key in keys):
-            yield keys, sum(group[key] for key in keys)
-
-
-def check_context(model: ModelConfig, config: Mapping[str, Any], role: str, parent: Parent) -> None:
-    """Raises ConfigError if the texts that a parent reads may be longer than its model can (`ModelConfig.context`)."""
-    for prefix in parent.reads:
-        group = config if not prefix else config.get("probe", {})
-        if prefix and not group.get("source"):
-            continue
-        for keys, longest in _lengths(group):
-            if 0 < model.context < longest:
-                what = "learned positions" if model.positions == "learned" else f"rope_type {model.rope_type!r}"
-                raise ConfigError(
-                    f"config.{prefix}{' + '.join(keys)} = {longest}: a model with {what} ({role}) reads texts of at "
-                    f"most {model.context} tokens; lower it"
-                )

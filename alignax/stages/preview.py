@@ -19,7 +19,7 @@ from alignax.data.judged import attributes_of, rating_rows
 from alignax.data.packing import compared
 from alignax.data.templates import stop_ids
 from alignax.data.tokenizer import Tokenizer, load_tokenizer
-from alignax.stages import folder, inputs, pipeline, plans
+from alignax.stages import folder, inputs, pipeline, plans, supervised
 
 PARENTS = ("init_from", "teacher_from")  # keys of the folder whose tokenizer a stage takes, the first that is set
 Texts = tuple[list[dict], Counts]  # of one split, as a source gives them
@@ -153,7 +153,7 @@ def seen(plan: Any, tokenizer: Tokenizer, texts: list[tuple[partial, dict[str, T
 
 def can_pack(plan: Any) -> bool:
     """Whether a stage lays several texts out in a row, if asked."""
-    return isinstance(plan, plans.Supervised) and plan.can_pack
+    return isinstance(plan, supervised.Supervised) and plan.can_pack
 
 
 def shares(

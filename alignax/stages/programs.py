@@ -3,7 +3,8 @@
 Every program has the frozen arrays as arguments, each once (`roles.shared`), and donates the state.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -69,7 +70,8 @@ def two_programs(
     def learnt(state, arrays, rollout, rewards):
         return online.learn(algorithm, actors, tree(arrays), state, online.scored(algorithm, rollout, rewards))
 
-    rows = {"out_shardings": sharding.batch_sharding(mesh)} if mesh else {}  # each process reads its own
+    # each process reads its own rows
+    rows: dict[str, Any] = {"out_shardings": sharding.batch_sharding(mesh)} if mesh else {}
     produce, annotate, learn = jax.jit(sampled, **rows), jax.jit(annotated), sharding.jit_step(learnt, state)
 
     def step(state: OnlineState, prompts: dict) -> tuple[OnlineState, dict]:
@@ -84,7 +86,7 @@ def two_programs(
 
 
 def text_scorer(
-    rewards: dict[str, TextReward], rows: list[dict], sampler: Sampler, group: int, workers: Workers
+    rewards: Mapping[str, TextReward], rows: list[dict], sampler: Sampler, group: int, workers: Workers
 ) -> HostScore:
     """Rewards over text of this process's rows; a reply finds its row of the data by the id that came with its prompt.
 

@@ -17,7 +17,7 @@ from alignax.data.encode import pair_rows
 from alignax.data.judged import attributes_of, ranking_rows, rating_rows, step_rows
 from alignax.data.loader import eval_batches
 from alignax.evals import reward_model
-from alignax.stages import fitting, folder, inputs, parents, plans
+from alignax.stages import fitting, folder, inputs, parents, plans, supervised
 from alignax.stages.plans import Declaration, Parent, Readings
 from alignax.train.state import new_state
 from alignax.types import Model, Ranked, Rated, Scored, Stepwise
@@ -44,7 +44,7 @@ def get_config() -> ConfigDict:
 
 
 @plan_record
-class Plan(plans.Supervised):
+class Plan(supervised.Supervised):
     """What a run does."""
 
     def readings(self) -> list[Readings]:
@@ -56,12 +56,12 @@ class Plan(plans.Supervised):
 def plan(config: Any, prefix: str = "") -> Plan:
     """The config as bound functions and numbers. Raises ConfigError for what does not fit."""
     r = plans.read(config, STAGE, get_config(), prefix)
-    return plans.supervised(Plan, r, tuple(RECORDS))
+    return supervised.planned(Plan, r, tuple(RECORDS))
 
 
-def view(plan: Plan, model: Model, params: Any, still: Any, batch: dict) -> Any:
-    """What the losses see of a batch; `still` is the decoder under an adapter."""
-    return RECORDS[plan.record][0](model, still | params, batch)
+def view(plan: Plan, model: Model, params: Any, frozen: Any, batch: dict) -> Any:
+    """What the losses see of a batch; `frozen` is the decoder under an adapter."""
+    return RECORDS[plan.record][0](model, frozen | params, batch)
 
 
 def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan | None = None) -> Path:
@@ -91,27 +91,27 @@ def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan |
     mesh = parents.get_mesh(p.mesh)
     model, trunk = parents.new_or_loaded(stage, tokenizer, mesh, adapted=True)
     head = model.init_scalar(jax.random.fold_in(jax.random.key(p.seed), 1), len(attributes) or None)
-    start, still = parents.learner(p, trunk | {"scalar": head})
-    seen = partial(view, p, model)
+    start, frozen = parents.learner(p, trunk | {"scalar": head})
+    record = partial(view, p, model)
 
     # ---- train
     reads = "steps" if p.record is Stepwise else "ends"
     arrange = fitting.arrangement(p, held, mesh, reads=reads)
-    metrics = lambda state, still, batch: plans.metrics_of(p.terms, seen(state.learner.params, still, batch))  # noqa: E731
+    metrics = lambda state, frozen, batch: supervised.metrics_of(p.terms, record(state.learner.params, frozen, batch))  # noqa: E731
     held_out = fitting.evaluator(metrics, held, p.batch_size, mesh, arrange)
-    evaluate = lambda state: held_out(state, still)  # noqa: E731
+    evaluate = lambda state: held_out(state, frozen)  # noqa: E731
     state = parents.place(lambda params: new_state(params, p.optimizer()), start, mesh=mesh)
-    step = sharding.jit_step(plans.update(p, seen), state)
-    step_fn = lambda state, batch: step(state, batch, still)  # noqa: E731
+    step = sharding.jit_step(supervised.update(p, record), state)
+    step_fn = lambda state, batch: step(state, batch, frozen)  # noqa: E731
     show = ("loss", *SHOWN[p.record])
     state = fitting.train(stage, state, step_fn, train, mesh, evaluate, model=model, show=show, reads=reads)
 
     # ---- how good it is on held-out data; mean and spread of the scores, for those who read them
     alike = arrange if p.packing != "bucketed" else None  # batches whose verdicts have one shape, to be joined
-    judge = jax.jit(seen)
+    judge = jax.jit(record)
     params = state.learner.params
     batches = eval_batches(held, p.batch_size, arrange=alike, **host.share())
-    parts = [host.everywhere(judge(params, still, sharding.put_batch(batch, mesh))) for batch in batches]
+    parts = [host.everywhere(judge(params, frozen, sharding.put_batch(batch, mesh))) for batch in batches]
     found = jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(held["row"])], *parts)
     (_, loss), *_ = p.terms.values()
     scores, report = judged(found, [held_text[row] for row in held["row"]], loss, attributes)

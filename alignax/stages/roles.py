@@ -23,14 +23,14 @@ class Roles(NamedTuple):
     rewards: dict[str, tuple[Model, Params]]  # the reward models, by the names of the rewards
     critic_model: Model | None
     critic: Params | None  # what learns of it
-    still: dict[str, Params] | None  # what stands still beneath policy and critic (`train.online.whole`), if anything
+    base: dict[str, Params] | None  # what stands still beneath policy and critic (`train.online.whole`), if anything
     bases: dict[str, Params] | None  # loaded by content hash (`parents.load_model`); None: every role has its own
 
     def frozen(self) -> dict[str, Any]:
         """What an iteration reads and does not train."""
         rewards = {name: params for name, (_, params) in self.rewards.items()}
         frozen = {"reference": self.reference, "reward": rewards}
-        return frozen | ({"still": self.still} if self.still else {})
+        return frozen | ({"base": self.base} if self.base else {})
 
 
 def load(stage: Stage, tokenizer: Any, mesh: Any) -> Roles:
@@ -54,12 +54,12 @@ def load(stage: Stage, tokenizer: Any, mesh: Any) -> Roles:
     if critic is not None:
         of = "the model that the critic starts from (critic_init)"
         critic, beneath_critic = parents.learner(plan, critic, of=of, fold=3)
-    still = {"policy": beneath, "critic": beneath_critic} if beneath else None
-    if still:
+    base = {"policy": beneath, "critic": beneath_critic} if beneath else None
+    if base:
         standing = {"policy": beneath, "reference": reference, "critic": beneath_critic}
         standing |= {name: params for name, (_, params) in rewards.items()}
         say(f"{stage.workdir.name}: {described(standing, {'policy': policy, 'critic': critic})}")
-    return Roles(model, policy, reference, rewards, critic_model, critic, still, bases)
+    return Roles(model, policy, reference, rewards, critic_model, critic, base, bases)
 
 
 def start_of_critic(plan: Any, model: Model, policy: Params, rewards: dict[str, tuple]) -> tuple:

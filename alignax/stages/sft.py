@@ -11,7 +11,7 @@ from alignax.bound import Bound, of_config, plan_record, static
 from alignax.data.arrays import fingerprint
 from alignax.data.encode import demo_rows
 from alignax.data.templates import TRAIN_ON
-from alignax.stages import fitting, folder, inputs, parents, plans
+from alignax.stages import fitting, folder, inputs, parents, plans, supervised
 from alignax.stages.plans import Declaration, Parent, Readings
 from alignax.train.state import new_state
 from alignax.types import Demo, Model
@@ -33,7 +33,7 @@ def get_config() -> ConfigDict:
 
 
 @plan_record
-class Plan(plans.Supervised):
+class Plan(supervised.Supervised):
     """What a run does."""
 
     model: Bound | None  # (vocab_size) -> ModelConfig
@@ -56,12 +56,12 @@ def plan(config: Any, prefix: str = "") -> Plan:
             "'completion' or 'all'",
         )
     model = of_config(r, "model", "alignax.models.presets", given=("vocab_size",))
-    return plans.supervised(Plan, r, RECORDS, model=model)
+    return supervised.planned(Plan, r, RECORDS, model=model)
 
 
-def view(model: Model, params: Any, still: Any, batch: dict) -> Demo:
-    """What the losses see of a batch; `still` is the decoder under an adapter."""
-    return forward.demo(model, still | params, batch)
+def view(model: Model, params: Any, frozen: Any, batch: dict) -> Demo:
+    """What the losses see of a batch; `frozen` is the decoder under an adapter."""
+    return forward.demo(model, frozen | params, batch)
 
 
 def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan | None = None) -> Path:
@@ -79,17 +79,17 @@ def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan |
     # ---- model
     mesh = parents.get_mesh(p.mesh)
     model, params = parents.new_or_loaded(stage, tokenizer, mesh, preset=p.model, adapted=True)
-    params, still = parents.learner(p, params)
-    seen = partial(view, model)
+    params, frozen = parents.learner(p, params)
+    record = partial(view, model)
 
     # ---- train
     arrange = fitting.arrangement(p, held, mesh, reads="tokens")
-    metrics = lambda state, still, batch: plans.metrics_of(p.terms, seen(state.learner.params, still, batch))  # noqa: E731
+    metrics = lambda state, frozen, batch: supervised.metrics_of(p.terms, record(state.learner.params, frozen, batch))  # noqa: E731
     held_out = fitting.evaluator(metrics, held, p.batch_size, mesh, arrange)
-    evaluate = fitting.once_per_step(lambda state: held_out(state, still))
+    evaluate = fitting.once_per_step(lambda state: held_out(state, frozen))
     state = parents.place(lambda params: new_state(params, p.optimizer()), params, mesh=mesh)
-    step = sharding.jit_step(plans.update(p, seen), state)
-    step_fn = lambda state, batch: step(state, batch, still)  # noqa: E731
+    step = sharding.jit_step(supervised.update(p, record), state)
+    step_fn = lambda state, batch: step(state, batch, frozen)  # noqa: E731
     show = ("loss", "mean_token_accuracy")
     state = fitting.train(stage, state, step_fn, train, mesh, evaluate, model=model, show=show)
 

@@ -67,7 +67,7 @@ class Algorithm:
 class Actors(NamedTuple):
     """The models of an iteration; what they are trained from, or stand on, is in the `frozen` parameters.
 
-    `frozen` has "reference"; "reward", what the score on the device reads; and "still", {"policy", "critic"}: the
+    `frozen` has "reference"; "reward", what the score on the device reads; and "base", {"policy", "critic"}: the
     decoders under learners that hold an adapter and a head alone.
     """
 

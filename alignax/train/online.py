@@ -37,7 +37,7 @@ def whole(params: Params, frozen: dict, role: str) -> Params:
     layers more and save next to no time (benchmarks/roles.py measures both), and round: in bfloat16 a small adapter is
     lost in the kernel's last digits, and the policy that samples is no longer quite the one that learns.
     """
-    return frozen["still"][role] | params if frozen.get("still") else params
+    return frozen["base"][role] | params if frozen.get("base") else params
 
 
 def start(algorithm: Algorithm, policy: Params, critic: Params | None, seed: int | Array) -> OnlineState:

@@ -12,7 +12,7 @@ import numpy as np
 
 from alignax.config import plain
 from alignax.log import read_metrics
-from alignax.stages import common, offline, reward, sft
+from alignax.stages import fitting, offline, reward, sft
 from configs.hh import dpo as dpo_config
 from configs.hh import reward as reward_config
 from configs.hh import sft as sft_config
@@ -49,7 +49,7 @@ class Watched:
     """The stage's `fit`, which notes the rows of each step, and its end: the moment when the log gets its metrics."""
 
     def __init__(self):
-        self.fit, self.ends, self.rows = common.fit, measure.Ends(), {}
+        self.fit, self.ends, self.rows = fitting.fit, measure.Ends(), {}
 
     def __call__(self, state, step_fn, make_batch, *, log, **options):
         def batch(step):
@@ -77,7 +77,7 @@ def main() -> None:
         sft.run(config, workdir)
         return
     compiles, watched = measure.Compiles(), Watched()
-    common.fit = watched
+    fitting.fit = watched
     STAGES[settings["loss"]][0].run(config, workdir)
     reads = np.array([measure.real_tokens(settings["loss"], pair) for pair in pairs])
     measure.finish(

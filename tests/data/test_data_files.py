@@ -4,12 +4,12 @@ import csv
 import gzip
 import json
 import os
-import re
 import sys
 from pathlib import Path
 
 import datasets
 import pytest
+from errors import refuses
 
 from alignax import data
 from alignax.config import resolve
@@ -89,21 +89,21 @@ def test_errors_of_datasets_stay_out_of_the_terminal(tmp_path, capfd):
 # ---- CSV
 
 CSV = {
-    "more cells in every row": ("prompt,completion\na,b,c\nd,e,f\n", "line 2: 3 cells, expected the 2 of the header"),
-    "fewer": ('prompt,completion\n"a\n",b\nd\n', "line 4: 1 cells, expected the 2"),
-    "twice": ("prompt,completion,prompt\na,b,c\n", "line 1: the header has the column 'prompt' twice"),
-    "no name": ("prompt,\na,b\n", "line 1: the header has no name for column 2"),
-    "open quote": ('prompt,completion\na,b\nc,"d\ne,f\n', "line 3: .*a quote that is never closed"),
-    "quote within": ('prompt,completion\n"a "b" c",d\n', "line 2: the row that begins here is no CSV"),
-    "list": ("prompt,score\na,[1]\n", r"line 2: column 'score' holds '\[1\]': expected a number"),
-    "word": ("prompt,score\na,high\n", "line 2: column 'score' holds 'high': .* or an empty cell for none"),
+    "more cells in every row": ("prompt,completion\na,b,c\nd,e,f\n", "line 2: 3 cells", "2"),
+    "fewer": ('prompt,completion\n"a\n",b\nd\n', "line 4: 1 cells", "2"),
+    "twice": ("prompt,completion,prompt\na,b,c\n", "line 1", "'prompt' twice"),
+    "no name": ("prompt,\na,b\n", "line 1", "name for column 2"),
+    "open quote": ('prompt,completion\na,b\nc,"d\ne,f\n', "line 3", "closed"),
+    "quote within": ('prompt,completion\n"a "b" c",d\n', "line 2", "no CSV"),
+    "list": ("prompt,score\na,[1]\n", "line 2: column 'score' holds '[1]'", "number"),
+    "word": ("prompt,score\na,high\n", "line 2: column 'score' holds 'high'", "empty"),
 }
 
 
 @pytest.mark.parametrize("name", CSV)
 def test_csv_that_is_refused(name, tmp_path):
-    content, message = CSV[name]
-    with pytest.raises(DataError, match=f"a.csv, {message}"):
+    content, line, word = CSV[name]
+    with refuses(DataError, f"a.csv, {line}", word):
         jsonl(path=write(tmp_path / "a.csv", content))
 
 
@@ -151,10 +151,10 @@ def test_a_folder_may_mix_kinds(tmp_path):
     assert rows[2:] == [{"prompt": "42", "note": "NA"}, {"prompt": "c"}]
     assert jsonl(path=str(tmp_path / "f"), split="heldout")[0] == [{"prompt": "d"}]
     assert jsonl(path=str(tmp_path), data_dir="f", max_rows=1)[0] == [{"prompt": "a"}]
-    with pytest.raises(DataError, match="data.data_dir = 'g': .* has no such folder"):
+    with refuses(DataError, "data.data_dir = 'g'", "folder"):
         jsonl(path=str(tmp_path), data_dir="g")
     write(tmp_path / "none/a.txt", "x")
-    with pytest.raises(DataError, match="no data file in the folder .*expected .jsonl"):
+    with refuses(DataError, str(tmp_path / "none"), ".jsonl"):
         jsonl(path=str(tmp_path / "none"))
 
 
@@ -165,7 +165,7 @@ def test_the_card_of_a_folder_names_its_parts(tmp_path):
     write(tmp_path / "f [1]/README.md", f"---\nconfigs:\n{parts}---\n")
     assert gsm8k(path=str(tmp_path / "f [1]"))[0][0]["prompt"] == "main"
     assert gsm8k(path=str(tmp_path / "f [1]"), name="socratic")[0][0]["prompt"] == "socratic"
-    with pytest.raises(DataError, match="has the configurations main, socratic, not 'other': set data.name"):
+    with refuses(DataError, "main, socratic, not 'other'", "data.name"):
         gsm8k(path=str(tmp_path / "f [1]"), name="other")
 
 
@@ -176,7 +176,7 @@ UNREAD = ("train-1.jsonl.xz", "train-1.jsonl.bz2", "train-1.tsv", "train-1.parqu
 def test_no_file_of_a_split_is_left_out(name, tmp_path):
     for own in ("train-0.jsonl", "test.jsonl", name):
         write(tmp_path / own, [{"prompt": own}])
-    with pytest.raises(DataError, match=f"'{re.escape(name)}' in .*: of the split 'train', .*expected names ending in"):
+    with refuses(DataError, f"'{name}'", "'train'", "ending"):
         jsonl(path=str(tmp_path))
     assert jsonl(path=str(tmp_path), split="heldout")[0] == [{"prompt": "test.jsonl"}]
 
@@ -191,7 +191,7 @@ def test_a_file_of_both_splits(tmp_path):
     write(tmp_path / "train-test.jsonl", [{"prompt": f"p{i}"} for i in range(20)])
     write(tmp_path / "train.jsonl", [{"prompt": "q"}])
     for split in ("train", "heldout"):
-        with pytest.raises(DataError, match="'train-test.jsonl' in .* splits 'train' and 'test' alike.*rename it, or"):
+        with refuses(DataError, "'train-test.jsonl'", "'train' and 'test'", "rename"):
             jsonl(path=str(tmp_path), split=split)
     sides = [jsonl(path=str(tmp_path), split=split, heldout_percent=50.0)[0] for split in ("train", "heldout")]
     assert all(sides) and sum(map(len, sides)) == 21
@@ -205,18 +205,18 @@ def test_options_that_a_folder_has_no_use_for(tmp_path):
     datasets.Dataset.from_list(rows).save_to_disk(tmp_path / "saved")
     datasets.DatasetDict({"dev": datasets.Dataset.from_list(rows)}).save_to_disk(tmp_path / "splits")
     for folder in ("files", "card", "saved", "splits"):
-        with pytest.raises(DataError, match=f"data.name = 'main': .*{folder}. (has no card|is a saved) .*leave it out"):
+        with refuses(DataError, "data.name = 'main'", f"{folder}'", "configurations"):
             gsm8k(path=str(tmp_path / folder), name="main")
         options = {"train_split": "dev"} if folder == "splits" else {}
         assert gsm8k(path=str(tmp_path / folder), **options)[0][0]["answer"] == "1"  # the set's own name is for the hub
-    with pytest.raises(DataError, match="data.train_split = 'dev': .*saved. is one saved Dataset, which has no splits"):
+    with refuses(DataError, "data.train_split = 'dev'", "saved'", "splits"):
         gsm8k(path=str(tmp_path / "saved"), train_split="dev")
 
 
 def test_a_row_of_a_saved_set_that_cannot_be_read(tmp_path, monkeypatch):
     datasets.Dataset.from_list([{"prompt": "a"}]).save_to_disk(tmp_path / "saved")
     monkeypatch.setattr(datasets.Dataset, "iter", lambda self, batch_size: iter([1 / 0]))
-    with pytest.raises(DataError, match="saved' cannot be read as a data set: division by zero"):
+    with refuses(DataError, "saved'", "division"):
         jsonl(path=str(tmp_path / "saved"))
 
 
@@ -234,7 +234,7 @@ def test_options_that_a_file_has_no_use_for(tmp_path):
     for options in ({"name": "main"}, {"data_dir": "x"}, {"train_split": "dev"}):
         (name, value), = options.items()  # fmt: skip
         for source in (jsonl, gsm8k):
-            with pytest.raises(DataError, match=f"data.{name} = '{value}': .*is one file, .*leave it out"):
+            with refuses(DataError, f"data.{name} = '{value}'", "file", "leave"):
                 source(path=path, **options)
     assert gsm8k(path=path)[0][0]["answer"] == "1"  # the defaults of a set are for the hub
     text = "\n\nHuman: Hi?\n\nAssistant:"
@@ -248,5 +248,5 @@ def test_tables_are_not_packed_from_outside(tmp_path):
     assert [format_of(f"a.{name}") for name in ("jsonl.gz", "csv.zst", "parquet", "parquet.gz", "arrow.zst")] == [
         "json", "csv", "parquet", None, None,
     ]  # fmt: skip
-    with pytest.raises(DataError, match=r"ending in .jsonl\[.gz\|.zst\], .*, .parquet, .arrow .*compress inside"):
+    with refuses(DataError, ".jsonl[.gz|.zst]", ".parquet, .arrow", "inside"):
         jsonl(path=write(tmp_path / "a.parquet.gz", "x"))

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from errors import refuses
 
 from alignax.data import openings, reshape, values
 from alignax.data.counts import Counts, DataError
@@ -49,7 +50,7 @@ def test_a_form_is_recognised(form, row):
     ("rows", "found"), [([{"query": "q", "answer": "a"}], "answer, query"), ([{}, {}], "no column")]
 )
 def test_rows_of_no_form_are_named(rows, found):
-    with pytest.raises(DataError, match=f"no known form: found {found}; expected one of .*prompt_only {{prompt}}"):
+    with refuses(DataError, f"found {found};", "prompt_only {prompt}"):
         convert(rows, "preference")
 
 
@@ -122,7 +123,7 @@ def test_preferences_without_a_shared_prompt_are_counted():
     got, counts = convert(rows, "preference")
     assert got == [{"prompt": [ASK], "chosen": [GOOD], "rejected": [last]} for last in (BAD, GOOD)]
     assert counts == {"rows": 11, "kept": 2, "dropped_prompt_mismatch": 7, "dropped_missing_field": 2}
-    with pytest.raises(DataError, match="no row of the form 'preference' left.*1 prompt_mismatch"):
+    with refuses(DataError, "'preference'", "1 prompt_mismatch"):
         convert(rows[1:2], "preference")
 
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from errors import refuses
 
 from alignax.data.counts import REASONS, DataError
 from alignax.data.judged import attributes_of, ranking_rows, rating_rows, step_rows
@@ -62,25 +63,24 @@ def test_ratings_golden(words):
 
 
 @pytest.mark.parametrize(
-    "rows, message",
+    "rows, key, word",
     [
-        ([rating(warm=float("nan"))], "field 'ratings.warm' = nan of the row 'hi': expected a finite number, or null"),
-        ([rating(warm="good")], "field 'ratings.warm' = 'good' of the row 'hi': expected a finite number"),
-        ([rating(warm=True)], "field 'ratings.warm' = True of the row 'hi': expected a finite number"),
-        ([rating(warm=1) | {"ratings": 5}], "field 'ratings' = 5 of the row 'hi': expected {attribute: number or null"),
-        ([rating(warm=None)], "no row has a rating in its field 'ratings'"),
-        ([{"prompt": "hi", "chosen": "a", "rejected": "b"}], "no row has the field 'completion': found chosen, prompt, "
-         'rejected; expected {"prompt": text, "completion": text, "ratings": {attribute: number or null, ...}}'),
+        ([rating(warm=float("nan"))], "'ratings.warm' = nan of the row 'hi'", "null"),
+        ([rating(warm="good")], "'ratings.warm' = 'good' of the row 'hi'", "finite"),
+        ([rating(warm=True)], "'ratings.warm' = True of the row 'hi'", "finite"),
+        ([rating(warm=1) | {"ratings": 5}], "'ratings' = 5 of the row 'hi'", "{attribute:"),
+        ([rating(warm=None)], "rating", "'ratings'"),
+        ([{"prompt": "hi", "chosen": "a", "rejected": "b"}], "'completion': found chosen, prompt, rejected",
+         '"ratings": {attribute: number or null, ...}'),
     ],
 )  # fmt: skip
-def test_ratings_that_cannot_be_used(words, rows, message):
-    with pytest.raises(DataError) as error:
+def test_ratings_that_cannot_be_used(words, rows, key, word):
+    with refuses(DataError, key, word):
         rating_rows(rows, words, **OPTIONS)
-    assert message in str(error.value)
 
 
 def test_a_rating_that_training_did_not_know(words):
-    with pytest.raises(DataError, match=r"'ratings.brief' = 1 of the row 'hi': expected attributes among clear, warm"):
+    with refuses(DataError, "'ratings.brief' = 1", "'hi'", "clear, warm"):
         rating_rows([rating(brief=1)], words, attributes=("clear", "warm"), **OPTIONS)
 
 
@@ -131,19 +131,18 @@ def test_rows_of_steps_that_are_refused(words, bad, reason):
 
 
 @pytest.mark.parametrize(
-    "row, message",
+    "row, key, word",
     [
-        (steps("how", " are", verdicts=[True]), "field 'verdicts' = [True] of the row 'hi': 2 steps; expected a list"),
-        (steps("how", verdicts=[1.5]), "field 'verdicts' = 1.5 of the row 'hi': expected true, false or a rate"),
-        (steps("how", verdicts=[float("nan")]), "field 'verdicts' = nan of the row 'hi': expected true, false"),
-        (steps("how", verdicts=["yes"]), "field 'verdicts' = 'yes' of the row 'hi': expected true, false or a rate"),
-        ({"prompt": "hi", "completion": "fine"}, 'expected {"prompt": text, "steps": [text, ...], "verdicts": [true'),
+        (steps("how", " are", verdicts=[True]), "'verdicts' = [True] of the row 'hi'", "2 steps"),
+        (steps("how", verdicts=[1.5]), "'verdicts' = 1.5 of the row 'hi'", "rate"),
+        (steps("how", verdicts=[float("nan")]), "'verdicts' = nan of the row 'hi'", "rate"),
+        (steps("how", verdicts=["yes"]), "'verdicts' = 'yes' of the row 'hi'", "rate"),
+        ({"prompt": "hi", "completion": "fine"}, '"steps": [text', '"verdicts": [true'),
     ],
 )
-def test_steps_that_cannot_be_used(words, row, message):
-    with pytest.raises(DataError) as error:
+def test_steps_that_cannot_be_used(words, row, key, word):
+    with refuses(DataError, key, word):
         step_rows([row], words, **OPTIONS)
-    assert message in str(error.value)
 
 
 def test_columns_of_a_file_become_ratings(tmp_path, words):
@@ -157,5 +156,5 @@ def test_columns_of_a_file_become_ratings(tmp_path, words):
     batch, _ = rating_rows(rows, words, counts=counts, **OPTIONS)
     assert batch["target"].tolist() == [[4.0, 1.0], [0.0, 2.0]]
     assert batch["given"].tolist() == [[True, True], [False, True]]
-    with pytest.raises(DataError, match=r"no row has the field 'humour' \(of data.attributes\): found helpfulness"):
+    with refuses(DataError, "'humour'", "data.attributes", "helpfulness"):
         jsonl(attributes=["humour"], **options)

@@ -4,6 +4,7 @@ import json
 
 import datasets
 import pytest
+from errors import refuses
 from families import ASK
 from meant import ASKS, CHAT, HEAD, PLAIN, TURN, calls, chat, learnt, said, text_of
 
@@ -122,7 +123,7 @@ def test_the_last_words_of_a_user_are_a_prompt():
 
 def test_a_prompt_that_the_dialogues_do_not_hold_is_refused(tmp_path):
     pair = {"prompt": "You are a pirate.", "chosen": [ASK, GOOD], "rejected": [ASK, BAD]}
-    with pytest.raises(DataError, match="prompt_mismatch.*pirate"):
+    with refuses(DataError, "prompt_mismatch", "pirate"):
         convert([pair], "preference")
     (tmp_path / "a.jsonl").write_text(json.dumps(pair | {"score_chosen": 1}) + "\n")
     with pytest.raises(DataError, match="prompt_mismatch"):

@@ -6,6 +6,7 @@ import datasets
 import jax
 import numpy as np
 import pytest
+from errors import refuses
 
 from alignax.config import ConfigError, plain
 from alignax.data.counts import Counts, DataError
@@ -85,9 +86,9 @@ def test_epochs_of_each_part_and_one_that_is_exhausted():
     part = arrays()["part"]
     assert epochs(part, WEIGHTS, 4000) == {"a": 40.0, "b": 40.0, "c": 1.0}  # 0.6 * 4000 / 60, ...
     assert epochs(part, {"a": 6.0, "b": 3.0, "c": 1.0}, 4000, max_repeats=40.0)["a"] == 40.0
-    with pytest.raises(DataError, match="part 'a' of the mixture is exhausted: its 60 rows would be read 40.0 times"):
+    with refuses(DataError, "part 'a'", "60 rows", "40.0"):
         epochs(part, WEIGHTS, 4000, max_repeats=39.0)
-    with pytest.raises(DataError, match="the part 'd' of the mixture has no rows left"):
+    with refuses(DataError, "part 'd'", "left"):
         epochs(part, WEIGHTS | {"d": 0.1}, 4000)
 
 
@@ -108,7 +109,7 @@ def test_rows_know_their_part_and_counts_add_up():
     rows, counts = mixture(parts={"b": ([{"prompt": "y", "part": "?"}], lost), "a": ([{"prompt": "x"}], Counts(1))})
     assert rows == [{"prompt": "x", "part": "a"}, {"prompt": "y", "part": "b"}]
     assert counts == {"rows": 4, "kept": 2, "dropped_too_long": 2}
-    with pytest.raises(DataError, match="part 'b' of the mixture has no heldout rows"):
+    with refuses(DataError, "part 'b'", "heldout"):
         mixture(parts={"b": ([], Counts())}, split="heldout")
 
 
@@ -126,33 +127,30 @@ def config(parts, **values):
 
 PART = {"source": "jsonl", "weight": 1.0, "path": "x.jsonl"}
 WRONG = {
-    "no weight": ({"a": {"source": "jsonl", "path": "x"}}, r"config.data.parts.a.weight = None: expected float"),
-    "weight": ({"a": PART | {"weight": 0}}, r"config.data.parts.a.weight = 0.0: expected a share above 0"),
-    "type": ({"a": PART | {"weight": "7"}}, r"config.data.parts.a.weight = '7'"),
-    "argument": (
-        {"a": PART | {"pth": "x"}},
-        r"config.data.parts.a.pth: jsonl takes no such argument; did you mean 'path'",
-    ),
-    "handed on": ({"a": PART | {"max_rows": "9"}}, r"config.data.parts.a.max_rows = '9': expected int"),
-    "missing": ({"a": {"source": "jsonl", "weight": 1.0}}, r"config.data.parts.a.path is missing"),
-    "source": ({"a": PART | {"source": "jsnl"}}, r"config.data.parts.a.source = 'jsnl'.*did you mean 'jsonl'"),
-    "nested": ({"a": PART | {"source": "mixture"}}, r"config.data.parts.a.source = 'mixture': name its parts here"),
-    "no dict": ({"a": "jsonl"}, r"config.data.parts.a = 'jsonl': expected dict\(source"),
-    "empty": ({}, r"config.data.parts is empty"),
+    "no weight": ({"a": {"source": "jsonl", "path": "x"}}, "config.data.parts.a.weight = None", "float"),
+    "weight": ({"a": PART | {"weight": 0}}, "config.data.parts.a.weight = 0.0", "above"),
+    "type": ({"a": PART | {"weight": "7"}}, "config.data.parts.a.weight = '7'", "float"),
+    "argument": ({"a": PART | {"pth": "x"}}, "config.data.parts.a.pth", "'path'"),
+    "handed on": ({"a": PART | {"max_rows": "9"}}, "config.data.parts.a.max_rows = '9'", "int"),
+    "missing": ({"a": {"source": "jsonl", "weight": 1.0}}, "config.data.parts.a.path", "missing"),
+    "source": ({"a": PART | {"source": "jsnl"}}, "config.data.parts.a.source = 'jsnl'", "'jsonl'"),
+    "nested": ({"a": PART | {"source": "mixture"}}, "config.data.parts.a.source = 'mixture'", "here"),
+    "no dict": ({"a": "jsonl"}, "config.data.parts.a = 'jsonl'", "dict(source"),
+    "empty": ({}, "config.data.parts", "empty"),
 }
 
 
 @pytest.mark.parametrize("name", WRONG)
 def test_a_wrong_part_is_refused_before_anything_is_read(name):
-    parts, message = WRONG[name]
-    with pytest.raises(ConfigError, match=message):
+    parts, key, word = WRONG[name]
+    with refuses(ConfigError, key, word):
         plans.made(config(parts))
 
 
 def test_a_stage_that_reads_each_row_once_takes_no_weights():
     c = collect.get_config()
     c.source, c.data, c.init_from = "mixture", {"parts": {"a": PART}}, "x"
-    with pytest.raises(ConfigError, match="config.source = 'mixture': .*name one source"):
+    with refuses(ConfigError, "config.source = 'mixture'", "one"):
         plans.made(plain(c) | {"reward": lambda row, completion, *, finished: 0.0})
 
 
@@ -177,5 +175,5 @@ def test_parts_of_several_forms_are_loaded_as_one(tmp_path, monkeypatch):
     assert all(row["completion"] == (" yes" if row["part"] == "pairs" else "c") for row in train + held)
     assert not {row["prompt"] for row in train} & {row["prompt"] for row in held}
     parts["pairs"] |= {"path": str(tmp_path / "none.jsonl")}
-    with pytest.raises(DataError, match="part 'pairs' of the mixture: no data file"):
+    with refuses(DataError, "part 'pairs'", "file"):
         load("train")

@@ -8,6 +8,7 @@ from pathlib import Path
 import datasets
 import pyarrow as pa
 import pytest
+from errors import refuses
 
 from alignax.data.counts import DataError
 from alignax.data.encode import pair_rows
@@ -64,9 +65,7 @@ def test_hh_counts_what_it_refuses(tmp_path):
         "dropped_no_reply_turn": 1,
         "dropped_human_last": 1,
     }
-    with pytest.raises(
-        DataError, match="no preference pair in .*bad.jsonl left.*1 rows, kept 0, dropped 1 prompt_mismatch"
-    ):
+    with refuses(DataError, "bad.jsonl", "1 rows, kept 0, dropped 1 prompt_mismatch"):
         hh(path=write(tmp_path / "bad.jsonl", rows[1:2]))
 
 
@@ -111,7 +110,7 @@ def test_jsonl_forms(tmp_path):
     ]
     path = write(tmp_path / "e.jsonl", [{"question": "p", "prompt": "not this"}])
     assert jsonl(path=path, fields={"prompt": "question"})[0] == [{"prompt": "p"}]
-    with pytest.raises(DataError, match="fields.promt: expected names among prompt, completion"):
+    with refuses(DataError, "fields.promt", "prompt, completion"):
         jsonl(path=path, fields={"promt": "question"})
     mixed = write(
         tmp_path / "d.jsonl", [{"prompt": "p", "completion": "c"}, {"prompt": "q"}, {"prompt": "r", "completion": 5}]
@@ -133,91 +132,86 @@ def test_jsonl_holds_out_by_prompt(tmp_path):
 
 def test_missing_field(tmp_path):
     path = write(tmp_path / "a.jsonl", [{"body": "x", "label": 1}])
-    with pytest.raises(
-        DataError, match=r"a.jsonl: rows of no known form: found body, label; expected one of .*config.data.f"
-    ):
+    with refuses(DataError, "a.jsonl", "body, label", "config.data.f"):
         jsonl(path=path)
     path = write(tmp_path / "a.jsonl", [{"text": "x", "label": 1}])
-    with pytest.raises(DataError, match="no row has the field 'answer'"):
+    with refuses(DataError, "no row", "'answer'"):
         jsonl(path=path, fields={"prompt": "text", "completion": "answer"})
-    with pytest.raises(
-        DataError, match=r"a.jsonl: no row has the field 'chosen': found label, text; source 'hh' expects"
-    ):
+    with refuses(DataError, "a.jsonl", "'chosen': found label, text", "'hh'"):
         hh(path=path)
 
 
 GOOD = b'{"prompt": "a"}'
 BAD_FILES = {
-    "utf8": ([GOOD, b'{"prompt": "\xff\xfe"}'], "line 2: invalid UTF-8 .*at byte 12"),
-    "json": ([GOOD, GOOD, b'{"prompt": '], "line 3: invalid JSON .*at column"),
-    "rest": ([GOOD, GOOD + b" x"], "line 2: invalid JSON"),
-    "number": ([GOOD, b"5"], "line 2: a JSON int, expected one JSON object per line"),
-    "surrogate": ([GOOD, b'{"prompt": "a\\ud83d"}'], "line 2: a lone surrogate"),
-    "twice": ([GOOD, b'{"prompt": {"a": 1, "a": 2}}'], "line 2: .*an object has the key 'a' twice"),
-    "long": ([GOOD, b'{"score": ' + b"1" * 5000 + b"}"], "line 2: JSON that cannot be read .*digits"),
-    "empty": ([], "has no rows: expected one JSON object per line"),
-    "blank": ([b"", b"  "], "has no rows: expected one JSON object per line"),
-    "list": ([b"[]"], "has no rows: expected one JSON object per line, or a list"),
-    "objects": ([b"{}", b"{}"], "has no rows: expected one JSON object"),
-    "item": ([b"[", GOOD, b", 5]"], "item 2 of the list: a JSON int, expected one JSON object"),
-    "item_twice": ([b"[", GOOD, b', {"a": 1, "a": 2}]'], "item 2 of the list: JSON .*an object has the key 'a' twice"),
-    "item_surrogate": ([b"[", GOOD, b",", GOOD, b', {"prompt": "a\\ud83d"}]'], "item 3 of the list: a lone surrogate"),
-    "item_long": ([b'[{"score": ' + b"1" * 5000 + b"},", GOOD, b"]"], "item 1 of the list: JSON .*digits"),
+    "utf8": ([GOOD, b'{"prompt": "\xff\xfe"}'], "line 2", "UTF-8", "byte 12"),
+    "json": ([GOOD, GOOD, b'{"prompt": '], "line 3", "JSON", "column"),
+    "rest": ([GOOD, GOOD + b" x"], "line 2", "invalid JSON"),
+    "number": ([GOOD, b"5"], "line 2", "int", "object"),
+    "surrogate": ([GOOD, b'{"prompt": "a\\ud83d"}'], "line 2", "surrogate"),
+    "twice": ([GOOD, b'{"prompt": {"a": 1, "a": 2}}'], "line 2", "'a' twice"),
+    "long": ([GOOD, b'{"score": ' + b"1" * 5000 + b"}"], "line 2", "digits"),
+    "empty": ([], "no rows", "object"),
+    "blank": ([b"", b"  "], "no rows", "object"),
+    "list": ([b"[]"], "no rows", "list"),
+    "objects": ([b"{}", b"{}"], "no rows", "object"),
+    "item": ([b"[", GOOD, b", 5]"], "item 2", "int", "object"),
+    "item_twice": ([b"[", GOOD, b', {"a": 1, "a": 2}]'], "item 2", "'a' twice"),
+    "item_surrogate": ([b"[", GOOD, b",", GOOD, b', {"prompt": "a\\ud83d"}]'], "item 3", "surrogate"),
+    "item_long": ([b'[{"score": ' + b"1" * 5000 + b"},", GOOD, b"]"], "item 1", "digits"),
 }
 
 
 @pytest.mark.parametrize("name", BAD_FILES)
 @pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz"])
 def test_damaged_files_name_the_line(tmp_path, name, suffix):
-    lines, message = BAD_FILES[name]
+    lines, *named = BAD_FILES[name]
     path = tmp_path / f"{name}{suffix}"
     if lines:
         write(path, lines)
     else:
         path.write_bytes(gzip.compress(b"") if suffix.endswith("gz") else b"")
-    with pytest.raises(DataError, match=message) as error:
+    with refuses(DataError, str(path), *named):
         jsonl(path=str(path))
-    assert str(path) in str(error.value)
 
 
 def test_damage_in_a_later_block_and_in_a_list(tmp_path):
     rows = [json.dumps({"prompt": "x" * 1000}).encode()] * 1200 + [b"", b"{"]  # blank lines count as lines
-    with pytest.raises(DataError, match="line 1202: invalid JSON"):
+    with refuses(DataError, "line 1202", "JSON"):
         jsonl(path=write(tmp_path / "a.jsonl", rows))
     assert len(jsonl(path=str(tmp_path / "a.jsonl"), max_rows=1200)[0]) == 1200  # what comes later is not read
     (tmp_path / "b.json").write_text('\n[{"prompt": "a"},\n {"prompt": }]')
-    with pytest.raises(DataError, match="b.json, line 3: invalid JSON"):
+    with refuses(DataError, "b.json, line 3", "JSON"):
         jsonl(path=str(tmp_path / "b.json"))
 
 
 def test_a_cut_off_gzip_file(tmp_path):
     path = Path(write(tmp_path / "a.jsonl.gz", [json.dumps({"prompt": str(i)}).encode() for i in range(5000)]))
     path.write_bytes(path.read_bytes()[:-200])
-    with pytest.raises(DataError, match="a.jsonl.gz is damaged after line .*fetch it again"):
+    with refuses(DataError, "a.jsonl.gz", "damaged", "fetch"):
         jsonl(path=str(path))
 
 
 @pytest.mark.parametrize("path", ["nowhere.jsonl", "./nowhere", "/nowhere/hh.json.gz", "~/nowhere"])
 def test_missing_file(path):
-    with pytest.raises(DataError, match="no data file .*nowhere.*set data.path"):
+    with refuses(DataError, "nowhere", "data.path"):
         hh(path=path)
 
 
 def test_wrong_kind_of_file(tmp_path):
     (tmp_path / "a.txt").write_text("x")
-    with pytest.raises(DataError, match="a.txt.*expected a name ending in .jsonl"):
+    with refuses(DataError, "a.txt", ".jsonl"):
         jsonl(path=str(tmp_path / "a.txt"))
 
 
 def test_splits_that_are_not_there(tmp_path):
     path = write(tmp_path / "a.jsonl", [{"prompt": "a"}])
-    with pytest.raises(DataError, match=r"has no test or validation split \(found: train\): set data.heldout_percent"):
+    with refuses(DataError, "(found: train)", "data.heldout_percent"):
         jsonl(path=path, split="heldout")
-    with pytest.raises(DataError, match="split = 'test': expected one of train, heldout"):
+    with refuses(DataError, "split = 'test'", "train, heldout"):
         jsonl(path=path, split="test")
     with pytest.raises(DataError, match="heldout_percent = 100"):
         jsonl(path=path, heldout_percent=100.0)
-    with pytest.raises(DataError, match="the heldout split has no rows"):
+    with refuses(DataError, "heldout", "rows"):
         jsonl(path=path, split="heldout", heldout_percent=0.001)
 
 
@@ -235,9 +229,7 @@ def test_the_hub_has_its_own_splits(monkeypatch):
     assert hh(split="heldout", subset="harmless-base")[0][0]["prompt"] == FIRST.format(1)
     assert hh(train_split="test")[0][0]["prompt"] == FIRST.format(1)
     assert calls[:2] == [("Anthropic/hh-rlhf", {}), ("Anthropic/hh-rlhf", {"data_dir": "harmless-base"})]
-    with pytest.raises(
-        DataError, match=r"has no dev split \(found: train, test\).*data.heldout_split to names of splits"
-    ):
+    with refuses(DataError, "dev", "(found: train, test)", "data.heldout_split"):
         hh(split="heldout", heldout_split="dev")
 
 
@@ -246,7 +238,7 @@ def test_the_hub_out_of_reach(monkeypatch):
         raise ConnectionError("offline")
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    with pytest.raises(DataError, match="'Anthropic/hh-rlhf'.*offline.*set data.path to a local"):
+    with refuses(DataError, "'Anthropic/hh-rlhf'", "offline", "data.path"):
         hh()
 
 
@@ -290,7 +282,7 @@ def test_every_kind_of_file_gives_the_same_rows(tmp_path):
             assert jsonl(path=str(path), max_rows=4, streaming=True)[0] == ROWS[:4], name
     assert jsonl(path=str(tmp_path / "mixed"), split="heldout")[0] == ROWS[:3]
     assert jsonl(path=str(tmp_path / "splits"), split="heldout", heldout_split="dev")[0] == ROWS[:2]
-    with pytest.raises(DataError, match="data.max_rows = 0: expected a number of rows; streaming stops"):
+    with refuses(DataError, "data.max_rows = 0", "streaming"):
         jsonl(path=str(tmp_path / "a.csv"), streaming=True)
 
 
@@ -301,10 +293,10 @@ def test_zstd(tmp_path):
 
 def test_damage_in_zstd(tmp_path):
     path = compressed(Path(write(tmp_path / "a.jsonl", [GOOD, b"{"])))
-    with pytest.raises(DataError, match="a.jsonl.zst, line 2: invalid JSON"):
+    with refuses(DataError, "a.jsonl.zst, line 2", "JSON"):
         jsonl(path=str(path))
     path.write_bytes(path.read_bytes()[:-4])
-    with pytest.raises(DataError, match="a.jsonl.zst is damaged after line .*fetch it again"):
+    with refuses(DataError, "a.jsonl.zst", "damaged", "fetch"):
         jsonl(path=str(path))
 
 
@@ -332,30 +324,28 @@ def test_cells_of_csv_are_text_but_for_judgements(tmp_path):
     (tmp_path / "d.csv").write_text("prompt,completion,label,margin\np,c,maths,N/A\n")  # a class, and nothing
     assert jsonl(path=str(tmp_path / "d.csv"))[0] == [{"prompt": "p", "completion": "c", "label": "maths"}]
     (tmp_path / "b.csv").write_text("prompt,completion,score\np,c,maths\n")
-    with pytest.raises(
-        DataError, match="b.csv, line 2: column 'score' holds 'maths': expected a number, true or false"
-    ):
+    with refuses(DataError, "b.csv, line 2", "'score'", "'maths'", "number"):
         jsonl(path=str(tmp_path / "b.csv"))
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "message"),
+    ("name", "content", "key", "word"),
     [
-        ("a.csv", b"prompt,completion\np,c\nq,d,e\n", "a.csv, line 3: 3 cells, expected the 2 of the header"),
-        ("a.csv", b"prompt,completion\np,\xff\n", "a.csv, line 2: invalid UTF-8"),
-        ("a.csv", b"", "a.csv has no rows: expected a header"),
-        ("a.csv", b"prompt,completion\n\n", "a.csv has no rows: expected a header with the names of the columns, then"),
-        ("a.parquet", b"PAR1 no table", "a.parquet cannot be read as Parquet: .*mend it, or fetch it again"),
-        ("a.arrow", b"ARROW1", "a.arrow cannot be read as Arrow"),
-        ("folder/state.json", b"{", "folder. cannot be read as a data set"),
-        ("folder/b.jsonl", b'{"prompt": "a"}\n{"prompt"\n', "folder/b.jsonl, line 2: invalid JSON"),
+        ("a.csv", b"prompt,completion\np,c\nq,d,e\n", "a.csv, line 3: 3 cells", "2"),
+        ("a.csv", b"prompt,completion\np,\xff\n", "a.csv, line 2", "UTF-8"),
+        ("a.csv", b"", "a.csv has no rows", "header"),
+        ("a.csv", b"prompt,completion\n\n", "a.csv has no rows", "header"),
+        ("a.parquet", b"PAR1 no table", "a.parquet cannot be read as Parquet", "fetch"),
+        ("a.arrow", b"ARROW1", "a.arrow", "Arrow"),
+        ("folder/state.json", b"{", "folder'", "data set"),
+        ("folder/b.jsonl", b'{"prompt": "a"}\n{"prompt"\n', "folder/b.jsonl, line 2", "JSON"),
     ],
 )
-def test_other_damaged_files(name, content, message, tmp_path):
+def test_other_damaged_files(name, content, key, word, tmp_path):
     path = tmp_path / name
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(content)
-    with pytest.raises(DataError, match=message):
+    with refuses(DataError, key, word):
         jsonl(path=str(path if path.parent == tmp_path else path.parent))
 
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from errors import refuses
 from families import ASK, DIALOGUE, FAMILIES, QWEN3, SYSTEM, TURN, spelled, tokenizer_of
 
 from alignax.data.counts import REASONS, DataError, meaning
@@ -111,7 +112,7 @@ def test_a_marker_that_leaves_turns_out():
     golden = f"{asked}{start}[[yes<|im_end|>]]\n{answered}{start}[[yes<|im_end|>]]"
     assert row_of(batch) == spelled(golden, CHATML)
     last = "{% if loop.last %}{% generation %}TOLD{% endgeneration %}{% else %}TOLD{% endif %}".replace("TOLD", told)
-    with pytest.raises(DataError, match="train_on = 'assistant': .*one stretch for each assistant turn: mark each"):
+    with refuses(DataError, "train_on = 'assistant'", "mark"):
         demo_rows(rows, tokenizer_of(CHATML._replace(template=marked(last))), train_on="assistant", **CHAT)
 
 
@@ -153,7 +154,7 @@ def test_a_template_that_rewrites_earlier_turns():
     batch, _ = demo_rows(rows, tokenizer_of(family), **CHAT)  # the last turn is no earlier one
     assert len(batch["row"]) == 2
     family = CHATML._replace(template=FORGETFUL.replace("BEGIN", "{{ '..' if loop.last else '' }}").replace("END", ""))
-    with pytest.raises(DataError, match="a chat template without an assistant marker .*: the text up to an assistant"):
+    with refuses(DataError, "assistant marker", "assistant"):
         demo_rows(rows, tokenizer_of(family), train_on="assistant", **CHAT)
     family = CHATML._replace(template=MARKED)
     batch, counts = demo_rows(rows, tokenizer_of(family), train_on="assistant", **CHAT)
@@ -171,7 +172,7 @@ def test_thoughts_are_learnt_in_the_last_turn_alone():
     assert row_of(batch) == spelled(QWEN3.golden, QWEN3)
     no_thought = QWEN3.golden.replace("[[<think>\nhm\n</think>\n\n", "<think>\n\n</think>\n\n[[")
     assert row_of(batch, 1) == spelled(no_thought, QWEN3)
-    with pytest.raises(DataError, match="the text up to an assistant turn is not how the whole dialogue begins"):
+    with refuses(DataError, "assistant turn", "begins"):
         demo_rows([{"messages": thought}], tokenizer, train_on="assistant", **CHAT)
 
 
@@ -233,7 +234,7 @@ def test_arguments_of_the_template():
     wrong = [("tools", "{"), ("tools", 3), ("tools", ["get_weather"]), ("tools", '["get_weather"]')]
     wrong += [("chat_template_kwargs", {key: True}) for key in ("tokenize", "return_assistant_tokens_mask", "messages")]
     for name, value in wrong:
-        with pytest.raises(DataError, match=f"field '{name}' = .* of the row 'hi': .*expected a "):
+        with refuses(DataError, f"'{name}' = ", "'hi'", "expected"):
             prompt_rows([{"prompt": "hi", name: value}], tokenizer, template="chat", max_prompt_length=64)
 
 
@@ -305,7 +306,7 @@ def test_dialogues_that_are_none():
     for train_on, reasons in lost.items():
         _, counts = demo_rows(rows, tokenizer_of(CHATML), train_on=train_on, **CHAT)
         assert counts == {"rows": 6, "kept": 1} | reasons
-    with pytest.raises(DataError, match="the field 'messages' is a list in no row, the first is 'hi': expected"):
+    with refuses(DataError, "'messages'", "'hi'", "expected"):
         demo_rows([{"messages": "hi"}, {"messages": "yes"}], tokenizer_of(CHATML), **CHAT)
     # where the assistant opens a dialogue, only a marker shows where its words begin
     mark = "{% generation %}{{ m.content + '<|im_end|>' }}{% endgeneration %}{{ '\n' }}"
@@ -317,7 +318,7 @@ def test_turns_that_the_template_refuses():
     rows = [{"messages": said} for said in ([SYSTEM, ASK, TURN], [ASK, ASK, TURN], DIALOGUE)]
     _, counts = demo_rows(rows, tokenizer_of(FAMILIES["gemma"]), **CHAT)
     assert counts == {"rows": 3, "kept": 1, "dropped_template_refused": 2}
-    with pytest.raises(DataError, match="fails on one question and answer .roles must"):
+    with refuses(DataError, "fails on", "roles must"):
         broken = FAMILIES["gemma"].template.replace("== 0", "== 1")
         encode_prompt(tokenizer_of(FAMILIES["gemma"]._replace(template=broken)), "hi", "chat")
 
@@ -352,15 +353,15 @@ def test_rows_of_text(words):
     )
     assert row_of(batch) == ([2, 6, 7, 3], [False, True, True, True])
     assert counts == {"rows": 2, "kept": 1, "dropped_empty_reply": 1}
-    with pytest.raises(DataError, match="rows of text, with train_on = 'completion' and template 'plain'"):
+    with refuses(DataError, "train_on = 'completion'", "template 'plain'"):
         demo_rows([{"text": "hi there"}], words, template="plain", max_length=8)
 
 
 def test_what_train_on_may_be(words):
     rows = [{"prompt": "hi", "completion": "fine"}]
-    with pytest.raises(DataError, match="train_on = 'assistant' with template 'plain': turns need template 'chat'"):
+    with refuses(DataError, "train_on = 'assistant'", "'plain'", "'chat'"):
         demo_rows(rows, words, template="plain", max_length=8, train_on="assistant")
-    with pytest.raises(DataError, match="train_on = 'reply': expected one of completion, assistant, all"):
+    with refuses(DataError, "train_on = 'reply'", "completion, assistant, all"):
         demo_rows(rows, words, template="plain", max_length=8, train_on="reply")
 
 
@@ -436,11 +437,9 @@ def test_the_template_s_own_words_are_told():
         ([{"messages": [ASK, ASK, TURN]}, {"messages": bad}], "roles must alternate"),  # the first row's
         ([{"prompt": "hi", "completion": [TURN, TURN]}], "roles must alternate"),
     ):
-        with pytest.raises(
-            DataError, match=rf"template_refused: the chat template .* \({words}\); change the dialogue"
-        ):
+        with refuses(DataError, "template_refused", f"({words})", "change"):
             demo_rows(rows, tokenizer, **CHAT)
-    with pytest.raises(DataError, match=r"template_refused: .* \(System role not supported\), in"):
+    with refuses(DataError, "template_refused", "(System role not supported)"):
         encode_prompt(tokenizer, [SYSTEM, ASK], "chat")
     _, counts = demo_rows([{"messages": bad}, {"messages": DIALOGUE}], tokenizer, **CHAT)
     assert meaning("template_refused", counts.found["template_refused"]).endswith("(System role not supported)")

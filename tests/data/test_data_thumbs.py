@@ -1,6 +1,7 @@
 """Replies with a thumb as arrays: goldens, mismatched replies for KTO's KL, and thumbs that tell nothing (trap 35)."""
 
 import pytest
+from errors import refuses
 from row_goldens import EOS, check_row, layout
 
 from alignax.data import thumbs
@@ -62,14 +63,14 @@ def test_a_mismatched_reply_that_does_not_fit_counts_for_nothing(words):
 
 
 @pytest.mark.parametrize(
-    "rows, message",
+    "rows, key, word",
     [
-        ([{"prompt": "hi", "completion": "fine"}], "no row has a thumb: found completion, prompt"),
-        (THUMBS[:2], "all 2 rows have one prompt: mismatched replies"),
-        (THUMBS[1:], "all 2 replies have the label False: a thumb tells nothing without both"),
-        ([THUMBS[0] | {"label": 1}], "no row has a thumb: found completion, label, prompt"),
+        ([{"prompt": "hi", "completion": "fine"}], "thumb", "found completion, prompt"),
+        (THUMBS[:2], "all 2 rows", "mismatched"),
+        (THUMBS[1:], "label False", "both"),
+        ([THUMBS[0] | {"label": 1}], "thumb", "found completion, label, prompt"),
     ],
 )
-def test_thumbs_that_cannot_be_used(words, rows, message):
-    with pytest.raises(DataError, match=message):
+def test_thumbs_that_cannot_be_used(words, rows, key, word):
+    with refuses(DataError, key, word):
         thumbs.unpaired_rows(rows, words, template="plain", max_length=16)

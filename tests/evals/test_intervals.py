@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from errors import refuses
 
 from alignax.evals.intervals import bootstrap, over_seeds
 
@@ -32,9 +33,9 @@ def test_bootstrap_covers_the_mean_about_as_often_as_it_says():
     assert 0.88 <= np.mean(inside) <= 0.98
 
 
-@pytest.mark.parametrize("values, shape", [([], r"\(0,\)"), ([[1.0, 2.0]], r"\(1, 2\)"), (3.0, r"\(\)")])
+@pytest.mark.parametrize("values, shape", [([], "(0,)"), ([[1.0, 2.0]], "(1, 2)"), (3.0, "()")])
 def test_bootstrap_refuses_what_is_not_one_value_per_prompt(values, shape):
-    with pytest.raises(ValueError, match=f"shape {shape}: expected one value per prompt"):
+    with refuses(ValueError, f"shape {shape}:", "one"):
         bootstrap(np.array(values))
 
 
@@ -51,5 +52,5 @@ def test_over_seeds_by_hand():
 
 @pytest.mark.parametrize("count", [0, 1, 12])
 def test_over_seeds_refuses_counts_without_an_interval(count):
-    with pytest.raises(ValueError, match=f"{count} seeds: expected 2 to 11"):
+    with refuses(ValueError, f"{count} seeds", "2 to 11"):
         over_seeds([1.0] * count)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from errors import refuses
 from loss_inputs import NAMES, loss, make, record_type
 
 from alignax.losses.alphapo import alphapo
@@ -360,7 +361,7 @@ def test_kto_refuses_one_label_where_it_can_see_it():
     unpaired = make("kto")
     for label in (True, False):
         one = unpaired.replace(desirable=jnp.full(8, label))
-        with pytest.raises(ValueError, match="all replies of the batch have one label"):
+        with refuses(ValueError, "all replies", "one label"):
             kto(one)
         assert np.isfinite(jax.jit(lambda record: reduce(kto(record)))(one))
     only_up = unpaired.desirable[:, None] & unpaired.side.mask  # the undesirable rows do not count
@@ -588,48 +589,48 @@ def test_reference_free(name):
 def test_needs_a_reference(name):
     record = make(name)
     side = "rejected" if record_type(name) is Pair else "side"
-    with pytest.raises(ValueError, match=r"Side\.ref_logp is None: fill it"):
+    with refuses(ValueError, "Side.ref_logp is None", "fill"):
         loss(name)(record.replace(**{side: getattr(record, side).replace(ref_logp=None)}))
 
 
 @pytest.mark.parametrize(
-    "call, message",
+    "call, key, word",
     [
-        (lambda: kto(make("kto").replace(mismatched=None)), r"Unpaired\.mismatched is None"),
-        (lambda: xpo(make("xpo").replace(reference_is_chosen=None)), r"Pair\.reference_is_chosen is None"),
-        (lambda: wpo(both(make("wpo"), lambda s: s.replace(collision=None))), r"Side\.collision is None"),
-        (lambda: alphapo(make("dpo"), gamma=-1.0), "alphapo: gamma = -1.0"),
-        (lambda: alphapo(make("dpo"), alpha=np.inf), "alphapo: alpha = inf: expected a finite number"),
-        (lambda: cpo(make("dpo"), alpha=-1.0), "cpo: alpha = -1.0"),
-        (lambda: cpo(make("dpo"), nll="token"), "cpo: nll = 'token': expected 'mean' or 'sum'"),
-        (lambda: discopop(make("dpo"), tau=0.0), "discopop: tau = 0.0"),
-        (lambda: dpo_positive(make("dpo"), penalty=-1.0), "dpo_positive: penalty = -1.0"),
-        (lambda: exo(make("dpo"), label_smoothing=0.0), "exo: label_smoothing = 0.0: .* infinite"),
-        (lambda: f_dpo(make("dpo"), alpha=1.5), "f_dpo: alpha = 1.5: expected a number in"),
-        (lambda: f_dpo(make("dpo"), divergence="js", alpha=0.3), "alpha = 0.3: only divergence = 'alpha' reads it"),
-        (lambda: f_dpo(make("dpo"), divergence="kl"), "divergence = 'kl': expected one of reverse_kl"),
-        (lambda: ipo(make("dpo"), aggregation="token"), "ipo: aggregation = 'token': expected 'sum' or 'mean'"),
-        (lambda: kto(make("kto"), desirable_weight=0.0), "kto: desirable_weight = 0.0"),
-        (lambda: kto(make("kto"), undesirable_weight=-1.0), "kto: undesirable_weight = -1.0"),
-        (lambda: ld_dpo(make("dpo"), alpha=1.1), "ld_dpo: alpha = 1.1"),
-        (lambda: r_dpo(make("dpo"), alpha=-0.1), "r_dpo: alpha = -0.1"),
-        (lambda: robust_dpo(make("dpo"), label_smoothing=0.5), "robust_dpo: label_smoothing = 0.5"),
-        (lambda: simpo(make("dpo"), gamma=-0.1), "simpo: gamma = -0.1"),
-        (lambda: slic(make("dpo"), delta=0.0), "slic: delta = 0.0"),
-        (lambda: slic(make("dpo"), regularization=-0.1), "slic: regularization = -0.1"),
-        (lambda: wpo(make("dpo"), alignment="greedy"), "wpo: alignment = 'greedy': expected 'sampled' or 'none'"),
-        (lambda: xpo(make("dpo"), alpha=-1.0), "xpo: alpha = -1.0"),
+        (lambda: kto(make("kto").replace(mismatched=None)), "Unpaired.mismatched is None", "fill"),
+        (lambda: xpo(make("xpo").replace(reference_is_chosen=None)), "Pair.reference_is_chosen is None", "fill"),
+        (lambda: wpo(both(make("wpo"), lambda s: s.replace(collision=None))), "Side.collision is None", "fill"),
+        (lambda: alphapo(make("dpo"), gamma=-1.0), "alphapo: gamma = -1.0:", "margin"),
+        (lambda: alphapo(make("dpo"), alpha=np.inf), "alphapo: alpha = inf:", "finite"),
+        (lambda: cpo(make("dpo"), alpha=-1.0), "cpo: alpha = -1.0:", "more"),
+        (lambda: cpo(make("dpo"), nll="token"), "cpo: nll = 'token':", "'mean' or 'sum'"),
+        (lambda: discopop(make("dpo"), tau=0.0), "discopop: tau = 0.0:", "positive"),
+        (lambda: dpo_positive(make("dpo"), penalty=-1.0), "dpo_positive: penalty = -1.0:", "more"),
+        (lambda: exo(make("dpo"), label_smoothing=0.0), "exo: label_smoothing = 0.0:", "infinite"),
+        (lambda: f_dpo(make("dpo"), alpha=1.5), "f_dpo: alpha = 1.5:", "[0, 1]"),
+        (lambda: f_dpo(make("dpo"), divergence="js", alpha=0.3), "f_dpo: alpha = 0.3:", "divergence = 'alpha'"),
+        (lambda: f_dpo(make("dpo"), divergence="kl"), "f_dpo: divergence = 'kl':", "reverse_kl"),
+        (lambda: ipo(make("dpo"), aggregation="token"), "ipo: aggregation = 'token':", "'sum' or 'mean'"),
+        (lambda: kto(make("kto"), desirable_weight=0.0), "kto: desirable_weight = 0.0:", "positive"),
+        (lambda: kto(make("kto"), undesirable_weight=-1.0), "kto: undesirable_weight = -1.0:", "positive"),
+        (lambda: ld_dpo(make("dpo"), alpha=1.1), "ld_dpo: alpha = 1.1:", "[0, 1]"),
+        (lambda: r_dpo(make("dpo"), alpha=-0.1), "r_dpo: alpha = -0.1:", "more"),
+        (lambda: robust_dpo(make("dpo"), label_smoothing=0.5), "robust_dpo: label_smoothing = 0.5:", "[0, 0.5)"),
+        (lambda: simpo(make("dpo"), gamma=-0.1), "simpo: gamma = -0.1:", "margin"),
+        (lambda: slic(make("dpo"), delta=0.0), "slic: delta = 0.0:", "positive"),
+        (lambda: slic(make("dpo"), regularization=-0.1), "slic: regularization = -0.1:", "off"),
+        (lambda: wpo(make("dpo"), alignment="greedy"), "wpo: alignment = 'greedy':", "'sampled' or 'none'"),
+        (lambda: xpo(make("dpo"), alpha=-1.0), "xpo: alpha = -1.0:", "more"),
     ],
 )
-def test_refuses(call, message):
-    with pytest.raises(ValueError, match=message):
+def test_refuses(call, key, word):
+    with refuses(ValueError, key, word):
         call()
 
 
 @pytest.mark.parametrize("name", [n for n in PAIRED + UNPAIRED if n not in ("chosen_nll", "slic")])
 def test_refuses_a_beta_that_is_not_positive(name):
     for beta in (0.0, -0.5):
-        with pytest.raises(ValueError, match=f"{name}: beta = {beta}: expected a positive number"):
+        with refuses(ValueError, f"{name}: beta = {beta}:", "positive"):
             loss(name)(make(name), beta=beta)
 
 

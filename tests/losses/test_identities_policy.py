@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from errors import refuses
 from loss_inputs import NAMES, SURROGATES, is_float, label, loss, make, record_type, with_masks
 from oracles_policy import GRADIENTS, SETTINGS
 
@@ -355,25 +356,25 @@ def test_a_row_without_actions_counts_as_absent():
 
 
 @pytest.mark.parametrize(
-    "fn, args, message",
+    "fn, args, key, word",
     [
-        (reinforce, {"aggregation": "mean"}, "aggregation = 'mean': expected one of token_mean, sequence_sum"),
-        (ppo_clip, {"clip_higher": -0.1}, "ppo_clip: clip_higher = -0.1"),
-        (ppo_dual_clip, {"max_ratio": 1.1}, "ppo_dual_clip: max_ratio = 1.1: expected more than 1 .* = 1.2"),
-        (dr_grpo, {"max_tokens": 0.0}, "dr_grpo: max_tokens = 0.0: expected the longest completion"),
-        (cispo, {"max_ratio": 0.0}, "cispo: max_ratio = 0.0"),
-        (sapo, {"tau_pos": 0.0}, "sapo: tau_pos = 0.0"),
-        (sapo, {"tau_neg": -1.0}, "sapo: tau_neg = -1.0"),
-        (clip_cov, {"fraction": 1.5}, "clip_cov: fraction = 1.5"),
-        (clip_cov, {"cov_high": 0.5}, "clip_cov: cov_high = 0.5: expected more than cov_low = 1.0"),
-        (kl_cov, {"fraction": 0.0}, "kl_cov: fraction = 0.0"),
-        (kl_cov, {"coef": -1.0}, "kl_cov: coef = -1.0"),
-        (nash_md, {"tau": -0.1}, "nash_md: tau = -0.1"),
+        (reinforce, {"aggregation": "mean"}, "reinforce: aggregation = 'mean':", "token_mean, sequence_sum"),
+        (ppo_clip, {"clip_higher": -0.1}, "ppo_clip: clip_higher = -0.1:", "symmetric"),
+        (ppo_dual_clip, {"max_ratio": 1.1}, "ppo_dual_clip: max_ratio = 1.1:", "clip_high = 1.2"),
+        (dr_grpo, {"max_tokens": 0.0}, "dr_grpo: max_tokens = 0.0:", "longest"),
+        (cispo, {"max_ratio": 0.0}, "cispo: max_ratio = 0.0:", "positive"),
+        (sapo, {"tau_pos": 0.0}, "sapo: tau_pos = 0.0:", "positive"),
+        (sapo, {"tau_neg": -1.0}, "sapo: tau_neg = -1.0:", "positive"),
+        (clip_cov, {"fraction": 1.5}, "clip_cov: fraction = 1.5:", "[0, 1]"),
+        (clip_cov, {"cov_high": 0.5}, "clip_cov: cov_high = 0.5:", "cov_low = 1.0"),
+        (kl_cov, {"fraction": 0.0}, "kl_cov: fraction = 0.0:", "(0, 1]"),
+        (kl_cov, {"coef": -1.0}, "kl_cov: coef = -1.0:", "off"),
+        (nash_md, {"tau": -0.1}, "nash_md: tau = -0.1:", "penalty"),
     ],
     ids=label,
 )
-def test_refuses(fn, args, message):
-    with pytest.raises(ValueError, match=message):
+def test_refuses(fn, args, key, word):
+    with refuses(ValueError, key, word):
         fn(make(fn.__name__), **args)
 
 
@@ -382,12 +383,12 @@ def test_refuses(fn, args, message):
 )
 @pytest.mark.parametrize("end", ["clip_low", "clip_high"])
 def test_refuses_an_empty_clip_range(fn, end):
-    with pytest.raises(ValueError, match=f"{fn.__name__}: {end} = 0.0: expected a positive number"):
+    with refuses(ValueError, f"{fn.__name__}: {end} = 0.0:", "positive"):
         fn(make(fn.__name__), **{end: 0.0})
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if record_type(n) is Rollout])
 def test_a_missing_field_is_named(name):
     bare = make(name).replace(logp=None, ref_logp=None, advantage=None, entropy=None, value=None)
-    with pytest.raises(ValueError, match=r"Rollout\.\w+ is None: fill it before the loss is taken"):
+    with refuses(ValueError, "Rollout.", " is None", "fill"):
         loss(name)(bare)

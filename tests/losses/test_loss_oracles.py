@@ -235,6 +235,17 @@ def test_value_clip_by_hand():
     np.testing.assert_allclose(reduce_metrics(out.metrics)["val/clipfrac_avg"], 1 / 3, rtol=1e-6)
 
 
+def test_values_that_have_not_left_the_range_are_not_clipped():
+    # old + (V - old) is not V to the last bit: neither side of a rounding is a clipped value
+    rng = np.random.default_rng(0)
+    old, value, returns = (jnp.asarray(x, jnp.float32) for x in (
+        rng.normal(size=(4, 99)), rng.uniform(-5, 5, (4, 99)), rng.normal(size=(4, 99))))  # fmt: skip
+    whole = jnp.ones((4, 99), bool)
+    record = Rollout(tokens=jnp.zeros((4, 99), jnp.int32), valid=whole, mask=whole, old_logp=old)
+    out = value_clip(record.replace(value=value, old_value=old, returns=returns), clip=10.0)
+    assert reduce_metrics(out.metrics)["val/clipfrac_avg"] == 0
+
+
 def test_kl_by_hand():
     # log(pi / ref) = 1, -1, 0: k2 = (0.5 + 0.5 + 0) / 3; k3 = (e^-1 + (e - 2) + 0) / 3 = (0.367879 + 0.718282) / 3.
     old_logp = at(-1, -2, -3) - jnp.log(at(2, 0.5, 1))

@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from errors import refuses
 
 from alignax.losses.bradley_terry import bradley_terry
 from alignax.losses.bradley_terry_margin import bradley_terry_margin
@@ -131,46 +132,50 @@ def test_distillation():
 
 
 @pytest.mark.parametrize(
-    "call, message",
+    "call, key, word",
     [
-        (lambda s: bradley_terry_margin(s), "Scored.margin is None"),
-        (lambda s: bradley_terry_margin(s.replace(margin=s.chosen), scale=-1.0), "scale = -1.0: expected 0"),
-        (lambda s: bradley_terry_margin(s.replace(margin=s.chosen), centering=-1.0), "centering = -1.0"),
-        (lambda s: bradley_terry_noisy(s, flip_rate=0.5), r"flip_rate = 0.5: expected a rate in \[0, 0.5\)"),
-        (lambda s: bradley_terry_noisy(s, flip_rate=-0.1), "flip_rate = -0.1"),
-        (lambda s: bradley_terry_noisy(s, form="robust"), "form = 'robust': expected 'conservative' or 'unbiased'"),
-        (lambda s: rao_kupper(s), "Scored.tie is None"),
-        (lambda s: davidson(s), "Scored.tie is None"),
-        (lambda s: rao_kupper(s.replace(tie=~ROWS), theta=0.9), "theta = 0.9: expected 1"),
-        (lambda s: davidson(s.replace(tie=~ROWS), nu=-0.1), "nu = -0.1: expected 0"),
-        (lambda s: rao_kupper(s.replace(tie=ROWS), theta=1.0), "theta = 1.0, but there are ties"),
-        (lambda s: davidson(s.replace(tie=ROWS), nu=0.0), "nu = 0.0, but there are ties"),
+        (lambda s: bradley_terry_margin(s), "Scored.margin is None", "fill"),
+        (lambda s: bradley_terry_margin(s.replace(margin=s.chosen), scale=-1.0), "margin: scale = -1.0:", "margin"),
+        (
+            lambda s: bradley_terry_margin(s.replace(margin=s.chosen), centering=-1.0),
+            "margin: centering = -1.0:",
+            "off",
+        ),
+        (lambda s: bradley_terry_noisy(s, flip_rate=0.5), "noisy: flip_rate = 0.5:", "[0, 0.5)"),
+        (lambda s: bradley_terry_noisy(s, flip_rate=-0.1), "noisy: flip_rate = -0.1:", "[0, 0.5)"),
+        (lambda s: bradley_terry_noisy(s, form="robust"), "noisy: form = 'robust':", "'conservative'"),
+        (lambda s: rao_kupper(s), "Scored.tie is None", "fill"),
+        (lambda s: davidson(s), "Scored.tie is None", "fill"),
+        (lambda s: rao_kupper(s.replace(tie=~ROWS), theta=0.9), "rao_kupper: theta = 0.9:", "1"),
+        (lambda s: davidson(s.replace(tie=~ROWS), nu=-0.1), "davidson: nu = -0.1:", "0"),
+        (lambda s: rao_kupper(s.replace(tie=ROWS), theta=1.0), "rao_kupper: theta = 1.0,", "ties"),
+        (lambda s: davidson(s.replace(tie=ROWS), nu=0.0), "davidson: nu = 0.0,", "ties"),
     ],
 )
-def test_refuses_scores(call, message):
-    with pytest.raises(ValueError, match=message):
+def test_refuses_scores(call, key, word):
+    with refuses(ValueError, key, word):
         call(Scored(**ODDS, mask=ROWS))
 
 
 @pytest.mark.parametrize(
-    "loss, settings, message",
+    "loss, settings, key, word",
     [
-        (plackett_luce, {"top": -1}, "top = -1: expected 0"),
-        (ordinal, {"grades": 1}, "grades = 1: expected at least 2"),
-        (ordinal, {"spacing": 0.0}, "spacing = 0.0: expected a positive width"),
-        (forward_kl, {"temperature": 0.0}, "temperature = 0.0: expected a positive"),
-        (reverse_kl, {"temperature": -1.0}, "temperature = -1.0: expected a positive"),
-        (gkd, {"temperature": 0.0}, "temperature = 0.0: expected a positive"),
-        (gkd, {"beta": 0.0}, r"beta = 0.0: expected a number inside \(0, 1\).*forward_kl and reverse_kl"),
-        (gkd, {"beta": 1.0}, "beta = 1.0"),
+        (plackett_luce, {"top": -1}, "plackett_luce: top = -1:", "place"),
+        (ordinal, {"grades": 1}, "ordinal: grades = 1:", "2"),
+        (ordinal, {"spacing": 0.0}, "ordinal: spacing = 0.0:", "width"),
+        (forward_kl, {"temperature": 0.0}, "forward_kl: temperature = 0.0:", "positive"),
+        (reverse_kl, {"temperature": -1.0}, "reverse_kl: temperature = -1.0:", "positive"),
+        (gkd, {"temperature": 0.0}, "gkd: temperature = 0.0:", "positive"),
+        (gkd, {"beta": 0.0}, "gkd: beta = 0.0:", "forward_kl"),
+        (gkd, {"beta": 1.0}, "gkd: beta = 1.0:", "reverse_kl"),
     ],
 )
-def test_refuses_settings(loss, settings, message):
+def test_refuses_settings(loss, settings, key, word):
     lanes = jnp.zeros((2, 3))
     record = {plackett_luce: Ranked(score=lanes, mask=MASK), ordinal: Rated(score=lanes, target=lanes, mask=MASK)}.get(
         loss, Distill(logits=lanes[..., None], teacher_logits=lanes[..., None], mask=MASK)
     )
-    with pytest.raises(ValueError, match=message):
+    with refuses(ValueError, key, word):
         loss(record, **settings)
 
 

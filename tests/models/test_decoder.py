@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from errors import refuses
 from tiny import VOCAB, close, demo_batch, leaves_by_path, prompt_batch, tiny
 
 from alignax import forward
@@ -282,23 +283,23 @@ def test_positions_and_causal_mask_count_real_tokens_only():
 
 
 @pytest.mark.parametrize(
-    "change, message",
+    "change, key, word",
     [
-        ({"kv_heads": 3}, "heads = 4 is no multiple of kv_heads = 3"),
-        ({"head_dim": 7}, "head_dim . rope_fraction must be even"),
-        ({"remat": "some"}, "remat = 'some': expected one of 'none', 'dots', 'attention', 'offload', 'full'"),
-        ({"layers": 0}, "layers = 0: expected at least 1"),
-        ({"norm_eps": float("nan")}, "norm_eps = nan: expected a small number"),
-        ({"norm_eps": -1e-5}, "norm_eps = -1e-05: expected a small number"),
-        ({"vocab_size": -1}, "vocab_size = -1"),
-        ({"heads": 0, "kv_heads": 1}, "heads = 0: expected at least 1"),
-        ({"kv_heads": 0}, "kv_heads = 0: expected at least 1"),
-        ({"head_dim": 0}, "head_dim = 0: expected at least 1"),
-        ({"dtype": "float31"}, "dtype = 'float31': expected one of 'float32', 'bfloat16', 'float16'"),
+        ({"kv_heads": 3}, "heads = 4", "multiple of kv_heads = 3"),
+        ({"head_dim": 7}, "head_dim = 7", "even"),
+        ({"remat": "some"}, "remat = 'some'", "'none', 'dots', 'attention', 'offload', 'full'"),
+        ({"layers": 0}, "layers = 0:", "1"),
+        ({"norm_eps": float("nan")}, "norm_eps = nan:", "small"),
+        ({"norm_eps": -1e-5}, "norm_eps = -1e-05:", "small"),
+        ({"vocab_size": -1}, "vocab_size = -1:", "1"),
+        ({"heads": 0, "kv_heads": 1}, "heads = 0:", "1"),
+        ({"kv_heads": 0}, "kv_heads = 0:", "1"),
+        ({"head_dim": 0}, "head_dim = 0:", "1"),
+        ({"dtype": "float31"}, "dtype = 'float31'", "'float32', 'bfloat16', 'float16'"),
     ],
 )
-def test_config_that_cannot_be_built_says_why(change, message):
-    with pytest.raises(ValueError, match=message):
+def test_config_that_cannot_be_built_says_why(change, key, word):
+    with refuses(ValueError, key, word):
         ModelConfig(**dict(vocab_size=50, heads=4) | change)
 
 

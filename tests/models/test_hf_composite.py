@@ -7,6 +7,7 @@ import hf_runs
 import jax
 import numpy as np
 import pytest
+from errors import refuses
 from hf_published import PUBLISHED
 from safetensors.numpy import load_file, save_file
 
@@ -68,12 +69,12 @@ def test_an_output_layer_in_the_file_is_one_and_the_config_may_untie(tmp_path):
 
 def test_what_is_of_neither_part_is_named(tmp_path):
     folder = _composite(tmp_path / "whole", _old, images=IMAGES | {"audio_tower.conv.weight": (2,)})
-    with pytest.raises(ValueError, match=r"audio_tower.conv.weight \(2,\): no such tensor"):
+    with refuses(ValueError, "audio_tower.conv.weight (2,)", "no such"):
         hf_runs.load(folder)
     text = hf_runs.write(NAME, tmp_path / "text")
     save_file(load_file(text / SINGLE) | {"vision_tower.conv.weight": np.ones(2, np.float32)}, text / SINGLE)
-    with pytest.raises(ValueError, match=r"vision_tower.conv.weight \(2,\): no such tensor"):
+    with refuses(ValueError, "vision_tower.conv.weight (2,)", "no such"):
         hf_runs.load(text)
     family, theirs = hf_config.read_config(_composite(tmp_path / "scores", _old, architectures=["Mistral3ForScores"]))
-    with pytest.raises(ValueError, match="Mistral3ForScores.*expected one of Ministral3ForCausalLM"):
+    with refuses(ValueError, "Mistral3ForScores", "Ministral3ForCausalLM"):
         hf_config.check_class(family, theirs)

@@ -13,6 +13,7 @@ import hf_runs
 import jax
 import numpy as np
 import pytest
+from errors import names, refuses
 from safetensors.numpy import load_file, save_file
 
 from alignax.models.config import ModelConfig
@@ -110,43 +111,45 @@ def test_rows_of_the_embedding_beyond_the_tokenizer_stay_and_get_no_probability(
     family, theirs = hf_config.read_config(hf_runs.write("qwen2", tmp_path / "q"))
     config = hf_config.from_hf(family, theirs, tokens=45)
     assert (config.vocab_size, config.padded_vocab, hf_config.to_hf(config, family)["vocab_size"]) == (45, 64, 50)
-    with pytest.raises(ValueError, match="the tokenizer has 51 tokens, the embedding 50 rows"):
+    with refuses(ValueError, "51 tokens", "50 rows"):
         hf_config.from_hf(family, theirs, tokens=51)
 
 
 @pytest.mark.parametrize(
-    "name, change, message",
+    "name, change, key, word",
     [
-        ("llama", {"model_type": "mamba"}, "architecture 'mamba' is not supported: expected one of llama, mistral"),
-        ("llama", {"model_type": "lama", "auto_map": {"AutoConfig": "code.X"}}, "architecture 'lama' is not supported"),
-        ("llama", {"hidden_act": "relu"}, "hidden_act = 'relu': supported are silu"),
-        ("llama", {"quantization_config": {"quant_method": "awq"}}, "quantization_config = .*: supported is None"),
+        ("llama", {"model_type": "mamba"}, "architecture 'mamba'", "llama, mistral"),
+        ("llama", {"model_type": "lama", "auto_map": {"AutoConfig": "code.X"}}, "architecture 'lama'", "llama"),
+        ("llama", {"hidden_act": "relu"}, "hidden_act = 'relu'", "silu"),
+        ("llama", {"quantization_config": {"quant_method": "awq"}}, "quantization_config = {", "None"),
         (
             "llama",
             {"rope_parameters": {"rope_type": "proportional", "rope_theta": 1e4, "factor": 4.0}},
-            "rope_parameters.rope_type = 'proportional': supported are default, dynamic, linear, llama3, ya",
+            "rope_parameters.rope_type = 'proportional'",
+            "default, dynamic, linear, llama3, yarn",
         ),
-        ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention = True: supported is None or F"),
-        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx = True: supported is F"),
-        ("qwen3_moe", {"mlp_only_layers": [0]}, r"mlp_only_layers = \[0\]: supported is \[\]"),
-        ("gpt_oss", {"swiglu_alpha": 1.5}, "swiglu_alpha = 1.5: supported is 1.702"),
+        ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention = True", "None or False"),
+        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx = True", "False"),
+        ("qwen3_moe", {"mlp_only_layers": [0]}, "mlp_only_layers = [0]", "[]"),
+        ("gpt_oss", {"swiglu_alpha": 1.5}, "swiglu_alpha = 1.5", "1.702"),
         (
             "gpt_oss",
             {"quantization_config": {"quant_method": "mxfp4"}},
-            "quantization_config = .*mxfp4.*: supported is None: .*dequantize",
+            "quantization_config = {'quant_method': 'mxfp4'}",
+            "dequantize",
         ),
-        ("ministral3", {"rope_parameters": {"rope_theta": 1e4}}, "llama_4_scaling_beta is missing"),
+        ("ministral3", {"rope_parameters": {"rope_theta": 1e4}}, "llama_4_scaling_beta", "missing"),
     ],
 )
-def test_what_alignax_cannot_compute_is_named_and_never_ignored(name, change, message, tmp_path):
+def test_what_alignax_cannot_compute_is_named_and_never_ignored(name, change, key, word, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(hf_cases.CASES[name] | change))
-    with pytest.raises(ValueError, match=message):
+    with refuses(ValueError, key, word):
         hf_config.from_hf(*hf_config.read_config(tmp_path))
 
 
 def test_all_faults_of_a_config_are_told_at_once(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(hf_cases.CASES["llama"] | {"hidden_act": "relu", "is_causal": 2}))
-    with pytest.raises(ValueError, match=r"(?s)is_causal = 2.*hidden_act = 'relu'"):
+    with refuses(ValueError, "is_causal = 2", "hidden_act = 'relu'"):
         hf_config.from_hf(*hf_config.read_config(tmp_path))
 
 
@@ -157,12 +160,11 @@ def test_all_faults_of_the_tensors_are_told_at_once(tmp_path):
     tensors["model.layers.1.mlp.up_proj.weight"] = np.zeros((40, 23), np.float32)
     tensors["model.layers.2.mlp.up_proj.weight"] = np.zeros((40, 24), np.float32)
     save_file(tensors, folder / "model.safetensors")
-    with pytest.raises(ValueError) as error:
+    with refuses(ValueError, "3 tensors", "config.json") as error:
         hf_runs.load(folder)
-    assert "3 tensors do not fit config.json" in str(error.value)
-    assert "model.norm.weight: missing, expected (24,)" in str(error.value)
-    assert "model.layers.1.mlp.up_proj.weight (40, 23): expected (40, 24)" in str(error.value)
-    assert "model.layers.2.mlp.up_proj.weight (40, 24): no such tensor in this architecture" in str(error.value)
+    names(str(error.value), "model.norm.weight:", "missing", "(24,)")
+    names(str(error.value), "model.layers.1.mlp.up_proj.weight (40, 23):", "(40, 24)")
+    names(str(error.value), "model.layers.2.mlp.up_proj.weight (40, 24):", "no such")
 
 
 def _rewritten(folder, change):
@@ -189,10 +191,10 @@ def test_an_output_layer_of_its_own_in_a_tied_model_is_told_and_a_copy_is_none(
     _rewritten(folder, lambda t: t.update({output: t[embedding].copy()}))
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(hf_runs.load(folder)[1]), jax.device_get(want))
     _rewritten(folder, lambda t: t[output].__setitem__((0, 0), 9.0))
-    with pytest.raises(ValueError, match=f"{output} differs from {embedding}, although config.json"):
+    with refuses(ValueError, output, f"differs from {embedding}"):
         hf_runs.load(folder)
     _rewritten(folder, lambda t: t.update({output: t[output][:40]}))
-    with pytest.raises(ValueError, match=rf"{output} \(40, \d+\): expected \(50, \d+\)"):
+    with refuses(ValueError, f"{output} (40, ", "expected (50, "):
         hf_runs.load(folder)
 
 
@@ -200,21 +202,21 @@ def test_tensors_of_another_kind_than_floats_of_16_or_32_bits_are_told(tmp_path)
     folder = hf_runs.write("llama", tmp_path / "llama")
     name, other = "model.layers.0.mlp.up_proj.weight", "model.norm.weight"
     _rewritten(folder, lambda t: t.update({name: t[name].astype(np.int8), other: t[other].astype(np.float64)}))
-    with pytest.raises(ValueError, match=rf"(?s){name}: dtype I8, expected F32, F16, BF16.*{other}: dtype F64"):
+    with refuses(ValueError, name, "I8", "F32, F16, BF16", other, "F64"):
         hf_runs.load(folder)
 
 
 def test_a_tensor_that_is_no_number_any_more_is_named(tmp_path):
     folder = hf_runs.write("llama", tmp_path / "llama", dtype=np.float16)
     _rewritten(folder, lambda t: t["model.norm.weight"].__setitem__(3, np.nan))
-    with pytest.raises(ValueError, match="model.norm.weight holds inf or nan"):
+    with refuses(ValueError, "model.norm.weight", "inf or nan"):
         hf_runs.load(folder)
 
 
 def test_numbers_that_a_dtype_cannot_hold_are_not_written(tmp_path):
     model, params = hf_runs.load(hf_runs.write("llama", tmp_path / "in"))
     params["decoder"]["norm"]["scale"] = params["decoder"]["norm"]["scale"].at[0].set(1e5)
-    with pytest.raises(ValueError, match="model.norm.weight holds 100000, float16 reaches 65504"):
+    with refuses(ValueError, "model.norm.weight", "100000", "65504"):
         save_weights(tmp_path, FAMILIES["llama"], model.config, params, dtype="float16")
 
 
@@ -234,52 +236,52 @@ def test_a_damaged_index_is_named(content, tmp_path):
     folder = hf_runs.write("llama", tmp_path / "llama")
     (folder / "model.safetensors").unlink()
     (folder / "model.safetensors.index.json").write_text(content)
-    with pytest.raises(ValueError, match="model.safetensors.index.json is damaged"):
+    with refuses(ValueError, "model.safetensors.index.json", "damaged"):
         hf_runs.load(folder)
 
 
 def test_files_that_are_absent_or_damaged_are_named(tmp_path):
     folder = hf_runs.write("llama", tmp_path / "llama")
     (folder / "model.safetensors").write_bytes(b"\x08\x00\x00\x00\x00\x00\x00\x00garbage!")
-    with pytest.raises(ValueError, match="model.safetensors is damaged"):
+    with refuses(ValueError, "model.safetensors is", "damaged"):
         hf_runs.load(folder)
     (folder / "model.safetensors").unlink()
-    with pytest.raises(ValueError, match="no model.safetensors and no model.safetensors.index.json"):
+    with refuses(ValueError, "no model.safetensors", "no model.safetensors.index.json"):
         hf_runs.load(folder)
     index = {"weight_map": {"model.norm.weight": "model-00001-of-00002.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(ValueError, match="names files that are not there: model-00001-of-00002.safetensors"):
+    with refuses(ValueError, "not there", "model-00001-of-00002.safetensors"):
         hf_runs.load(folder)
 
 
 def test_an_architecture_that_no_family_has_says_why_for_each():
     config = ModelConfig(8, norm="layer", gated=True)
-    with pytest.raises(ValueError, match="no family of transformers has this architecture") as error:
+    with refuses(ValueError, "no family", "transformers") as error:
         hf_config.family_of(config)
     assert all(f"no {name} model" in str(error.value) for name in FAMILIES)
 
 
 @pytest.mark.parametrize(
-    "change, message",
+    "change, key, word",
     [
-        (dict(pattern=("sliding",)), "window = 0: a sliding layer needs at least 1 token"),
-        (dict(pattern=("ring",)), "pattern = .*: expected layers among full, sliding, nope"),
-        (dict(positions="learned"), "max_positions = 0: learned positions need a table"),
-        (dict(experts=4), "experts_per_token = 0: expected 1 to experts = 4"),
-        (dict(experts=2, experts_per_token=1, gated=False), "gated = False: expected True with experts"),
-        (dict(up_offset=1.0, gated=False), "gated = False: expected True with .* up_offset"),
-        (dict(qkv_clip=-8.0), "qkv_clip = -8.0: expected a number above 0, such as 8"),
-        (dict(logit_divisor=0.0), "logit_divisor = 0.0: expected a number above 0"),
-        (dict(rope_fraction=0.3), "head_dim \\* rope_fraction must be even"),
-        (dict(rope_type="longrope", rope_factors=(1.0, 2.0)), r"rope_factors = \(1.0, 2.0\): expected 3 numbers above"),
-        (dict(rope_type="dynamic"), "max_positions = 0: 'dynamic' changes there"),
-        (dict(rope_factor=0.0), "rope_factor = 0.0, rope_original = 8192, .*: expected numbers above 0"),
-        (dict(rope_type="yarn", rope_low=4.0), "rope_low = 4.0, rope_high = 4.0: expected 0 < low < high"),
-        (dict(norm_at="above"), "norm_at = 'above': expected one of 'before', 'after', 'both'"),
+        (dict(pattern=("sliding",)), "window = 0:", "sliding"),
+        (dict(pattern=("ring",)), "pattern = ('ring',)", "full, sliding, nope"),
+        (dict(positions="learned"), "max_positions = 0:", "table"),
+        (dict(experts=4), "experts_per_token = 0:", "experts = 4"),
+        (dict(experts=2, experts_per_token=1, gated=False), "gated = False:", "experts"),
+        (dict(up_offset=1.0, gated=False), "gated = False:", "up_offset"),
+        (dict(qkv_clip=-8.0), "qkv_clip = -8.0:", "above"),
+        (dict(logit_divisor=0.0), "logit_divisor = 0.0:", "above"),
+        (dict(rope_fraction=0.3), "rope_fraction = 0.3", "even"),
+        (dict(rope_type="longrope", rope_factors=(1.0, 2.0)), "rope_factors = (1.0, 2.0):", "3"),
+        (dict(rope_type="dynamic"), "max_positions = 0:", "'dynamic'"),
+        (dict(rope_factor=0.0), "rope_factor = 0.0,", "above"),
+        (dict(rope_type="yarn", rope_low=4.0), "rope_low = 4.0, rope_high = 4.0", "low < high"),
+        (dict(norm_at="above"), "norm_at = 'above'", "'before', 'after', 'both'"),
     ],
 )
-def test_configs_that_cannot_be_built_say_why(change, message):
-    with pytest.raises(ValueError, match=message):
+def test_configs_that_cannot_be_built_say_why(change, key, word):
+    with refuses(ValueError, key, word):
         ModelConfig(8, head_dim=6, **change)
 
 

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from errors import refuses
 from hf_published import PUBLISHED
 
 from alignax.models.hf import config as hf_config
@@ -23,45 +24,50 @@ def test_configs_as_they_are_published_go_in_and_out(name, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name, change, message",
+    "name, change, key, word",
     [
-        ("qwen2.5", {"is_causal": False}, "is_causal = False: supported is True"),  # masks of every family look for it
-        ("smollm2", {"attention_chunk_size": 8}, "attention_chunk_size = 8: transformers reads it"),
-        ("llama-2", {"sliding_window": 8}, "sliding_window = 8: supported is None"),
-        ("llama-2", {"layer_types": ["full_attention", "sliding_attention"] * 2}, "layer_types = .*: supported is"),
-        ("llama-2", {"per_layer_config": {"0": {"intermediate_size": 8}}}, "per_layer_config = .*: transformers reads"),
-        ("gpt2", {"add_cross_attention": True}, "add_cross_attention = True: supported is False"),
-        ("gpt2", {"n_head": 5}, "n_head = 5: expected a divisor of n_embd = 32"),
-        ("smollm3", {"no_rope_layers": [1, 0]}, "no_rope_layers has 2 entries: expected 4"),
-        ("gemma-2", {"final_logit_softcapping": 0.0}, "final_logit_softcapping = 0.0: expected a number above 0"),
-        ("gemma-2", {"query_pre_attn_scalar": 0}, "query_pre_attn_scalar = 0: expected a number above 0"),
-        ("mixtral", {"num_local_experts": 0}, "num_local_experts = 0: expected a whole number above 0"),
-        ("mistral", {"sliding_window": 0}, r"at least 1 token \(sliding_window\)"),
-        ("llama-2", {"num_key_value_heads": 0}, r"kv_heads = 0: expected at least 1 \(num_key_value_heads\)"),
-        ("qwen2.5", {"head_dim": "32"}, "config.json cannot be read.*without head_dim = '32' it can"),
-        ("qwen2.5", {"head_dim": None}, "head_dim = None: expected a whole number above 0"),
-        ("llama-2", {"pad_token_id": 96}, "pad_token_id = 96: the embedding has vocab_size = 96 rows"),
-        ("llama-2", {"hidden_size": 63}, "config.json cannot be read.*without hidden_size = 63 it can"),
-        ("llama-2", {"rms_norm_eps": 1}, "config.json cannot be read: .*rms_norm_eps.*without rms_norm_eps = 1 it can"),
-        ("smollm3", {"no_rope_layers": None, "no_rope_layer_interval": 0}, "without .*no_rope_layer_interval = 0"),
-        ("llama-2", {"architectures": "LlamaModel2"}, "architectures = .'LlamaModel2'.: not supported"),
-        ("llama-2", {"architectures": [3]}, r"architectures = \[3\]: not supported"),
-        ("llama-2", {"hidden_size": "wide"}, "config.json cannot be read.*without hidden_size = 'wide' it can"),
-        ("pythia", {"head_dim": 8}, "head_dim = 8: supported is hidden_size / num_attention_heads = 16"),
-        ("pythia", {"num_attention_heads": 0}, "config.json cannot be read.*num_attention_heads = 0"),
-        ("olmo-7b-0424", {"clip_qkv": 0.0}, "clip_qkv = 0.0: expected a number above 0"),
-        ("granite-3.3", {"attention_multiplier": 0}, "attention_multiplier = 0: expected a number above 0"),
-        ("granite-3.3", {"logits_scaling": -8.0}, "logits_scaling = -8.0: expected a number above 0"),
-        ("ministral", {"head_dim": None}, "head_dim = None: expected a whole number above 0"),
-        ("glm-4-0414", {"layer_types": ["sliding_attention"] * 4}, "layer_types = .*: supported is"),
-        ("gpt-oss, dequantised", {"swiglu_limit": 0.0}, "swiglu_limit = 0.0: expected a number above 0"),
-        ("gpt-oss, dequantised", {"token_classification_bias": True}, "token_classification_bias = True: transformers"),
-        ("mistral-small-3.1", {"quantization_config": {"quant_method": "fp8"}}, "quantization_config = .*supported is"),
-        ("ministral-3", {"text_config": dict(model_type="mamba")}, "architecture 'mamba' is not supported"),
+        ("qwen2.5", {"is_causal": False}, "is_causal = False:", "True"),  # masks of every family look for it
+        ("smollm2", {"attention_chunk_size": 8}, "attention_chunk_size = 8:", "transformers"),
+        ("llama-2", {"sliding_window": 8}, "sliding_window = 8:", "None"),
+        (
+            "llama-2",
+            {"layer_types": ["full_attention", "sliding_attention"] * 2},
+            "layer_types = [",
+            "['full_attention'",
+        ),
+        ("llama-2", {"per_layer_config": {"0": {"intermediate_size": 8}}}, "per_layer_config = {", "transformers"),
+        ("gpt2", {"add_cross_attention": True}, "add_cross_attention = True:", "False"),
+        ("gpt2", {"n_head": 5}, "n_head = 5:", "n_embd = 32"),
+        ("smollm3", {"no_rope_layers": [1, 0]}, "no_rope_layers has 2", "4"),
+        ("gemma-2", {"final_logit_softcapping": 0.0}, "final_logit_softcapping = 0.0:", "above"),
+        ("gemma-2", {"query_pre_attn_scalar": 0}, "query_pre_attn_scalar = 0:", "above"),
+        ("mixtral", {"num_local_experts": 0}, "num_local_experts = 0:", "whole"),
+        ("mistral", {"sliding_window": 0}, "window = 0:", "(sliding_window)"),
+        ("llama-2", {"num_key_value_heads": 0}, "kv_heads = 0:", "(num_key_value_heads)"),
+        ("qwen2.5", {"head_dim": "32"}, "config.json cannot", "head_dim = '32'"),
+        ("qwen2.5", {"head_dim": None}, "head_dim = None:", "whole"),
+        ("llama-2", {"pad_token_id": 96}, "pad_token_id = 96:", "vocab_size = 96"),
+        ("llama-2", {"hidden_size": 63}, "config.json cannot", "hidden_size = 63"),
+        ("llama-2", {"rms_norm_eps": 1}, "config.json cannot", "rms_norm_eps = 1"),
+        ("smollm3", {"no_rope_layers": None, "no_rope_layer_interval": 0}, "config.json", "no_rope_layer_interval = 0"),
+        ("llama-2", {"architectures": "LlamaModel2"}, "architectures = ['LlamaModel2']", "LlamaForCausalLM"),
+        ("llama-2", {"architectures": [3]}, "architectures = [3]", "LlamaForCausalLM"),
+        ("llama-2", {"hidden_size": "wide"}, "config.json cannot", "hidden_size = 'wide'"),
+        ("pythia", {"head_dim": 8}, "head_dim = 8:", "num_attention_heads = 16"),
+        ("pythia", {"num_attention_heads": 0}, "config.json cannot", "num_attention_heads = 0"),
+        ("olmo-7b-0424", {"clip_qkv": 0.0}, "clip_qkv = 0.0:", "above"),
+        ("granite-3.3", {"attention_multiplier": 0}, "attention_multiplier = 0:", "above"),
+        ("granite-3.3", {"logits_scaling": -8.0}, "logits_scaling = -8.0:", "above"),
+        ("ministral", {"head_dim": None}, "head_dim = None:", "whole"),
+        ("glm-4-0414", {"layer_types": ["sliding_attention"] * 4}, "layer_types = [", "['full_attention'"),
+        ("gpt-oss, dequantised", {"swiglu_limit": 0.0}, "swiglu_limit = 0.0:", "above"),
+        ("gpt-oss, dequantised", {"token_classification_bias": True}, "token_classification_bias = True:", "reads"),
+        ("mistral-small-3.1", {"quantization_config": {"quant_method": "fp8"}}, "quantization_config = {", "bfloat16"),
+        ("ministral-3", {"text_config": dict(model_type="mamba")}, "architecture 'mamba'", "llama"),
     ],
 )
-def test_keys_that_are_read_at_values_that_change_the_model_are_refused_by_name(name, change, message, tmp_path):
-    with pytest.raises(ValueError, match=message):
+def test_keys_that_are_read_at_values_that_change_the_model_are_refused_by_name(name, change, key, word, tmp_path):
+    with refuses(ValueError, key, word):
         family, theirs, _ = _read(tmp_path, PUBLISHED[name] | change)
         hf_config.check_class(family, theirs)
 
@@ -119,49 +125,61 @@ def test_a_head_dim_of_its_own_counts_in_families_that_do_not_declare_one(name, 
     assert hf_config.from_hf(family, hf_config.to_hf(config, family)) == config
 
 
-_THETA = "rope_theta = 10000.0 and rope_parameters.rope_theta = 500000.0: transformers takes 500000.0"
 _LLAMA3 = PUBLISHED["llama-3.1"]["rope_scaling"]
 _TEXT = PUBLISHED["ministral-3"]["text_config"]
 
 
 @pytest.mark.parametrize(
-    "name, change, message",
+    "name, change, key, word",
     [
-        ("llama-2", {"rope_theta": 1e4, "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}, _THETA),
+        (
+            "llama-2",
+            {"rope_theta": 1e4, "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}},
+            "rope_theta = 10000.0",
+            "500000.0",
+        ),
         (
             "phi-3",
             {"partial_rotary_factor": 0.5, "rope_parameters": {"rope_type": "default", "partial_rotary_factor": 1.0}},
-            "partial_rotary_factor = 0.5 and rope_parameters.partial_rotary_factor = 1.0",
+            "partial_rotary_factor = 0.5",
+            "rope_parameters.partial_rotary_factor = 1.0",
         ),
-        ("llama-3.1", {"original_max_position_embeddings": 32}, "= 32 and rope_scaling.original_max.* = 8192"),
+        ("llama-3.1", {"original_max_position_embeddings": 32}, "embeddings = 32", "embeddings = 8192"),
         (
             "phi-4-mini",
             {"rope_scaling": PUBLISHED["phi-4-mini"]["rope_scaling"] | {"type": "yarn"}},
-            "takes 'longrope'",
+            "rope_scaling.type = 'yarn'",
+            "'longrope'",
         ),
-        ("llama-3.1", {"rope_scaling": _LLAMA3 | {"type": "linear"}}, "rope_scaling.type = 'linear'"),
-        ("llama-3.1", {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}, "rope_type = 'default'"),
-        ("llama-3.1", {"rope_parameters": _LLAMA3 | {"rope_theta": 9e9}}, "rope_parameters.rope_theta = 9000000000.0"),
-        ("gemma-3", {"rope_scaling": {"type": "linear", "factor": 8.0}}, "'linear': transformers takes 'default'"),
-        ("gemma-3", {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}, "rope_parameters.rope_theta = 5"),
-        ("gpt2", {"hidden_size": 64}, "hidden_size = 64 and n_embd = 32: transformers takes 64"),
-        ("mixtral", {"num_experts": 4}, "num_experts = 4 and num_local_experts = 8"),
-        ("pythia", {"rope_theta": 5e5}, "rope_theta = 500000.0 and rotary_emb_base = 10000"),
-        ("pythia", {"rope_parameters": {"partial_rotary_factor": 1.0}}, "rotary_pct = 0.25 and .*takes 1.0"),
-        ("ministral-3", {"text_config": _TEXT | {"rope_theta": 5.0}}, "rope_theta = 5.0 and rope_parameters.rope_th"),
-        ("mistral-small-3.1", {"rope_theta": 5.0}, "rope_theta = 5.0: transformers takes 1000000000.0"),
-        ("mistral-small-3.1", {"sliding_window": 8}, "sliding_window = 8 beside text_config, which has None"),
+        ("llama-3.1", {"rope_scaling": _LLAMA3 | {"type": "linear"}}, "rope_scaling.type = 'linear'", "'llama3'"),
         (
-            "mistral-small-3.1",
-            {"vocab_size": 97, "hidden_size": 64},
-            "vocab_size = 97 beside text_config, which has 96$",
+            "llama-3.1",
+            {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}},
+            "rope_type = 'default'",
+            "'llama3'",
         ),
-        ("mistral-small-3.1", {"attention_chunk_size": 8}, "attention_chunk_size = 8 beside text_config"),
-        ("gemma-3 with images", {"is_causal": False}, "is_causal = False beside text_config"),
+        ("llama-3.1", {"rope_parameters": _LLAMA3 | {"rope_theta": 9e9}}, "rope_theta = 9000000000.0", "500000.0"),
+        ("gemma-3", {"rope_scaling": {"type": "linear", "factor": 8.0}}, "rope_scaling.type = 'linear'", "'default'"),
+        (
+            "gemma-3",
+            {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}},
+            "rope_theta = 500000.0",
+            "1000000",
+        ),
+        ("gpt2", {"hidden_size": 64}, "hidden_size = 64 and n_embd = 32", "64"),
+        ("mixtral", {"num_experts": 4}, "num_experts = 4 and num_local_experts = 8", "4"),
+        ("pythia", {"rope_theta": 5e5}, "rope_theta = 500000.0", "rotary_emb_base = 10000"),
+        ("pythia", {"rope_parameters": {"partial_rotary_factor": 1.0}}, "rotary_pct = 0.25", "takes 1.0"),
+        ("ministral-3", {"text_config": _TEXT | {"rope_theta": 5.0}}, "rope_theta = 5.0", "1000000.0"),
+        ("mistral-small-3.1", {"rope_theta": 5.0}, "rope_theta = 5.0:", "1000000000.0"),
+        ("mistral-small-3.1", {"sliding_window": 8}, "sliding_window = 8 beside text_config", "None"),
+        ("mistral-small-3.1", {"vocab_size": 97, "hidden_size": 64}, "vocab_size = 97 beside text_config", "96"),
+        ("mistral-small-3.1", {"attention_chunk_size": 8}, "attention_chunk_size = 8 beside text_config", "None"),
+        ("gemma-3 with images", {"is_causal": False}, "is_causal = False beside text_config", "None"),
     ],
 )
-def test_a_value_that_another_one_overrides_is_refused_with_both(name, change, message, tmp_path):
-    with pytest.raises(ValueError, match=message):
+def test_a_value_that_another_one_overrides_is_refused_with_both(name, change, key, word, tmp_path):
+    with refuses(ValueError, key, word):
         _read(tmp_path, PUBLISHED[name] | change)
 
 
@@ -185,7 +203,7 @@ def test_the_same_value_said_twice_is_no_clash(tmp_path):
 )
 def test_values_of_another_type_or_of_no_meaning_are_told_with_their_field(rope):
     theirs = PUBLISHED["llama-2"] | {"rope_parameters": rope}
-    with pytest.raises(ValueError, match="rope_parameters(.factor)? = .*"):
+    with refuses(ValueError, "rope_parameters", " = "):
         hf_config.from_hf(FAMILIES["llama"], theirs)
 
 
@@ -199,14 +217,14 @@ def test_a_bare_decoder_an_old_spelling_and_no_class_are_a_language_model(change
 def test_a_family_without_a_class_for_scores_has_the_other_two(tmp_path):
     family, theirs, _ = _read(tmp_path, PUBLISHED["granite-3.3"])
     assert not hf_config.check_class(family, theirs | {"architectures": ["GraniteModel"]})
-    with pytest.raises(ValueError, match="GraniteForSequenceClassification.*expected one of GraniteForCausalLM, Gran"):
+    with refuses(ValueError, "GraniteForSequenceClassification", "GraniteForCausalLM, Gran"):
         hf_config.check_class(family, theirs | {"architectures": ["GraniteForSequenceClassification"]})
 
 
 @pytest.mark.parametrize("name", ["LlamaForTokenClassification", "LlamaForRewardModelWithGating", "MistralForCausalLM"])
 def test_a_class_that_computes_something_else_is_refused(name, tmp_path):
     family, theirs, _ = _read(tmp_path, PUBLISHED["llama-2"] | {"architectures": [name]})
-    with pytest.raises(ValueError, match=f"architectures = .'{name}'.: not supported for llama: expected one of Llama"):
+    with refuses(ValueError, f"architectures = ['{name}']:", "llama:", "Llama"):
         hf_config.check_class(family, theirs)
 
 

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from errors import refuses
 
 from alignax.ops import advantages as adv
 from alignax.ops.masked import whiten
@@ -121,16 +122,16 @@ def test_one_missing_score_makes_no_group_level():
 
 @pytest.mark.parametrize("fn", [*GROUP_ESTIMATORS, adv.informative, adv.winners], ids=lambda fn: fn.__name__)
 def test_wrong_groups_are_refused(fn):
-    with pytest.raises(ValueError, match="group = 1: a group estimator needs 2 replies per prompt"):
+    with refuses(ValueError, "group = 1:", "2"):
         fn(scores(), group=1)
-    with pytest.raises(ValueError, match="12 rows in groups of group = 5: expected a multiple"):
+    with refuses(ValueError, "12 rows", "group = 5:", "multiple"):
         fn(scores(), group=5)
 
 
 def test_whitening_of_groups_refuses_wrong_groups_too():
     x, mask = jnp.ones((4, 3)), jnp.ones((4, 3), bool)
-    for group, message in ((1, "group = 1"), (3, "4 rows in groups of group = 3")):
-        with pytest.raises(ValueError, match=message):
+    for group, word in ((1, "2"), (3, "multiple")):
+        with refuses(ValueError, f"group = {group}:", word):
             adv.whiten_groups(x, mask, group=group)
 
 
@@ -161,7 +162,7 @@ def test_remax_by_hand():
     score = jnp.float32([1, 2, NAN, 4, 5, 6])
     np.testing.assert_array_equal(adv.remax(score, jnp.float32([1, 10, NAN])), [0, 1, 0, -6, 0, 0])
     np.testing.assert_array_equal(adv.remax(score[:2], jnp.float32([3, 0])), [-2, 2])  # one reply per prompt
-    with pytest.raises(ValueError, match="6 rows for 4 prompts"):
+    with refuses(ValueError, "6 rows", "4 prompts"):
         adv.remax(score, jnp.zeros(4))
 
 
@@ -232,7 +233,7 @@ def test_overlong_penalty_by_hand():
     np.testing.assert_allclose(got, [0, 0, -1 / 8, -4 / 8, -1, -1, -1])
     np.testing.assert_array_equal(adv.overlong_penalty(tokens, max_tokens=20480, buffer_tokens=4096), np.zeros(7))
     for buffer in (0, 21):
-        with pytest.raises(ValueError, match=f"buffer_tokens = {buffer}: expected 1 to max_tokens = 20"):
+        with refuses(ValueError, f"buffer_tokens = {buffer}:", "max_tokens = 20"):
             adv.overlong_penalty(tokens, max_tokens=20, buffer_tokens=buffer)
 
 
@@ -246,7 +247,7 @@ def test_truncated_weights_by_hand():
     np.testing.assert_allclose(sequence, [[1.5, 1.5, 0], [1.6, 1.6, 0]], rtol=1e-6)
     plain = adv.truncated_weights(old, jnp.zeros((2, 3)), mask, cap=float("inf"))
     np.testing.assert_allclose(plain, [[3, 0.5, 0], [1.5, 1.2, 0]], rtol=1e-6)
-    with pytest.raises(ValueError, match="level = 'row': expected 'token' or 'sequence'"):
+    with refuses(ValueError, "level = 'row'", "'token' or 'sequence'"):
         adv.truncated_weights(old, old, mask, level="row")
     with pytest.raises(ValueError, match="cap = 0.0"):
         adv.truncated_weights(old, old, mask, cap=0.0)

@@ -5,14 +5,17 @@ import inspect
 from functools import partial
 
 import pytest
+from errors import refuses
 
 from alignax.config import names_of
 from alignax.ops import kl
 from alignax.ops.checks import FACTS, declares, fact
+from alignax.sampling import opponents
 from alignax.train import advantages
 
 LOSSES = {name: getattr(importlib.import_module(f"alignax.losses.{name}"), name) for name in names_of("alignax.losses")}
 ADVANTAGES = {name: getattr(advantages, name) for name in names_of("alignax.train.advantages")}
+OPPONENTS = {name: getattr(opponents, name) for name in names_of("alignax.sampling.opponents")}
 CONTROLLERS = {name: getattr(kl, name) for name in names_of("alignax.ops.kl")}
 
 
@@ -50,6 +53,10 @@ def test_what_every_advantage_declares():
     }
 
 
+def test_what_every_opponent_declares():
+    assert declared(OPPONENTS) == {"greedy": {"deterministic": True}}
+
+
 def test_what_every_controller_declares():
     assert declared(CONTROLLERS) == {name: {"multiplies": True} for name in ("adaptive_kl", "pid_kl")}
 
@@ -57,6 +64,9 @@ def test_what_every_controller_declares():
 def test_what_a_fact_names_is_there():
     for loss in LOSSES.values():
         assert fact(loss, "online_needs_advantage") in ("", *ADVANTAGES)
+        assert fact(loss, "online_needs_opponent") in ("", *OPPONENTS)
+    for advantage in ADVANTAGES.values():
+        assert set(fact(advantage, "opponents")) <= {"none", *OPPONENTS}
 
 
 def test_a_function_is_returned_as_it_is():
@@ -87,7 +97,7 @@ def test_a_function_from_outside_has_the_defaults():
     ],
 )
 def test_a_misspelt_fact_is_refused_where_it_is_declared(facts, word):
-    with pytest.raises(ValueError, match=f"declares: {next(iter(facts))}.*{word}"):
+    with refuses(ValueError, f"declares: {next(iter(facts))}", word):
         declares(**facts)
 
 
@@ -97,7 +107,9 @@ def test_a_misspelt_fact_cannot_be_asked_for():
 
 
 def test_every_fact_has_a_meaning_and_a_holder():
-    told = [facts for functions in (LOSSES, ADVANTAGES, CONTROLLERS) for facts in declared(functions).values()]
+    told = [
+        facts for functions in (LOSSES, ADVANTAGES, OPPONENTS, CONTROLLERS) for facts in declared(functions).values()
+    ]
     held = {name for facts in told for name in facts}
     assert held == set(FACTS)
     assert all(one.meaning for one in FACTS.values())

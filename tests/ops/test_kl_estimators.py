@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from errors import refuses
 from jax.test_util import check_grads
 
 from alignax.losses.kl import kl as kl_loss
@@ -202,17 +203,17 @@ def test_the_weighted_gradient_is_that_of_k3_times_a_ratio_which_is_differentiat
 def test_placement_follows_the_gradients():
     for name, placement in [("k1", "reward"), ("k2", "loss"), ("k3", "loss"), ("k3+k2", "loss")]:
         kl.check_placement(name, placement)
-    for name, placement, reason in [
-        ("k1", "loss", "expected gradient is 0"),
-        ("k2", "reward", "vanishes near the reference"),
-        ("k3", "reward", r"KL\(pi \|\| ref\) - KL\(ref \|\| pi\)"),
-        ("k3+k2", "reward", "nothing is left of it but k3"),
+    for name, placement, word in [
+        ("k1", "loss", "gradient"),
+        ("k2", "reward", "vanishes"),
+        ("k3", "reward", "KL(ref || pi)"),
+        ("k3+k2", "reward", "nothing"),
     ]:
-        with pytest.raises(ValueError, match=reason):
+        with refuses(ValueError, f"'{name}' in the {placement}", word):
             kl.check_placement(name, placement)
     # every pair is either one of the four or refused: none is left without a verdict
     assert len(kl.REFUSED) + 4 == 2 * len(kl.ESTIMATORS)
-    with pytest.raises(ValueError, match=r"'k4': expected one of k1, k2, k3, k3\+k2$"):
+    with refuses(ValueError, "'k4'", "k1, k2, k3, k3+k2"):
         kl.check_placement("k4", "loss")
     with pytest.raises(ValueError, match="placement = 'advantage'"):
         kl.check_placement("k1", "advantage")
@@ -274,7 +275,7 @@ def test_a_kl_that_is_not_finite_is_no_error_to_follow(value):
 @pytest.mark.parametrize("name", ["target", "horizon", "batch_size"])
 def test_adaptive_controller_refuses_what_is_not_positive(name):
     for wrong in (0, -1) if name == "batch_size" else (np.nan, 0.0, -1.0):
-        with pytest.raises(ValueError, match=f"adaptive_kl: {name} = {wrong}: expected"):
+        with refuses(ValueError, f"adaptive_kl: {name} = {wrong}:", "expected"):
             kl.adaptive_kl(0.05, 1.0, **{"target": 3.0, "horizon": 320.0, "batch_size": 64, name: wrong})
 
 
@@ -345,5 +346,5 @@ def test_pid_finds_the_target_and_the_proportional_part_damps_the_swings():
 @pytest.mark.parametrize("wrong", [{"target": 0.0}, {"clip": 0.0}, {"kp": -1.0}, {"ki": -1.0}, {"kd": -1.0}])
 def test_pid_refuses(wrong):
     ((name, value),) = wrong.items()
-    with pytest.raises(ValueError, match=f"pid_kl: {name} = {value}: expected"):
+    with refuses(ValueError, f"pid_kl: {name} = {value}:", "expected"):
         pid(0.1, [1.0], **wrong)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from errors import refuses
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as Spec
 from jax.test_util import check_grads
@@ -254,8 +255,8 @@ def test_temporary_memory_grows_with_the_chunk_and_not_with_the_vocabulary(gradi
 def test_refuses():
     hidden, kernel, targets = inputs()
     for vocab_size in (0, 38):
-        with pytest.raises(ValueError, match=f"vocab_size = {vocab_size}: expected 1 to 37"):
+        with refuses(ValueError, f"vocab_size = {vocab_size}:", "1 to 37"):
             token_stats(hidden, kernel, targets, vocab_size=vocab_size)
     for wrong in ("chunk", "shards"):
-        with pytest.raises(ValueError, match=f"{wrong} = 0.*expected positive numbers"):
+        with refuses(ValueError, f"{wrong} = 0", "positive"):
             token_stats(hidden, kernel, targets, vocab_size=37, **{wrong: 0})

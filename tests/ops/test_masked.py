@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from errors import refuses
 
 from alignax.ops import masked
 from alignax.ops.checks import needs, require
@@ -129,6 +130,6 @@ def test_require_and_needs():
         mask=jnp.ones((1, 2), bool),
         old_logp=jnp.zeros((1, 2)),
     )
-    with pytest.raises(ValueError, match=r"Rollout.logp, Rollout.value is None"):
+    with refuses(ValueError, "Rollout.logp, Rollout.value is None", "fill"):
         needs(rollout, "old_logp", "logp", "value")
     assert needs(rollout, "old_logp")[0] is rollout.old_logp

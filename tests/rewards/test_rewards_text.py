@@ -6,6 +6,7 @@ import time
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from errors import refuses
 
 from alignax.rewards.text import Workers, score_texts, total_reward
 
@@ -32,7 +33,7 @@ UNFIT = [
 
 @pytest.mark.parametrize("value", [None, float("nan"), {"total": None}, {"total": 2.0, "kind": None}, *UNFIT])
 def test_total_reward_refuses_what_is_no_finite_number(value):
-    with pytest.raises(ValueError, match="gave .* for 'text': expected a finite number or total"):
+    with refuses(ValueError, "'text'", "finite"):
         total_reward(lambda row, completion, *, finished: value, {}, "text", True)
 
 
@@ -49,7 +50,7 @@ def test_a_part_may_be_missing_where_scores_may_be():
 
 @pytest.mark.parametrize("value", UNFIT)
 def test_what_is_no_number_is_no_missing_score(value):
-    with pytest.raises(ValueError, match="gave .* for 'text': expected a finite number or total, or None or nan"):
+    with refuses(ValueError, "'text'", "finite", "nan"):
         total_reward(lambda row, completion, *, finished: value, {}, "text", True, missing=True)
 
 

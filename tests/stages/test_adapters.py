@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from errors import refuses
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from stage_runs import metrics, read, tiny
@@ -98,29 +99,27 @@ def test_an_adapter_for_another_base_is_refused(copy, tmp_path):
     folder = sft.run(config(copy, "sft"), tmp_path / "sft")
     file = copy / "sft/manifest.json"
     file.write_text(json.dumps(read(file) | {"content_hash": "0" * 64}))
-    with pytest.raises(CheckpointError, match="is an adapter on the content .*: bring back the base"):
+    with refuses(CheckpointError, "content", "bring back"):
         parents.whole(folder, read(folder / "manifest.json"))
 
 
 def test_an_adapter_of_another_shape_is_refused(run, tuned, tmp_path):
-    with pytest.raises(ConfigError, match="the parent is an adapter of another shape"):
+    with refuses(ConfigError, "parent", "another shape"):
         sft.run(config(run, "sft", init_from=str(tuned), lora_args={"rank": RANK + 1}), tmp_path / "sft")
-    with pytest.raises(
-        ConfigError, match="their scale is 5, but the parent is an adapter of scale .*give its own alpha"
-    ):
+    with refuses(ConfigError, "scale is 5", "alpha"):
         sft.run(config(run, "sft", init_from=str(tuned), lora_args={"rank": RANK, "alpha": 5.0 * RANK}), tmp_path / "a")
 
 
 @pytest.mark.parametrize(
-    "step, values, message",
+    "step, values, key, word",
     [
-        ("sft", {"init_from": "", "model": "harbor", "tokenizer": "a:b"}, "lora_args is set, but config.init_from is"),
-        ("sft", {"lora_args": {"rnk": 4}}, "config.lora_args.rnk: init takes no such argument; did you mean 'rank'"),
-        ("dpo", {"reference_args": {"every": 2}}, "a mixture of two adapters is no mixture of the models"),
+        ("sft", {"init_from": "", "model": "harbor", "tokenizer": "a:b"}, "lora_args is set", "config.init_from"),
+        ("sft", {"lora_args": {"rnk": 4}}, "config.lora_args.rnk:", "'rank'"),
+        ("dpo", {"reference_args": {"every": 2}}, "adapters", "mixture"),
     ],
 )
-def test_settings_that_cannot_be(run, step, values, message):
-    with pytest.raises(ConfigError, match=message):
+def test_settings_that_cannot_be(run, step, values, key, word):
+    with refuses(ConfigError, key, word):
         made(config(run, step) | values)
 
 
@@ -179,9 +178,7 @@ def test_an_import_is_done_once_and_again_if_its_base_is_another(run, given, cop
     assert (out / "manifest.json").stat().st_mtime_ns == before
     file = copy / "sft/manifest.json"
     file.write_text(json.dumps(read(file) | {"content_hash": "0" * 64}))
-    with pytest.raises(
-        ConfigError, match=r"was trained on the content \w+, config.base = .* is the content 000000000000"
-    ):
+    with refuses(ConfigError, "config.base = ", "000000000000"):
         _brought(given, tmp_path / "back", base=str(copy / "sft"))
     _brought(given, tmp_path / "back", base=str(copy / "sft"), trust_base=True)
     assert read(out / "manifest.json")["base"]["content_hash"] == "0" * 64
@@ -193,7 +190,7 @@ def test_a_foreign_adapter_is_known_by_the_name_of_its_base(run, foreign, tmp_pa
         file.write_text(json.dumps(read(file) | {"base_model_name_or_path": name}))
         _brought(foreign, tmp_path / str(number), base=str(run / "sft"))
     file.write_text(json.dumps(read(file) | {"base_model_name_or_path": "someone/else"}))
-    with pytest.raises(ConfigError, match="was trained on 'someone/else', .* is 'sft': name the base .* --trust-base"):
+    with refuses(ConfigError, "'someone/else'", "'sft'", "--trust-base"):
         _brought(foreign, tmp_path / "out", base=str(run / "sft"))
     _brought(foreign, tmp_path / "out", base=str(run / "sft"), trust_base=True)
 

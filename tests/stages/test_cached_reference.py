@@ -8,6 +8,7 @@ import weakref
 import jax
 import numpy as np
 import pytest
+from errors import refuses
 from stage_runs import metrics, read, tiny
 
 from alignax.checkpoint import load_params
@@ -134,11 +135,9 @@ def test_a_file_of_anything_else_is_refused(cached, name):
     assert reference.read(path, key).keys() == {
         f"{s}/{x}" for s in ("train", "heldout") for x in ("chosen", "rejected")
     }
-    with pytest.raises(
-        CheckpointError, match=f"another reference or other data \\({name}: was .* now other\\); delete"
-    ):
+    with refuses(CheckpointError, f"({name}: was", "now other", "delete"):
         reference.read(path, key | {name: "other"})
-    with pytest.raises(CheckpointError, match="further: was None, now 1"):
+    with refuses(CheckpointError, "further", "None", "1"):
         reference.read(path, key | {"further": 1})
 
 
@@ -160,13 +159,13 @@ def test_a_damaged_file_is_refused_and_a_failed_write_leaves_none(tmp_path, monk
     assert reference.read(path, key) is None
     with monkeypatch.context() as broken:
         broken.setattr(reference.os, "fsync", _full)
-        with pytest.raises(CheckpointError, match="was not written: .*No space left"):
+        with refuses(CheckpointError, "reference.npz", "No space left"):
             reference.write(path, key, arrays)
     assert list(tmp_path.iterdir()) == []
     reference.write(path, key, arrays)
     np.testing.assert_array_equal(reference.read(path, key)["train/chosen"], arrays["train/chosen"])
     path.write_bytes(path.read_bytes()[:-40])
-    with pytest.raises(CheckpointError, match="cannot be read .*delete it"):
+    with refuses(CheckpointError, "reference.npz", "delete"):
         reference.read(path, key)
 
 
@@ -182,21 +181,21 @@ def test_another_config_clears_the_file(cached, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "values, message",
+    "values, key, word",
     [
-        (dict(reference="cachd"), "config.reference = 'cachd': expected one of"),
-        (dict(reference="cached", reference_args=dict(alpha=0.6)), "the reference of reference_args moves"),
-        (dict(reference="cached", loss="simpo", loss_args={}), "config.reference = 'cached', but 'simpo' read no"),
+        (dict(reference="cachd"), "config.reference = 'cachd'", "'cached'"),
+        (dict(reference="cached", reference_args=dict(alpha=0.6)), "reference_args", "moves"),
+        (dict(reference="cached", loss="simpo", loss_args={}), "config.reference = 'cached'", "'simpo'"),
     ],
 )
-def test_what_cannot_be_cached_is_refused(run, tmp_path, values, message):
-    with pytest.raises(ConfigError) as error:
+def test_what_cannot_be_cached_is_refused(run, tmp_path, values, key, word):
+    with refuses(ConfigError, key, word):
         offline.run(config(run, **values), tmp_path / "x")
-    assert message in str(error.value) and not (tmp_path / "x").exists()
+    assert not (tmp_path / "x").exists()
 
 
 def test_a_probe_needs_the_reference_itself(run, tmp_path):
     values = tiny().dpo
     values.init_from, values.data.path, values.reference = str(run / "sft"), str(run / "collect"), "cached"
-    with pytest.raises(ConfigError, match="the probe measures the KL to the reference, whose parameters are freed"):
+    with refuses(ConfigError, "probe", "reference", "freed"):
         offline.run(values, tmp_path / "x")

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from errors import refuses
 from stage_runs import ROOT, metrics, read, write_rows
 
 from alignax.config import ConfigError
@@ -78,12 +79,12 @@ def test_the_sampler_stops_where_training_ended_turns(rows, tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize(
-    "values, message",
+    "values, key, word",
     [
-        ({"train_on": "reply"}, "config.train_on = 'reply': expected one of 'completion', 'assistant', 'all'"),
-        ({"train_on": "assistant", "template": "plain"}, "config.train_on = 'assistant': with template = 'plain'"),
+        ({"train_on": "reply"}, "config.train_on = 'reply'", "'completion', 'assistant', 'all'"),
+        ({"train_on": "assistant", "template": "plain"}, "config.train_on = 'assistant'", "'plain'"),
     ],
 )
-def test_what_train_on_may_be(values, message, rows, tmp_path):
-    with pytest.raises(ConfigError, match=message):
+def test_what_train_on_may_be(values, key, word, rows, tmp_path):
+    with refuses(ConfigError, key, word):
         sft.run(config(rows, **values), tmp_path / "sft")

@@ -6,6 +6,7 @@ import re
 import jax
 import numpy as np
 import pytest
+from errors import refuses
 from stage_runs import facts, file_config, metrics, read
 
 from alignax import catalogue
@@ -120,45 +121,42 @@ def test_a_killed_pipeline_equals_the_uninterrupted_one_and_a_student_of_itself_
 
 
 @pytest.mark.parametrize(
-    "values, message",
+    "values, key, word",
     [
-        (dict(on_policy=1.5), "config.on_policy = 1.5: expected a share of the steps, from 0"),
-        (dict(on_policy=-0.1), "config.on_policy = -0.1: expected a share of the steps, from 0"),
-        (dict(teacher_from=""), "config.teacher_from = '': expected the folder of a finished policy"),
-        (dict(init_from=""), "config.model is empty, and so is config.init_from: set one of them"),
-        (dict(temperature=-1.0), "config.temperature = -1.0: expected a temperature of 0"),
-        (dict(max_new_tokens=0), "config.max_new_tokens = 0: expected 1 token"),
-        (dict(loss="sft"), "config.loss: sft takes a Demo; this stage feeds a Distill"),
-        (dict(loss_args=dict(beat=0.1)), "config.loss_args.beat: gkd takes no such argument; did you mean 'beta'?"),
+        (dict(on_policy=1.5), "config.on_policy = 1.5:", "share"),
+        (dict(on_policy=-0.1), "config.on_policy = -0.1:", "share"),
+        (dict(teacher_from=""), "config.teacher_from = ''", "folder"),
+        (dict(init_from=""), "config.model is empty", "config.init_from"),
+        (dict(temperature=-1.0), "config.temperature = -1.0:", "greedy"),
+        (dict(max_new_tokens=0), "config.max_new_tokens = 0:", "1"),
+        (dict(loss="sft"), "config.loss: sft takes a Demo", "Distill"),
+        (dict(loss_args=dict(beat=0.1)), "config.loss_args.beat:", "'beta'"),
     ],
 )
-def test_what_cannot_be_is_refused_first(run, tmp_path, monkeypatch, values, message):
+def test_what_cannot_be_is_refused_first(run, tmp_path, monkeypatch, values, key, word):
     monkeypatch.setattr("alignax.stages.inputs.load_rows", lambda *args, **kwargs: pytest.fail("rows were loaded"))
-    with pytest.raises(ConfigError) as error:
+    with refuses(ConfigError, key, word):
         distill.run(config(run, **values), tmp_path / "x")
-    assert message in str(error.value)
     assert not (tmp_path / "x").exists()
 
 
 @pytest.mark.parametrize(
-    "values, message",
+    "values, key, word",
     [
-        (dict(teacher_from="reward"), "parent teacher = 'reward'.* makes: reward, expected policy"),
-        (dict(template="plain"), "does not fit.* template_hash: parent"),
-        (dict(model="harbor", model_args=TINIER), "parent policy = 'sft'.* architecture.dim: parent 32, config 16"),
+        (dict(teacher_from="reward"), "parent teacher = 'reward'", "expected policy"),
+        (dict(template="plain"), "parent policy = 'sft'", "template_hash:"),
+        (dict(model="harbor", model_args=TINIER), "parent policy = 'sft'", "architecture.dim: parent 32, config 16"),
     ],
 )
-def test_a_parent_that_does_not_fit_is_named(run, tmp_path, values, message):
+def test_a_parent_that_does_not_fit_is_named(run, tmp_path, values, key, word):
     if "teacher_from" in values:
         values = dict(teacher_from=str(run / values["teacher_from"]))
-    with pytest.raises(CheckpointError) as error:
+    with refuses(CheckpointError, key, word):
         distill.run(config(run, **values), tmp_path / "x")
-    assert re.search(message, " ".join(str(error.value).split()))
 
 
 def test_a_teacher_of_another_tokenizer_is_refused(copy, tmp_path):
     path = copy / "ppo/manifest.json"
     path.write_text(path.read_text().replace(read(path)["tokenizer_hash"], "0" * 64))
-    with pytest.raises(CheckpointError, match="parent teacher = 'ppo'") as error:
+    with refuses(CheckpointError, "parent teacher = 'ppo'", "tokenizer_hash:", "0" * 12):
         distill.run(config(copy), tmp_path / "x")
-    assert "tokenizer_hash: parent 000000000000" in str(error.value)

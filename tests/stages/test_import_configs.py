@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
+from errors import names, refuses
 from safetensors.numpy import load_file, save_file
 from stage_runs import fails, read
 from tokenizers import AddedToken
@@ -144,11 +145,10 @@ def test_an_images_place_beyond_the_embedding_is_no_word(theirs, tmp_path, capsy
 WRITTEN = {"pad_token": "<more>"}, {"eos_token": "<more>"}, {"chat_template": "<more>{{ messages[0].content }}"}
 
 
-@pytest.mark.parametrize("special, names", [(False, {}), *((True, names) for names in WRITTEN)])
-def test_a_token_beyond_the_embedding_that_may_be_written_is_refused(special, names, theirs, tmp_path, capsys):
-    with_token(theirs, "<more>", special=special, **names)
-    message = f"the tokenizer has {V + 1} tokens, the embedding {V} rows"
-    assert message in fails(capsys, "import", theirs, tmp_path / "ours")
+@pytest.mark.parametrize("special, roles", [(False, {}), *((True, roles) for roles in WRITTEN)])
+def test_a_token_beyond_the_embedding_that_may_be_written_is_refused(special, roles, theirs, tmp_path, capsys):
+    with_token(theirs, "<more>", special=special, **roles)
+    names(fails(capsys, "import", theirs, tmp_path / "ours"), f"{V + 1} tokens", f"{V} rows")
 
 
 def test_keys_that_no_code_reads_come_back_unchanged(theirs, tmp_path, capsys):
@@ -165,29 +165,29 @@ def test_keys_that_no_code_reads_come_back_unchanged(theirs, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "changes, message",
+    "changes, key, word",
     [
-        ({"rms_norm_eps": 1}, "config.json cannot be read"),  # found before the tokenizer, which reads it too
-        ({"pad_token_id": V + 7}, f"pad_token_id = {V + 7}: the embedding has vocab_size = {V} rows"),
-        ({"rope_theta": 1e4, "rope_parameters": {"rope_theta": 5e5}}, "rope_theta = 10000.0 and rope_parameters"),
-        ({"eos_token_id": [2, True]}, "eos_token_id"),
+        ({"rms_norm_eps": 1}, "config.json cannot", "rms_norm_eps"),  # found before the tokenizer, which reads it too
+        ({"pad_token_id": V + 7}, f"pad_token_id = {V + 7}:", f"vocab_size = {V}"),
+        ({"rope_theta": 1e4, "rope_parameters": {"rope_theta": 5e5}}, "rope_theta = 10000.0", "rope_parameters"),
+        ({"eos_token_id": [2, True]}, "eos_token_id", "True"),
     ],
 )
-def test_a_config_that_does_not_fit_is_told_without_a_traceback(changes, message, theirs, tmp_path, capsys):
+def test_a_config_that_does_not_fit_is_told_without_a_traceback(changes, key, word, theirs, tmp_path, capsys):
     said(theirs, **changes)
-    assert message in fails(capsys, "import", theirs, tmp_path / "ours")
+    names(fails(capsys, "import", theirs, tmp_path / "ours"), key, word)
 
 
 def test_a_tokenizer_beside_a_config_that_cannot_be_read_is_told_with_its_fault(theirs, capsys):
     said(theirs, rms_norm_eps=1)
-    with pytest.raises(ValueError, match="no tokenizer could be loaded .*rms_norm_eps"):
+    with refuses(ValueError, "tokenizer", "rms_norm_eps"):
         load_tokenizer(str(theirs))
 
 
 def test_an_adapter_beside_whole_weights_is_not_passed_over(theirs, tmp_path, capsys):
     """transformers puts it on them."""
     (theirs / "adapter_config.json").write_text("{}")
-    assert "folder of their own" in fails(capsys, "import", theirs, tmp_path / "ours")
+    names(fails(capsys, "import", theirs, tmp_path / "ours"), "adapter_config.json", "own")
 
 
 # ---- classifiers of several labels
@@ -216,7 +216,7 @@ def _reward(rater, told):
 
 @pytest.mark.parametrize("told, missing", [({}, "'bad', 'good'"), ({"good": 1.0}, "'bad'")])
 def test_labels_of_an_imported_classifier_need_a_weight_each(told, missing, rater):
-    with pytest.raises(ConfigError, match=f"config.reward_weights says no weight of {missing}: .*each needs one"):
+    with refuses(ConfigError, "config.reward_weights", f"{missing}:", "each"):
         _reward(rater, told)
 
 

@@ -11,7 +11,7 @@ from tiny import close, demo_batch, pair_batch, prompt_batch, tiny
 from alignax.config import plain
 from alignax.models.bigram import bigram
 from alignax.sampling.sampler import Sampler
-from alignax.stages import offline, online, plans, reward, sft
+from alignax.stages import offline, online, reward, sft, supervised
 from alignax.train import online as loop
 from alignax.train.algorithm import Actors
 from alignax.train.state import new_state
@@ -46,7 +46,7 @@ def check(run, plan, *args, atol=2e-5):
 
 def twice(plan, view, params, batch, frozen):
     """Two updates of a supervised plan: what an optimizer remembers counts from the second."""
-    step = plans.update(plan, view)
+    step = supervised.update(plan, view)
     state = new_state(params, plan.optimizer())
     state, first = step(state, batch, frozen)
     state, second = step(state, batch, frozen)
@@ -74,7 +74,7 @@ def test_dpo(terms):
     args = dict(loss_args=dict(beta=0.2, label_smoothing=0.05), terms=terms)
     plan = planned(offline, optimizer_args=dict(learning_rate=0.01) | WARM, **args, **FEW)
     view = functools.partial(offline.view, plan, model)
-    frozen = {"still": {}, "reference": reference}
+    frozen = {"base": {}, "reference": reference}
     check(lambda plan, params, batch: twice(plan, view, params, batch, frozen), plan, params, pair_batch())
 
 

@@ -3,6 +3,7 @@
 import re
 
 import pytest
+from errors import names, refuses
 from rich.console import Console
 from stage_runs import ROOT, TINY, fails, file_config, tiny, write_rows
 
@@ -84,10 +85,10 @@ def test_the_parts_of_a_mixture_and_what_would_stop_the_run(tmp_path, capsys):
     assert epochs == str(round(24 / int(kept), 3)) and whole[2] == whole[3] and whole[4] == "0"
     assert f"; few: {epochs} epochs; whole: {whole[5]} epochs" in section["counts"]["train"]
 
-    def stops(message):
+    def stops(*named):
         (section,) = preview(c, rows=1)
-        assert message in section["error"]
-        with pytest.raises(DataError, match=message):
+        names(section["error"], *named)
+        with refuses(DataError, *named):
             sft.run(c, tmp_path / "out")
         Console(width=200).print(terminal([section]))
         shown = capsys.readouterr().out
@@ -95,9 +96,9 @@ def test_the_parts_of_a_mixture_and_what_would_stop_the_run(tmp_path, capsys):
         return section["parts"]
 
     c["data"]["max_repeats"] = float(epochs) - 0.1
-    assert stops("the part 'few' of the mixture is exhausted")[0][2:5] == [found, kept, dropped]
+    assert stops("part 'few'", "exhausted")[0][2:5] == [found, kept, dropped]
     write_rows(paths["few"], [row | {"completion": " "} for row in rows])
-    assert stops("the part 'few' of the mixture has no rows left: look at its counts")[0][3:] == [
+    assert stops("part 'few'", "rows left", "counts")[0][3:] == [
         "0", f"{found} empty_reply", "-",
     ]  # fmt: skip
 
@@ -136,7 +137,7 @@ def test_a_distillation_is_refused_for_the_prompts_that_it_would_repeat(tmp_path
     times = [float(part[5]) for part in preview(c, rows=1)[0]["parts"]]
     assert max(times[:2]) < min(times[2:])
     c["data"]["max_repeats"] = (max(times[:2]) + min(times[2:])) / 2
-    assert "mixture is exhausted" in preview(c, rows=1)[0]["error"]
+    assert "exhausted" in preview(c, rows=1)[0]["error"]
     c["on_policy"] = 1.0  # prompts alone are trained on, completions held out
     c["data"]["max_repeats"] = 0.0
     (section,) = preview(c, rows=1)
@@ -147,24 +148,23 @@ def test_data_that_cannot_be_used_is_an_error_in_its_place(tmp_path, capsys):
     path = write_rows(tmp_path / "rows.jsonl", [{"prompt": f"tea {i}", "completion": " "} for i in range(20)])
     assert main(["data", f"--config={TEXT}:{path}", "--config.data.heldout_percent=50.0"]) == 1
     shown = " ".join(capsys.readouterr().out.split())
-    assert "no demonstration left" in shown and "remove the row, or write the reply" in shown
+    names(shown, "demonstration left", "empty_reply", "write")
 
 
 def test_what_the_config_lacks(tmp_path, capsys):
     message = fails(capsys, "data", f"--config={ROOT}/configs/hh/dpo.py", "--rows=-1")
-    assert "--rows=-1: expected 0 or more" in message
+    names(message, "--rows=-1", "0")
     config = tiny()["dpo"]
     config.init_from, config.data.path = "runs/nowhere", str(write_rows(tmp_path / "p.jsonl", PAIRS))
     config.data.heldout_percent = 50.0
-    with pytest.raises(ConfigError, match="init_from = 'runs/nowhere' has the tokenizer, but .* --tokenizer=FOLDER"):
+    with refuses(ConfigError, "init_from = 'runs/nowhere'", "--tokenizer=FOLDER"):
         preview(config)
     (section,) = preview(config, tokenizer=f"{build_tokenizer.__module__}:build_tokenizer")
     assert list(section["lengths"]) == ["chosen", "rejected"]
-    with pytest.raises(ConfigError, match="stage = 'evaluate': this stage reads no data of its own"):
+    with refuses(ConfigError, "stage = 'evaluate'", "data"):
         preview(tiny()["evaluate"])
-    assert "--config.total_stpes: no such key" in fails(
-        capsys, "data", f"--config={TINY}", "--config.sft.total_steps=2", "--config.total_stpes=2"
-    )
+    overrides = ("--config.sft.total_steps=2", "--config.total_stpes=2")
+    names(fails(capsys, "data", f"--config={TINY}", *overrides), "--config.total_stpes", "no such key")
 
 
 PAIRS = [{"prompt": f"tea {word}", "chosen": "hello", "rejected": "tea"} for word in "abcdefghijklmnop"]

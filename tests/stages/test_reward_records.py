@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from errors import refuses
 from stage_runs import file_config, metrics, read, tiny, write_rows
 
 from alignax.config import ConfigError
@@ -148,62 +149,63 @@ def test_ppo_takes_a_reward_model_of_several_attributes(run, rater, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "reward_from, weights, message",
+    "reward_from, weights, key, word",
     [
-        ("rater", {"warmth": 1.0}, "config.reward_weights.warmth: the reward model rates no such attribute; did you"),
-        ("rater", {"warm": "much"}, "config.reward_weights.warm = 'much': expected float, got str"),
-        ("rater", {"warm": float("nan")}, "config.reward_weights.warm = nan: expected a number"),
-        ("verifier", {"warm": 1.0}, "has a single score"),
-        ("", {"warm": 1.0}, "config.reward_weights is set, but config.reward_from is empty"),
+        ("rater", {"warmth": 1.0}, "config.reward_weights.warmth:", "'warm'"),
+        ("rater", {"warm": "much"}, "config.reward_weights.warm = 'much'", "float"),
+        ("rater", {"warm": float("nan")}, "config.reward_weights.warm = nan", "number"),
+        ("verifier", {"warm": 1.0}, "config.reward_weights", "single"),
+        ("", {"warm": 1.0}, "config.reward_weights", "config.reward_from"),
     ],
 )
-def test_weights_that_fit_no_reward_model(run, reward_from, weights, message, tmp_path, request):
+def test_weights_that_fit_no_reward_model(run, reward_from, weights, key, word, tmp_path, request):
     c = tiny()["ppo"]
     c.init_from, c.probe, c.reward_weights = str(run / "sft"), probe.get_config(), weights
     c.reward_from = str(request.getfixturevalue(reward_from)) if reward_from else ""
-    with pytest.raises(ConfigError) as error:
+    with refuses(ConfigError, key, word):
         online.run(c, tmp_path / "ppo")
-    assert message in str(error.value)
 
 
 @pytest.mark.parametrize(
-    "loss, data, message",
+    "loss, data, key, word",
     [
-        ("regression", "pairs", 'found chosen, gold_chosen, gold_rejected, margin, p_chosen, prompt, rejected, tie; '
-         'expected {"prompt": text, "completion": text, "ratings": {attribute: number or null, ...}}'),
-        ("process", "ratings", 'expected {"prompt": text, "steps": [text, ...], "verdicts": [true, false or a rate'),
-        ("process", "pairs", 'expected {"prompt": text, "steps": [text, ...], "verdicts": [true, false or a rate'),
-        ("regression", "rankings", 'expected {"prompt": text, "completion": text, "ratings": {attribute: number'),
+        ("regression", "pairs", "found chosen, gold_chosen, gold_rejected,", '"ratings": {attribute:'),
+        ("process", "ratings", '"steps": [text', '"verdicts": [true'),
+        ("process", "pairs", '"steps": [text', '"verdicts": [true'),
+        ("regression", "rankings", '"completion": text', '"ratings": {attribute:'),
     ],
-)  # fmt: skip
-def test_a_loss_whose_rows_are_others_names_those_it_reads(run, judged, tmp_path, monkeypatch, loss, data, message):
+)
+def test_a_loss_whose_rows_are_others_names_those_it_reads(run, judged, tmp_path, monkeypatch, loss, data, key, word):
     monkeypatch.setattr("alignax.stages.parents.decoder", None)  # no model is built
     path = run / "collect" if data == "pairs" else judged / data
     c = config(run, loss=loss, data={"path": str(path), "heldout_percent": 10.0})
-    with pytest.raises(DataError) as error:
+    with refuses(DataError, key, word):
         reward.run(c, tmp_path / "x")
-    assert message in str(error.value)
 
 
 def test_data_of_a_step_that_collected_nothing(run, tmp_path):
-    with pytest.raises(ConfigError, match="config.data.path: .*sft is of the stage 'sft'"):
+    with refuses(ConfigError, "config.data.path", "'sft'"):
         reward.run(config(run, data={"path": str(run / "sft"), "heldout_percent": 10.0}), tmp_path / "x")
 
 
 @pytest.mark.parametrize(
-    "values, message",
+    "values, key, word",
     [
-        (dict(kind="ranking"), "config.collect.kind = 'ranking': expected one of"),
-        (dict(samples_per_prompt=4), "config.collect.samples_per_prompt = 4: pairs take 2; for more take kind ="),
-        (dict(kind="rankings", samples_per_prompt=1), "samples_per_prompt = 1: rankings take 2 or more"),
-        (dict(kind="ratings"), "config.collect.annotator_args.mode: ratings do not read it; ratings are the gold"),
-        (dict(kind="rankings", annotator_args=dict(tie_below=0.1)), "annotator_args.tie_below: rankings do not read"),
+        (dict(kind="ranking"), "config.collect.kind = 'ranking'", "'rankings'"),
+        (dict(samples_per_prompt=4), "config.collect.samples_per_prompt = 4:", "2"),
+        (dict(kind="rankings", samples_per_prompt=1), "config.collect.samples_per_prompt = 1:", "rankings"),
+        (dict(kind="ratings"), "config.collect.annotator_args.mode:", "gold"),
+        (
+            dict(kind="rankings", annotator_args=dict(tie_below=0.1)),
+            "config.collect.annotator_args.tie_below:",
+            "rankings",
+        ),
     ],
 )
-def test_judgements_that_cannot_be_collected(values, message, tmp_path):
+def test_judgements_that_cannot_be_collected(values, key, word, tmp_path):
     c = tiny()
     for name, value in values.items():
         c.collect[name] = value
-    with pytest.raises(ConfigError) as error:
+    with refuses(ConfigError, key, word):
         pipeline.run(c, tmp_path / "run")
-    assert message in str(error.value) and not (tmp_path / "run").exists()
+    assert not (tmp_path / "run").exists()

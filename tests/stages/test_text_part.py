@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pytest
+from errors import refuses
 from safetensors.numpy import load_file, save_file
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
@@ -47,5 +47,5 @@ def test_the_text_comes_in_with_a_line_about_the_rest_and_goes_out_alone(tmp_pat
 
 def test_a_reward_model_of_a_family_without_a_class_for_it_is_not_exported():
     params = {"scalar": {"kernel": np.ones(4), "bias": np.zeros(())}}
-    with pytest.raises(ConfigError, match="no class of granite with a scalar head: .*adapter"):
+    with refuses(ConfigError, "granite", "adapter"):
         class_keys(FAMILIES["granite"], params, [], {})

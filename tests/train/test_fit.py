@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from errors import refuses
 from tiny import close, demo_batch, objectives, tiny
 
 from alignax import sharding
@@ -111,7 +112,7 @@ def test_a_resumed_run_does_not_evaluate_its_start_again_and_a_finished_one_does
 @pytest.mark.parametrize("bad, save", [(4, 2), (3, 2), (1, 1), (5, 100)])
 def test_nan_stops_names_the_step_and_nothing_later_is_saved(bad, save):
     events = []
-    with pytest.raises(NonFinite, match=rf"step {bad}: loss is nan.*none was saved yet"):
+    with refuses(NonFinite, f"step {bad}", "loss is nan", "none"):
         _run(events, total=8, save=save, bad=(bad,))
     saved = [int(e.split()[1]) for e in events if e.startswith("save")]
     assert saved == [s for s in range(1, bad) if s % save == 0]
@@ -187,7 +188,7 @@ def test_a_nan_batch_keeps_the_last_good_checkpoint_and_a_repaired_run_goes_on(t
     def spoilt(step):
         return {"x": _batch(step)["x"] * (np.nan if step == 3 else 1)}  # the batch of the fourth step
 
-    with pytest.raises(NonFinite, match="step 4: .*loss is nan.*step 2 in .*steps is kept"):
+    with refuses(NonFinite, "step 4:", "loss is nan", "step 2", "kept"):
         _fit_for_real(tmp_path, spoilt)
     with Steps(tmp_path / "steps") as steps:
         assert steps.latest() == 2

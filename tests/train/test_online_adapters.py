@@ -34,7 +34,7 @@ def setting(algorithm, size):
     policy, value, judge = ({"lora": adapter(base, seed, size)} for seed in (1, 3, 5))
     value, judge = (tree | {"scalar": critic["scalar"]} for tree in (value, judge))
     still = {"policy": base, "critic": base if algorithm.value else {}}
-    frozen = {"reference": base | policy, "reward": {"reward": base | judge}, "still": still}
+    frozen = {"reference": base | policy, "reward": {"reward": base | judge}, "base": still}
     return online.start(algorithm, policy, value, 0), frozen
 
 
@@ -69,7 +69,7 @@ def by_hand():
         return policy, critic, metrics | more | further
 
     def call(state, frozen):
-        policy, value = (lora.merge(frozen["still"]["policy"] | x.params) for x in (state.policy, state.critic))
+        policy, value = (lora.merge(frozen["base"]["policy"] | x.params) for x in (state.policy, state.critic))
         judge = lora.merge(frozen["reward"]["reward"])
         merged = {"reference": lora.merge(frozen["reference"]), "reward": {"reward": judge}}
         return run(online.start(algorithm, policy, value, 0), merged, prompt_batch())
@@ -144,7 +144,7 @@ def test_two_programs_around_a_reward_on_the_host_take_adapters_too():
 
 def test_a_mixture_of_adapted_policies_is_the_one_of_merged_policies():
     algorithm, state, frozen = rivalry("mixture", "win_probability")
-    other, base = frozen["reward"]["reward"], frozen["still"]["policy"]  # the former with an adapter of its own
+    other, base = frozen["reward"]["reward"], frozen["base"]["policy"]  # the former with an adapter of its own
 
     @jax.jit
     def draw(frozen, policy):

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from errors import refuses
 
 from alignax import forward
 from alignax.config import names_of
@@ -156,7 +157,7 @@ def test_best_and_worst_make_a_pair_where_they_differ():
 
 
 def test_unknown_baselines_and_groups_of_one_are_refused():
-    with pytest.raises(ValueError, match="baseline.*standardise"):
+    with refuses(ValueError, "baseline = 'median'", "standardise"):
         estimate(advantages.group_baseline, baseline="median")
     with pytest.raises(ValueError, match="group = 1"):
         advantages.group_baseline(rollout(), SCORES, jnp.float32(0), kl_in_reward=True, group=1)
@@ -213,7 +214,7 @@ def test_vbon_is_the_log_of_the_rank_and_a_kl():
     np.testing.assert_allclose(charged.advantage[:, 1], [2 * np.log(0.5) - 0.2, 0, -0.2, 0], rtol=1e-5)
     white = np.asarray(against(advantages.vbon, n=3)[0].advantage)[MASK & np.array([[1], [0], [1], [0]], bool)]
     np.testing.assert_allclose([white.mean(), white.std(ddof=1)], [0, 1], atol=1e-5)
-    with pytest.raises(ValueError, match="n = 1.*2 or more"):
+    with refuses(ValueError, "n = 1", "2 or more"):
         against(advantages.vbon, n=1)
 
 

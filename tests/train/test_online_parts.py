@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from errors import refuses
 from tiny import PAD, close, prompt_batch, rollout_batch
 from tiny_online import ALONE, CAPACITY, ENDS, P, build_actors, build_algorithm, build_state, models
 
@@ -270,7 +271,7 @@ def test_one_minibatch_is_permutation_equivariant():
 
 
 def test_minibatches_must_divide_the_rollouts():
-    with pytest.raises(ValueError, match="8 prompts .* 3 minibatches"):
+    with refuses(ValueError, "8 prompts", "3 minibatches"):
         _update(epochs=1, minibatches=3)
 
 
@@ -305,13 +306,13 @@ def test_a_controller_that_gives_nan_is_not_followed():
 
 @pytest.mark.parametrize("name, wrong", [("clip", -1.0), ("clip", np.nan), ("missing_eos_penalty", np.nan)])
 def test_shaping_refuses(name, wrong):
-    with pytest.raises(ValueError, match=f"{name} = {wrong}.*expected"):
+    with refuses(ValueError, f"{name} = {wrong}", "expected"):
         shape(_scores(0), DONE, EMPTY, **{name: wrong})
 
 
 @pytest.mark.parametrize("wrong", [-0.1, np.nan])
 def test_a_kl_limit_is_no_less_than_zero(wrong):
-    with pytest.raises(ValueError, match=f"kl_limit = {wrong}: expected"):
+    with refuses(ValueError, f"kl_limit = {wrong}:", "expected"):
         updates(kl_limit=wrong)
 
 
@@ -321,7 +322,7 @@ def test_a_controller_with_memory_is_known_by_its_signature_and_the_others_have_
     pid = build_algorithm(kl_controller="pid_kl", kl_controller_args=dict(target=4.0))
     assert pid.memory == START
     chex.assert_trees_all_equal(pid.controller(0.1, 3.0, pid.memory), pid_kl(0.1, 3.0, target=4.0))
-    with pytest.raises(ConfigError, match="kl_controller.*'memory' has no default"):
+    with refuses(ConfigError, "kl_controller", "'memory'"):
         build_algorithm(kl_controller=lambda coef, kl, memory: (coef, memory), kl_controller_args={})
 
 
@@ -409,7 +410,7 @@ def test_what_is_logged_as_first_is_of_the_first_minibatch_that_counts():
 
 def test_one_score_for_each_reply():
     for wrong in (np.zeros((B, 1)), np.zeros(B - 1), 1.0):
-        with pytest.raises(ValueError, match="'length'.* for 8 replies.*one for each"):
+        with refuses(ValueError, "'length'", "8 replies", "each"):
             online.one_for_each(wrong, jnp.zeros((B, 3)), "length")
     one = online.one_for_each([True] * B, jnp.zeros((B, 3)), "length")
     np.testing.assert_array_equal(one, np.ones(B, np.float32))

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from errors import refuses
 
 from alignax.train.optimizer import (
     adamw,
@@ -63,7 +64,7 @@ def test_a_schedule_takes_a_traced_peak_and_end(schedule, warmup_percent):
 
 
 def test_unknown_schedule_is_refused():
-    with pytest.raises(ValueError, match="schedule = 'cosin': expected one of 'cosine', 'linear', 'constant'"):
+    with refuses(ValueError, "schedule = 'cosin'", "'cosine', 'linear', 'constant'"):
         adamw(total_steps=10, schedule="cosin")
 
 
@@ -73,7 +74,7 @@ def test_unknown_schedule_is_refused():
 ])  # fmt: skip
 def test_numbers_that_are_negative_or_nan_are_refused(make, name):
     for wrong in (-0.1, np.nan):
-        with pytest.raises(ValueError, match=f"{name} = {wrong}: expected a number of 0 or more"):
+        with refuses(ValueError, f"{name} = {wrong}:", "0 or more"):
             make(total_steps=10, **{name: wrong})
 
 

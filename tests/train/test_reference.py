@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from errors import refuses
 
 from alignax.train.reference import follow, mix
 
@@ -53,14 +54,14 @@ def test_follow_moves_when_due_and_only_then():
 
 
 @pytest.mark.parametrize(
-    "call, message",
+    "call, key, word",
     [
-        (lambda: mix(jnp.ones(2), jnp.ones(2), 1.5), "mix: alpha = 1.5: expected a share"),
-        (lambda: mix(jnp.ones(2), jnp.ones(2), -0.1), "mix: alpha = -0.1"),
-        (lambda: mix({"a": jnp.ones(2)}, {"b": jnp.ones(2)}, 0.5), "a"),
-        (lambda: follow(jnp.ones(2), jnp.ones(2), 1, every=0), "follow: every = 0: expected a number of updates"),
+        (lambda: mix(jnp.ones(2), jnp.ones(2), 1.5), "mix: alpha = 1.5:", "share"),
+        (lambda: mix(jnp.ones(2), jnp.ones(2), -0.1), "mix: alpha = -0.1:", "share"),
+        (lambda: mix({"a": jnp.ones(2)}, {"b": jnp.ones(2)}, 0.5), "('a',)", "('b',)"),
+        (lambda: follow(jnp.ones(2), jnp.ones(2), 1, every=0), "follow: every = 0:", "updates"),
     ],
 )
-def test_refuses(call, message):
-    with pytest.raises(ValueError, match=message):
+def test_refuses(call, key, word):
+    with refuses(ValueError, key, word):
         call()

@@ -5,6 +5,7 @@ import math
 import random
 
 import pytest
+from errors import refuses
 
 from alignax.worlds import harbor
 from alignax.worlds.gold import PARTS, PRICES, gold, result
@@ -97,7 +98,7 @@ def test_part_weights_and_their_check():
     reply = "has tea . has cake . hello mara ."
     parts = gold(PLACE, reply, weights={"honest": 0.0, "warm": 2.0})
     assert parts["total"] == pytest.approx(parts["helpful"] + 2.0 * parts["warm"])
-    with pytest.raises(ValueError, match=r"\['polite'\]; the parts are helpful"):
+    with refuses(ValueError, "['polite']", "helpful"):
         gold(PLACE, reply, weights={"polite": 1.0})
 
 

@@ -8,6 +8,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from errors import refuses
 
 from alignax.worlds import harbor
 from alignax.worlds.gold import gold
@@ -108,7 +109,7 @@ def test_distinct_prompts_are_distinct_and_end():
 
 
 def test_unknown_split_and_family_are_named():
-    with pytest.raises(ValueError, match="split 'test': the harbour desk has sft, reward, online, eval, ood"):
+    with refuses(ValueError, "split 'test'", "sft, reward, online, eval, ood"):
         harbor.prompts("test", 1, 0)
     with pytest.raises(ValueError, match="family 'poems'"):
         harbor.prompts("sft", 1, 0, ("poems",))
@@ -116,7 +117,7 @@ def test_unknown_split_and_family_are_named():
 
 @pytest.mark.parametrize("text", ["", "mara asks : how to eat the jar .", "what is the capital of france ?"])
 def test_a_text_that_is_no_prompt_is_refused(text):
-    with pytest.raises(ValueError, match="none of the harbour desk's"):
+    with refuses(ValueError, f"{text!r}", "harbour"):
         parse_prompt(text)
 
 

@@ -1,0 +1,115 @@
+"""Two processes of two devices each give the numbers of one process with four: gloo on this machine."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from stage_runs import ROOT, fails, metrics, read
+
+from alignax import host
+from alignax.checkpoint import load_params
+from alignax.stages import offline, playground
+
+CONFIG = Path(__file__).with_name("processes_config.py")
+STEPS = ("sft", "reward", "dpo", "ppo", "text")
+
+
+def launch(workdir, parent, devices, *flags):
+    """`alignax run` as a process of its own, with so many devices."""
+    env = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices), "PARENT": str(parent), "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-m", "alignax.main", "run", f"--config={CONFIG}", f"--workdir={workdir}", *flags]
+    return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def finished(processes):
+    """The outputs of processes that all end well."""
+    outputs = [process.communicate(timeout=600)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0] * len(outputs), "\n".join(outputs)[-6000:]
+    return outputs
+
+
+@pytest.fixture(scope="module")
+def folders(run, tmp_path_factory):
+    """(folder of one process, folder of two, the outputs of the two)."""
+    base = tmp_path_factory.mktemp("processes")
+    finished([launch(base / "one", run, 4)])
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    flags = [f"--coordinator=127.0.0.1:{port}", "--process_count=2"]
+    outputs = finished([launch(base / "two", run, 2, *flags, f"--process_id={i}") for i in range(2)])
+    return base / "one", base / "two", outputs
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_the_numbers_are_those_of_one_process(folders, step):
+    one, two, _ = folders
+    for want, got in zip(metrics(one / step), metrics(two / step), strict=True):
+        for name, value in want.items():
+            if not name.startswith("time/") and isinstance(value, (int, float)):
+                assert got[name] == pytest.approx(value, rel=1e-4, abs=1e-5), name
+    trees = [load_params(folder / step / "params") for folder in (one, two)]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), *trees)
+
+
+def test_a_policy_is_probed_by_all_and_measured_as_by_one(folders):
+    one, two = (read(folder / "probed/eval.json")["policies"] for folder in folders[:2])
+    for name in one:
+        assert two[name]["gold_reward"] == pytest.approx(one[name]["gold_reward"], abs=1e-4)
+        assert two[name]["kl"] == pytest.approx(one[name]["kl"], abs=1e-4)
+
+
+def test_only_the_first_writes_and_speaks(folders):
+    _, two, (first, second) = folders
+    assert "process 0 of 2, 2 of 4 devices" in first and "process 1 of 2, 2 of 4 devices" in second
+    assert "done in" in first and "done in" not in second and "report:" in first and "report:" not in second
+    for step in STEPS:
+        assert [row["step"] for row in metrics(two / step)] == [1, 2]  # no row twice
+
+
+def test_a_checkpoint_of_two_is_read_by_one_and_one_of_one_was_read_by_two(folders, run, tmp_path):
+    two = folders[1]
+    assert (
+        read(two / "dpo/manifest.json")["parents"]["policy"]["content_hash"]
+        == (read(run / "sft/manifest.json")["content_hash"])
+    )
+    assert playground.complete(two / "ppo", ["tea ."], max_new_tokens=2)
+    c = read(two / "dpo/manifest.json")["config"] | {"init_from": str(two / "dpo")}
+    folder = offline.run(c, tmp_path / "dpo")
+    assert metrics(folder)[0]["loss"] == pytest.approx(np.log(2), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "flags, word",
+    [
+        (["--coordinator=127.0.0.1:9"], "--process_count"),
+        (["--process_count=2", "--process_id=0"], "--coordinator"),
+        (["--coordinator=127.0.0.1:9", "--process_count=2", "--process_id=2"], "0 to 1"),
+    ],
+)
+def test_flags_that_do_not_fit_are_refused_before_anything_waits(capsys, flags, word):
+    assert word in fails(capsys, "run", f"--config={CONFIG}", *flags)
+
+
+@pytest.mark.parametrize(
+    "variables, several",
+    [
+        ({}, False),
+        ({"SLURM_NTASKS": "4", "SLURM_PROCID": "1"}, True),
+        ({"SLURM_NTASKS": "1", "SLURM_PROCID": "0"}, False),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, True),
+        ({"TPU_WORKER_HOSTNAMES": "a,b"}, True),
+        ({"TPU_WORKER_HOSTNAMES": "localhost"}, False),
+    ],
+)
+def test_launchers_are_known_by_what_they_set(monkeypatch, variables, several):
+    for name in ("SLURM_NTASKS", "SLURM_PROCID", "OMPI_COMM_WORLD_SIZE", "TPU_WORKER_HOSTNAMES"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert host.detected() == several
