@@ -55,7 +55,7 @@ def get_config() -> ConfigDict:
     c.reward_timeout_s = (
         300.0  # seconds for those of a batch; a reply that is not scored then has no score. 0: no limit
     )
-    c.scoring_args = ConfigDict()  # of alignax.train.online.shape_scores
+    c.scoring_args = ConfigDict()  # of alignax.train.scores.shape_scores
     c.samples_per_prompt = 1  # replies to each prompt of a batch; a group estimator needs 2 or more
     # in scoring and learning each prompt stands once before all its replies, as branches of one row: worth it where
     # prompts are long
@@ -85,7 +85,7 @@ def get_config() -> ConfigDict:
     c.kl_loss_args = ConfigDict()  # of alignax.losses.kl, in the loss: dict(importance_weighted=False) for GRPO's own
     c.kl_controller = "fixed_kl"  # function of alignax.ops.kl: fixed_kl, adaptive_kl or pid_kl
     c.kl_controller_args = ConfigDict()
-    c.update_args = ConfigDict()  # of alignax.train.online.updates
+    c.update_args = ConfigDict()  # of alignax.train.updates.updates
     c.optimizer = "adamw"  # function of alignax.train.optimizer
     c.optimizer_args = ConfigDict({"learning_rate": 3e-6})
     c.value_optimizer = "adamw"

@@ -68,7 +68,7 @@ def new_online_state(
 ) -> OnlineState:  # fmt: skip
     """Iteration 0. A sweep maps it over `seed` or `kl_coef`: a state with one axis more is many runs.
 
-    `kl_memory` is what the KL controller remembers at the start: `Parts.kl_memory`.
+    `kl_memory` is what the KL controller remembers at the start: `Algorithm.memory`.
     """
     return OnlineState(
         policy=new_learner(policy, policy_optimizer),

@@ -5,7 +5,7 @@
 Starts from the policies, preferences and reward models of `experiments/quickstart/run.py`: run that first. A run that
 has finished with the same config is not run again, and `--only` leaves the other rows of the results as they are.
 Hardware: 2 CPU cores, about half a minute per offline run and one minute per online run. Writes results/results.json
-and results/results.md beside this file.
+and results/results.md beside this file; --write-readme puts the table into docs/objectives.md as well.
 """
 
 import json
@@ -167,6 +167,7 @@ def earlier(file: Path, seeds: list[int]) -> dict[str, dict[int, dict]]:
 
 def main(argv: list[str] | None = None) -> None:
     parser = options(__doc__, ROOT, HERE)
+    parser.set_defaults(readme=ROOT / "docs/objectives.md")  # the page of this table
     parser.add_argument("--only", nargs="+", default=names(), choices=names(), metavar="NAME")
     args = parser.parse_args(argv)
     sft: dict[int, dict] = {}

@@ -19,6 +19,7 @@ NOTEBOOKS = sorted(path.name for path in FOLDER.glob("*.ipynb"))
 # What a reader must see, as code that runs in a last cell of its own.
 CLAIMS = {
     "01_alignment_is_a_function.ipynb": f"""
+assert score_I[0] < 0.1 < 0.9 < score_I[-1] and score_CI[0, -1] > 0.9 > 0.2 > score_CI[3, -1]  # the KL costs reward
 assert abs(float(at_start) - {math.log(2)}) < 1e-6
 assert jnp.allclose(push_BT, jnp.array([[0.0, -0.05, -0.05, -0.05]]), atol=1e-6)  # -beta sigmoid(0) per reply token
 assert abs(history[0]["objective/kl"]) < 1e-5 and abs(history[0]["val/ratio_first"] - 1) < 1e-5
@@ -36,6 +37,7 @@ assert abs(alone - accuracy_NQ[-1, best]) < 0.02 and abs(drift / drift_NQ[-1, be
 assert best > 0
 """,
 }
+PLOTS = {"01_alignment_is_a_function.ipynb": 3, "02_write_your_own_objective.ipynb": 2}
 
 
 @pytest.fixture(params=NOTEBOOKS)
@@ -45,6 +47,13 @@ def notebook(request):
 
 def test_notebook_has_claims(notebook):
     assert notebook[0] in CLAIMS
+
+
+def test_notebook_begins_with_the_17_lines_of_the_readme():
+    cells = nbformat.read(FOLDER / NOTEBOOKS[0], as_version=4).cells
+    _, first, *_ = [cell.source for cell in cells if cell.cell_type == "code"]
+    readme = (FOLDER.parent / "README.md").read_text(encoding="utf-8")
+    assert first.replace("  # noqa: E731", "") in readme and "def ppo(" in first
 
 
 def test_notebook_is_stripped(notebook):
@@ -59,7 +68,7 @@ def test_notebook_runs_and_shows_what_it_says(name):
     client = nbclient.NotebookClient(nb, timeout=300, kernel_name="python3", resources={"metadata": {"path": FOLDER}})
     client.execute()  # raises CellExecutionError with the cell and its traceback
     shown = [output for cell in nb.cells if cell.cell_type == "code" for output in cell.outputs]
-    assert sum("image/png" in output.get("data", {}) for output in shown) == 2  # both plots
+    assert sum("image/png" in output.get("data", {}) for output in shown) == PLOTS[name]
 
 
 def test_commands_of_a_notebook_pass_every_check_before_a_run(notebook, monkeypatch, tmp_path):
