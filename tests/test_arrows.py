@@ -18,6 +18,7 @@ ALLOWED = {
     "host": set(),  # what differs between processes
     "bound": {"config", "ops"},  # functions with their settings
     "losses": {"types", "ops"},  # a loss gets a record of arrays and never runs a model
+    "rounds": {"config"},  # configs in, configs out
     "catalogue": {"config", "losses"},  # reads signatures and docstrings
     "models": {"types"},
     "lora": {"types"},  # trees of parameters
