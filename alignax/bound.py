@@ -21,7 +21,7 @@ class Args(dict):
     """A group of settings that is part of a structure: a dict that can be compared and hashed, and is not changed."""
 
     def __hash__(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return hash(repr(sorted(self.items())))
+        return hash(tuple(sorted(self)))
 
 
 @jax.tree_util.register_pytree_node_class
@@ -42,6 +42,13 @@ class Bound:
     def __repr__(self) -> str:
         settings = ", ".join(f"{name}={value!r}" for name, value in (self.options | self.numbers).items())
         return f"{getattr(self.function, '__name__', self.function)}({settings})"
+
+    def __eq__(self, other: object) -> bool:
+        mine = (self.function, self.numbers, self.options, self.key)
+        return isinstance(other, Bound) and mine == (other.function, other.numbers, other.options, other.key)
+
+    def __hash__(self) -> int:
+        return hash((self.function, self.options, self.key))
 
     @property
     def name(self) -> str:
@@ -88,6 +95,9 @@ def bound(
     settings = bind(function, args, key=args_key, given=given)
     numbers = {name for name, hint in typing.get_type_hints(function).items() if _is_scalar(hint)}
     numbers = {name for name in numbers if settings.get(name) is not None}
+    for name in settings:
+        if name not in numbers and isinstance(settings[name], jax.Array):
+            raise ConfigError(f"config.{args_key}.{name} is an array, but decides what is computed: expected a number")
     leaves = {name: settings[name] for name in settings if name in numbers}
     return Bound(function, leaves, {name: settings[name] for name in settings if name not in numbers}, args_key)
 

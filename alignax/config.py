@@ -1,6 +1,7 @@
 """Config that cannot lie: dotted paths, argument dicts checked against signatures, views that know what was read."""
 
 import difflib
+import hashlib
 import importlib
 import inspect
 import math
@@ -32,6 +33,8 @@ def resolve(path: str | Callable, package: str, *, key: str) -> Callable:
     function itself. Raises ConfigError if the module or the function is not there.
     """
     if callable(path):
+        if not hasattr(path, "__qualname__"):
+            raise ConfigError(f"config.{key} = {path!r}: expected a function; write what it binds as its arguments")
         return path
     if not package and ":" not in path:
         raise ConfigError(f"config.{key} = {path!r}: expected module:function")
@@ -164,7 +167,8 @@ def check(config: Mapping[str, Any], defaults: Mapping[str, Any], *, prefix: str
         if name not in defaults:
             raise ConfigError(f"config.{key} is not a key of this stage{suggest(name, defaults)}")
         default = defaults[name]
-        if is_args(name) or default is None or (isinstance(default, str) and callable(value)):  # the function itself
+        function = callable(value) and (f"{name}_args" in defaults or name == "source")  # itself, not its name
+        if is_args(name) or default is None or function:
             continue
         if isinstance(default, Mapping):
             if not isinstance(value, Mapping):
@@ -253,4 +257,22 @@ def spelled(value: Any) -> Any:
         return {name: spelled(item) for name, item in value.items()}
     if isinstance(value, list):
         return [spelled(item) for item in value]
-    return f"{value.__module__}:{value.__qualname__}" if callable(value) else value
+    return _spelled(value) if callable(value) else value
+
+
+def _spelled(function: Callable) -> str:
+    """module:function; of one that no import finds again, a notebook's say, its code too, by hash."""
+    name = f"{function.__module__}:{function.__qualname__}"
+    if function.__module__ != "__main__" and "<" not in function.__qualname__:
+        return name
+    try:
+        text = inspect.getsource(function)
+    except (OSError, TypeError):
+        text = repr(_instructions(function.__code__)) if hasattr(function, "__code__") else name
+    return f"{name}#{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
+def _instructions(code: types.CodeType) -> tuple:
+    """What compiled code does, without where it stands."""
+    constants = [_instructions(one) if isinstance(one, types.CodeType) else one for one in code.co_consts]
+    return code.co_code, code.co_names, constants

@@ -3,14 +3,15 @@
 Nothing else asks JAX for the index or the number of processes.
 """
 
-import os
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
 TIMEOUT_S = 300  # for all processes to come
+T = TypeVar("T")
 
 
 def start(*, coordinator: str = "", process_count: int = 0, process_id: int = -1) -> str:
@@ -38,11 +39,19 @@ def start(*, coordinator: str = "", process_count: int = 0, process_id: int = -1
 
 
 def detected() -> bool:
-    """Whether this process was started as one of several, by a launcher that JAX knows."""
-    slurm = int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in os.environ
-    mpi = int(os.environ.get("OMPI_COMM_WORLD_SIZE", "1")) > 1
-    tpu = len(os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1
-    return slurm or mpi or tpu
+    """Whether this process was started as one of several, by a launcher that JAX knows.
+
+    JAX's own table is asked, which is no public name of it: a copy of its rules would differ from what
+    `jax.distributed.initialize` then does.
+    """
+    try:
+        from jax._src.clusters import ClusterEnv
+
+        known = [env for env in ClusterEnv._cluster_types if not env.opt_in_only_method]
+    except (ImportError, AttributeError):  # another release: the flags say it
+        return False
+    env = next((env for env in known if env.is_env_present()), None)
+    return env is not None and env.get_process_count() > 1
 
 
 def index() -> int:
@@ -64,6 +73,36 @@ def barrier(name: str) -> None:
     """Waits for all processes to come to this place."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
+
+
+class Elsewhere(RuntimeError):
+    """Another process of the run has stopped, and says why."""
+
+
+def together(act: Callable[[], T]) -> T:
+    """What `act` returns, in every process, once all have done it. What one raises stops the others too.
+
+    Without it they would wait for ever in their next collective for one that is gone. Raises what `act` raised here,
+    Elsewhere where it was another process.
+    """
+    if jax.process_count() == 1:
+        return act()
+    found = failure = None
+    try:
+        found = act()
+    except Exception as error:
+        failure = error
+    failed = multihost_utils.process_allgather(np.bool_(failure is not None))
+    if failure is not None:
+        raise failure
+    if failed.any():
+        raise Elsewhere(f"stopped with process {int(np.argmax(failed))}, which says why")
+    return found  # pyright: ignore[reportReturnType]
+
+
+def in_first(act: Callable[[], Any]) -> None:
+    """Does it in the first process alone; the others wait, and stop if it fails."""
+    together(lambda: act() if is_first() else None)
 
 
 def own_rows(x: Any) -> np.ndarray:

@@ -286,6 +286,7 @@ def main(argv: list[str] | None = None) -> int:
         parser().error(f"unexpected arguments: {' '.join(rest)}")
     from alignax.config import ConfigError
     from alignax.data.counts import DataError
+    from alignax.host import Elsewhere
     from alignax.manifest import CheckpointError
     from alignax.report.folder import ReportError
     from alignax.train.loop import NonFinite
@@ -311,7 +312,7 @@ def main(argv: list[str] | None = None) -> int:
             command_export(args)
         else:
             command_sample(args)
-    except (ConfigError, DataError, CheckpointError, ReportError, NonFinite, OSError) as error:
+    except (ConfigError, DataError, CheckpointError, Elsewhere, ReportError, NonFinite, OSError) as error:
         print(f"alignax: {error}", file=sys.stderr)
         return 1
     except ValueError as error:

@@ -30,7 +30,8 @@ def rounds(n: int, steps: Mapping[str, Any], *, first: Mapping[str, str]) -> dic
     for i in range(1, n + 1):
         for name, config in steps.items():
             one = ConfigDict(_renamed(dict(config), i, steps, first))
-            one.seed = int(one.get("seed", 0)) + i - 1  # pyright: ignore[reportArgumentType]
+            if "seed" in one:
+                one.seed = int(one.seed) + i - 1  # pyright: ignore[reportArgumentType]
             out[f"{name}_{i}"] = one
     return out
 

@@ -1,5 +1,6 @@
 """The rewards of a config: `rewards = {name: {function | from, ..., weight}}`, or one by keys of its own."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,6 +32,8 @@ def rewards_of(r: Reader) -> dict[str, Reward]:
     if len(given) != 1:
         which = f"config.{r.key('reward_from')} (a reward model), config.{r.key('reward')} (a function of text)"
         raise ConfigError(f"{which} or config.{r.key('rewards')} (several by name): set exactly one")
+    if not isinstance(group, Mapping):
+        raise ConfigError(f"config.{r.key('rewards')} = {group!r}: expected name = dict(function=..., weight=...), ...")
     if not group:
         return {"reward": single[given[0]]}  # pyright: ignore[reportReturnType]
     return {name: one_of(name, args, r.key(f"rewards.{name}")) for name, args in group.items()}
@@ -66,12 +69,16 @@ def one_of(name: str, args: Any, key: str) -> Reward:
             "or {'from': folder, 'weight': ...}, a reward model"
         )
     weight = typed(args.get("weight", 1.0), float, key=f"{key}.weight")
+    if isinstance(weight, float) and not math.isfinite(weight):
+        raise ConfigError(f"config.{key}.weight = {weight}: expected a finite number")
     if args.get("function"):
         own = {name: value for name, value in args.items() if name not in ("weight", "function")}
         function = bound(args["function"], own, key=f"{key}.function", args_key=key, given=("finished",))
         return Reward(weight=weight, function=function, key=key)
     if unknown := set(args) - set(OWN):
         raise ConfigError(f"config.{key}.{min(unknown)}: a reward model takes 'from', 'weight' and 'attributes' alone")
+    if not isinstance(args["from"], str) or not isinstance(args.get("attributes", {}), Mapping):
+        raise ConfigError(f"config.{key} = {args!r}: expected a folder under 'from', and weights under 'attributes'")
     return Reward(
         weight=weight, role=f"reward.{name}", attributes=Args(args.get("attributes", {})), key=f"{key}.attributes"
     )

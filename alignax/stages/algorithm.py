@@ -164,7 +164,7 @@ def critic_of(r: Reader, advantage: Bound, rewards: dict[str, Reward], defaults:
             raise ConfigError(
                 f"config.{r.key('advantage')} = {r.advantage!r} needs a critic: set critic_init to 'policy' or 'reward'"
             )
-        if changed and learns is False:
+        if changed:
             raise ConfigError(f"config.{r.key(changed[0])} is set, but there is no critic (critic_init = 'none')")
         return None
     if learns is False:

@@ -154,9 +154,7 @@ def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan |
 
     # ---- write
     file = f"{p.kind}.jsonl"
-    if host.is_first():
-        replace_file(stage.workdir / file, "".join(json.dumps(row) + "\n" for row in kept))
-    host.barrier(f"{stage.workdir / file} is written")
+    host.in_first(lambda: replace_file(stage.workdir / file, "".join(json.dumps(row) + "\n" for row in kept)))
     content = files_hash(stage.workdir, [file])
     return folder.finish(
         stage,

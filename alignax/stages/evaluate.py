@@ -79,11 +79,10 @@ def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan |
     base = measured.get("sft") or next(iter(measured.values()))
     table = {name: describe(rows, base, watch.prompts) for name, rows in measured.items()}
     reward = read_manifest(stage.parents["proxy"])["metrics"] if "proxy" in stage.parents else {}
-    if host.is_first():
-        replace_file(workdir / FILES[0], json.dumps({"policies": table, "reward_model": reward}, indent=1) + "\n")
-        samples = side_by_side(watch.prompts, measured)
-        replace_file(workdir / FILES[1], "".join(json.dumps(row) + "\n" for row in samples))
-    host.barrier(f"{workdir / FILES[0]} is written")
+    samples = side_by_side(watch.prompts, measured)
+    files = {FILES[0]: json.dumps({"policies": table, "reward_model": reward}, indent=1) + "\n"}
+    files |= {FILES[1]: "".join(json.dumps(row) + "\n" for row in samples)}
+    host.in_first(lambda: [replace_file(workdir / name, text) for name, text in files.items()])
     metrics = {f"{name}/{key}": row[key] for name, row in table.items() for key in ("gold_reward", "kl") if key in row}
     content = files_hash(workdir, FILES)
     return folder.finish(stage, params=None, content=content, files=FILES, step=0, metrics=metrics)

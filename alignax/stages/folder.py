@@ -74,10 +74,13 @@ def open_stage(
     if host.agreed(host.is_first() and why_stale(workdir, config, records) is None):
         say(f"[green]{workdir}[/]: finished before, with the same config and parents")
         return None
-    if host.is_first() and (cleared := start(workdir, config, records)):
-        say(f"[yellow]{workdir}[/]: running again ({cleared})")
-    host.barrier(f"{workdir} is open")
+    host.in_first(lambda: _cleared(workdir, start(workdir, config, records)))
     return Stage(declared, workdir, config, made, parents, records, root, time.perf_counter())
+
+
+def _cleared(workdir: Path, reason: str | None) -> None:
+    if reason:
+        say(f"[yellow]{workdir}[/]: running again ({reason})")
 
 
 def _get(config: Mapping[str, Any], key: str) -> Any:
@@ -119,18 +122,10 @@ def finish(
     if params is not None:
         save_params(stage.workdir / "params", params)
         content = content_hash(params)
-    if not host.is_first():
-        host.barrier(f"{stage.workdir} is closed")
-        return stage.workdir
-    if tokenizer is not None:
-        tokenizer.save_pretrained(str(stage.workdir / "tokenizer"))
     origin = stage.parents["policy"] / "hf" if "policy" in stage.parents else None
-    if params is not None and origin and origin.is_dir():  # what an imported checkpoint brought, for the way out
-        shutil.copytree(origin, stage.workdir / "hf", dirs_exist_ok=True)
     adapted = params is not None and "lora" in params
     before = longest_text(read_manifest(stage.parents["policy"])) if "policy" in stage.parents else 0
-    write_manifest(
-        stage.workdir,
+    fields |= dict(
         base=parent_record(stage.workdir, base_of(stage.parents["policy"])) if adapted else None,
         stage=stage.declared.name,
         makes=makes or stage.declared.makes,
@@ -144,8 +139,15 @@ def finish(
         template_hash=template_hash(tokenizer, template) if template is not None else None,
         files=files,
         longest_text=max(before, longest_of(stage.config)) if params is not None else None,
-        **fields,
     )
-    host.barrier(f"{stage.workdir} is closed")
+
+    def write() -> None:
+        if tokenizer is not None:
+            tokenizer.save_pretrained(str(stage.workdir / "tokenizer"))
+        if params is not None and origin and origin.is_dir():  # what an imported checkpoint brought, for the way out
+            shutil.copytree(origin, stage.workdir / "hf", dirs_exist_ok=True)
+        write_manifest(stage.workdir, **fields)
+
+    host.in_first(write)
     say(f"[green]{stage.workdir}[/]: done in {time.perf_counter() - stage.begun:.0f} s")
     return stage.workdir

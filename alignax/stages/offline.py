@@ -66,7 +66,8 @@ def plan(config: Any, prefix: str = "") -> Plan:
         plans.tried(lambda: follow({}, {}, 1))
     check_reference(r)
     watch = probe.plan(r.probe, r.template)
-    made = supervised.planned(Plan, r, tuple(RECORDS), follow=follow, probe=watch, batches=probe.batches(watch))
+    fields = {"follow": follow, "probe": watch, "batches": probe.batches(watch), "sides": 2}
+    made = supervised.planned(Plan, r, tuple(RECORDS), **fields)
     for name, (_, term) in made.terms.items():
         if fact(term.function, "online_only"):
             raise ConfigError(
@@ -138,12 +139,12 @@ def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan |
 
     @fitting.once_per_step
     def evaluate(state):
-        # the KL to the start: the distance to a reference that comes along says little
+        # the KL to where the reference began: the distance to one that comes along says little
         probed = probe.summary(watch.measure(base | state.learner.params, reference)) if watch else {}
         return held_out(state, frozen | {"reference": state.reference} if p.follow else frozen) | probed
 
-    moves = p.follow is not None
-    state = parents.place(lambda x: new_state(x, p.optimizer(), x if moves else None), start, mesh=mesh)
+    moving = reference if p.follow else None  # it goes on from where it is, which may not be the policy's start
+    state = parents.place(lambda x, at: new_state(x, p.optimizer(), at), start, moving, mesh=mesh)
     del start
     if p.reference == "cached":
         reference = None  # nothing reads it any more: every batch brings what it said

@@ -134,6 +134,8 @@ def plan(config: Any, prefix: str = "") -> Plan:
         )
     r = plans.read(config, STAGE, get_config(), prefix)
     rewards, watch = rewards_of(r), probe.plan(r.probe, r.template)
+    r.require(r.reward_workers >= 1, "reward_workers", "expected a number of threads, 1 or more")
+    r.require(r.reward_timeout_s >= 0, "reward_timeout_s", "expected seconds, or 0 for no limit")
     if r.lora_args:
         plans.check_lora(r)
     fields = plans.shared(r, batches={"batch_size": r.batch_size} | probe.batches(watch))
@@ -177,7 +179,7 @@ def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan |
         step_fn = programs.one_program(p.algorithm, actors, on_device, frozen, state)
 
     # ---- train
-    proxy = next(iter(loaded.rewards.values()), None)
+    proxy = next(iter(loaded.rewards.values())) if len(loaded.rewards) == 1 else None
     watch = probe.build(stage, p.probe, loaded.model, tokenizer, mesh, proxy=proxy, bases=loaded.bases)
     base = loaded.base["policy"] if loaded.base else {}
     measured = (lambda s: probe.summary(watch.measure(base | s.policy.params, loaded.reference))) if watch else None

@@ -149,7 +149,7 @@ def load_tree(folder: Path, manifest: dict, model: Model, mesh: Mesh, bases: dic
     if of_base["content_hash"] != base["content_hash"]:
         raise CheckpointError(
             f"{folder} is an adapter on the content {base['content_hash'][:12]}, but {beneath} holds "
-            f"{told['content_hash'][:12]}: bring back the base that it was trained on"
+            f"{of_base['content_hash'][:12]}: bring back the base that it was trained on"
         )
     return load_tree(beneath, of_base, model, mesh, bases) | own
 

@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -44,10 +45,12 @@ class Declaration(NamedTuple):
 def module_of(config: Mapping[str, Any], prefix: str = "") -> Any:
     """The module of a config's stage, ours or any that is importable.
 
-    It has STAGE, `get_config()`, `plan(config, prefix)` and `run(config, workdir, root, made)`, and, if it reads data,
-    `readings(plan)`. Raises ConfigError if there is none.
+    It has STAGE, `get_config()`, `plan(config, prefix)` and `run(config, workdir, root, made)`, and, if it reads
+    data, its plans have `readings()`. Raises ConfigError if there is none.
     """
     name = str(config.get("stage"))
+    if not re.fullmatch(r"[A-Za-z_]\w*(\.\w+)*", name):
+        raise ConfigError(f"config.{prefix}stage = {config.get('stage')!r}: there is no such stage")
     ours = f"alignax.stages.{name}"
     path = ours if "." not in name and importlib.util.find_spec(ours) else name
     try:
@@ -58,7 +61,7 @@ def module_of(config: Mapping[str, Any], prefix: str = "") -> Any:
             raise  # the module is there, but something that it imports is not
         module = None
     if not isinstance(getattr(module, "STAGE", None), Declaration):
-        raise ConfigError(f"config.{prefix}stage = {name!r}: there is no such stage")
+        raise ConfigError(f"config.{prefix}stage = {config.get('stage')!r}: there is no such stage")
     return module
 
 
@@ -160,20 +163,23 @@ class Learning(Reading):
     optimizer: Bound  # () -> Optimizer
 
 
-def shared(r: Reader, *, batches: Mapping[str, int] | None = None) -> dict[str, Any]:
-    """The fields of `Shared`; batches of these sizes, by their keys, have to divide over the devices."""
-    check_compute(r)
+def shared(r: Reader, *, batches: Mapping[str, int] | None = None, sides: int = 1) -> dict[str, Any]:
+    """The fields of `Shared`; batches of these sizes, by their keys, have to divide over the devices.
+
+    `sides`: texts of one row of data, whose beginning they may share in a row of the model.
+    """
+    check_compute(r, sides)
     for name, size in (batches or {}).items():
         divides(r, name, size, jax.device_count(), "devices")
     return {"mesh": Args(r.mesh.items()), "compute": Args(r.compute.items())}
 
 
-def check_compute(r: Reader) -> None:
+def check_compute(r: Reader, sides: int = 1) -> None:
     """How a model is computed must be a choice that there is, and a kernel one for this device, dtype and rows."""
     shared = "share_prompts" in r and r.share_prompts
     packing = r.packing if "packing" in r else "off"
     place = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-    branch = place if shared or packing == "shared" else None
+    branch = place if shared or (packing == "shared" and sides > 1) else None
     rows = Layout(place, branch, place) if shared or packing in ("packed", "shared") else None  # pyright: ignore[reportArgumentType]
     try:
         kernel_of(ModelConfig(vocab_size=1, **dict(r.compute.items())), rows=rows)
@@ -193,10 +199,14 @@ def sampling(r: Reader) -> None:
     r.require(r.max_new_tokens >= 1, "max_new_tokens", "expected 1 token or more")
 
 
-def source(r: Reader, *, drawn: bool = True) -> Source | None:
-    """The source of a config; None where it names none. `drawn`: rows are drawn by weight, as a mixture asks."""
+def source(r: Reader, *, drawn: bool = True, required: bool = True) -> Source | None:
+    """The source of a config; None where it names none, if it need not.
+
+    `drawn`: rows are drawn by weight, as a mixture asks.
+    """
     function = of_config(r, "source", "alignax.data.sources", given=("split", "template"), args="data")
     if function is None:
+        r.require(not required, "source", "expected a function of alignax.data.sources, or module:function")
         return None
     key, parts, weights = r.key("data"), {}, {}
     if r.source == "mixture":

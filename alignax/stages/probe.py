@@ -62,7 +62,7 @@ class Plan:
 def plan(r: Reader, template: str) -> Plan | None:
     """The probe of a config; None where it has no source. Raises ConfigError for what does not fit."""
     plans.sampling(r)
-    source, gold = plans.source(r, drawn=False), rewards.text(r)
+    source, gold = plans.source(r, drawn=False, required=False), rewards.text(r)
     rewards.model(r)
     _ = r.reward_from  # open_stage finds the folder
     if source is None:

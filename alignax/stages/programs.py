@@ -1,4 +1,4 @@
-"""An online iteration as compiled programs: one with the rewards on the device, three around a reward that reads text.
+"""An online iteration as compiled programs: one with the rewards on the device, others around a reward that reads text.
 
 Every program has the frozen arrays as arguments, each once (`roles.shared`), and donates the state.
 """
@@ -77,7 +77,7 @@ def two_programs(
     def step(state: OnlineState, prompts: dict) -> tuple[OnlineState, dict]:
         rollout, rewards = produce(state, arrays, prompts)
         noted = rollout if algorithm.keep else annotate(state, arrays, rollout)  # goes on while the host reads
-        found = on_host(rollout, prompts)
+        found = host.together(lambda: on_host(rollout, prompts))
         return learn(
             state, arrays, noted, rewards | {name: host.rows_like(x, rollout.finished) for name, x in found.items()}
         )

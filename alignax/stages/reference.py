@@ -56,8 +56,8 @@ def with_logp(
         logp = {}
         for split, arrays in data.items():
             logp |= computed(split, arrays, arrange(arrays), model, reference, plan.batch_size, mesh)
-        if host.is_first():
-            write(path, key, logp)
+        whole = logp
+        host.in_first(lambda: write(path, key, whole))
     return {split: _fill(arrays, split, logp) for split, arrays in data.items()}
 
 

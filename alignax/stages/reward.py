@@ -56,7 +56,7 @@ class Plan(supervised.Supervised):
 def plan(config: Any, prefix: str = "") -> Plan:
     """The config as bound functions and numbers. Raises ConfigError for what does not fit."""
     r = plans.read(config, STAGE, get_config(), prefix)
-    return supervised.planned(Plan, r, tuple(RECORDS))
+    return supervised.planned(Plan, r, tuple(RECORDS), sides=2)
 
 
 def view(plan: Plan, model: Model, params: Any, frozen: Any, batch: dict) -> Any:

@@ -41,7 +41,9 @@ def planned(cls: Any, r: Reader, records: tuple[type, ...], **fields: Any) -> An
     if "lora_args" in r:
         check_lora(r)
     batches = {"batch_size": r.batch_size} | fields.pop("batches", {})
-    fields |= shared(r, batches=batches) | learning(r) | {"terms": found, "record": record}
+    fields |= (
+        shared(r, batches=batches, sides=fields.pop("sides", 1)) | learning(r) | {"terms": found, "record": record}
+    )
     fields |= {"packing": packing, "can_pack": "packing" in r}
     divides(r, "batch_size", r.batch_size, r.microbatches, "microbatches")
     plan = fill(cls, r, **fields)

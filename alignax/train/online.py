@@ -95,10 +95,11 @@ def side_by_side(drawn: list[Rollout], replies: list[int]) -> Rollout:
 def scored(algorithm: Algorithm, rollout: Rollout, rewards: dict[str, Float[Array, " B"]]) -> Rollout:
     """The rollout with its rewards, and their weighted sum as its score. Raises ValueError unless one is for each row.
 
-    A reward that is not finite is missing, and so is then the score.
+    A reward that is not finite is missing, and so is then the score; one of weight 0 is for the log alone.
     """
     parts = {name: one_for_each(part, rollout.tokens, name) for name, part in rewards.items()}
-    total = sum(algorithm.weights[name] * part for name, part in parts.items())
+    weighed = {name: jnp.where(jnp.asarray(w) == 0, 0.0, w * parts[name]) for name, w in algorithm.weights.items()}
+    total = sum(weighed[name] for name in parts)
     return rollout.replace(rewards=parts, score=total)
 
 
@@ -138,9 +139,8 @@ def learn(
     if algorithm.keep:
         rows_B = keep_informative(score_B, group=algorithm.group, keep=algorithm.keep)
         rollout, shaped_B = jax.tree.map(lambda x: x[rows_B], (rollout, shaped_B))
-    if rollout.ref_logp is None:
-        critic = state.critic.params if state.critic else None
-        rollout = annotate(algorithm, actors, frozen, state.policy.params, critic, rollout)
+    critic = state.critic.params if state.critic else None
+    rollout = annotate(algorithm, actors, frozen, state.policy.params, critic, rollout)
     rollout, kl, metrics = advantages(algorithm, rollout, shaped_B, state.kl_coef)
     rollout = first_of_each(only_scored(rollout, shaped_B), algorithm.group, algorithm.learnt)
     policy, critic, more = update(algorithm, actors, frozen, state, rollout, jax.random.fold_in(step_key(state), 1))
@@ -173,7 +173,9 @@ def first_of_each(rollout: Rollout, group: int, count: int) -> Rollout:
 def annotate(
     algorithm: Algorithm, actors: Actors, frozen: dict, policy: Params, critic: Params | None, rollout: Rollout
 ) -> Rollout:
-    """The rollout with the reference's log-probabilities, and what else the advantages read: needs no score.
+    """The rollout with the reference's log-probabilities, and what else the advantages read, where they are missing.
+
+    Nothing of it needs a score.
 
     Of replies that the update does not see nobody asks for log-probabilities; there they are 0.
     """
@@ -194,10 +196,11 @@ def annotate(
             .reshape(rollout.mask.shape)
         )
 
-    rollout = rollout.replace(ref_logp=logp(frozen["reference"]))
-    if algorithm.correction:
+    if rollout.ref_logp is None:
+        rollout = rollout.replace(ref_logp=logp(frozen["reference"]))
+    if algorithm.correction and rollout.sampler_logp is None:
         rollout = rollout.replace(old_logp=logp(whole(policy, frozen, "policy")), sampler_logp=rollout.old_logp)
-    if critic is None or actors.critic is None:
+    if critic is None or actors.critic is None or rollout.old_value is not None:
         return rollout
     params = whole(critic, frozen, "critic")
     return rollout.replace(old_value=forward.values(actors.critic, params, rollout.tokens, rollout.valid, **rows))
@@ -275,5 +278,5 @@ def update(
     policy = lambda params, part: policy_objective(algorithm, actors, frozen, params, part, state.kl_coef)  # noqa: E731
     critic = lambda params, part: critic_objective(algorithm, actors, frozen, params, part)  # noqa: E731
     one = Once(policy, critic, algorithm.policy_optimizer(), algorithm.value_optimizer and algorithm.value_optimizer())
-    with refusals(algorithm.updates.key):
+    with refusals(f"{algorithm.updates.key}.kl_limit"):
         return epochs_over(one, algorithm.updates(), (state.policy, state.critic), rollout, key, group=algorithm.learnt)

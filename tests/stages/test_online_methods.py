@@ -129,8 +129,8 @@ def test_the_config_names_its_recipes():
             "positive",
         ),
         ("grpo", dict(correction_args=dict(cup=2.0)), "config.correction_args.cup:", "argument"),
-        ("online_dpo", dict(update_args=dict(kl_limit=0.1)), "config.update_args: kl_limit = 0.1:", "losses"),
-        ("nash_md", dict(update_args=dict(kl_limit=0.1)), "config.update_args: kl_limit = 0.1:", "losses"),
+        ("online_dpo", dict(update_args=dict(kl_limit=0.1)), "config.update_args.kl_limit:", "losses"),
+        ("nash_md", dict(update_args=dict(kl_limit=0.1)), "config.update_args.kl_limit:", "losses"),
         (
             "dapo",
             dict(kl_controller="adaptive_kl", kl_controller_args=dict(target=1.0, horizon=1e3)),

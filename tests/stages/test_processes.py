@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from jax._src.clusters import ClusterEnv
 from stage_runs import ROOT, fails, metrics, read
 
 from alignax import host
@@ -26,6 +27,15 @@ def launch(workdir, parent, devices, *flags):
     return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
+def pair(workdir, parent):
+    """Two processes of two devices each."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    flags = [f"--coordinator=127.0.0.1:{port}", "--process_count=2"]
+    return [launch(workdir, parent, 2, *flags, f"--process_id={i}") for i in range(2)]
+
+
 def finished(processes):
     """The outputs of processes that all end well."""
     outputs = [process.communicate(timeout=600)[0] for process in processes]
@@ -38,11 +48,7 @@ def folders(run, tmp_path_factory):
     """(folder of one process, folder of two, the outputs of the two)."""
     base = tmp_path_factory.mktemp("processes")
     finished([launch(base / "one", run, 4)])
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    flags = [f"--coordinator=127.0.0.1:{port}", "--process_count=2"]
-    outputs = finished([launch(base / "two", run, 2, *flags, f"--process_id={i}") for i in range(2)])
+    outputs = finished(pair(base / "two", run))
     return base / "one", base / "two", outputs
 
 
@@ -96,20 +102,29 @@ def test_flags_that_do_not_fit_are_refused_before_anything_waits(capsys, flags, 
     assert word in fails(capsys, "run", f"--config={CONFIG}", *flags)
 
 
-@pytest.mark.parametrize(
-    "variables, several",
-    [
-        ({}, False),
-        ({"SLURM_NTASKS": "4", "SLURM_PROCID": "1"}, True),
-        ({"SLURM_NTASKS": "1", "SLURM_PROCID": "0"}, False),
-        ({"OMPI_COMM_WORLD_SIZE": "2"}, True),
-        ({"TPU_WORKER_HOSTNAMES": "a,b"}, True),
-        ({"TPU_WORKER_HOSTNAMES": "localhost"}, False),
-    ],
-)
-def test_launchers_are_known_by_what_they_set(monkeypatch, variables, several):
-    for name in ("SLURM_NTASKS", "SLURM_PROCID", "OMPI_COMM_WORLD_SIZE", "TPU_WORKER_HOSTNAMES"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    assert host.detected() == several
+def test_two_processes_stop_together(tmp_path):
+    """What the first one refuses, for it alone looks at the folder, ends the other too."""
+    (tmp_path / "sft").mkdir()
+    (tmp_path / "sft/params").write_text("not ours")
+    processes = pair(tmp_path, "nowhere")
+    outputs = [process.communicate(timeout=200)[0] for process in processes]
+    assert [process.returncode for process in processes] == [1, 1], "\n".join(outputs)
+    assert "which no stage started here" in outputs[0] and "stopped with process 0" in outputs[1]
+
+
+def test_one_process_is_found_to_be_one(monkeypatch):
+    assert not host.detected()
+    monkeypatch.setattr(Several, "is_env_present", classmethod(lambda cls: True))
+    assert host.detected()
+
+
+class Several(ClusterEnv):
+    """A launcher of two processes, of which JAX is told by this class."""
+
+    @classmethod
+    def is_env_present(cls):
+        return False
+
+    @classmethod
+    def get_process_count(cls):
+        return 2

@@ -1,13 +1,16 @@
 """Several rewards, other references and parts of one's own, in runs."""
 
+import functools
+
+import jax.numpy as jnp
 import numpy as np
 import own_parts
 import pytest
 from errors import refuses
 from stage_runs import metrics, read, tiny
 
-from alignax.config import ConfigError, plain
-from alignax.stages import offline, online, probe
+from alignax.config import ConfigError, plain, spelled
+from alignax.stages import offline, online, plans, probe
 
 
 def config(run, step, **values):
@@ -57,6 +60,10 @@ def test_a_reward_that_is_late_leaves_its_replies_without_a_score(run, tmp_path,
         ({"a": {"function": "own_parts:slow_for_some", "second": 1.0}}, "config.rewards.a.second", "'seconds'"),
         ({"a": {"from": "x", "weight": "much"}}, "config.rewards.a.weight", "float"),
         ({"a": {"from": "x", "attribute": {}}}, "config.rewards.a.attribute", "attributes"),
+        ({"a": {"from": 5}}, "config.rewards.a", "folder"),
+        ({"a": {"from": "x", "attributes": "abc"}}, "config.rewards.a", "attributes"),
+        ({"a": {"from": "x", "weight": float("inf")}}, "config.rewards.a.weight = inf", "finite"),
+        (["x"], "config.rewards", "function"),
         ({}, "config.rewards", "set exactly one"),
     ],
 )
@@ -82,6 +89,13 @@ def test_another_reference_is_what_the_policy_is_compared_with(run, tmp_path):
     assert abs(row["objective/kl"]) > 1e-4  # at its own start it would be 0 to rounding
 
 
+def test_a_reference_that_moves_begins_where_it_is_named(run, tmp_path):
+    values = dict(reference_args={"alpha": 0.5, "every": 10}, reference_from=str(run / "ppo"))  # it has not moved yet
+    first = [metrics(offline.run(config(run, "dpo", **kept), tmp_path / str(len(kept))))[0]["loss"]
+             for kept in (values, {"reference_from": values["reference_from"]})]  # fmt: skip
+    assert first[0] == pytest.approx(first[1], abs=1e-6) and abs(first[0] - np.log(2)) > 1e-4
+
+
 def test_a_reference_of_another_shape_is_refused(run, tmp_path):
     with refuses(Exception, "parent reference", "expected policy"):
         offline.run(config(run, "dpo", reference_from=str(run / "reward")), tmp_path / "dpo")
@@ -97,6 +111,44 @@ def test_an_opponent_of_ones_own_by_its_path(run, tmp_path):
     assert 0 < row["objective/win_rate"] < 1 and row["episode"] == 16
     with pytest.raises(ConfigError, match="config.samples_per_prompt = 3"):  # what it says of itself counts too
         online.plan(config(run, "ppo", **values) | {"samples_per_prompt": 3})
+
+
+@pytest.mark.parametrize(
+    "values, key, word",
+    [
+        (dict(template=len), "config.template", "str"),
+        (dict(init_from=len), "config.init_from", "str"),
+        (dict(loss=functools.partial(own_parts.dpo_by_hand, beta=0.3)), "config.loss", "function"),
+        (dict(source="", data={}), "config.source = ''", "alignax.data.sources"),
+        (dict(optimizer_args={"learning_rate": 1e-3, "warmup_percent": jnp.float32(3)}),
+         "config.optimizer_args.warmup_percent", "array"),
+        (dict(stage=".x"), "config.stage = '.x'", "stage"),
+        (dict(stage="json"), "config.stage = 'json'", "stage"),
+        (dict(stage=None), "config.stage = None", "stage"),
+    ],
+)  # fmt: skip
+def test_what_no_config_can_hold(run, values, key, word):
+    with refuses(ConfigError, key, word):
+        plans.made(config(run, "dpo", **values))
+
+
+@pytest.mark.parametrize(
+    "values, key",
+    [
+        (dict(reward_workers=0), "config.reward_workers = 0"),
+        (dict(reward_timeout_s=-1.0), "config.reward_timeout_s = -1.0"),
+        (dict(advantage="own_parts:no_advantage", critic_init="none", value_loss_args={"clip": 0.1}),
+         "config.value_loss_args"),
+    ],
+)  # fmt: skip
+def test_what_no_online_config_can_hold(run, values, key):
+    with refuses(ConfigError, key):
+        online.plan(config(run, "ppo", reward_from=str(run / "reward"), **values))
+
+
+def test_a_function_that_no_import_finds_is_known_by_its_code():
+    first, second = (eval(f"lambda pair: {i}") for i in range(2))  # noqa: S307
+    assert spelled(first) != spelled(second) and spelled(own_parts.dpo_by_hand) == "own_parts:dpo_by_hand"
 
 
 def test_a_loss_is_the_function_itself(run, tmp_path):
