@@ -74,7 +74,7 @@ def _address(x, device=0):
 @pytest.mark.slow
 def test_four_roles_have_one_decoder_in_memory(aligned):
     frozen = aligned.frozen
-    trees = [frozen["reference"], frozen["reward"], frozen["base"]["policy"], frozen["base"]["critic"]]
+    trees = [frozen["reference"], frozen["reward"]["reward"], frozen["base"]["policy"], frozen["base"]["critic"]]
     for leaves in zip(*(jax.tree.leaves(tree["decoder"]) for tree in trees), strict=True):
         for device in range(jax.device_count()):
             assert len({_address(x, device) for x in leaves}) == 1
