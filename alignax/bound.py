@@ -3,16 +3,17 @@
 So `jax.vmap` over plans that differ in numbers is a sweep, and two plans of one structure run one compiled program.
 """
 
+import contextlib
 import dataclasses
 import inspect
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar, dataclass_transform
 
 import jax
 
 from alignax.config import ConfigError, Reader, bind, resolve
-from alignax.ops.checks import Refused
+from alignax.ops.checks import Refused, Scalar
 
 T = TypeVar("T")
 
@@ -69,18 +70,16 @@ class Bound:
         return cls(function, dict(zip(names, leaves, strict=True)), options, key)
 
 
-class refusals:
+@contextlib.contextmanager
+def refusals(key: str) -> Iterator[None]:
     """Within it, what `ops.checks.require` refuses is a ConfigError about the config's `key`."""
+    try:
+        yield
+    except Refused as error:
+        raise ConfigError(f"config.{key}: {error}") from None
 
-    def __init__(self, key: str):
-        self.key = key
 
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, Refused):
-            raise ConfigError(f"config.{self.key}: {error}") from None
+Terms = dict[str, tuple[Scalar, Bound]]  # of an objective: name -> (coefficient, record -> Loss)
 
 
 def bound(

@@ -32,8 +32,8 @@ def start(*, coordinator: str = "", process_count: int = 0, process_id: int = -1
         jax.distributed.initialize(coordinator, process_count, process_id, initialization_timeout=TIMEOUT_S)
     elif detected():
         jax.distributed.initialize(initialization_timeout=TIMEOUT_S)
-    if jax.process_count() == 1:
-        return ""
+    else:
+        return ""  # without asking JAX, which would start its devices: a config may still say how many
     devices = f"{jax.local_device_count()} of {jax.device_count()} devices"
     return f"process {jax.process_index()} of {jax.process_count()}, {devices}"
 
@@ -54,11 +54,6 @@ def detected() -> bool:
     return env is not None and env.get_process_count() > 1
 
 
-def index() -> int:
-    """Which process this is, from 0."""
-    return jax.process_index()
-
-
 def count() -> int:
     """How many processes there are."""
     return jax.process_count()
@@ -67,12 +62,6 @@ def count() -> int:
 def is_first() -> bool:
     """Whether this process writes what one alone may write."""
     return jax.process_index() == 0
-
-
-def barrier(name: str) -> None:
-    """Waits for all processes to come to this place."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
 
 
 class Elsewhere(RuntimeError):

@@ -17,11 +17,8 @@ from alignax.config import plain
 from alignax.log import plain_json, replace_file
 
 FORMAT = 1
-MADE = {
-    "reward": "reward",
-    "collect": "files",
-    "evaluate": "files",
-}  # by stages of before manifests said it; else a policy
+# what stages made before manifests said it, if no policy
+MADE = {"reward": "reward", "collect": "files", "evaluate": "files"}
 _OWN = (
     "manifest.json",
     "config.json",
@@ -90,10 +87,9 @@ def write_manifest(
     """Writes `<workdir>/manifest.json`, atomically, and returns it. Call it last: it declares the stage complete.
 
     `makes` is "policy", "reward" or "files". `parents` maps a role to what `parent_record` gave when the parent was
-    loaded. `files` names the files that
-    `content_hash` covers, for a stage without parameters. `base` is the record of the checkpoint on which an adapter
-    stands, for a stage whose parameters are one. `longest_text` is the number of tokens up to which the parameters were
-    trained, ancestors included.
+    loaded. `files` names the files that `content_hash` covers, for a stage without parameters. `base` is the record
+    of the checkpoint on which an adapter stands, for a stage whose parameters are one. `longest_text` is the number
+    of tokens up to which the parameters were trained, ancestors included.
     """
     manifest = {
         "format": FORMAT,

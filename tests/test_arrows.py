@@ -20,7 +20,7 @@ ALLOWED = {
     "losses": {"types", "ops"},  # a loss gets a record of arrays and never runs a model
     "rounds": {"config"},  # configs in, configs out
     "catalogue": {"config", "losses"},  # reads signatures and docstrings
-    "models": {"types"},
+    "models": {"types", "host"},
     "lora": {"types"},  # trees of parameters
     "forward": {"types", "ops"},  # a model comes as an argument
     "sharding": {"types", "host"},  # path rules and names: no room's insides
@@ -40,7 +40,7 @@ ALLOWED = {
         "sharding", "manifest", "checkpoint", "data", "evals", "train", "worlds",
     },  # the only meeting place
     # folders of others; its export loads a checkpoint as stages do
-    "interop": {*FREE, "types", "models", "sharding", "manifest", "data", "stages.parents", "stages.lengths"},
+    "interop": {*FREE, "host", "types", "models", "sharding", "manifest", "data", "stages.parents", "stages.lengths"},
     # the one stage that reads them
     "stages.imported": {*FREE, "host", "bound", "models", "manifest", "data", "stages", "interop"},
     "main": {

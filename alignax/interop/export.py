@@ -12,9 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
-
-from alignax import sharding
+from alignax import host, sharding
 from alignax.config import ConfigError
 from alignax.data.templates import stop_ids
 from alignax.data.tokenizer import ROWS, STOPS, load_tokenizer, tokenizer_hash
@@ -124,7 +122,7 @@ def _appearing(out: Path) -> Iterator[Path]:
         folder = Path(part) / "checkpoint"
         folder.mkdir()
         yield folder
-        if jax.process_index() == 0:
+        if host.is_first():
             folder.rename(out)
 
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from alignax.bound import Args, Bound, bound, plan_record, static
+from alignax.bound import Args, Bound, bound, of_config, plan_record, static
 from alignax.config import ConfigError, Reader, typed
 from alignax.ops.checks import Scalar
 
@@ -27,29 +27,17 @@ def rewards_of(r: Reader) -> dict[str, Reward]:
 
     Raises ConfigError for none, for several ways at once, and for what does not fit a function.
     """
-    group, single = r.rewards, {"reward": text(r), "reward_from": model(r)}
-    given = [name for name, found in single.items() if found] + (["rewards"] if group else [])
-    if len(given) != 1:
+    group, text, judge = r.rewards, of_config(r, "reward", given=("finished",)), model(r)
+    if sum(map(bool, (group, text, judge))) != 1:
         which = f"config.{r.key('reward_from')} (a reward model), config.{r.key('reward')} (a function of text)"
         raise ConfigError(f"{which} or config.{r.key('rewards')} (several by name): set exactly one")
     if not isinstance(group, Mapping):
         raise ConfigError(f"config.{r.key('rewards')} = {group!r}: expected name = dict(function=..., weight=...), ...")
-    if not group:
-        return {"reward": single[given[0]]}  # pyright: ignore[reportReturnType]
+    if text:
+        return {"reward": Reward(function=text, key=text.key)}
+    if judge:
+        return {"reward": judge}
     return {name: one_of(name, args, r.key(f"rewards.{name}")) for name, args in group.items()}
-
-
-def text(r: Reader, name: str = "reward") -> Reward | None:
-    """The reward over text of `reward` and `reward_args`; None where there is none. Raises ConfigError."""
-    function, args = getattr(r, name), getattr(r, f"{name}_args")
-    if not function:
-        if args:
-            raise ConfigError(
-                f"config.{r.key(f'{name}_args')} is set, but config.{r.key(name)} is empty: nothing reads it"
-            )
-        return None
-    key = r.key(f"{name}_args")
-    return Reward(function=bound(function, args, key=r.key(name), args_key=key, given=("finished",)), key=key)
 
 
 def model(r: Reader) -> Reward | None:

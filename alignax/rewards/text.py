@@ -44,7 +44,8 @@ class Workers:
             except multiprocessing.TimeoutError:
                 out.append(LATE)
         if any(value is LATE for value in out):
-            self._pool = None  # its threads may never come back; they end with the process
+            self._pool.terminate()  # drops what has not begun; a thread that hangs ends with the process
+            self._pool = None
         return out
 
 

@@ -4,7 +4,7 @@ Each is a function of (model, live policy, reference, temperature) -> `Author`; 
 dotted path, is as good. Its own settings are keyword-only: `config.opponent_args`.
 """
 
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 from alignax.ops.checks import Scalar, declares
 from alignax.sampling import mixture as mixtures
@@ -17,15 +17,6 @@ class Author(NamedTuple):
     model: Model
     params: Any
     temperature: Scalar
-
-
-@runtime_checkable
-class Opponent(Protocol):
-    """Who replies beside the policy: a function of this module, or any other of this signature."""
-
-    def __call__(self, model: Model, policy: Params, reference: Params, temperature: Scalar) -> Author:
-        """The author, from the policy's model, the live policy and the reference."""
-        ...
 
 
 @declares(deterministic=True)

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import Bool, Int
 
 from alignax.data.boundary import lead
 from alignax.data.templates import stop_ids
@@ -43,7 +44,11 @@ class Sampler(NamedTuple):
 
     def texts(self, rollout: Rollout) -> list[str]:
         """The replies as text."""
-        return texts(self.tokenizer, rollout, self.ends, self.before)
+        return self.texts_of(np.asarray(rollout.tokens), np.asarray(rollout.mask))
+
+    def texts_of(self, tokens: np.ndarray, mask: np.ndarray) -> list[str]:
+        """The replies of rows on the host as text: what the mask leaves of their tokens."""
+        return texts(self.tokenizer, tokens, mask, self.ends, self.before)
 
 
 def sampler(model: Model, tokenizer: Any, template: str, capacity: int) -> Sampler:
@@ -52,12 +57,14 @@ def sampler(model: Model, tokenizer: Any, template: str, capacity: int) -> Sampl
     return Sampler(model, capacity, tuple(ends), pad_id(tokenizer), tokenizer, tuple(before))
 
 
-def texts(tokenizer: Any, rollout: Rollout, eos_ids: Sequence[int], lead: Sequence[int] = ()) -> list[str]:
+def texts(
+    tokenizer: Any, tokens: Int[np.ndarray, "B T"], mask: Bool[np.ndarray, "B T"], eos_ids: Sequence[int],
+    lead: Sequence[int] = (),
+) -> list[str]:  # fmt: skip
     """The completions, without prompt, padding and end of sequence; `lead`: ids to decode them behind, without these.
 
     Some tokenizers take the space away that a text begins with, and a completion goes on another.
     """
-    tokens, mask = np.asarray(rollout.tokens), np.asarray(rollout.mask)
     drop = set(eos_ids)
     rows = [[int(t) for t in row[keep] if int(t) not in drop] for row, keep in zip(tokens, mask)]
     as_it_stands = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}

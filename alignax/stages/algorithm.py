@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from alignax.bound import Bound, bound, of_config, takes
+from alignax.bound import Bound, Terms, bound, of_config, takes
 from alignax.config import ConfigError, Reader, record_of
 from alignax.losses.kl import kl as kl_loss
 from alignax.models import bigram
@@ -35,14 +35,14 @@ def algorithm_of(r: Reader, rewards: dict[str, Reward], defaults: dict[str, Any]
     """The algorithm of a config. Raises ConfigError for functions and settings that do not fit each other."""
     plans.sampling(r)
     r.require(r.temperature > 0, "temperature", "expected > 0; a greedy policy has no log-ratio")
-    update = fixed(r, "update_args", updates)
-    terms, record = plans.terms(r, RECORDS, microbatches=update.options["microbatches"])
-    opponent, group = opponent_of(r), r.samples_per_prompt
+    update, opponent, group = fixed(r, "update_args", updates), opponent_of(r), r.samples_per_prompt
+    every = update()
+    terms, record = plans.terms(r, RECORDS, microbatches=every.microbatches)
     given = {"kl_in_reward": r.kl_placement == "reward", "group": group}
     advantage = chosen(r, "advantage", "alignax.train.advantages", given)
     value = critic_of(r, advantage, rewards, defaults)
-    check_groups(r, advantage, opponent)
-    every = check_updates(r, update, opponent)
+    check_groups(r, advantage, opponent, every)
+    check_updates(r, every)
     check_losses(r, advantage, opponent, terms, record, every)
     controller, memory = controller_of(r, (1 if opponent else group) * r.batch_size * r.oversample)
     loss, *further = terms.items()
@@ -101,7 +101,7 @@ def name_of(opponent: Bound | None) -> str:
     return opponent.name if ours else ""
 
 
-def check_groups(r: Reader, advantage: Bound, opponent: Bound | None) -> None:
+def check_groups(r: Reader, advantage: Bound, opponent: Bound | None, every: Updates) -> None:
     """Who replies, and how often, is what the advantage is defined with."""
     group, name, rival = r.samples_per_prompt, r.advantage, name_of(opponent)
     fitting = fact(advantage.function, "opponents")
@@ -118,8 +118,7 @@ def check_groups(r: Reader, advantage: Bound, opponent: Bound | None) -> None:
         "a reply is compared with others to its prompt; expected 2 or more",
     )
     r.require(r.oversample >= 1, "oversample", "expected 1 (off) or more")
-    several = r.update_args.get("microbatches", 1) > 1
-    if r.share_prompts and (group < 2 or opponent or several):
+    if r.share_prompts and (group < 2 or opponent or every.microbatches > 1):
         raise ConfigError(
             f"config.{r.key('share_prompts')} puts the policy's own replies to a prompt in one row: expected "
             f"samples_per_prompt of 2 or more, not {group}, opponent 'none', not {r.opponent!r}, and no microbatches, "
@@ -130,13 +129,14 @@ def check_groups(r: Reader, advantage: Bound, opponent: Bound | None) -> None:
 
 
 def check_losses(
-    r: Reader, advantage: Bound, opponent: Bound | None, terms: plans.Terms, record: type, every: Updates
+    r: Reader, advantage: Bound, opponent: Bound | None, terms: Terms, record: type, every: Updates
 ) -> None:
     """What each loss of the policy says that it needs."""
-    for name, (_, term) in terms.items():
-        key = r.key("loss" if term is next(iter(terms.values()))[1] else f"terms.{name}")
+    for key, term in plans.keyed(terms).items():
         if fact(term.function, "offline_only"):
-            raise ConfigError(f"config.{key} = {term.name!r} corrects for pairs that others sampled: use it offline")
+            raise ConfigError(
+                f"config.{r.key(key)} = {term.name!r} corrects for pairs that others sampled: use it offline"
+            )
         for needed, have in (("opponent", name_of(opponent)), ("advantage", advantage.name)):
             want = fact(term.function, f"online_needs_{needed}")
             if want and want != have:
@@ -220,20 +220,16 @@ def controller_of(r: Reader, episodes: int) -> tuple[Bound, Any]:
     return found, memory.default
 
 
-def check_updates(r: Reader, update: Bound, opponent: Bound | None) -> Updates:
+def check_updates(r: Reader, every: Updates) -> None:
     """How often a rollout is used: its prompts divide into the minibatches, and those into what they are cut into."""
-    every = update()
     for key in ("epochs", "minibatches", "microbatches"):
         if getattr(every, key) < 1:
             raise ConfigError(f"config.{r.key('update_args')}.{key} = {getattr(every, key)}: expected 1 or more")
     plans.divides(r, "batch_size", r.batch_size, every.minibatches, "minibatches")
     plans.divides(r, "batch_size", r.batch_size // every.minibatches, every.microbatches, "microbatches")
-    if r.share_prompts and opponent is None:
-        devices = jax.device_count()
-        plans.divides(
-            r, "share_prompts", r.batch_size // every.minibatches, devices, "devices (prompts of a minibatch)"
-        )
-    return every
+    if r.share_prompts:
+        prompts, devices = r.batch_size // every.minibatches, jax.device_count()
+        plans.divides(r, "share_prompts", prompts, devices, "devices (prompts of a minibatch)")
 
 
 def trial(algorithm: Algorithm) -> Any:

@@ -120,7 +120,7 @@ def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan |
     K = p.samples_per_prompt
     each = jax.tree.map(lambda leaf: np.repeat(leaf, K, axis=0), prompts)
     # every sample is a row of its own to the sampler
-    each |= {"prompt_row": each["row"], "row": K * each["row"] + np.arange(len(each["row"]), dtype=np.int32) % K}
+    each |= {"row": K * each["row"] + np.arange(len(each["row"]), dtype=np.int32) % K}
 
     # ---- sample
     own, seed = sampler(model, tokenizer, p.template, p.max_new_tokens), jax.random.key(p.seed)

@@ -1,7 +1,6 @@
 """From a plan to arrays: sources, the forms that encoders take, mixtures, and data that another step made."""
 
 import copy
-import inspect
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from alignax.bound import takes
 from alignax.config import ConfigError
 from alignax.data import cache
 from alignax.data.counts import Counts, DataError
@@ -31,7 +31,7 @@ def load_rows(
     of other forms are made into rows of this one, where there is a way (`alignax.data.forms`).
     """
     function, options = source.function.function, dict(source.function.options)
-    options |= {"template": template} if template and "template" in inspect.signature(function).parameters else {}
+    options |= {"template": template} if template and takes(function, "template") else {}
     if source.parts:
         load = partial(load_part, split=split, form=form, root=root, template=template)
         options["parts"] = {name: load(name, part) for name, part in source.parts.items()}

@@ -68,12 +68,11 @@ def plan(config: Any, prefix: str = "") -> Plan:
     watch = probe.plan(r.probe, r.template)
     fields = {"follow": follow, "probe": watch, "batches": probe.batches(watch), "sides": 2}
     made = supervised.planned(Plan, r, tuple(RECORDS), **fields)
-    for name, (_, term) in made.terms.items():
+    for key, term in plans.keyed(made.terms).items():
         if fact(term.function, "online_only"):
             raise ConfigError(
-                f"config.{r.key('loss' if term is next(iter(made.terms.values()))[1] else f'terms.{name}')} = "
-                f"{term.name!r}: it needs pairs of a sample of the policy and one of the reference; the online stage "
-                "makes them with opponent = 'reference'"
+                f"config.{r.key(key)} = {term.name!r}: it needs pairs of a sample of the policy and one of the "
+                "reference; the online stage makes them with opponent = 'reference'"
             )
     if (follow or r.reference == "cached") and isinstance(supervised.trial(made, without=("ref_logp",)), tuple):
         what = "reference_args is set" if follow else "reference = 'cached'"

@@ -140,8 +140,7 @@ def plan(config: Any, prefix: str = "") -> Plan:
         plans.check_lora(r)
     fields = plans.shared(r, batches={"batch_size": r.batch_size} | probe.batches(watch))
     algorithm = algorithm_of(r, rewards, plain(get_config()))
-    made = fill(Plan, r, algorithm=algorithm, rewards=rewards, probe=watch, source=plans.source(r),
-                optimizer=algorithm.policy_optimizer, **fields)  # fmt: skip
+    made = fill(Plan, r, algorithm=algorithm, rewards=rewards, probe=watch, source=plans.source(r), **fields)
     r.finish()
     trial(algorithm)
     return made

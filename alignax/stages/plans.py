@@ -11,15 +11,14 @@ import jax
 import jax.numpy as jnp
 
 from alignax import lora
-from alignax.bound import Args, Bound, bound, of_config, plan_record, static
+from alignax.bound import Args, Bound, Terms, bound, of_config, plan_record, static
 from alignax.config import ConfigError, Reader, check, plain, record_of, typed
 from alignax.models.config import ModelConfig
 from alignax.models.kernels import kernel_of
-from alignax.ops.checks import Scalar, fact
+from alignax.ops.checks import fact
 from alignax.types import Layout
 
 POLICY, REWARD, FILES = "policy", "reward", "files"  # what a stage makes
-Terms = dict[str, tuple[Scalar, Bound]]  # name -> (coefficient, record -> Loss)
 
 
 class Parent(NamedTuple):
@@ -27,10 +26,8 @@ class Parent(NamedTuple):
 
     key: str  # of the config: its folder. "*" is every name of a group: "policies.*"
     makes: str | tuple[str, ...] = POLICY  # what it has to be
-    reads: tuple[str, ...] = (
-        "",
-        "probe.",
-    )  # the groups of the config whose texts it reads: the stage's own, the probe's
+    # groups of the config whose texts it reads: the stage's own, the probe's
+    reads: tuple[str, ...] = ("", "probe.")
 
 
 class Declaration(NamedTuple):
@@ -149,18 +146,17 @@ class Reading(Shared):
 class Learning(Reading):
     """Of a stage that trains."""
 
-    def draws(self, form: str) -> int:
-        """How many rows of this form a run reads: a batch per step."""
-        del form
-        return self.total_steps * self.batch_size
-
     batch_size: int = static()
     total_steps: int = static()
     eval_every_steps: int = static()
     save_every_steps: int = static()
     keep_checkpoints: int = static()
     tensorboard: bool = static()
-    optimizer: Bound  # () -> Optimizer
+
+    def draws(self, form: str) -> int:
+        """How many rows of this form a run reads: a batch per step."""
+        del form
+        return self.total_steps * self.batch_size
 
 
 def shared(r: Reader, *, batches: Mapping[str, int] | None = None, sides: int = 1) -> dict[str, Any]:
@@ -253,11 +249,6 @@ def optimizer(r: Reader, name: str, steps: int) -> Bound:
     return found
 
 
-def learning(r: Reader) -> dict[str, Any]:
-    """The fields of `Learning` that are not copied as they are."""
-    return {"source": source(r), "optimizer": optimizer(r, "optimizer", r.total_steps)}
-
-
 def terms(r: Reader, records: tuple[type, ...], *, microbatches: int = 1) -> tuple[Terms, type]:
     """(the loss of a config and its further terms, the record that they take).
 
@@ -285,14 +276,19 @@ def terms(r: Reader, records: tuple[type, ...], *, microbatches: int = 1) -> tup
                 "added up on one record"
             )
         more[name] = typed(args.get("coefficient", 1.0), float, key=f"{r.key(key)}.coefficient"), term
-    for name, (_, term) in ({"": (1.0, loss)} | more).items():
+    found = {loss.name if more else "loss": (1.0, loss)} | more
+    for key, term in keyed(found).items():
         if microbatches > 1 and fact(term.function, "whole_batch"):
-            key = f"terms.{name}" if name else "loss"
             raise ConfigError(
                 f"config.{r.key(key)} = {term.name!r} compares the rows of a batch with each other: it is not the sum "
                 f"of {microbatches} microbatches; set microbatches to 1"
             )
-    return {loss.name if more else "loss": (1.0, loss)} | more, record
+    return found, record
+
+
+def keyed(terms: Terms) -> dict[str, Bound]:
+    """The terms by their keys in the config: the loss, which is the first, and `terms.name`."""
+    return {f"terms.{name}" if i else "loss": term for i, (name, (_, term)) in enumerate(terms.items())}
 
 
 class Readings(NamedTuple):

@@ -19,7 +19,7 @@ from alignax.data.judged import attributes_of, rating_rows
 from alignax.data.packing import compared
 from alignax.data.templates import stop_ids
 from alignax.data.tokenizer import Tokenizer, load_tokenizer
-from alignax.stages import folder, inputs, pipeline, plans, supervised
+from alignax.stages import folder, inputs, pipeline, plans
 
 PARENTS = ("init_from", "teacher_from")  # keys of the folder whose tokenizer a stage takes, the first that is set
 Texts = tuple[list[dict], Counts]  # of one split, as a source gives them
@@ -144,16 +144,11 @@ def seen(plan: Any, tokenizer: Tokenizer, texts: list[tuple[partial, dict[str, T
                 f"packing {mode!r}" + ", as set" * (mode == plan.packing),
                 f"{places} tokens a step on one device, rows of {length}, {real:.0%} real",
             ]
-            for mode, places, length, real in (compared(batch, plan.batch_size) if can_pack(plan) else [])
+            for mode, places, length, real in (compared(batch, plan.batch_size) if getattr(plan, "packing", "") else [])
         ],
         "ends": [f"{token} (id {i})" for i, token in zip(ends, tokenizer.convert_ids_to_tokens(ends))],
         "rows": [look.show(tokenizer, sides, int(batch["row"][i]), i) for i in shown],
     }  # fmt: skip
-
-
-def can_pack(plan: Any) -> bool:
-    """Whether a stage lays several texts out in a row, if asked."""
-    return isinstance(plan, supervised.Supervised) and plan.can_pack
 
 
 def shares(

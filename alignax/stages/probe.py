@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from alignax import host, sharding
-from alignax.bound import Args, fill, plan_record, static
+from alignax.bound import Args, Bound, fill, of_config, plan_record, static
 from alignax.config import Reader
 from alignax.data.encode import prompt_rows
 from alignax.data.loader import eval_batches
@@ -54,7 +54,7 @@ class Plan:
     max_new_tokens: int = static()
     temperature: Scalar
     batch_size: int = static()
-    gold: rewards.Reward | None
+    gold: Bound | None  # (row, completion, *, finished) -> number, parts or None
     reward_weights: Args = static()
     key: str = static()
 
@@ -62,7 +62,7 @@ class Plan:
 def plan(r: Reader, template: str) -> Plan | None:
     """The probe of a config; None where it has no source. Raises ConfigError for what does not fit."""
     plans.sampling(r)
-    source, gold = plans.source(r, drawn=False, required=False), rewards.text(r)
+    source, gold = plans.source(r, drawn=False, required=False), of_config(r, "reward", given=("finished",))
     rewards.model(r)
     _ = r.reward_from  # open_stage finds the folder
     if source is None:
@@ -118,8 +118,8 @@ def build(
                 entry |= {"kl": float(got.kl[i])}
                 if got.proxy is not None:
                     entry["proxy"] = float(got.proxy[i])
-                if plan.gold and plan.gold.function:
-                    entry |= gold_of(plan.gold.function, row, completion, done)
+                if plan.gold:
+                    entry |= gold_of(plan.gold, row, completion, done)
                 out.append(entry)
         return out
 

@@ -94,12 +94,13 @@ def text_scorer(
     """
 
     def score(rollout: Rollout, prompts: dict) -> dict[str, np.ndarray]:
-        own = jax.tree.map(host.own_rows, rollout)
-        completions, ids = sampler.texts(own), np.repeat(host.own_rows(prompts["row"]), group)
+        needed = (rollout.tokens, rollout.mask, rollout.finished, prompts["row"])  # no more leaves the device
+        tokens, mask, finished, ids = map(host.own_rows, needed)
+        completions, ids = sampler.texts_of(tokens, mask), np.repeat(ids, group)
         of = [rows[row] for row in ids]
         out = {}
         for name, reward in rewards.items():
-            out[name], late = score_texts(reward, of, completions, own.finished, workers)
+            out[name], late = score_texts(reward, of, completions, finished, workers)
             if late:
                 slow = f"did not score {len(late)} of {len(ids)} replies in {workers.timeout_s:g} s"
                 first = f"the first of them to row {ids[late[0]]} of the data: they teach nothing"

@@ -9,11 +9,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from alignax.bound import Args, fill, plan_record, static
+from alignax.bound import Args, Bound, Terms, fill, plan_record, static
 from alignax.config import Reader
 from alignax.data.packing import MODES
 from alignax.ops.checks import Scalar
-from alignax.stages.plans import Learning, Terms, check_lora, divides, learning, shared, terms, tried
+from alignax.stages.plans import Learning, check_lora, divides, optimizer, shared, source, terms, tried
 from alignax.train.state import new_state
 from alignax.train.step import make_step
 from alignax.types import Loss
@@ -25,26 +25,26 @@ SIZES = {"B": 4, "T": 3, "V": 5, "K": 2, "A": 2}  # of the shapes of a trial
 class Supervised(Learning):
     """Of a stage that learns from the rows of its data."""
 
+    optimizer: Bound  # () -> Optimizer
     terms: Terms  # the config's loss, called "loss" where it is alone, and its further terms
     record: type = static()  # what they take
     max_length: int = static()
     microbatches: int = static()
-    packing: str = static(default="off")
-    can_pack: bool = static(default=False)  # several texts may stand in a row, if asked
+    packing: str = static(default="")  # "": the stage lays out one text in a row, whatever is asked
     lora_args: Args = static(default=Args())
 
 
 def planned(cls: Any, r: Reader, records: tuple[type, ...], **fields: Any) -> Any:
     """A plan of `Supervised` keys; its step has been tried on shapes. Raises ConfigError."""
     found, record = terms(r, records, microbatches=r.microbatches)
-    packing = r.one_of("packing", MODES) if "packing" in r else "off"
     if "lora_args" in r:
         check_lora(r)
+    if "packing" in r:
+        fields["packing"] = r.one_of("packing", MODES)
     batches = {"batch_size": r.batch_size} | fields.pop("batches", {})
-    fields |= (
-        shared(r, batches=batches, sides=fields.pop("sides", 1)) | learning(r) | {"terms": found, "record": record}
-    )
-    fields |= {"packing": packing, "can_pack": "packing" in r}
+    fields |= shared(r, batches=batches, sides=fields.pop("sides", 1))
+    fields |= {"source": source(r), "optimizer": optimizer(r, "optimizer", r.total_steps)}
+    fields |= {"terms": found, "record": record}
     divides(r, "batch_size", r.batch_size, r.microbatches, "microbatches")
     plan = fill(cls, r, **fields)
     r.finish()

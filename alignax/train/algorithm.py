@@ -4,12 +4,10 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Array, Float
 
-from alignax.bound import Bound, plan_record, static
+from alignax.bound import Bound, Terms, plan_record, static
 from alignax.ops.checks import Scalar
 from alignax.sampling.sampler import Sampler
 from alignax.types import Model, Rollout
-
-Terms = dict[str, tuple[Scalar, Bound]]  # name -> (coefficient, record -> Loss)
 
 
 @runtime_checkable
@@ -26,7 +24,7 @@ class Draw:
     """The replies that one author gives to each prompt."""
 
     replies: int = static()
-    author: Bound | None = None  # an Opponent; None: the policy itself
+    author: Bound | None = None  # a function of `sampling.opponents` or like one; None: the policy itself
 
 
 @plan_record

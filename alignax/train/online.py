@@ -175,9 +175,7 @@ def annotate(
 ) -> Rollout:
     """The rollout with the reference's log-probabilities, and what else the advantages read, where they are missing.
 
-    Nothing of it needs a score.
-
-    Of replies that the update does not see nobody asks for log-probabilities; there they are 0.
+    Nothing of it needs a score. Of replies that the update does not see nobody asks for log-probabilities: they are 0.
     """
     read = first_of_each(rollout, algorithm.group, algorithm.learnt)
     rows, temperature = rows_of(algorithm, rollout), algorithm.temperature

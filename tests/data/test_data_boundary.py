@@ -10,7 +10,6 @@ from alignax.data.counts import REASONS
 from alignax.data.encode import demo_rows, encode_completion, encode_prompt
 from alignax.data.judged import step_rows
 from alignax.sampling.sampler import texts
-from alignax.types import Rollout
 
 SPECIAL = ["<unk>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
 PIECES = ["\n", "▁", *"abcdef:1", "▁d", "de", "▁de", "▁a", "▁:", "def"]
@@ -121,8 +120,9 @@ def test_what_was_sampled_is_not_cleaned_up():
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", clean_up_tokenization_spaces=True)
     assert tokenizer.decode([1, 2]) == "a."
     tokens, mask = np.array([[1, 2, 2, 0]], np.int32), np.ones((1, 4), bool)
-    rollout = Rollout(tokens=tokens, valid=mask, mask=mask, old_logp=np.zeros(tokens.shape, np.float32))
-    assert texts(tokenizer, rollout, [0]) == ["a . ."] and texts(tokenizer, rollout, [0], [1, 2]) == [" a . ."]
+    assert texts(tokenizer, tokens, mask, [0]) == ["a . ."] and texts(tokenizer, tokens, mask, [0], [1, 2]) == [
+        " a . ."
+    ]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -131,6 +131,5 @@ def test_what_was_sampled_is_the_reply_again(kind, prompt, reply):
     tokenizer = tokenizer_of(kind)
     ids = encode_completion(tokenizer, prompt, reply, "plain")
     tokens, mask = np.array([ids], np.int32), np.ones((1, len(ids)), bool)
-    rollout = Rollout(tokens=tokens, valid=mask, mask=mask, old_logp=np.zeros(tokens.shape, np.float32))
-    assert texts(tokenizer, rollout, [tokenizer.eos_token_id], boundary.lead(tokenizer, "plain")) == [reply]
+    assert texts(tokenizer, tokens, mask, [tokenizer.eos_token_id], boundary.lead(tokenizer, "plain")) == [reply]
     assert boundary.lead(tokenizer, "chat") == []

@@ -114,3 +114,18 @@ def test_none_is_a_missing_score_and_not_a_late_one(limit):
     silent = lambda row, completion, *, finished: None  # noqa: E731
     scores, late = score_texts(silent, [{}], ["a"], np.ones(1, bool), Workers(2, limit))
     assert np.isnan(scores).all() and late == []
+
+
+def test_what_had_not_begun_when_the_time_was_over_is_dropped():
+    begun, go = [], threading.Event()
+
+    def reward(row, completion, *, finished):
+        begun.append(completion)
+        go.wait(5.0)
+        return 1.0
+
+    scores, late = score_texts(reward, [{}] * 6, list("abcdef"), np.ones(6, bool), Workers(2, 0.2))
+    assert late == [0, 1, 2, 3, 4, 5] and np.isnan(scores).all()
+    go.set()
+    time.sleep(0.2)
+    assert sorted(begun) == ["a", "b"]

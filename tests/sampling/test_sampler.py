@@ -22,7 +22,7 @@ def test_texts_hold_sampled_tokens_only_and_no_end():
     mask = jnp.array([[0, 1, 1, 1], [0, 1, 0, 0]], bool)
     rollout = Rollout(tokens=jnp.array([[7, 8, 0, 2], [7, 2, 2, 5]]), valid=mask.at[:, 0].set(True), mask=mask,
                       old_logp=jnp.zeros((2, 4)))  # fmt: skip
-    assert texts(Words(), rollout, [1, 2]) == ["8 0", ""]
+    assert texts(Words(), np.asarray(rollout.tokens), np.asarray(rollout.mask), [1, 2]) == ["8 0", ""]
 
 
 def test_a_reply_says_whether_it_ended_and_a_row_keeps_its_noise_wherever_it_stands():

@@ -115,3 +115,10 @@ def test_online(values):
         return state, [{k: v for k, v in one.items() if k != "val/clipfrac_avg"} for one in (first, second)]
 
     check(run, plan.algorithm, policy, params, prompts, atol=1e-4)
+
+
+def test_plans_of_one_config_are_equal_and_of_one_structure():
+    one, same, other = (planned(offline, loss_args={"beta": beta}, **FEW) for beta in (0.1, 0.1, 0.2))
+    assert one == same and one != other
+    assert jax.tree.structure(one) == jax.tree.structure(other)  # a number is no structure
+    assert jax.tree.structure(one) != jax.tree.structure(planned(offline, loss="ipo", **FEW))

@@ -112,6 +112,11 @@ def test_two_processes_stop_together(tmp_path):
     assert "which no stage started here" in outputs[0] and "stopped with process 0" in outputs[1]
 
 
+def test_one_process_starts_no_devices_before_its_config_is_read(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: pytest.fail("JAX was asked"))  # a config may say how many
+    assert host.start() == ""
+
+
 def test_one_process_is_found_to_be_one(monkeypatch):
     assert not host.detected()
     monkeypatch.setattr(Several, "is_env_present", classmethod(lambda cls: True))

@@ -21,6 +21,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from alignax import host
 from alignax.models.config import ModelConfig
 from alignax.models.hf.families import Family
 from alignax.models.hf.headers import (
@@ -228,7 +229,7 @@ def save_weights(
     """
     from safetensors.numpy import save_file
 
-    folder, first = Path(folder), jax.process_index() == 0
+    folder, first = Path(folder), host.is_first()
     sizes, files = {}, []
     cast = lambda name, value: _cast(name, value, (others or {}).get(name, dtype))  # noqa: E731
     for number, part in enumerate(_shards(_tensors(family, config, params, cast), shard_bytes), 1):
