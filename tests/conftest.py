@@ -84,11 +84,16 @@ def compiled(shared):
     return folder
 
 
-_slow: set[str] = set()  # files of tests that are left out
+_left_out: set[str] = set()  # files whose tests are slow, or ask for a package that is not there
 
 
 def pytest_deselected(items):
-    _slow.update(item.path.name for item in items)
+    _left_out.update(item.path.name for item in items)
+
+
+def pytest_collectreport(report):
+    if report.skipped:
+        _left_out.add(Path(report.nodeid).name)
 
 
 def pytest_collection_finish(session):
@@ -98,6 +103,6 @@ def pytest_collection_finish(session):
     if not whole or chosen.markexpr != "not slow":
         return
     files = {path.name for path in (session.config.rootpath / "tests").rglob("test_*.py")}
-    empty = files - _slow - {item.path.name for item in session.items}
+    empty = files - _left_out - {item.path.name for item in session.items}
     if empty:
         raise pytest.UsageError(f"these test files yield no test: {sorted(empty)}")
