@@ -3,6 +3,7 @@
 Nothing else asks JAX for the index or the number of processes.
 """
 
+import pickle
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -92,6 +93,19 @@ def together(act: Callable[[], T]) -> T:
 def in_first(act: Callable[[], Any]) -> None:
     """Does it in the first process alone; the others wait, and stop if it fails."""
     together(lambda: act() if is_first() else None)
+
+
+def of_first(act: Callable[[], T]) -> T:
+    """What `act` returns in the first process, made there alone and sent to the others, which stop if it fails.
+
+    For what is said of texts: a judge is asked once and not by every process, and all of them hear the same.
+    """
+    if jax.process_count() == 1:
+        return act()
+    made = together(lambda: pickle.dumps(act()) if is_first() else b"")
+    size = int(multihost_utils.broadcast_one_to_all(np.int64(len(made))))
+    sent = np.frombuffer(made, np.uint8) if is_first() else np.zeros(size, np.uint8)
+    return pickle.loads(bytes(multihost_utils.broadcast_one_to_all(sent)))
 
 
 def own_rows(x: Any) -> np.ndarray:

@@ -94,6 +94,7 @@ def test_a_variant_is_a_contender_with_settings_for_some_losses():
         peers.contenders("trl=/a/python", ["trll packing=true"])
 
 
+@pytest.mark.slow
 def test_alignax_runs_its_stage_and_reports_what_it_read(race, tmp_path):
     """Every step reads all four pairs, so the count of tokens is known; of 8 steps 2 are warm-up, one may compile."""
     folder, data, _ = race

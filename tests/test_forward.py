@@ -293,7 +293,10 @@ def demo_batch_shapes(B, T):
 GROWING = dict(pattern=("sliding", "full"), window=4, sinks=True, query_growth=0.5, rope_original=3)
 
 
-@pytest.mark.parametrize("changes", [{}, GROWING], ids=["full", "sliding, with sinks and growing queries"])
+@pytest.mark.parametrize(
+    "changes",
+    [pytest.param({}, id="full", marks=pytest.mark.slow), pytest.param(GROWING, id="sliding, sinks, growing queries")],
+)
 def test_replies_to_one_prompt_share_a_row(changes):
     """Log-probs, entropies, values and scores of a group, and their gradients, as if each reply had its own row."""
     model, params = tiny(scalar=True, **changes)

@@ -133,14 +133,18 @@ def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan |
         done += rollout.finished.tolist()
 
     # ---- judge
-    rng, annotator = np.random.Generator(np.random.Philox(p.seed)), p.annotator()
-    kept, dropped = [], {"unfinished": 0, "identical": 0}
-    for index, row_id in enumerate(prompts["row"]):
-        replies = Replies(rows[row_id], *(column[K * index : K * (index + 1)] for column in (completions, done)))
-        found, lost = KINDS[p.kind](annotator, p.gold, replies, rng)
-        kept += found
-        for reason in lost:
-            dropped[reason] += 1
+    def judged() -> tuple[list[dict], dict[str, int]]:
+        rng, annotator = np.random.Generator(np.random.Philox(p.seed)), p.annotator()
+        kept, dropped = [], {"unfinished": 0, "identical": 0}
+        for index, row_id in enumerate(prompts["row"]):
+            replies = Replies(rows[row_id], *(column[K * index : K * (index + 1)] for column in (completions, done)))
+            found, lost = KINDS[p.kind](annotator, p.gold, replies, rng)
+            kept += found
+            for reason in lost:
+                dropped[reason] += 1
+        return kept, dropped
+
+    kept, dropped = host.of_first(judged)
     lost_what = "dropped" if p.kind == "pairs" else "dropped_replies"  # a pair goes as a whole, of four replies one
     counts = dict(counts) | {p.kind: len(kept)} | {f"{lost_what}_{name}": n for name, n in dropped.items()}
     folder.say(f"preferences: {counts}")

@@ -17,7 +17,6 @@ from alignax.stages import fitting, folder, parents, plans, probe
 from alignax.stages.plans import Declaration, Parent
 
 STAGE = Declaration("evaluate", plans.FILES, {"policy": Parent("init_from"), "*": Parent("policies.*")} | probe.READS)
-ORDER = ("sft", "ppo", "dpo")
 FILES = ("eval.json", "samples.jsonl")
 
 
@@ -35,7 +34,7 @@ class Plan(plans.Shared):
     """What a run does."""
 
     template: str = static()
-    policies: tuple[str, ...] = static()  # their names; SFT first, as the others are read against it
+    policies: tuple[str, ...] = static()  # their names; the first is what the others are read against
     probe: probe.Plan
 
 
@@ -47,7 +46,8 @@ def plan(config: Any, prefix: str = "") -> Plan:
         raise ConfigError(
             f"config.{r.key('probe.source')} is empty: there are no prompts to evaluate on; name a source"
         )
-    names = [name for name in ORDER if name in given] + [name for name in given if name not in ORDER]
+    # the policy that the others are read against is the reference of every KL, where it is among them
+    names = sorted(given, key=lambda name: r.policies[name] != r.init_from)
     fields = plans.shared(r, batches=probe.batches(watch))
     made = fill(Plan, r, probe=watch, policies=tuple(names), **fields)
     r.finish()
@@ -76,7 +76,7 @@ def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan |
         folder.say(f"{workdir.name}: {name} measured on {len(measured[name])} prompts")
 
     # ---- write
-    base = measured.get("sft") or next(iter(measured.values()))
+    base = measured[p.policies[0]]
     table = {name: describe(rows, base, watch.prompts) for name, rows in measured.items()}
     reward = read_manifest(stage.parents["proxy"])["metrics"] if "proxy" in stage.parents else {}
     samples = side_by_side(watch.prompts, measured)

@@ -21,7 +21,6 @@ from alignax.data.templates import stop_ids
 from alignax.data.tokenizer import Tokenizer, load_tokenizer
 from alignax.stages import folder, inputs, pipeline, plans
 
-PARENTS = ("init_from", "teacher_from")  # keys of the folder whose tokenizer a stage takes, the first that is set
 Texts = tuple[list[dict], Counts]  # of one split, as a source gives them
 
 
@@ -75,8 +74,9 @@ def made_by_steps(config: dict) -> list[str]:
 
 def find_tokenizer(config: dict, steps: dict[str, dict], given: str, root: Path | None) -> Tokenizer:
     """The one that the stage will use: the parent's, or that of the step that is to make the parent, or its own."""
-    parent = next((config[key] for key in PARENTS if config.get(key)), "")
-    key = next((key for key in PARENTS if config.get(key)), "init_from")
+    reads = plans.module_of(config).STAGE.reads.values()  # the first policy that is named has the tokenizer
+    key = next((one.key for one in reads if one.makes == plans.POLICY and config.get(one.key)), "init_from")
+    parent = config.get(key, "")
     own = config.get("tokenizer", "") or (config["path"] if config["stage"] == "imported" else "")
     if parent and not given:
         at = None if parent.startswith("@") and root is None else folder.locate(parent, root, key=key)

@@ -101,7 +101,7 @@ def build(
         proxy = parents.load_reward(stage, "proxy", plan.reward_weights, tokenizer, mesh, **options)
     reward_model, reward_params = proxy or (None, None)
     own = sampler(model, tokenizer, plan.template, plan.max_new_tokens)
-    run = make_measure(own, reward_model)
+    run, asked = make_measure(own, reward_model), [rows[i] for i in prompts["row"]]
 
     def measure(params: Params, reference: Params) -> list[dict]:
         out = []
@@ -112,23 +112,23 @@ def build(
             for i, completion in enumerate(own.texts(got.rollout)):
                 if ids[i] < 0:
                     continue
-                row = rows[ids[i]]
                 done = bool(got.rollout.finished[i])
                 entry = {"completion": completion, "finished": done, "length": int(got.rollout.mask[i].sum())}
                 entry |= {"kl": float(got.kl[i])}
                 if got.proxy is not None:
                     entry["proxy"] = float(got.proxy[i])
-                if plan.gold:
-                    entry |= gold_of(plan.gold, row, completion, done)
                 out.append(entry)
-        return out
+        if (gold := plan.gold) is None:
+            return out
+        said = host.of_first(lambda: [gold_of(gold, *one) for one in zip(asked, out, strict=True)])
+        return [entry | more for entry, more in zip(out, said, strict=True)]
 
-    return Probe([rows[i] for i in prompts["row"]], measure)
+    return Probe(asked, measure)
 
 
-def gold_of(reward: Callable, row: dict, completion: str, finished: bool) -> dict[str, Any]:
-    """The gold reward of a reply, None where it has none, and its parts."""
-    found = total_reward(reward, row, completion, finished, missing=True)
+def gold_of(reward: Callable, row: dict, reply: dict) -> dict[str, Any]:
+    """The gold reward of a reply to a prompt, None where it has none, and its parts."""
+    found = total_reward(reward, row, reply["completion"], reply["finished"], missing=True)
     parts = {name: part for name, part in found.items() if not math.isnan(part)}
     return {"gold": parts.pop("total", None), "parts": parts}
 

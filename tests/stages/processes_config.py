@@ -13,11 +13,10 @@ def get_config(parent=""):
     c = kill_resume.get_config()
     c.sft.total_steps, c.sft.save_every_steps, c.sft.eval_every_steps, c.sft.data.count = 2, 1, 2, 64
     for name in ("reward", "ppo", "dpo"):
-        c[name].total_steps, c[name].save_every_steps, c[name].eval_every_steps = 2, 1, 2
+        c[name].total_steps, c[name].save_every_steps, c[name].eval_every_steps = 2, 1, 0
         c[name].init_from = f"{parent}/sft"
     for name in ("ppo", "dpo"):
         c[name].probe = probe.get_config()
-    c.ppo.eval_every_steps = 0
     for name in ("reward", "dpo"):
         c[name].data.path = f"{parent}/collect"
     c.ppo.max_new_tokens, c.ppo.reward_from = 8, f"{parent}/reward"

@@ -98,6 +98,7 @@ def test_a_student_knows_its_teacher_and_is_a_policy_like_others(student, run, t
     assert "agreement with the teacher" in page and "gold reward over the steps" in page
 
 
+@pytest.mark.slow  # stopped runs of every stage: test_kill_resume
 def test_a_killed_pipeline_equals_the_uninterrupted_one_and_a_student_of_itself_stays(run, tmp_path, monkeypatch):
     """Both kinds of step; then the student as the teacher of itself, at which it has nothing to learn."""
     first = plain(config(run, save_every_steps=2))

@@ -20,7 +20,7 @@ def test_every_stage_finishes_and_the_summary_has_the_promised_form(run):
     summary = read(run / "summary.json")
     assert set(finished(run)) == set(STEPS)
     assert list(summary) == ["stages", "reward", "wall_seconds"]
-    assert list(summary["stages"]) == ["sft", "ppo", "dpo"]  # in the order in which people read them
+    assert list(summary["stages"]) == ["sft", "dpo", "ppo"]  # what the others are read against, then by name
     for row in summary["stages"].values():
         for name in ("gold_reward", "proxy_reward", "kl"):
             low, high = row[f"{name}_ci95"]

@@ -1,5 +1,6 @@
 """Two processes of two devices each give the numbers of one process with four: gloo on this machine."""
 
+import json
 import os
 import socket
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from filelock import FileLock
 from jax._src.clusters import ClusterEnv
 from stage_runs import ROOT, fails, metrics, read
 
@@ -44,12 +46,14 @@ def finished(processes):
 
 
 @pytest.fixture(scope="module")
-def folders(run, tmp_path_factory):
-    """(folder of one process, folder of two, the outputs of the two)."""
-    base = tmp_path_factory.mktemp("processes")
-    finished([launch(base / "one", run, 4)])
-    outputs = finished(pair(base / "two", run))
-    return base / "one", base / "two", outputs
+def folders(run, shared):
+    """(folder of one process, folder of two, the outputs of the two); one for all processes of pytest, as `run` is."""
+    base, said = shared / "processes", shared / "processes/said.json"
+    with FileLock(shared / "processes.lock"):
+        if not said.is_file():
+            finished([launch(base / "one", run, 4)])
+            said.write_text(json.dumps(finished(pair(base / "two", run))), encoding="utf-8")
+    return base / "one", base / "two", read(said)
 
 
 @pytest.mark.parametrize("step", STEPS)
