@@ -80,23 +80,34 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def rows(mesh: Mesh) -> Callable[[Any], Any]:
     """A constraint for `decoder`: the rows of an activation stay split as those of the batch are, where they divide."""
     split = batch_sharding(mesh)
-    return lambda x: x if x.shape[0] % mesh.size else jax.lax.with_sharding_constraint(x, split)
+    keep = lambda x: x.shape[0] % mesh.size or within_device()  # noqa: E731
+    return lambda x: x if keep(x) else jax.lax.with_sharding_constraint(x, split)
 
 
 def by_device(mesh: Mesh) -> ByDevice:
-    """For `decoder`: a function of arrays becomes one that every device runs on its own rows, where they divide.
+    """Of a function of arrays one that every device runs on its own rows, where they divide.
 
-    The compiler does not cut a Pallas kernel into parts by itself.
+    What it takes by name is whole on every device: a sharded tree is gathered before it begins. For kernels, which the
+    compiler does not cut into parts by itself, and for loops in which devices have nothing to say to each other.
     """
 
     def cut(f: PerRow) -> PerRow:
-        def run(*arrays):
+        def run(*arrays, **whole):
+            if mesh.size == 1 or within_device():
+                return f(*arrays, **whole)
             spec = P() if len(arrays[0]) % mesh.size else P(mesh.axis_names)
-            return jax.shard_map(f, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)(*arrays)
+            on_rows = lambda arrays, whole: f(*arrays, **whole)  # noqa: E731
+            specs = {"in_specs": (spec, P()), "out_specs": spec}
+            return jax.shard_map(on_rows, mesh=mesh, **specs, check_vma=False)(arrays, whole)
 
         return run
 
     return cut
+
+
+def within_device() -> bool:
+    """Whether what is traced runs on one device's rows: there is nothing left to split."""
+    return AxisType.Manual in jax.sharding.get_abstract_mesh().axis_types
 
 
 def jit_step(step: Step, state: Any) -> Step:

@@ -202,7 +202,8 @@ class Rollout(Record):
     old_value: Float[Array, "B T"] | None = None  # critic when the rollout was scored
     advantage: Float[Array, "B T"] | None = None
     returns: Float[Array, "B T"] | None = None  # regression target of the critic
-    finished: Bool[Array, " B"] | None = None  # the reply came to its end of sequence
+    finished: Bool[Array, " B"] | None = None  # the reply came to its end, of sequence or by a stop text
+    reason: Int[Array, " B"] | None = None  # why it is over: `sampling.slots` LENGTH, END or STOP
     source: Int[Array, " B"] | None = (
         None  # who sampled the row: 0 the policy, else the number of the draw; None: all 0
     )
@@ -210,6 +211,7 @@ class Rollout(Record):
     score: Float[Array, " B"] | None = None  # the sum of its rewards; not finite: it has none
     rewards: dict[str, Float[Array, " B"]] | None = None  # the parts of the score, before their weights
     sampler_logp: Float[Array, "B T"] | None = None  # under the sampler, where old_logp was recomputed by the learner
+    raw_logp: Float[Array, "B T"] | None = None  # under the sampling policy, untempered and unfiltered
 
     @property
     def own(self) -> Bool[Array, " B"]:
@@ -252,7 +254,9 @@ class Layout(NamedTuple):
 
 Cache = Any  # what a model keeps of the tokens that it has read
 Forward = Callable[[Params, Array, Array | Layout], Array]  # (params, tokens [B T], valid [B T] or Layout) -> hidden
-PerRow = Callable[..., Array]  # a function of arrays that all begin with the rows of a batch, a kernel for one
+# a function whose positional arrays, or trees of them, all begin with the rows of a batch, a kernel for one; what it
+# takes by name is whole
+PerRow = Callable[..., Any]
 ByDevice = Callable[[PerRow], PerRow]  # makes of one such a function that every device runs on its own rows
 
 
@@ -266,7 +270,8 @@ class Model(NamedTuple):
     init_cache: Callable[[int, int], Cache]  # for a batch of so many rows of so many tokens
     prefill: Callable[[Params, Array, Array, Cache], tuple[Array, Cache]]  # tokens, valid -> hidden [B T D]
     unstack: Callable[[Params], Params]  # with a list of layers: what decode takes
-    decode: Callable[[Params, Array, Cache], tuple[Array, Cache]]  # unstacked params, token [B] -> hidden [B D]
+    extend: Callable[[Params, Array, Array, Cache], tuple[Array, Cache]]  # unstacked; tokens, valid -> hidden [B C D]
     unembed: Callable[[Params], Array]  # kernel [D V]
     init_scalar: Callable[..., Params]  # (key, attributes=None) -> a scalar head, to stand at params["scalar"]
     scalar: Callable[[Params, Array], Array]  # hidden [... D] -> [...], reward or value; [... A] if for A attributes
+    by_device: ByDevice = lambda f: f  # for what every device does on its own rows: kernels, sampling

@@ -40,6 +40,7 @@ from alignax.log import replace_file
 from alignax.main import load_config
 from alignax.manifest import read_manifest
 from alignax.models.config import ModelConfig
+from alignax.sampling.options import Options
 from alignax.sampling.sample import row_keys, sample
 from alignax.stages import sft
 from alignax.stages.parents import template_of, whole
@@ -94,7 +95,8 @@ def replies(checkpoint: Path, prompts: list[str], max_new_tokens: int) -> tuple[
     tokens, valid = pad(ids, max(map(len, ids)), pad_id(tokenizer), left=True)
     ends = jnp.asarray(sorted(stop_ids(tokenizer, template)), jnp.int32)
     keys = row_keys(jax.random.key(0), jnp.arange(len(ids), dtype=jnp.int32))
-    options = {"capacity": max_new_tokens, "eos_ids": ends, "pad_id": pad_id(tokenizer), "temperature": 0.0}
+    options = {"capacity": max_new_tokens, "eos_ids": ends, "pad_id": pad_id(tokenizer)}
+    options["options"] = Options(temperature=0.0)
     draw = jax.jit(lambda params: sample(model, params, tokens, valid, keys, **options))
     rollout = jax.device_get(draw(params))
     rows = zip(rollout.tokens, rollout.old_logp, rollout.mask)

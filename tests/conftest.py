@@ -29,6 +29,7 @@ jaxtyping.install_import_hook("alignax", "beartype.beartype")
 from beartype import beartype  # noqa: E402
 
 from alignax import bound, types  # noqa: E402
+from alignax.sampling import options, stops  # noqa: E402
 from alignax.train import state  # noqa: E402
 
 
@@ -57,7 +58,7 @@ def _plan_record(cls, make=bound.plan_record):
 
 
 bound.plan_record = _plan_record  # before the modules whose plans it makes are imported
-for _module in (types, state):
+for _module in (types, state, options, stops):
     for _, _cls in inspect.getmembers(_module, dataclasses.is_dataclass):
         if _cls.__module__ == _module.__name__:
             _check_fields(_cls)

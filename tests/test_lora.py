@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from errors import refuses
-from tiny import VOCAB, tiny
+from tiny import VOCAB, one_more, tiny
 
 from alignax import lora
 
@@ -49,7 +49,7 @@ def test_adapted_is_merged_in_one_pass_and_token_by_token(settings):
     def decode(params):
         _, cache = model.prefill(params, TOKENS[:, :4], VALID[:, :4], model.init_cache(2, 7))
         layers = model.unstack(params)
-        step = lambda cache, token_B: model.decode(layers, token_B, cache)[::-1]  # noqa: E731
+        step = lambda cache, token_B: one_more(model, layers, token_B, cache)  # noqa: E731
         return jax.lax.scan(step, cache, TOKENS[:, 4:].T)[1]
 
     np.testing.assert_allclose(np.asarray(decode(params)).swapaxes(0, 1), want[:, 4:], atol=2e-5)

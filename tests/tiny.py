@@ -106,6 +106,12 @@ def objectives(model: Model) -> dict:
     }
 
 
+def one_more(model: Model, layers, token_B, cache):
+    """(cache, hidden [B D]) after one more token of each row: a step of `jax.lax.scan`."""
+    hidden_B1D, cache = model.extend(layers, token_B[:, None], jnp.ones((len(token_B), 1), bool), cache)
+    return cache, hidden_B1D[:, 0]
+
+
 def leaves_by_path(tree) -> dict:
     """'decoder/embed' -> leaf."""
     return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}

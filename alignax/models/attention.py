@@ -1,4 +1,7 @@
-"""Attention: which token sees which, many queries at once, and one query against a cache."""
+"""Attention: which token sees which, many queries at once, and a few against a cache."""
+
+import itertools
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -60,22 +63,48 @@ def attention(
     return jnp.einsum("bkgts,bskh->btkgh", weight.astype(v_BSKH.dtype), v_BSKH).reshape(B, T, N, H)
 
 
-def attend_one(
-    q_BNH: Float[Array, "B N H"],
-    k_BKSH: Float[Array, "B K S H"],
-    v_BKSH: Float[Array, "B K S H"],
-    mask_BS: Bool[Array, "B S"],
+def attend_cached(
+    q_BCNH: Float[Array, "B C N H"],
+    keys: Sequence[Float[Array, "B c K H W"]],
+    values: Sequence[Float[Array, "B c K W H"]],
+    mask_BCS: Bool[Array, "B C S"],
     *,
     sinks: Float[Array, " N"] | None = None,
     scale: float | None = None,
     softcap: float = 0.0,
-) -> Float[Array, "B N H"]:
-    """One query per row against a cache, where heads come before positions: each head reads one run of memory."""
-    B, N, H = q_BNH.shape
-    q_BKGH = q_BNH.reshape(B, k_BKSH.shape[1], -1, H)
-    logit = jnp.einsum("bkgh,bksh->bkgs", q_BKGH, k_BKSH, preferred_element_type=jnp.float32)
-    weight = _softmax(logit, mask_BS[:, None, None, :], sinks, scale or H**-0.5, softcap)
-    return jnp.einsum("bkgs,bksh->bkgh", weight.astype(v_BKSH.dtype), v_BKSH).reshape(B, N, H)
+) -> Float[Array, "B C N H"]:
+    """C queries per row against a cache in blocks (`models.cache`); a block in which no row sees anything costs
+    nothing."""
+    B, C, N, H = q_BCNH.shape
+    K, Q = keys[0].shape[2], N // keys[0].shape[2] * C
+    # the queries of a group of heads are as many rows of one product with its keys
+    q_B1KQH = q_BCNH.reshape(B, C, K, N // K, H).transpose(0, 2, 3, 1, 4).reshape(B, 1, K, Q, H)
+    starts = list(itertools.accumulate((k.shape[1] * k.shape[4] for k in keys), initial=0))
+    seen = [mask_BCS[:, :, first:last].any() for first, last in itertools.pairwise(starts)]
+
+    def scored(k: Array) -> Array:
+        q = jnp.broadcast_to(q_B1KQH, (B, k.shape[1], K, Q, H))
+        return jnp.einsum("bckqh,bckhw->bckqw", q, k, preferred_element_type=jnp.float32)
+
+    def averaged(weight: Array, v: Array) -> Array:
+        weight = weight.reshape(B, K, Q, v.shape[1], -1).transpose(0, 3, 1, 2, 4)
+        return jnp.einsum("bckqw,bckwh->bckqh", weight, v, preferred_element_type=jnp.float32).sum(1)
+
+    logits = [_where_seen(there, scored, k) for there, k in zip(seen, keys, strict=True)]
+    logit = jnp.concatenate([x.transpose(0, 2, 3, 1, 4).reshape(B, K, Q, -1) for x in logits], axis=-1)
+    logit_BKGCS = logit.reshape(B, K, N // K, C, -1)
+    weight = _softmax(logit_BKGCS, mask_BCS[:, None, None], sinks, scale or H**-0.5, softcap)
+    weight = weight.astype(values[0].dtype).reshape(B, K, Q, -1)
+    parts = [weight[..., first:last] for first, last in itertools.pairwise(starts)]
+    heads = sum(_where_seen(there, averaged, w, v) for there, w, v in zip(seen, parts, values, strict=True))
+    heads = jnp.asarray(heads, q_BCNH.dtype)
+    return heads.reshape(B, K, N // K, C, H).transpose(0, 3, 1, 2, 4).reshape(B, C, N, H)
+
+
+def _where_seen(there: Bool[Array, ""], f: Callable[..., Array], *args: Array) -> Array:
+    """f(*args) where something is there, else zeros that cost nothing."""
+    shape = jax.eval_shape(f, *args)
+    return jax.lax.cond(there, f, lambda *_: jnp.zeros(shape.shape, shape.dtype), *args)
 
 
 def _softmax(logit: Array, mask: Array, sinks_N: Array | None, scale: float, softcap: float) -> Array:

@@ -29,7 +29,7 @@ def bigram(vocab_size: int, dim: int = 4) -> Model:
         init_cache=lambda batch, length: (),
         prefill=lambda params, tokens, valid, cache: (apply(params, tokens, valid), cache),
         unstack=lambda params: params,
-        decode=lambda params, token_B, cache: (params["decoder"]["embed"][token_B], cache),
+        extend=lambda params, tokens, valid, cache: (apply(params, tokens, valid), cache),
         unembed=lambda params: params["decoder"]["unembed"],
         init_scalar=lambda key, attributes=None: init_scalar(key, dim, attributes),
         scalar=scalar,

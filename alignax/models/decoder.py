@@ -15,7 +15,8 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Bool, Float, Int
 
-from alignax.models.attention import attend_one, attention, layout
+from alignax.models import cache
+from alignax.models.attention import attend_cached, attention, layout
 from alignax.models.config import ModelConfig
 from alignax.models.heads import init_scalar, scalar
 from alignax.models.kernels import attended, attender, flush, kernel_of
@@ -35,6 +36,9 @@ REMAT = {
 }  # fmt: skip
 
 
+BLOCKS = 6  # of a cache, at most: each is a branch that is compiled
+
+
 def decoder(
     config: ModelConfig,
     constrain: Callable[[Array], Array] = lambda x: x,
@@ -42,7 +46,7 @@ def decoder(
     by_device: ByDevice = lambda f: f,
     device: Any = None,
 ) -> Model:
-    """The model of a config. `apply`, `prefill` and `decode` agree: tests hold them to it.
+    """The model of a config. `apply`, `prefill` and `extend` agree: tests hold them to it.
 
     `constrain` is put on the residual [B, T, D] before and after every layer: `sharding.rows(mesh)` keeps its rows
     split over all devices, where the compiler would otherwise be free to gather rows instead of kernels.
@@ -129,28 +133,31 @@ def decoder(
         return jnp.concatenate([first[None], others])
 
     def init_cache(batch: int, length: int) -> dict:
-        """An empty cache of `length` positions per row; the keys and values of a layer are [B, K, S, H]."""
-        shape = (batch, config.kv_heads, length, config.head_dim)
+        """An empty cache of `length` slots per row, `models.cache`. Every array of it begins with the rows."""
+        # a GPU would ask its host before it leaves a block out
+        blocks = 1 if (device or jax.devices()[0]).platform == "gpu" else BLOCKS
+        one = lambda: cache.empty(batch, length, config.kv_heads, config.head_dim, dtype, blocks)  # noqa: E731
+        layers = [one() for _ in range(config.layers)]
         return {
-            "k": [jnp.zeros(shape, dtype) for _ in range(config.layers)],
-            "v": [jnp.zeros(shape, dtype) for _ in range(config.layers)],
-            "valid": jnp.zeros((batch, length), bool),
+            "k": [k for k, _ in layers],
+            "v": [v for _, v in layers],
+            "valid": jnp.zeros((batch, cache.slots(layers[0][0])), bool),
             "position": jnp.zeros((batch,), jnp.int32),  # of the next token, by row
-            "index": jnp.zeros((), jnp.int32),  # slot of the next token, the same in every row
+            "index": jnp.zeros((batch,), jnp.int32),  # slot of the next token, by row
         }
 
-    def prefill(params: Params, tokens: Int[Array, "B T"], valid: Bool[Array, "B T"], cache: dict):
+    def prefill(params: Params, tokens: Int[Array, "B T"], valid: Bool[Array, "B T"], empty: dict):
         """Reads whole prompts (padded on the left) into slots 0..T-1 of an empty cache."""
         T = tokens.shape[1]
-        keep = lambda x, k, v: (k.swapaxes(1, 2), v.swapaxes(1, 2))  # noqa: E731
-        _, hidden_BTD, (k_L, v_L) = scan(params, tokens, valid, keep)
-        put = lambda slot, new: slot.at[:, :, :T].set(new)  # noqa: E731
+        _, hidden_BTD, (k_L, v_L) = scan(params, tokens, valid, lambda x, k, v: (k, v))
+        fill = lambda i: cache.filled(empty["k"][i], empty["v"][i], k_L[i], v_L[i])  # noqa: E731
+        layers = [fill(i) for i in range(config.layers)]
         return finish(params, hidden_BTD), {
-            "k": [put(slot, k_L[i]) for i, slot in enumerate(cache["k"])],
-            "v": [put(slot, v_L[i]) for i, slot in enumerate(cache["v"])],
-            "valid": cache["valid"].at[:, :T].set(valid),
+            "k": [k for k, _ in layers],
+            "v": [v for _, v in layers],
+            "valid": empty["valid"].at[:, :T].set(valid),
             "position": valid.sum(1, dtype=jnp.int32),
-            "index": jnp.int32(T),
+            "index": jnp.full((len(tokens),), T, jnp.int32),
         }
 
     def unstack(params: Params) -> Params:
@@ -159,28 +166,37 @@ def decoder(
         split = [jax.tree.map(lambda leaf, i=i: leaf[i], both) for i in range(config.layers)]
         return params | {"decoder": params["decoder"] | {"layers": split}}
 
-    def decode(params: Params, token: Int[Array, " B"], cache: dict) -> tuple[Float[Array, "B D"], dict]:
-        """Reads one token per row; `params` come from `unstack`. Layers are unrolled, each with its own cache."""
-        positions_B1, index = cache["position"][:, None], cache["index"]
-        valid_BS = cache["valid"].at[:, index].set(True)
+    def extend(
+        params: Params, tokens: Int[Array, "B C"], valid: Bool[Array, "B C"], before: dict
+    ) -> tuple[Float[Array, "B C D"], dict]:
+        """Reads C more tokens per row, each row from its own slot on; `params` come from `unstack`.
+
+        A row may be padded on either side: what comes next overwrites the padding on the right. Layers are unrolled,
+        each with its own cache.
+        """
+        C, S = tokens.shape[1], before["valid"].shape[1]
+        slot_BC = before["index"][:, None] + jnp.arange(C)[None]
+        valid_BS = before["valid"].at[jnp.arange(len(tokens))[:, None], slot_BC].set(valid, mode="drop")
+        positions_BC = jnp.maximum(before["position"][:, None] + jnp.cumsum(valid, axis=1, dtype=jnp.int32) - 1, 0)
         # slots of a row follow one another as its tokens do, so a distance in slots is one in positions
-        near_BS = valid_BS & (index - jnp.arange(valid_BS.shape[1])[None] < config.window)
-        x, keys, values = embed(params, token[:, None], positions_B1), [], []
-        caches = zip(params["decoder"]["layers"], config.kinds, cache["k"], cache["v"], strict=True)
-        for p, kind, k_BKSH, v_BKSH in caches:
-            mask_BS = near_BS if kind == "sliding" else valid_BS
+        ahead_BCS = slot_BC[:, :, None] - jnp.arange(S)[None, None]
+        seen_BCS = valid_BS[:, None] & (ahead_BCS >= 0)
+        near_BCS = seen_BCS & (ahead_BCS < config.window)
+        x, keys, values = embed(params, tokens, positions_BC), [], []
+        for p, kind, k, v in zip(params["decoder"]["layers"], config.kinds, before["k"], before["v"], strict=True):
+            mask_BCS = near_BCS if kind == "sliding" else seen_BCS
 
-            def see(q, k, v, sinks, k_BKSH=k_BKSH, v_BKSH=v_BKSH, mask_BS=mask_BS):
-                k_BKSH = jax.lax.dynamic_update_slice_in_dim(k_BKSH, k.swapaxes(1, 2), index, axis=2)
-                v_BKSH = jax.lax.dynamic_update_slice_in_dim(v_BKSH, v.swapaxes(1, 2), index, axis=2)
-                q_BNH = grown(q, positions_B1)[:, 0]
-                return attend_one(q_BNH, k_BKSH, v_BKSH, mask_BS, sinks=sinks, **scores)[:, None], (k_BKSH, v_BKSH)
+            def see(q, k_new, v_new, sinks, k=k, v=v, mask_BCS=mask_BCS):
+                k, v = cache.put(k, v, k_new, v_new, slot_BC)
+                return attend_cached(grown(q, positions_BC), k, v, mask_BCS, sinks=sinks, **scores), (k, v)
 
-            x, (k_new, v_new) = block.apply(p, x, turned(positions_B1, kind), see)
-            keys.append(k_new)
-            values.append(v_new)
-        cache = {"k": keys, "v": values, "valid": valid_BS, "position": cache["position"] + 1, "index": index + 1}
-        return finish(params, x)[:, 0], cache
+            x, (k, v) = block.apply(p, x, turned(positions_BC, kind), see)
+            keys.append(k)
+            values.append(v)
+        read_B = jnp.max(jnp.where(valid, jnp.arange(1, C + 1)[None], 0), axis=1)  # up to the last real token
+        position_B, index_B = before["position"] + valid.sum(1, dtype=jnp.int32), before["index"] + read_B
+        after = {"k": keys, "v": values, "valid": valid_BS, "position": position_B, "index": index_B}
+        return finish(params, x), after
 
     def unembed(params: Params) -> Float[Array, "D V"]:
         """The output matrix, padded vocabulary included; `ops.logprobs` keeps the padding out of the probabilities.
@@ -193,8 +209,8 @@ def decoder(
 
     return Model(
         config=config, init=init, apply=apply, hidden_states=hidden_states, init_cache=init_cache, prefill=prefill,
-        unstack=unstack, decode=decode, unembed=unembed, scalar=scalar,
-        init_scalar=lambda key, attributes=None: init_scalar(key, config.dim, attributes),
+        unstack=unstack, extend=extend, unembed=unembed, scalar=scalar,
+        init_scalar=lambda key, attributes=None: init_scalar(key, config.dim, attributes), by_device=by_device,
     )  # fmt: skip
 
 

@@ -1,24 +1,66 @@
-"""Truncated sampling: top-k and top-p as filters on logits, with traced settings: a new value does not recompile."""
+"""Truncated sampling: top-k, top-p and min-p as filters on logits, by row, with traced settings.
+
+None of them sorts. The last logit that a filter keeps is found bit by bit: floats that are read as integers keep their
+order, so 32 passes over the row settle its 32 bits, exactly (a sort of 256 rows of 8,192 took 20 times as long on a
+CPU). Where no row asks for a filter, it costs nothing.
+"""
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int, UInt
 
 
-def top_k(logits_BV: Float[Array, "B V"], k: Int[Array, ""] | int) -> Float[Array, "B V"]:
+def top_k(logits_BV: Float[Array, "B V"], k: Int[Array, "*B"] | int) -> Float[Array, "B V"]:
     """Keeps the k largest logits of each row (ties of the k-th are kept); k <= 0 keeps all."""
     V = logits_BV.shape[-1]
-    ordered_BV = jnp.sort(logits_BV, axis=-1)
-    kth_B1 = jnp.take(ordered_BV, jnp.clip(V - k, 0, V - 1), axis=-1)[:, None]
-    return jnp.where((logits_BV >= kth_B1) | (jnp.asarray(k) <= 0), logits_BV, -jnp.inf)
+    k_B = jnp.broadcast_to(k, logits_BV.shape[:1])
+    on_B = (k_B > 0) & (k_B < V)
+    order_BV = _ordered(logits_BV)
+    enough = lambda least_B: jnp.sum(order_BV >= least_B[:, None], axis=-1) >= k_B  # noqa: E731
+    return _keep(logits_BV, order_BV, enough, on_B)
 
 
-def top_p(logits_BV: Float[Array, "B V"], p: Float[Array, ""] | float) -> Float[Array, "B V"]:
+def top_p(logits_BV: Float[Array, "B V"], p: Float[Array, "*B"] | float) -> Float[Array, "B V"]:
     """Keeps the smallest set of most probable tokens whose mass reaches p, at least one (Holtzman et al. 2020)."""
-    ordered_BV = -jnp.sort(-logits_BV, axis=-1)
-    prob_BV = jax.nn.softmax(ordered_BV, axis=-1)
-    before_BV = jnp.cumsum(prob_BV, axis=-1) - prob_BV  # mass of the strictly more probable tokens
-    least_B1 = jnp.where(before_BV < p, ordered_BV, jnp.inf).min(-1, keepdims=True)
-    least_B1 = jnp.minimum(least_B1, ordered_BV[:, :1])  # p = 0 still keeps the most probable one
-    return jnp.where((logits_BV >= least_B1) | (jnp.asarray(p) >= 1.0), logits_BV, -jnp.inf)
+    p_B = jnp.broadcast_to(jnp.asarray(p, jnp.float32), logits_BV.shape[:1])
+    order_BV = _ordered(logits_BV)
+    mass_BV = jnp.exp(logits_BV - jnp.max(logits_BV, axis=-1, keepdims=True))
+    wanted_B = jnp.maximum(p_B, 1e-9) * jnp.sum(mass_BV, axis=-1)  # p = 0 still keeps the most probable one
+    enough = lambda least_B: jnp.sum(mass_BV, axis=-1, where=order_BV >= least_B[:, None]) >= wanted_B  # noqa: E731
+    return _keep(logits_BV, order_BV, enough, p_B < 1)
+
+
+def min_p(logits_BV: Float[Array, "B V"], p: Float[Array, "*B"] | float) -> Float[Array, "B V"]:
+    """Keeps the tokens of at least p times the largest probability (Nguyen et al. 2024, 2407.01082); p <= 0: all."""
+    p_B = jnp.broadcast_to(jnp.asarray(p, jnp.float32), logits_BV.shape[:1])
+    least_B = jnp.max(logits_BV, axis=-1) + jnp.where(p_B > 0, jnp.log(p_B), -jnp.inf)
+    return jnp.where(logits_BV >= least_B[:, None], logits_BV, -jnp.inf)
+
+
+def _ordered(x: Float[Array, "B V"]) -> UInt[Array, "B V"]:
+    """Whole numbers in the order of the floats."""
+    bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32)
+    sign = jnp.uint32(1 << 31)
+    return jnp.where(bits >= sign, ~bits, bits | sign)
+
+
+def _keep(
+    logits_BV: Float[Array, "B V"],
+    order_BV: UInt[Array, "B V"],
+    enough: Callable[[Array], Array],
+    on_B: Bool[Array, " B"],
+) -> Float[Array, "B V"]:
+    """The logits from the largest `least` on for which what is left is `enough`, in the rows where the filter is on."""
+
+    def settle(i: Array, least_B: Array) -> Array:
+        tried_B = least_B | (jnp.uint32(1) << (31 - i).astype(jnp.uint32))
+        return jnp.where(enough(tried_B), tried_B, least_B)
+
+    def kept() -> Array:
+        least_B = jax.lax.fori_loop(0, 32, settle, jnp.zeros(len(on_B), jnp.uint32))
+        return jnp.where((order_BV >= least_B[:, None]) | ~on_B[:, None], logits_BV, -jnp.inf)
+
+    return jax.lax.cond(on_B.any(), kept, lambda: logits_BV)

@@ -30,8 +30,9 @@ def mixture(model: Model, share: Scalar) -> Model:
         policy, reference = (model.prefill(one, tokens, valid, cache) for one, cache in both)
         return _join(policy[0], reference[0]), (policy[1], reference[1])
 
-    def decode(layers: tuple, token_B: Array, caches: tuple) -> tuple:
-        policy, reference = (model.decode(one, token_B, cache) for one, cache in zip(layers, caches, strict=True))
+    def extend(layers: tuple, tokens: Array, valid: Array, caches: tuple) -> tuple:
+        both = zip(layers, caches, strict=True)
+        policy, reference = (model.extend(one, tokens, valid, cache) for one, cache in both)
         return _join(policy[0], reference[0]), (policy[1], reference[1])
 
     def unembed(params: Params) -> Array:
@@ -41,7 +42,7 @@ def mixture(model: Model, share: Scalar) -> Model:
     return model._replace(
         apply=apply,
         prefill=prefill,
-        decode=decode,
+        extend=extend,
         unembed=unembed,
         init_cache=lambda batch, length: (model.init_cache(batch, length), model.init_cache(batch, length)),
         unstack=lambda params: tuple(model.unstack(one) for one in params),

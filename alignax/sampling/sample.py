@@ -1,14 +1,14 @@
 """The functional sampler: prompts and keys in, a Rollout out, under jit."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 
-from alignax.ops import output
-from alignax.ops.checks import require
-from alignax.sampling.filters import top_k as keep_top_k
-from alignax.sampling.filters import top_p as keep_top_p
+from alignax.sampling import slots as _slots
+from alignax.sampling.options import Options
 from alignax.types import Model, Params, Rollout
 
 
@@ -36,92 +36,84 @@ def occurrences(rows: Int[Array, " B"]) -> Int[Array, " B"]:
 def sample(
     model: Model,
     params: Params,
-    tokens: Int[Array, "B P"],
-    valid: Bool[Array, "B P"],
+    tokens: Int[Array, "P L"],
+    valid: Bool[Array, "P L"],
     keys: Array,
     *,
     capacity: int,
     eos_ids: Int[Array, " E"],
     pad_id: Int[Array, ""] | int,
-    temperature: Float[Array, ""] | float = 1.0,
-    max_new_tokens: Int[Array, ""] | int | None = None,
-    filters: tuple | None = None,
+    options: Options | None = None,
+    group: int = 1,
+    slots: int = 0,
+    report: tuple[str, ...] = (),
 ) -> Rollout:
-    """Completes left-padded prompts token by token until an end of sequence or `max_new_tokens`.
+    """Replies to left-padded prompts, each written token by token until an end or its limit.
+
+    A reply is the same whatever stands beside it: in all slots at once, in few that are filled again as they become
+    free, alone.
 
     Args:
       model, params: the policy.
-      tokens, valid: prompts padded on the left; `keys`: one per row, see `row_keys`.
-      capacity: room for new tokens, in tokens; static, so a new value compiles again. Everything below is traced.
-      eos_ids: every id that ends a sequence; the first one sampled is kept and masked in, what follows is masked out.
+      tokens, valid: prompts padded on the left.
+      keys: one per reply, R = P * group; see `row_keys`. The replies to a prompt are neighbours.
+      capacity: room for new tokens, in tokens; static, as are `group`, `slots` and `report`: a new value compiles
+        again. Everything else is traced.
+      eos_ids: every id that ends a sequence; the first one sampled is kept and masked in.
       pad_id: fills the rest; may equal an end-of-sequence id, since masks come from lengths.
-      temperature: 0 takes the most probable token; negative and nan are refused. `old_logp` is log softmax(logits /
-        temperature) at the sampled token (of the untempered distribution where temperature is 0).
-      max_new_tokens: limit in tokens, at most `capacity`.
-      filters: None, or (top_k, top_p); k <= 0 and p >= 1 are off. `old_logp` is then that of the filtered
-        distribution, so a ratio to the unfiltered policy would be biased: online training does not use it.
+      options: temperature, filters, penalties, limits: `Options`. `old_logp` is under the distribution that they leave.
+      group: replies to each prompt, which is read once for all of them.
+      slots: replies that are written at once, a multiple of `group`; 0: all. Fewer take less memory, and their cache
+        is never larger than they are.
+      report: "raw_logp", under the model's own distribution, and "entropy", of the one that was sampled from.
 
     Returns:
-      Rollout with T = P + capacity, whose first four fields are filled.
+      Rollout with T = L + capacity: tokens, valid, mask, old_logp, finished, reason, and what `report` asks for.
+
+    Raises:
+      ValueError: shapes that do not fit, an option that is out of range, more slots than replies or no multiple of
+        `group`.
     """
-    B, P = tokens.shape
-    if tokens.shape != valid.shape or P < 1:
-        raise ValueError(f"prompts {tokens.shape} and their validity {valid.shape} must be one non-empty [B, P] shape")
-    require(temperature >= 0, f"temperature = {temperature}: expected 0 (greedy) or more, such as 1.0")
-    T, vocab_size = P + capacity, model.config.vocab_size
-    limit = jnp.minimum(capacity if max_new_tokens is None else max_new_tokens, capacity)
-    greedy = jnp.asarray(temperature) <= 0
-    divisor = jnp.where(greedy, 1.0, temperature)
-    kernel_DV = model.unembed(params)[:, :vocab_size]
+    P, L = tokens.shape
+    R, options = P * group, options or Options()
+    if tokens.shape != valid.shape or P < 1 or L < 1:
+        raise ValueError(f"prompts {tokens.shape} and their validity {valid.shape} must be one non-empty [P, L] shape")
+    if len(keys) != R:
+        raise ValueError(f"{len(keys)} keys for {P} prompts of {group} replies each: expected {R}, one for each reply")
+    N = slots or R
+    if not 0 < N <= R or N % group:
+        raise ValueError(f"slots = {slots}: expected a multiple of group = {group} up to {R}, the replies; 0 is all")
+    vocab_size = model.config.vocab_size
+    options.check(R, vocab_size)
+    data = jax.random.key_data(keys)
+    limit = jnp.minimum(capacity if options.max_new_tokens is None else options.max_new_tokens, capacity)
 
-    def choose(hidden_BD, t):
-        logits_BV = output.logits(hidden_BD, kernel_DV, softcap=model.config.logit_softcap, temperature=divisor)
-        if filters is not None:
-            logits_BV = keep_top_p(keep_top_k(logits_BV, filters[0]), filters[1])
-        noise_BV = jax.vmap(lambda k: jax.random.gumbel(jax.random.fold_in(k, t), (vocab_size,)))(keys)
-        token_B = jnp.argmax(jnp.where(greedy, logits_BV, logits_BV + noise_BV), axis=-1).astype(jnp.int32)
-        logp_BV = jax.nn.log_softmax(logits_BV, axis=-1)
-        return token_B, jnp.take_along_axis(logp_BV, token_B[:, None], axis=-1)[:, 0]
+    def written(tokens, valid, data, limit, by_row, *, params, options, ends, pad_id):
+        """The replies to the prompts that one device has."""
+        layers, kernel = model.unstack(params), model.unembed(params)[:, :vocab_size]
+        options = options.replace(**by_row)
+        first = max(1, N * len(tokens) // R)  # prompts that begin: of one device its share
+        job = _slots.Job(
+            model, params, layers, kernel, tokens, valid, data, group, capacity, ends, options, limit, report
+        )
+        said = _slots.nothing(job, pad_id)
+        state = _slots.admit(job, 0, first)
+        if first < len(tokens):
+            state, said = _slots.refilled(job, state, said, first, max(1, first // 8))
+        return _slots.drained(job, state, said, _slots.halves(first * group, capacity))
 
-    def unfinished(carry):
-        return (carry["t"] < limit) & ~carry["done"].all()
-
-    def one_token(carry):
-        t, alive_B = carry["t"], ~carry["done"]
-        token_B, logp_B = choose(carry["hidden"], t)
-        token_B = jnp.where(alive_B, token_B, pad_id)
-        put = lambda rows, new: jax.lax.dynamic_update_slice_in_dim(rows, new[:, None], P + t, axis=1)  # noqa: E731
-        ended_B = (token_B[:, None] == eos_ids[None, :]).any(1)
-        hidden_BD, cache = model.decode(layers, token_B, carry["cache"])
-        return {
-            "t": t + 1,
-            "done": carry["done"] | ended_B,
-            "hidden": hidden_BD,
-            "cache": cache,
-            "tokens": put(carry["tokens"], token_B),
-            "mask": put(carry["mask"], alive_B),
-            "logp": put(carry["logp"], jnp.where(alive_B, logp_B, 0.0)),
-        }
-
-    hidden_BPD, cache = model.prefill(params, tokens, valid, model.init_cache(B, T))
-    layers = model.unstack(params)
-    widen = lambda rows, fill: jnp.pad(rows, ((0, 0), (0, capacity)), constant_values=fill)  # noqa: E731
-    carry = {
-        "t": jnp.int32(0),
-        "done": jnp.zeros((B,), bool),
-        "hidden": hidden_BPD[:, -1],
-        "cache": cache,
-        "tokens": widen(tokens, 0).at[:, P:].set(pad_id),
-        "mask": jnp.zeros((B, T), bool),
-        "logp": jnp.zeros((B, T), jnp.float32),
-    }
-    end = jax.lax.while_loop(unfinished, one_token, carry)
-    mask_BT = end["mask"]
-    return Rollout(tokens=end["tokens"], valid=widen(valid, False) | mask_BT, mask=mask_BT, old_logp=end["logp"])
-
-
-def finished(rollout: Rollout, eos_ids: Int[Array, " E"]) -> Bool[Array, " B"]:
-    """Rows whose last sampled token ends a sequence; a row cut off by the limit is not finished."""
-    last_BT = rollout.mask & ~jnp.pad(rollout.mask[:, 1:], ((0, 0), (0, 1)))
-    is_eos_BT = (rollout.tokens[:, :, None] == eos_ids[None, None, :]).any(-1)
-    return (last_BT & is_eos_BT).any(1)
+    by_row, for_all = options.split()
+    whole = {"params": params, "options": for_all, "ends": jnp.asarray(eos_ids), "pad_id": pad_id}
+    limit = jnp.broadcast_to(limit, (R,)).astype(jnp.int32)
+    said = model.by_device(written)(tokens, valid, data, limit, by_row, **whole)
+    each = lambda x, rest: jnp.concatenate([jnp.repeat(x, group, axis=0), rest], axis=1)  # noqa: E731
+    none = jnp.zeros(valid.shape, bool)
+    per_token: dict[str, Any] = {"old_logp": said.logp} | {name: getattr(said, name) for name in report}
+    return Rollout(
+        tokens=each(tokens, said.tokens),
+        valid=each(valid, said.valid),
+        mask=each(none, said.mask),
+        finished=said.reason != _slots.LENGTH,
+        reason=said.reason,
+        **{name: each(none.astype(x.dtype), x) for name, x in per_token.items()},
+    )

@@ -12,7 +12,8 @@ from alignax.data.boundary import lead
 from alignax.data.templates import stop_ids
 from alignax.data.tokenizer import pad_id
 from alignax.ops.checks import Scalar
-from alignax.sampling.sample import finished, row_keys, sample
+from alignax.sampling.options import Options
+from alignax.sampling.sample import row_keys, sample
 from alignax.types import Model, Params, Rollout
 
 
@@ -25,22 +26,26 @@ class Sampler(NamedTuple):
     pad: int
     tokenizer: Any = None  # for `texts` alone
     before: tuple[int, ...] = ()  # ids that a reply is decoded behind (`data.boundary.lead`)
+    slots: int = 0  # replies that are written at once, about; 0: all of a batch
 
     def reply(
-        self, params: Params, tokens: Array, valid: Array, keys: Array, *, temperature: Scalar = 1.0,
-        model: Model | None = None, filters: tuple | None = None,
+        self, params: Params, tokens: Array, valid: Array, keys: Array, options: Options | None = None, *,
+        model: Model | None = None, group: int = 1, report: tuple[str, ...] = (),
     ) -> Rollout:  # fmt: skip
-        """One reply to each prompt, by one key each; by another `model` than its own if that is given. Pure."""
-        ends = jnp.asarray(self.ends, jnp.int32)
-        options = {"capacity": self.capacity, "eos_ids": ends, "pad_id": self.pad}
-        options |= {"temperature": temperature, "filters": filters}
-        rollout = sample(model or self.model, params, tokens, valid, keys, **options)
-        return rollout.replace(finished=finished(rollout, ends))
+        """`group` replies to each prompt, by one key each; by another `model` than its own if that is given. Pure."""
+        fixed = {"capacity": self.capacity, "eos_ids": jnp.asarray(self.ends, jnp.int32), "pad_id": self.pad}
+        fixed |= {"options": options, "group": group, "slots": self.slots_for(len(keys), group), "report": report}
+        return sample(model or self.model, params, tokens, valid, keys, **fixed)
+
+    def slots_for(self, replies: int, group: int) -> int:
+        """As many slots as there may be, in whole groups; 0, which is all, where the replies are no more."""
+        slots = max(self.slots // group, 1) * group
+        return 0 if not self.slots or slots >= replies else slots
 
     def draw(self, params: Params, prompts: dict, key: Array, *, temperature: Scalar = 1.0) -> Rollout:
         """One reply to each prompt of a batch, whose noise is its row's own under the `key`."""
         keys = row_keys(key, prompts["row"])
-        return self.reply(params, prompts["tokens"], prompts["valid"], keys, temperature=temperature)
+        return self.reply(params, prompts["tokens"], prompts["valid"], keys, Options(temperature=temperature))
 
     def texts(self, rollout: Rollout) -> list[str]:
         """The replies as text."""

@@ -1,11 +1,9 @@
 """Completions of a finished policy for prompts given by hand."""
 
-from functools import partial
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from alignax.config import ConfigError
 from alignax.data.arrays import pad
@@ -13,6 +11,7 @@ from alignax.data.counts import DataError
 from alignax.data.encode import encode_prompt
 from alignax.data.tokenizer import load_tokenizer, pad_id
 from alignax.manifest import check_parent, read_manifest
+from alignax.sampling.options import Options
 from alignax.sampling.sample import row_keys
 from alignax.sampling.sampler import sampler
 from alignax.stages.parents import template_of, whole
@@ -46,9 +45,9 @@ def complete(
         )
     tokens, valid = pad(encoded, max(map(len, encoded)), pad_id(tokenizer), left=True)
     own = sampler(model, tokenizer, template, max_new_tokens)
-    filters = (top_k, top_p) if top_k > 0 or top_p < 1 else None
+    options = Options(temperature=temperature, top_k=top_k, top_p=top_p)
     keys = row_keys(jax.random.key(seed), jnp.arange(len(prompts) * n, dtype=jnp.int32))
-    draw = jax.jit(partial(own.reply, temperature=temperature, filters=filters))
-    rollout = jax.device_get(draw(params, np.repeat(tokens, n, axis=0), np.repeat(valid, n, axis=0), keys))
+    draw = jax.jit(lambda params, tokens, valid, keys: own.reply(params, tokens, valid, keys, options, group=n))
+    rollout = jax.device_get(draw(params, tokens, valid, keys))
     found = list(zip(own.texts(rollout), rollout.finished.tolist(), strict=True))
     return [found[i * n : (i + 1) * n] for i in range(len(prompts))]

@@ -18,6 +18,7 @@ from alignax.ops.advantages import scorable
 from alignax.ops.checks import Scalar, needs
 from alignax.ops.masked import masked_mean, masked_sum, masked_var
 from alignax.sampling.opponents import Author
+from alignax.sampling.options import Options
 from alignax.sampling.sample import row_keys
 from alignax.train.algorithm import Actors, Algorithm, Score
 from alignax.train.optimizer import updates_done
@@ -65,10 +66,10 @@ def produce(
         author = Author(actors.policy, own, algorithm.temperature)
         if draw.author:
             author = draw.author(actors.policy, own, frozen["reference"], algorithm.temperature)
-        each = jax.tree.map(lambda x, n=draw.replies: jnp.repeat(x, n, axis=0), prompts)  # a group's are neighbours
-        keys = row_keys(noise, each["row"] * group + jnp.tile(numbers, len(prompts["row"])))
-        options = {"temperature": author.temperature, "model": author.model}
-        drawn.append(actors.sampler.reply(author.params, each["tokens"], each["valid"], keys, **options))
+        row = jnp.repeat(prompts["row"], draw.replies)  # the replies to a prompt are neighbours
+        keys = row_keys(noise, row * group + jnp.tile(numbers, len(prompts["row"])))
+        options, more = Options(temperature=author.temperature), {"model": author.model, "group": draw.replies}
+        drawn.append(actors.sampler.reply(author.params, prompts["tokens"], prompts["valid"], keys, options, **more))
         first += draw.replies
     rollout = side_by_side(drawn, [draw.replies for draw in algorithm.draws])
     return rollout.replace(version=jnp.full(rollout.tokens.shape[0], step, jnp.int32))

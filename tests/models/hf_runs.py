@@ -7,6 +7,7 @@ import hf_cases
 import jax
 import jax.numpy as jnp
 import numpy as np
+from tiny import one_more
 
 from alignax import sharding
 from alignax.models.decoder import decoder
@@ -74,7 +75,7 @@ def decoded(model, params) -> np.ndarray:
     def run(params):
         hidden_BPD, cache = model.prefill(params, tokens[:, :P], valid[:, :P], model.init_cache(*tokens.shape))
         layers = model.unstack(params)
-        step = lambda cache, token_B: model.decode(layers, token_B, cache)[::-1]  # noqa: E731
+        step = lambda cache, token_B: one_more(model, layers, token_B, cache)  # noqa: E731
         _, rest_TBD = jax.lax.scan(step, cache, tokens[:, P:].T)
         return jnp.concatenate([hidden_BPD, rest_TBD.swapaxes(0, 1)], axis=1)
 

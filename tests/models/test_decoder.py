@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from errors import refuses
-from tiny import VOCAB, close, demo_batch, leaves_by_path, prompt_batch, tiny
+from tiny import VOCAB, close, demo_batch, leaves_by_path, one_more, prompt_batch, tiny
 
 from alignax import forward
 from alignax.models import presets
@@ -129,7 +129,7 @@ def test_prefill_and_decode_equal_the_full_forward(kv_heads, tied):
     def incremental(params):
         hidden_BPD, cache = model.prefill(params, tokens[:, :P], valid[:, :P], model.init_cache(3, T))
         layers = model.unstack(params)
-        step = lambda cache, token_B: model.decode(layers, token_B, cache)[::-1]  # noqa: E731
+        step = lambda cache, token_B: one_more(model, layers, token_B, cache)  # noqa: E731
         _, rest_TBD = jax.lax.scan(step, cache, tokens[:, P:].T)
         return jnp.concatenate([hidden_BPD, rest_TBD.swapaxes(0, 1)], axis=1)
 
@@ -249,7 +249,7 @@ def _is_jaxpr(x) -> bool:
 def test_bfloat16_takes_exponentials_roots_sums_and_soft_caps_in_float32(changes):
     (model, params), batch = tiny(dtype="bfloat16", **changes), demo_batch(B=2, T=8)
     whole = jax.make_jaxpr(lambda p: forward.token_statistics(model, p, batch["tokens"], batch["valid"]))(params)
-    one = jax.make_jaxpr(lambda p: model.decode(model.unstack(p), batch["tokens"][:, 0], model.init_cache(2, 8)))(
+    one = jax.make_jaxpr(lambda p: one_more(model, model.unstack(p), batch["tokens"][:, 0], model.init_cache(2, 8)))(
         params
     )
     exact = {"exp", "exp2", "log", "log1p", "rsqrt", "sqrt", "tanh", "reduce_sum", "reduce_max", "cumsum", "sin", "cos"}

@@ -12,10 +12,10 @@ def markov_model(width: int, on_decode=None) -> Model:
     """logits(next | last) = table[last], where the parameters are the table [V, V]; `on_decode` is called per step."""
     one_hot = lambda tokens: jax.nn.one_hot(tokens, width)  # noqa: E731
 
-    def decode(table, token, cache):
+    def extend(table, tokens, valid, cache):
         if on_decode:
             jax.debug.callback(on_decode)
-        return one_hot(token), cache
+        return one_hot(tokens), cache
 
     return Model(
         config=ModelConfig(vocab_size=width, vocab_multiple=1),
@@ -25,7 +25,7 @@ def markov_model(width: int, on_decode=None) -> Model:
         init_cache=lambda batch, length: {},
         prefill=lambda table, tokens, valid, cache: (one_hot(tokens), cache),
         unstack=lambda table: table,
-        decode=decode,
+        extend=extend,
         unembed=lambda table: table,
         init_scalar=lambda key: None,
         scalar=lambda params, hidden: hidden[..., 0],

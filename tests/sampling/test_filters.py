@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alignax.sampling.filters import top_k, top_p
+from alignax.sampling.filters import min_p, top_k, top_p
+from alignax.sampling.options import Options
 from alignax.sampling.sample import row_keys, sample
 
 LOGITS = np.random.default_rng(0).normal(0, 2, (6, 17)).astype(np.float32)
@@ -24,7 +25,13 @@ def _kept_by_p(row, p):
     return set(range(len(row))) if p >= 1 else set(kept)
 
 
+def _kept_by_min_p(row, p):
+    prob = np.exp(row.astype(float)) / np.exp(row.astype(float)).sum()
+    return set(np.flatnonzero(prob >= p * prob.max() * (1 - 1e-6)))
+
+
 @pytest.mark.parametrize("fn, oracle, values", [
+    (min_p, _kept_by_min_p, (0.0, 0.01, 0.1, 0.5, 1.0)),
     (top_k, _kept_by_k, (-1, 0, 1, 3, 16, 17, 40)),
     (top_p, _kept_by_p, (0.0, 1e-6, 0.3, 0.7, 0.95, 1.0, 2.0)),
 ])  # fmt: skip
@@ -55,7 +62,7 @@ def test_sampler_draws_and_scores_under_the_filtered_distribution(markov, k, p, 
     prompts = jnp.zeros((400, 1), jnp.int32)
     rollout = jax.jit(lambda k, p: sample(
         markov(4), table, prompts, jnp.ones_like(prompts, bool), row_keys(jax.random.key(0), jnp.arange(400)),
-        capacity=1, eos_ids=jnp.array([9]), pad_id=0, filters=(k, p),
+        capacity=1, eos_ids=jnp.array([9]), pad_id=0, options=Options(top_k=k, top_p=p),
     ))(k, p)  # fmt: skip
     token_B = np.asarray(rollout.tokens[:, 1])
     assert set(token_B) == set(range(allowed))  # 400 draws: each of 0.05 or more appears, 0.95^400 = 1e-9

@@ -8,6 +8,7 @@ from errors import refuses
 from tiny import EOS, PAD, prompt_batch, tiny
 
 from alignax.sampling.mixture import mixture
+from alignax.sampling.options import Options
 from alignax.sampling.sample import row_keys, sample
 from alignax.train.online import side_by_side
 
@@ -16,7 +17,7 @@ CAPACITY = 5
 
 def draw(model, params, batch, temperature=1.0, key=0):
     keys = row_keys(jax.random.key(key), batch["row"])
-    options = dict(capacity=CAPACITY, eos_ids=jnp.array([EOS]), pad_id=PAD, temperature=temperature)
+    options = dict(capacity=CAPACITY, eos_ids=jnp.array([EOS]), pad_id=PAD, options=Options(temperature=temperature))
     return sample(model, params, batch["tokens"], batch["valid"], keys, **options)
 
 

@@ -12,7 +12,8 @@ from tiny import EOS, PAD, VOCAB, prompt_batch, tiny
 
 from alignax import forward
 from alignax.evals.policy import exact_kl
-from alignax.sampling.sample import finished, occurrences, row_keys, sample
+from alignax.sampling.options import Options
+from alignax.sampling.sample import occurrences, row_keys, sample
 
 P, CAPACITY = 5, 7
 TEMPERATURES = (0.5, 0.9, 1.0, 1.3)
@@ -26,7 +27,9 @@ def draw():
     @jax.jit
     def run(params, prompts, key, temperature):
         keys = row_keys(key, prompts["row"])
-        options = dict(capacity=CAPACITY, eos_ids=jnp.array([EOS, 2]), pad_id=PAD, temperature=temperature)
+        options = dict(
+            capacity=CAPACITY, eos_ids=jnp.array([EOS, 2]), pad_id=PAD, options=Options(temperature=temperature)
+        )
         rollout = sample(model, params, prompts["tokens"], prompts["valid"], keys, **options)
         forced = forward.token_statistics(
             model, params, rollout.tokens, rollout.valid, temperature=temperature, start=P
@@ -53,7 +56,9 @@ def test_a_soft_cap_is_one_and_the_same_for_sampler_learner_and_kl():
     @jax.jit
     def run(params, prompts):
         keys = row_keys(jax.random.key(1), prompts["row"])
-        options = dict(capacity=CAPACITY, eos_ids=jnp.array([EOS]), pad_id=PAD, temperature=temperature)
+        options = dict(
+            capacity=CAPACITY, eos_ids=jnp.array([EOS]), pad_id=PAD, options=Options(temperature=temperature)
+        )
         rollout = sample(model, params, prompts["tokens"], prompts["valid"], keys, **options)
         forced = forward.policy_view(model, params, rollout, temperature=temperature, start=P)
         whole = [forward.logits(model, p, rollout.tokens, rollout.valid) for p in (params, other)]
@@ -163,9 +168,10 @@ def test_padded_vocabulary_is_never_sampled(draw):
 def _count(model, table, prompts, **options):
     prompts = jnp.asarray(prompts, jnp.int32)
     defaults = dict(valid=jnp.ones(prompts.shape, bool), eos_ids=jnp.array([19]), pad_id=0, capacity=6)
-    options = defaults | options
-    keys = row_keys(jax.random.key(0), jnp.arange(len(prompts)))
-    return sample(model, table, prompts, options.pop("valid"), keys, **options)
+    fixed = {name: options.pop(name, value) for name, value in defaults.items()}
+    fixed |= {name: options.pop(name) for name in ("group", "slots", "report") if name in options}
+    keys = row_keys(jax.random.key(0), jnp.arange(len(prompts) * fixed.get("group", 1)))
+    return sample(model, table, prompts, fixed.pop("valid"), keys, options=Options(**options), **fixed)
 
 
 def test_any_of_several_end_ids_ends_a_row_is_kept_and_nothing_follows(markov, counting):
@@ -176,13 +182,13 @@ def test_any_of_several_end_ids_ends_a_row_is_kept_and_nothing_follows(markov, c
     np.testing.assert_array_equal(rollout.tokens, want)
     np.testing.assert_array_equal(rollout.mask.sum(1), [3, 2, 6])
     np.testing.assert_array_equal(rollout.mask, np.asarray(rollout.valid) & (np.arange(7) > 0))
-    np.testing.assert_array_equal(finished(rollout, ends), [True, True, False])  # the third was cut off: no end
+    np.testing.assert_array_equal(rollout.finished, [True, True, False])  # the third was cut off: no end
 
 
 def test_an_end_id_before_the_last_token_of_a_cut_row_does_not_finish_it(markov, counting):
-    rollout = _count(markov(20), counting, [[1]], eos_ids=jnp.array([19]))
-    np.testing.assert_array_equal(finished(rollout, jnp.array([4])), [False])  # 4 was sampled, but did not end it
-    np.testing.assert_array_equal(finished(rollout, jnp.array([7])), [True])  # 7 is the last of six
+    rollout = _count(markov(20), counting, [[1], [1]], eos_ids=jnp.array([4, 7]), min_new_tokens=jnp.array([4, 0]))
+    np.testing.assert_array_equal(rollout.tokens[1], [1, 2, 3, 4, 0, 0, 0])
+    assert rollout.mask[0].sum() >= 4 and 4 not in np.asarray(rollout.tokens[0, 1:4])
 
 
 def test_pad_may_equal_the_end_id_and_stand_in_the_prompt(markov, counting):
@@ -196,7 +202,7 @@ def test_pad_may_equal_the_end_id_and_stand_in_the_prompt(markov, counting):
         np.testing.assert_array_equal(getattr(same, field), getattr(other, field))
     np.testing.assert_array_equal(same.mask.sum(1), [3, 6])
     np.testing.assert_array_equal(same.valid[1], [True] * 9)
-    np.testing.assert_array_equal(finished(same, jnp.array([4])), [True, False])
+    np.testing.assert_array_equal(same.finished, [True, False])
 
 
 def test_the_loop_stops_with_its_slowest_row_and_with_the_limit(markov, counting):
@@ -226,7 +232,7 @@ def test_settings_are_traced_a_new_value_neither_compiles_again_nor_is_ignored(m
     @chex.assert_max_traces(1)
     def run(temperature, eos_ids, max_new_tokens, top_k, top_p, pad_id):
         return _count(markov(20), table, prompts, temperature=temperature, eos_ids=eos_ids, pad_id=pad_id,
-                      max_new_tokens=max_new_tokens, filters=(top_k, top_p))  # fmt: skip
+                      max_new_tokens=max_new_tokens, top_k=top_k, top_p=top_p)  # fmt: skip
 
     base = run(**defaults)
     changes = dict(temperature=jnp.float32(3), eos_ids=jnp.array([1, 2]), max_new_tokens=jnp.int32(2),
@@ -270,6 +276,6 @@ def test_shape_limit_and_empty_prompts(markov, counting):
     over = _count(markov(20), counting, [[1]], capacity=4, max_new_tokens=9)  # a limit beyond the room is the room
     assert over.mask.sum() == 4
     none = _count(markov(20), counting, [[1]], capacity=4, max_new_tokens=0)
-    assert none.mask.sum() == 0 and not finished(none, jnp.array([0, 1])).any()
+    assert none.mask.sum() == 0 and not none.finished.any()
     with refuses(ValueError, "(2, 0)", "non-empty"):
         _count(markov(20), counting, np.zeros((2, 0)))

@@ -1,0 +1,62 @@
+"""Keys and values of the tokens that a model has read, laid out for one query at a time.
+
+A layer's keys are blocks [B c K H W], its values [B c K W H]: c tiles of W = 64 slots each, a token in one slot. Both
+products of attention then read runs of memory, where keys as [B K S H] took three to six times as long on a CPU. There
+are a few blocks, so that attention can leave out those in which no row sees anything: what is not yet written, the
+padding before all prompts, what a window has passed.
+"""
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float, Int
+
+TILE = 64
+
+
+def empty(batch: int, length: int, kv_heads: int, head_dim: int, dtype: jnp.dtype, blocks: int) -> tuple[list, list]:
+    """(keys, values) of one layer with room for `length` tokens a row, in at most so many blocks."""
+    width = min(TILE, length)
+    tiles = -(-length // width)
+    each = -(-tiles // blocks)
+    counts = [min(each, tiles - first) for first in range(0, tiles, each)]
+    keys = [jnp.zeros((batch, c, kv_heads, head_dim, width), dtype) for c in counts]
+    return keys, [x.swapaxes(3, 4) for x in keys]
+
+
+def slots(keys: Sequence[Array]) -> int:
+    """Room of a row, in tokens: a whole number of tiles."""
+    return sum(k.shape[1] * k.shape[4] for k in keys)
+
+
+def filled(
+    keys: Sequence[Array], values: Sequence[Array], k_BTKH: Float[Array, "B T K H"], v_BTKH: Float[Array, "B T K H"]
+) -> tuple[list, list]:
+    """The blocks with new keys and values in their first T slots, and nothing behind."""
+    room = ((0, 0), (0, slots(keys) - k_BTKH.shape[1]), (0, 0), (0, 0))
+    tiles = lambda x: jnp.pad(x, room).reshape(len(x), -1, keys[0].shape[4], *x.shape[2:])  # noqa: E731
+    k, v, out, first = tiles(k_BTKH), tiles(v_BTKH), ([], []), 0  # [B c W K H]
+    for block in keys:
+        part = slice(first, first + block.shape[1])
+        out[0].append(k[:, part].transpose(0, 1, 3, 4, 2))
+        out[1].append(v[:, part].transpose(0, 1, 3, 2, 4))
+        first = part.stop
+    del values
+    return out
+
+
+def put(
+    keys: Sequence[Array], values: Sequence[Array], k_BCKH: Float[Array, "B C K H"], v_BCKH: Float[Array, "B C K H"],
+    slot_BC: Int[Array, "B C"],
+) -> tuple[list, list]:  # fmt: skip
+    """The blocks with new keys and values in these slots; one beyond the room is dropped."""
+    width, first, out = keys[0].shape[4], 0, ([], [])
+    rows_B1, tile_BC, place_BC = jnp.arange(len(slot_BC))[:, None], slot_BC // width, slot_BC % width
+    for k, v in zip(keys, values, strict=True):
+        here = (tile_BC >= first) & (tile_BC < first + k.shape[1])
+        at = jnp.where(here, tile_BC - first, k.shape[1])  # a negative index would count from the end
+        out[0].append(k.at[rows_B1, at, :, :, place_BC].set(k_BCKH, mode="drop"))
+        out[1].append(v.at[rows_B1, at, :, place_BC].set(v_BCKH, mode="drop"))
+        first += k.shape[1]
+    return out

@@ -1,0 +1,175 @@
+"""Slots: as many rows as are decoded at once. Admit replies into them, advance all by a token, keep what they say.
+
+All three are pure and of fixed shapes. Every array of a slot, its cache included, begins with the slots: to move a
+reply is to index. What replies say is written by the row of the request, so neither the slot nor its neighbours leave a
+trace in it; a row's noise comes from its own key and place.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Bool, Float, Int
+
+from alignax.ops import output
+from alignax.sampling.choose import choose, entropy, noise
+from alignax.sampling.options import Options, shaped
+from alignax.types import Model, Params
+
+LENGTH, END, STOP = 0, 1, 2  # why a reply is over: its limit, an end of sequence, a stop text
+LEAST = 16  # slots, and new tokens, that are not worth a smaller program
+MOST = 4  # smaller programs: each is compiled
+
+
+class Job(NamedTuple):
+    """What is asked for: replies to P prompts, `group` to each, R = P * group rows."""
+
+    model: Model
+    params: Params
+    layers: Params  # the same, unstacked
+    kernel: Float[Array, "D V"]  # without the padding of the vocabulary
+    tokens: Int[Array, "P L"]
+    valid: Bool[Array, "P L"]
+    keys: Array  # [R], the data of keys
+    group: int
+    capacity: int
+    ends: Int[Array, " E"]
+    options: Options
+    limit: Int[Array, " R"]  # of new tokens
+    report: tuple[str, ...]
+
+
+class Slots(NamedTuple):
+    """N replies that are being written."""
+
+    cache: Any
+    hidden: Float[Array, "N D"]  # after the last token
+    row: Int[Array, " N"]  # of the request
+    t: Int[Array, " N"]  # tokens so far
+    live: Bool[Array, " N"]  # more are to come; the others are free
+    key: Array
+    said: Int[Array, "N V"]  # how often each token is in the reply; of no columns where no setting asks
+    read: Bool[Array, "N V"]  # whether it is in the prompt
+    stop: Int[Array, " N"]  # state of the automaton of stop texts
+
+
+class Said(NamedTuple):
+    """The replies so far, by row."""
+
+    tokens: Int[Array, "R C"]
+    logp: Float[Array, "R C"]
+    mask: Bool[Array, "R C"]  # chosen by the policy
+    valid: Bool[Array, "R C"]  # there: chosen, or given as a prefix
+    reason: Int[Array, " R"]
+    raw_logp: Float[Array, "R C"] | None = None
+    entropy: Float[Array, "R C"] | None = None
+
+
+def nothing(job: Job, pad_id: Array | int) -> Said:
+    """No reply yet."""
+    shape = job.limit.shape[0], job.capacity
+    zeros = lambda dtype: jnp.zeros(shape, dtype)  # noqa: E731
+    more = {name: zeros(jnp.float32) for name in job.report}
+    tokens = jnp.full(shape, pad_id, jnp.int32)
+    return Said(tokens, zeros(jnp.float32), zeros(bool), zeros(bool), jnp.zeros(shape[:1], jnp.int32), **more)
+
+
+def admit(job: Job, first: Array | int, count: int) -> Slots:
+    """The replies to `count` prompts from the `first` on, before their first token. A prompt is read once for all of
+    its replies."""
+    tokens, valid = (jax.lax.dynamic_slice_in_dim(x, first, count) for x in (job.tokens, job.valid))
+    cache = job.model.init_cache(count, tokens.shape[1] + job.capacity)
+    hidden, cache = job.model.prefill(job.params, tokens, valid, cache)
+    each = lambda x: jnp.repeat(x, job.group, axis=0)  # noqa: E731
+    row = first * job.group + jnp.arange(count * job.group)
+    V = job.kernel.shape[1]
+    said = jnp.zeros((len(row), V if job.options.counts else 0), jnp.int32)
+    at = jnp.where(valid, tokens, V)
+    read = jnp.zeros((count, V if job.options.remembers else 0), bool)
+    read = each(read.at[jnp.arange(count)[:, None], at].set(True, mode="drop"))
+    memory = {"said": said, "read": read, "stop": jnp.zeros(len(row), jnp.int32)}
+    state = {"row": row, "t": jnp.zeros(len(row), jnp.int32), "live": job.limit[row] > 0, "key": job.keys[row]}
+    return Slots(cache=jax.tree.map(each, cache), hidden=each(hidden[:, -1]), **state, **memory)
+
+
+def advance(job: Job, slots: Slots, said: Said) -> tuple[Slots, Said]:
+    """One more token of every live slot."""
+    options, softcap = job.options.of(slots.row), job.model.config.logit_softcap
+    logits = output.logits(slots.hidden, job.kernel, softcap=softcap)
+    final = shaped(logits, options, slots.t, job.ends, slots.said, slots.read)
+    greedy = jnp.broadcast_to(jnp.asarray(options.temperature) <= 0, slots.t.shape)
+    token, logp = choose(final, noise(jax.random.wrap_key_data(slots.key), slots.t), greedy)
+    given = jnp.zeros(slots.t.shape, bool)
+    if options.prefix is not None and options.prefix_valid is not None:
+        place = jnp.minimum(slots.t, options.prefix.shape[-1] - 1)
+        at = lambda x: x[place] if x.ndim == 1 else jnp.take_along_axis(x, place[:, None], axis=1)[:, 0]  # noqa: E731
+        given = at(options.prefix_valid) & (slots.t < options.prefix.shape[-1])
+        token = jnp.where(given, at(options.prefix), token)
+    more = {"raw_logp": lambda: log_probability(logits, token), "entropy": lambda: entropy(final)}
+    new = {"tokens": token, "logp": logp, "mask": ~given, "valid": ~given | given}
+    new |= {name: more[name]() for name in job.report}
+    # what is free, or was given, says nothing: it is written to a row that is not there
+    row = jnp.where(slots.live, slots.row, len(job.limit))
+    chosen = jnp.where(given, len(job.limit), row)
+    put = lambda name, x: (
+        getattr(said, name).at[row if name in ("tokens", "valid") else chosen, slots.t].set(x, mode="drop")
+    )  # noqa: E731,E501
+    said = said._replace(**{name: put(name, x) for name, x in new.items()})
+    # ---- is it over
+    ended, spelled, t = (token[:, None] == job.ends[None]).any(1), jnp.zeros(token.shape, bool), slots.t + 1
+    if options.stops is not None:
+        stop = options.stops.after(slots.stop, token)
+        slots, spelled = slots._replace(stop=stop), stop == options.stops.hit
+    over = ended | spelled | (t >= job.limit[slots.row])
+    reason = jnp.where(ended, END, jnp.where(spelled, STOP, LENGTH))
+    said = said._replace(reason=said.reason.at[jnp.where(over, row, len(job.limit))].set(reason, mode="drop"))
+    slots = slots._replace(said=slots.said.at[jnp.arange(len(token)), token].add(1, mode="drop"))
+    hidden, cache = job.model.extend(job.layers, token[:, None], slots.live[:, None], slots.cache)
+    return slots._replace(cache=cache, hidden=hidden[:, 0], t=t, live=slots.live & ~over), said
+
+
+def log_probability(logits: Float[Array, "N V"], token: Int[Array, " N"]) -> Float[Array, " N"]:
+    """log softmax(logits) at the token."""
+    return jnp.take_along_axis(jax.nn.log_softmax(logits, axis=-1), token[:, None], axis=1)[:, 0]
+
+
+def play(job: Job, slots: Slots, said: Said, floor: int) -> tuple[Slots, Said]:
+    """Advances until no more than `floor` slots are live."""
+    more = lambda carry: carry[0].live.sum() > floor  # noqa: E731
+    return jax.lax.while_loop(more, lambda carry: advance(job, *carry), (slots, said))
+
+
+def refilled(job: Job, slots: Slots, said: Said, first: int, portion: int) -> tuple[Slots, Said]:
+    """Plays until the prompts from the `first` on are admitted too, `portion` at a time, as soon as slots are free."""
+    P, N, free = job.tokens.shape[0], slots.t.shape[0], portion * job.group
+
+    def one(carry):
+        slots, said, first = carry
+        slots, said = play(job, slots, said, N - free)
+        new = admit(job, jnp.minimum(first, P - portion), portion)
+        # the last portion may be smaller: rows that were admitted before go nowhere
+        place = jnp.where(new.row >= first * job.group, jnp.argsort(slots.live, stable=True)[:free], N)
+        slots = jax.tree.map(lambda old, x: old.at[place].set(x, mode="drop"), slots, new)
+        return slots, said, first + portion
+
+    slots, said, _ = jax.lax.while_loop(lambda carry: carry[2] < P, one, (slots, said, jnp.int32(first)))
+    return slots, said
+
+
+def drained(job: Job, slots: Slots, said: Said, sizes: tuple[int, ...]) -> Said:
+    """Plays to the end, in fewer slots as soon as the live ones fit into them."""
+    for size in sizes:
+        slots, said = play(job, slots, said, size)
+        order = jnp.argsort(~slots.live, stable=True)[:size]
+        slots = jax.tree.map(lambda x, order=order: x[order], slots)
+    return play(job, slots, said, 0)[1]
+
+
+def halves(slots: int, capacity: int) -> tuple[int, ...]:
+    """The numbers of slots to shrink to: each half of the one before, while that is worth a program of its own."""
+    sizes = []
+    while slots // 2 >= LEAST and len(sizes) < MOST and capacity >= LEAST:
+        slots //= 2
+        sizes.append(slots)
+    return tuple(sizes)
