@@ -12,6 +12,7 @@ from alignax.data.boundary import lead
 from alignax.data.templates import stop_ids
 from alignax.data.tokenizer import pad_id
 from alignax.ops.checks import Scalar
+from alignax.sampling.memory import slots_for
 from alignax.sampling.options import Options
 from alignax.sampling.sample import row_keys, sample
 from alignax.types import Model, Params, Rollout
@@ -26,7 +27,7 @@ class Sampler(NamedTuple):
     pad: int
     tokenizer: Any = None  # for `texts` alone
     before: tuple[int, ...] = ()  # ids that a reply is decoded behind (`data.boundary.lead`)
-    slots: int = 0  # replies that are written at once, about; 0: all of a batch
+    slots: int = 0  # replies that are written at once, about; 0: all that the memory holds
 
     def reply(
         self, params: Params, tokens: Array, valid: Array, keys: Array, options: Options | None = None, *,
@@ -34,13 +35,10 @@ class Sampler(NamedTuple):
     ) -> Rollout:  # fmt: skip
         """`group` replies to each prompt, by one key each; by another `model` than its own if that is given. Pure."""
         fixed = {"capacity": self.capacity, "eos_ids": jnp.asarray(self.ends, jnp.int32), "pad_id": self.pad}
-        fixed |= {"options": options, "group": group, "slots": self.slots_for(len(keys), group), "report": report}
+        length = tokens.shape[1] + self.capacity
+        slots = slots_for(self.model.config, len(keys), group, length, self.slots)
+        fixed |= {"options": options, "group": group, "slots": slots, "report": report}
         return sample(model or self.model, params, tokens, valid, keys, **fixed)
-
-    def slots_for(self, replies: int, group: int) -> int:
-        """As many slots as there may be, in whole groups; 0, which is all, where the replies are no more."""
-        slots = max(self.slots // group, 1) * group
-        return 0 if not self.slots or slots >= replies else slots
 
     def draw(self, params: Params, prompts: dict, key: Array, *, temperature: Scalar = 1.0) -> Rollout:
         """One reply to each prompt of a batch, whose noise is its row's own under the `key`."""
@@ -56,10 +54,10 @@ class Sampler(NamedTuple):
         return texts(self.tokenizer, tokens, mask, self.ends, self.before)
 
 
-def sampler(model: Model, tokenizer: Any, template: str, capacity: int) -> Sampler:
+def sampler(model: Model, tokenizer: Any, template: str, capacity: int, slots: int = 0) -> Sampler:
     """The sampler of a model under a tokenizer and a template, which say what ends a reply."""
     ends, before = sorted(stop_ids(tokenizer, template)), lead(tokenizer, template)
-    return Sampler(model, capacity, tuple(ends), pad_id(tokenizer), tokenizer, tuple(before))
+    return Sampler(model, capacity, tuple(ends), pad_id(tokenizer), tokenizer, tuple(before), slots)
 
 
 def texts(

@@ -23,6 +23,7 @@ from alignax.log import progress, replace_file
 from alignax.manifest import files_hash
 from alignax.ops.checks import Scalar
 from alignax.rewards.text import total_reward
+from alignax.sampling.memory import check_slots
 from alignax.sampling.sampler import sampler
 from alignax.stages import fitting, folder, inputs, parents, plans
 from alignax.stages.plans import Declaration, Parent, Readings
@@ -39,6 +40,7 @@ def get_config() -> ConfigDict:
     c.data = ConfigDict()  # its arguments
     c.max_prompt_length = 256  # tokens; longer prompts are dropped and counted
     c.max_new_tokens = 128
+    c.slots = 0  # replies that are written at once; 0: all, or what a quarter of the memory holds
     c.temperature = 1.0
     c.batch_size = 64  # prompts sampled at once
     c.kind = "pairs"  # "pairs", "rankings" or "ratings": what is said of the samples
@@ -55,6 +57,7 @@ class Plan(plans.Reading):
 
     max_prompt_length: int = static()
     max_new_tokens: int = static()
+    slots: int = static()
     temperature: Scalar
     batch_size: int = static()
     kind: str = static()
@@ -123,7 +126,8 @@ def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan |
     each |= {"row": K * each["row"] + np.arange(len(each["row"]), dtype=np.int32) % K}
 
     # ---- sample
-    own, seed = sampler(model, tokenizer, p.template, p.max_new_tokens), jax.random.key(p.seed)
+    check_slots(model.config, p.slots, p.max_prompt_length + p.max_new_tokens, key="slots")
+    own, seed = sampler(model, tokenizer, p.template, p.max_new_tokens, p.slots), jax.random.key(p.seed)
     draw = jax.jit(lambda params, batch: own.draw(params, batch, seed, temperature=p.temperature))
     completions, done = [], []
     batches = list(eval_batches(each, K * p.batch_size, **host.share()))

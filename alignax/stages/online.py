@@ -13,6 +13,7 @@ from alignax.data.arrays import fingerprint
 from alignax.data.encode import prompt_rows
 from alignax.rewards.config import Reward, rewards_of
 from alignax.rewards.text import Workers
+from alignax.sampling.memory import check_slots
 from alignax.sampling.sampler import sampler
 from alignax.stages import fitting, folder, inputs, parents, plans, probe, programs, roles
 from alignax.stages.algorithm import algorithm_of, trial
@@ -41,6 +42,7 @@ def get_config() -> ConfigDict:
     c.data = ConfigDict()  # its arguments
     c.max_prompt_length = 256  # tokens; longer prompts are dropped and counted
     c.max_new_tokens = 128
+    c.slots = 0  # replies that are written at once; 0: all, or what a quarter of the memory holds
     c.temperature = 1.0  # of sampling, and so of every log-probability
     c.reference_from = ""  # folder of the reference policy; "": the policy's own start
     # one reward: the folder of a finished reward model, or module:function of (row, completion, *, finished) -> number
@@ -109,6 +111,7 @@ class Plan(plans.Learning):
     reward_workers: int = static()
     reward_timeout_s: float = static()
     max_prompt_length: int = static()
+    slots: int = static()
     oversample: int = static()
     critic_init: str = static()
     lora_args: Args = static()
@@ -162,7 +165,9 @@ def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan |
     # ---- models: policy and reference, critic from the reward model or the policy
     mesh = parents.get_mesh(p.mesh)
     loaded = roles.load(stage, tokenizer, mesh)
-    own = sampler(loaded.model, tokenizer, p.template, p.algorithm.max_new_tokens)
+    length = p.max_prompt_length + p.algorithm.max_new_tokens
+    check_slots(loaded.model.config, p.slots, length, key="slots")
+    own = sampler(loaded.model, tokenizer, p.template, p.algorithm.max_new_tokens, p.slots)
     actors, frozen = Actors(own, loaded.critic_model), loaded.frozen()
 
     # ---- produce and learn, as one program if the rewards are on the device

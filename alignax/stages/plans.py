@@ -193,6 +193,8 @@ def sampling(r: Reader) -> None:
     """Raises ConfigError for what cannot be sampled so: of a stage, or of its probe."""
     r.require(r.temperature >= 0, "temperature", "expected a temperature of 0 (greedy) or more")
     r.require(r.max_new_tokens >= 1, "max_new_tokens", "expected 1 token or more")
+    if "slots" in r:
+        r.require(r.slots >= 0, "slots", "expected a number of replies to write at once, or 0 for what fits")
 
 
 def source(r: Reader, *, drawn: bool = True, required: bool = True) -> Source | None:

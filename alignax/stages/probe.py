@@ -20,6 +20,7 @@ from alignax.evals.policy import make_measure
 from alignax.ops.checks import Scalar
 from alignax.rewards import config as rewards
 from alignax.rewards.text import total_reward
+from alignax.sampling.memory import check_slots
 from alignax.sampling.sampler import sampler
 from alignax.stages import inputs, parents, plans
 from alignax.stages.folder import Stage
@@ -35,6 +36,7 @@ def get_config() -> ConfigDict:
     c.data = ConfigDict()  # its arguments
     c.max_prompt_length = 256  # tokens; longer prompts are dropped and counted
     c.max_new_tokens = 128
+    c.slots = 0  # replies that are written at once; 0: all, or what a quarter of the memory holds
     c.temperature = 1.0
     c.batch_size = 64  # prompts sampled at once
     c.reward = ""  # the gold reward: module:function of (row, completion, *, finished) -> number or parts with a total
@@ -52,6 +54,7 @@ class Plan:
     template: str = static()
     max_prompt_length: int = static()
     max_new_tokens: int = static()
+    slots: int = static()
     temperature: Scalar
     batch_size: int = static()
     gold: Bound | None  # (row, completion, *, finished) -> number, parts or None
@@ -100,7 +103,8 @@ def build(
         options = {"key": plan.key, "bases": bases}
         proxy = parents.load_reward(stage, "proxy", plan.reward_weights, tokenizer, mesh, **options)
     reward_model, reward_params = proxy or (None, None)
-    own = sampler(model, tokenizer, plan.template, plan.max_new_tokens)
+    check_slots(model.config, plan.slots, plan.max_prompt_length + plan.max_new_tokens, key="probe.slots")
+    own = sampler(model, tokenizer, plan.template, plan.max_new_tokens, plan.slots)
     run, asked = make_measure(own, reward_model), [rows[i] for i in prompts["row"]]
 
     def measure(params: Params, reference: Params) -> list[dict]:

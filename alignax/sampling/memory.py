@@ -1,0 +1,42 @@
+"""How many replies are written at once: what their caches take, and what a machine has."""
+
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from alignax.ops.checks import require
+
+SHARE = 4  # a quarter of the memory is for caches, where nothing is said
+
+
+def row_bytes(config: Any, length: int) -> int:
+    """Bytes of one slot: keys and values of `length` tokens in every layer, and a few rows of logits."""
+    cache = 2 * config.layers * config.kv_heads * config.head_dim * length * jnp.dtype(config.dtype).itemsize
+    return cache + 3 * 4 * config.vocab_size
+
+
+def machine_bytes() -> int:
+    """Memory of all devices of this process; of a CPU, whose devices share it, that of the machine."""
+    limits = [(device.memory_stats() or {}).get("bytes_limit", 0) for device in jax.local_devices()]
+    return sum(limits) if all(limits) else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def slots_for(config: Any, replies: int, group: int, length: int, slots: int = 0) -> int:
+    """Slots for so many replies of `length` tokens with their prompts, in whole groups, at most all of them.
+
+    `slots`: about how many; 0: all, or what a quarter of the memory holds. Any number gives the same replies.
+    """
+    wanted = slots or machine_bytes() * jax.process_count() // SHARE // row_bytes(config, length)
+    return min(max(wanted // group, 1) * group, replies)
+
+
+def check_slots(config: Any, slots: int, length: int, *, key: str) -> None:
+    """Raises ValueError, naming the config's `key`, for slots that are more than the memory of all devices holds."""
+    each, there = row_bytes(config, length), machine_bytes() * jax.process_count()
+    require(
+        slots * each <= there,
+        f"config.{key} = {slots}: that many caches of {length} tokens take {slots * each / 1e9:,.1f} GB, and all "
+        f"devices have {there / 1e9:,.1f} GB; expected at most {there // each}, or 0 for what fits",
+    )

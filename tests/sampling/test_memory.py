@@ -1,0 +1,28 @@
+"""How many slots there are where nothing is said, and what is refused."""
+
+import pytest
+from errors import refuses
+from tiny import tiny
+
+from alignax.sampling import memory
+
+
+def test_bytes_of_a_slot_are_those_of_its_cache_and_some_logits():
+    model, _ = tiny()  # L 2, K 2, H 8, V 50
+    cache = model.init_cache(1, 64)
+    arrays = sum(x.nbytes for name in ("k", "v") for layer in cache[name] for x in layer)
+    assert memory.row_bytes(model.config, 64) == arrays + 12 * 50 and arrays == 2 * 2 * 2 * 8 * 64 * 4
+
+
+@pytest.mark.parametrize("slots, want", [(0, 40), (17, 16), (3, 8), (1000, 64)])
+def test_slots_are_whole_groups_that_fit(monkeypatch, slots, want):
+    config = tiny()[0].config
+    monkeypatch.setattr(memory, "machine_bytes", lambda: 4 * 47 * memory.row_bytes(config, 32))
+    assert memory.slots_for(config, 64, 8, 32, slots) == want  # a quarter holds 47, which is five groups of 8
+
+
+def test_more_slots_than_memory_are_refused_by_their_key():
+    config = tiny()[0].config
+    memory.check_slots(config, 100, 64, key="slots")
+    with refuses(ValueError, "config.probe.slots = 1000000000", "or 0"):
+        memory.check_slots(config, 10**9, 64, key="probe.slots")
