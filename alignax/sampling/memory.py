@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from alignax.ops.checks import require
+from alignax.config import ConfigError
 
 SHARE = 4  # a quarter of the memory is for caches, where nothing is said
 
@@ -33,10 +33,10 @@ def slots_for(config: Any, replies: int, group: int, length: int, slots: int = 0
 
 
 def check_slots(config: Any, slots: int, length: int, *, key: str) -> None:
-    """Raises ValueError, naming the config's `key`, for slots that are more than the memory of all devices holds."""
+    """Raises ConfigError, naming the config's `key`, for slots that are more than the memory of all devices holds."""
     each, there = row_bytes(config, length), machine_bytes() * jax.process_count()
-    require(
-        slots * each <= there,
-        f"config.{key} = {slots}: that many caches of {length} tokens take {slots * each / 1e9:,.1f} GB, and all "
-        f"devices have {there / 1e9:,.1f} GB; expected at most {there // each}, or 0 for what fits",
-    )
+    if slots * each > there:
+        raise ConfigError(
+            f"config.{key} = {slots}: that many caches of {length} tokens take {slots * each / 1e9:,.1f} GB, and all "
+            f"devices have {there / 1e9:,.1f} GB; expected at most {there // each}, or 0 for what fits"
+        )

@@ -4,6 +4,7 @@ import pytest
 from errors import refuses
 from tiny import tiny
 
+from alignax.config import ConfigError
 from alignax.sampling import memory
 
 
@@ -24,5 +25,5 @@ def test_slots_are_whole_groups_that_fit(monkeypatch, slots, want):
 def test_more_slots_than_memory_are_refused_by_their_key():
     config = tiny()[0].config
     memory.check_slots(config, 100, 64, key="slots")
-    with refuses(ValueError, "config.probe.slots = 1000000000", "or 0"):
+    with refuses(ConfigError, "config.probe.slots = 1000000000", "or 0"):
         memory.check_slots(config, 10**9, 64, key="probe.slots")
