@@ -6,8 +6,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from alignax.config import ConfigError
-
 SHARE = 4  # a quarter of the memory is for caches, where nothing is said
 
 
@@ -30,13 +28,3 @@ def slots_for(config: Any, replies: int, group: int, length: int, slots: int = 0
     """
     wanted = slots or machine_bytes() * jax.process_count() // SHARE // row_bytes(config, length)
     return min(max(wanted // group, 1) * group, replies)
-
-
-def check_slots(config: Any, slots: int, length: int, *, key: str) -> None:
-    """Raises ConfigError, naming the config's `key`, for slots that are more than the memory of all devices holds."""
-    each, there = row_bytes(config, length), machine_bytes() * jax.process_count()
-    if slots * each > there:
-        raise ConfigError(
-            f"config.{key} = {slots}: that many caches of {length} tokens take {slots * each / 1e9:,.1f} GB, and all "
-            f"devices have {there / 1e9:,.1f} GB; expected at most {there // each}, or 0 for what fits"
-        )

@@ -23,9 +23,8 @@ from alignax.log import progress, replace_file
 from alignax.manifest import files_hash
 from alignax.ops.checks import Scalar
 from alignax.rewards.text import total_reward
-from alignax.sampling.memory import check_slots
 from alignax.sampling.sampler import sampler
-from alignax.stages import fitting, folder, inputs, parents, plans
+from alignax.stages import fitting, folder, inputs, lengths, parents, plans
 from alignax.stages.plans import Declaration, Parent, Readings
 from alignax.worlds.annotators import Annotator, prefer, preference, rank, utility_gap
 
@@ -126,7 +125,7 @@ def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan |
     each |= {"row": K * each["row"] + np.arange(len(each["row"]), dtype=np.int32) % K}
 
     # ---- sample
-    check_slots(model.config, p.slots, p.max_prompt_length + p.max_new_tokens, key="slots")
+    lengths.check_slots(model.config, p.slots, p.max_prompt_length + p.max_new_tokens, key="slots")
     own, seed = sampler(model, tokenizer, p.template, p.max_new_tokens, p.slots), jax.random.key(p.seed)
     draw = jax.jit(lambda params, batch: own.draw(params, batch, seed, temperature=p.temperature))
     completions, done = [], []

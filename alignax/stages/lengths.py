@@ -5,6 +5,7 @@ from typing import Any
 
 from alignax.config import ConfigError
 from alignax.models.config import ModelConfig
+from alignax.sampling import memory
 from alignax.stages.plans import Parent
 
 READ, SAMPLED = ("max_length",), ("max_prompt_length", "max_new_tokens")  # of the data; what a policy writes, together
@@ -43,3 +44,13 @@ def check_context(model: ModelConfig, config: Mapping[str, Any], role: str, pare
                     f"config.{prefix}{' + '.join(keys)} = {longest}: a model with {what} ({role}) reads texts of at "
                     f"most {model.context} tokens; lower it"
                 )
+
+
+def check_slots(config: Any, slots: int, length: int, *, key: str) -> None:
+    """Raises ConfigError, naming the config's `key`, for slots that are more than the memory of all devices holds."""
+    each, there = memory.row_bytes(config, length), memory.machine_bytes() * jax.process_count()
+    if slots * each > there:
+        raise ConfigError(
+            f"config.{key} = {slots}: that many caches of {length} tokens take {slots * each / 1e9:,.1f} GB, and all "
+            f"devices have {there / 1e9:,.1f} GB; expected at most {there // each}, or 0 for what fits"
+        )

@@ -13,9 +13,8 @@ from alignax.data.arrays import fingerprint
 from alignax.data.encode import prompt_rows
 from alignax.rewards.config import Reward, rewards_of
 from alignax.rewards.text import Workers
-from alignax.sampling.memory import check_slots
 from alignax.sampling.sampler import sampler
-from alignax.stages import fitting, folder, inputs, parents, plans, probe, programs, roles
+from alignax.stages import fitting, folder, inputs, lengths, parents, plans, probe, programs, roles
 from alignax.stages.algorithm import algorithm_of, trial
 from alignax.stages.plans import Declaration, Parent, Readings
 from alignax.train import online
@@ -166,7 +165,7 @@ def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan |
     mesh = parents.get_mesh(p.mesh)
     loaded = roles.load(stage, tokenizer, mesh)
     length = p.max_prompt_length + p.algorithm.max_new_tokens
-    check_slots(loaded.model.config, p.slots, length, key="slots")
+    lengths.check_slots(loaded.model.config, p.slots, length, key="slots")
     own = sampler(loaded.model, tokenizer, p.template, p.algorithm.max_new_tokens, p.slots)
     actors, frozen = Actors(own, loaded.critic_model), loaded.frozen()
 

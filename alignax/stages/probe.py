@@ -20,9 +20,8 @@ from alignax.evals.policy import make_measure
 from alignax.ops.checks import Scalar
 from alignax.rewards import config as rewards
 from alignax.rewards.text import total_reward
-from alignax.sampling.memory import check_slots
 from alignax.sampling.sampler import sampler
-from alignax.stages import inputs, parents, plans
+from alignax.stages import inputs, lengths, parents, plans
 from alignax.stages.folder import Stage
 from alignax.types import Model, Params
 
@@ -103,7 +102,7 @@ def build(
         options = {"key": plan.key, "bases": bases}
         proxy = parents.load_reward(stage, "proxy", plan.reward_weights, tokenizer, mesh, **options)
     reward_model, reward_params = proxy or (None, None)
-    check_slots(model.config, plan.slots, plan.max_prompt_length + plan.max_new_tokens, key="probe.slots")
+    lengths.check_slots(model.config, plan.slots, plan.max_prompt_length + plan.max_new_tokens, key="probe.slots")
     own = sampler(model, tokenizer, plan.template, plan.max_new_tokens, plan.slots)
     run, asked = make_measure(own, reward_model), [rows[i] for i in prompts["row"]]
 

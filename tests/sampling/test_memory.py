@@ -6,6 +6,7 @@ from tiny import tiny
 
 from alignax.config import ConfigError
 from alignax.sampling import memory
+from alignax.stages.lengths import check_slots
 
 
 def test_bytes_of_a_slot_are_those_of_its_cache_and_some_logits():
@@ -24,6 +25,6 @@ def test_slots_are_whole_groups_that_fit(monkeypatch, slots, want):
 
 def test_more_slots_than_memory_are_refused_by_their_key():
     config = tiny()[0].config
-    memory.check_slots(config, 100, 64, key="slots")
+    check_slots(config, 100, 64, key="slots")
     with refuses(ConfigError, "config.probe.slots = 1000000000", "or 0"):
-        memory.check_slots(config, 10**9, 64, key="probe.slots")
+        check_slots(config, 10**9, 64, key="probe.slots")
