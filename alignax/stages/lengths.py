@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import jax
+
 from alignax.config import ConfigError
 from alignax.models.config import ModelConfig
 from alignax.sampling import memory
