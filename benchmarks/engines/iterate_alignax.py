@@ -1,0 +1,72 @@
+"""alignax's part of benchmarks/iterations.py: the iteration of the stage `online`, as one program."""
+
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from alignax import __version__, sharding
+from alignax.config import plain
+from alignax.data.arrays import pad
+from alignax.models.decoder import decoder
+from alignax.models.hf.config import from_hf, read_config
+from alignax.models.hf.weights import load_weights
+from alignax.sampling.sampler import Sampler
+from alignax.stages import online
+from alignax.stages.parents import sharded_shapes
+from alignax.train import online as loop
+from alignax.train.algorithm import Actors
+
+METHODS = {
+    "grpo": {"advantage": "group_baseline", "critic_init": "none", "kl_placement": "loss", "kl_estimator": "k3"},
+    "ppo": {"critic_init": "policy"},
+}
+
+
+def brief(row: dict, completion: str, *, finished: bool) -> float:
+    """Names a reward for the plan; the benchmark's own is on the device."""
+    del row, completion, finished
+    return 0.0
+
+
+def main() -> None:
+    """The command line."""
+    asked = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    family, hf_config = read_config(asked["folder"])
+    model = decoder(from_hf(family, hf_config))
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    targets = sharded_shapes(shapes, sharding.make_mesh({"data": 1, "fsdp": 1}))
+    loaded = load_weights(asked["folder"], family, model.config, targets)
+    policy = jax.tree.map(jnp.asarray, jax.device_get(loaded))  # on no mesh, as a step's result: else it compiles twice
+    c = plain(online.get_config()) | METHODS[asked["method"]]
+    c |= {"init_from": "policy", "reward": brief, "data": {"path": "prompts.jsonl"}}  # names: nothing is read here
+    c |= {"max_new_tokens": asked["cap"], "batch_size": len(asked["prompts"]), "total_steps": asked["steps"]}
+    c |= {"samples_per_prompt": asked["samples"], "kl_coef": 0.04, "optimizer_args": {"learning_rate": 1e-6}}
+    algorithm = online.plan(c).algorithm
+    critic = None
+    if algorithm.value:
+        critic = jax.tree.map(lambda x: x + 0, policy) | {"scalar": model.init_scalar(jax.random.key(1))}
+    actors = Actors(Sampler(model, asked["cap"], (model.config.padded_vocab,), 0), model if critic else None)
+    even = lambda frozen, r: {"reward": jnp.mean(r.tokens % 2 == 0, axis=1, where=r.mask)}  # noqa: E731
+    frozen = {"reference": jax.tree.map(lambda x: x + 0, policy)}
+    step = jax.jit(lambda s, f, b: loop.iteration(algorithm, actors, even, s, f, b), donate_argnums=0)
+    tokens, valid = pad(asked["prompts"], max(map(len, asked["prompts"])), 0, left=True)
+    batch = {"tokens": jnp.asarray(tokens), "valid": jnp.asarray(valid), "row": jnp.arange(len(tokens))}
+    state, seconds, metrics = loop.start(algorithm, policy, critic, 0), [], {}
+    for _ in range(asked["steps"]):
+        start = time.perf_counter()
+        state, metrics = jax.block_until_ready(step(state, frozen, batch))
+        seconds.append(time.perf_counter() - start)
+        print(seconds[-1], float(metrics["objective/scores"]), flush=True)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+    made = {"seconds": seconds, "peak_mb": peak, "version": __version__, "compiles": step._cache_size()}
+    made |= {"length": float(metrics["completions/mean_length"]), "score": float(metrics["objective/scores"])}
+    Path(sys.argv[2]).write_text(json.dumps(made), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
