@@ -96,14 +96,7 @@ def summary(results: list[dict], tokens: int) -> list[dict]:
     """A row per contender and method."""
     rows = []
     for who, method in dict.fromkeys((r["who"], r["method"]) for r in results):
-        of = (
-            lambda name, method=method: {  # noqa: E731
-                r["repeat"]: statistics.median(r["seconds"][1:])
-                for r in results
-                if (r["who"], r["method"]) == (name, method)
-            }
-        )
-        own, base = of(who), of("alignax")
+        own, base = medians(results, who, method), medians(results, "alignax", method)
         ratios = sorted(own[k] / base[k] for k in own if k in base)
         last = [r for r in results if (r["who"], r["method"]) == (who, method)][-1]
         seconds = statistics.median(own.values())
@@ -111,6 +104,12 @@ def summary(results: list[dict], tokens: int) -> list[dict]:
         row |= {"alignax_is": statistics.median(ratios), "least": ratios[0], "most": ratios[-1]} if ratios else {}
         rows.append(row | {"peak_mb": last["peak_mb"], "version": last["version"]})
     return rows
+
+
+def medians(results: list[dict], who: str, method: str) -> dict[int, float]:
+    """{repeat: median seconds of the iterations that count}."""
+    found = [r for r in results if (r["who"], r["method"]) == (who, method)]
+    return {r["repeat"]: statistics.median(r["seconds"][1:]) for r in found}
 
 
 if __name__ == "__main__":
