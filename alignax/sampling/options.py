@@ -9,7 +9,7 @@ from jax.core import Tracer
 from jaxtyping import Bool, Float, Int
 
 from alignax.ops.checks import Refused, require
-from alignax.sampling.filters import min_p, top_k, top_p
+from alignax.ops.filters import FILTERS, filtered
 from alignax.sampling.stops import Stops
 from alignax.types import Record, record
 
@@ -58,7 +58,7 @@ class Options(Record):
     @property
     def filtered(self) -> bool:
         """Whether some tokens may get no probability at all."""
-        return any(x is not None for x in (self.top_k, self.top_p, self.min_p))
+        return any(getattr(self, name) is not None for name in FILTERS)
 
     def of(self, rows: Int[Array, " N"]) -> "Options":
         """The settings of these rows; what is one for all stays so."""
@@ -136,11 +136,11 @@ def shaped(
     options: Options,
     t_B: Int[Array, " B"],
     eos_ids: Int[Array, " E"],
-    said_BV: Int[Array, "B V"],
-    read_BV: Bool[Array, "B V"],
+    said_BV: Int[Array, "B W"],
+    read_BV: Bool[Array, "B X"],
 ) -> Float[Array, "B V"]:
     """The logits that a reply's token t is drawn from. `said`: how often each token is in the reply so far; `read`:
-    whether it is in the prompt."""
+    whether it is in the prompt; of no columns where no setting asks."""
     column = lambda x: jnp.broadcast_to(x, t_B.shape)[:, None]  # noqa: E731
     if options.logit_bias is not None:
         logits_BV = logits_BV + jnp.broadcast_to(options.logit_bias, logits_BV.shape)
@@ -158,6 +158,4 @@ def shaped(
         logits_BV = jnp.where(early_B1 & ends_V[None], -jnp.inf, logits_BV)
     temperature_B1 = column(options.temperature)
     logits_BV = logits_BV / jnp.where(temperature_B1 > 0, temperature_B1, 1.0)
-    logits_BV = logits_BV if options.top_k is None else top_k(logits_BV, options.top_k)
-    logits_BV = logits_BV if options.top_p is None else top_p(logits_BV, options.top_p)
-    return logits_BV if options.min_p is None else min_p(logits_BV, options.min_p)
+    return filtered(logits_BV, {name: getattr(options, name) for name in FILTERS})
