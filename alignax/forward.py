@@ -56,8 +56,10 @@ def token_statistics(
     hidden_BCD = states(model, params, tokens, valid, start=start, group=group)[:, :-1]
     kernel_DV, targets, of_model = model.unembed(params), tokens[:, start:], output_of(model)
     if filters:
-        del of_model["shards"]  # a filter looks at whole rows, wherever their columns are
-        stats = filtered_stats(hidden_BCD, kernel_DV, targets, filters=filters, temperature=temperature, **of_model)
+        del of_model["shards"]  # a filter looks at whole rows of the vocabulary, so each device has the whole kernel
+        per_row = lambda hidden, targets, **whole: filtered_stats(hidden, targets=targets, **whole, **of_model)  # noqa: E731
+        whole = {"kernel": kernel_DV, "filters": dict(filters), "temperature": temperature}
+        stats = model.by_device(per_row)(hidden_BCD, targets, **whole)
     else:
         stats = token_stats(hidden_BCD, kernel_DV, targets, temperature=temperature, **of_model)
     return TokenStats(*(jnp.pad(x, ((0, 0), (start, 0))) for x in stats))

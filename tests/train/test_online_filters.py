@@ -1,15 +1,19 @@
 """Learning from replies that were sampled under top-k, top-p and min-p: who is seen under the filter, and who whole."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import prompt_batch
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as Spec
+from tiny import close, prompt_batch, rollout_batch, tiny
 from tiny_online import ALONE, P, build_actors, build_algorithm, build_frozen, build_iteration, build_state, models
 
-from alignax import forward
+from alignax import forward, sharding
+from alignax.models.decoder import decoder
 from alignax.ops.masked import reduce
 from alignax.train import online
 from alignax.types import Rollout
@@ -75,20 +79,25 @@ def test_filters_that_are_off_are_not_there():
     assert jax.tree.structure(off) == jax.tree.structure(build_algorithm())
 
 
-def test_the_reference_is_whole_and_the_kl_is_that_to_it():
+@pytest.fixture(scope="module")
+def single():
+    """(algorithm, a rollout of the policy, which is the reference too)."""
+    algorithm, policy = build_algorithm(**SINGLE), models()[1]
+    return algorithm, produced(algorithm, policy, policy)
+
+
+def test_the_reference_is_whole_and_the_kl_is_that_to_it(single):
     """log pi'(y) - log ref(y) = log pi(y) / ref(y) - log pi(S): with equal parameters the last term alone."""
-    policy = models()[1]
-    rollout = produced(build_algorithm(**SINGLE), policy, policy)
+    (_, rollout), policy = single, models()[1]
     mask, logp_BTV = np.asarray(rollout.mask), whole(policy, rollout)
     np.testing.assert_allclose(rollout.ref_logp[mask], at_tokens(logp_BTV, rollout)[mask], atol=1e-5)
     kept = np.log(np.exp(np.sort(logp_BTV, axis=-1)[..., -5:]).sum(-1))
     np.testing.assert_allclose((rollout.old_logp - rollout.ref_logp)[mask], -kept[mask], atol=1e-5)
 
 
-def test_a_token_that_the_policy_no_longer_keeps_has_a_finite_log_prob_and_a_gradient():
-    algorithm, (model, policy, moved, _) = build_algorithm(**SINGLE), models()
+def test_a_token_that_the_policy_no_longer_keeps_has_a_finite_log_prob_and_a_gradient(single):
+    (algorithm, rollout), (model, _, moved, _) = single, models()
     moved = {"decoder": moved["decoder"]}  # far from the policy
-    rollout = produced(algorithm, policy, policy)
     rollout = rollout.replace(advantage=jnp.ones(rollout.mask.shape))
     mask, logp_BTV = np.asarray(rollout.mask), whole(moved, rollout)
     fallen = mask & np.isneginf(at_tokens(largest(logp_BTV, 5), rollout))
@@ -140,7 +149,26 @@ def test_pairs_are_seen_whole():
     assert ((rollout.old_logp - rollout.ref_logp)[rollout.mask] > 0.01).all()  # sampled under the filter all the same
 
 
+@pytest.mark.slow
 def test_a_correction_sees_the_learner_under_the_filter():
     policy = models()[1]
     rollout = produced(build_algorithm(**GRPO, correction_args=dict(cap=2.0)), policy, policy)
     np.testing.assert_allclose((rollout.old_logp - rollout.sampler_logp)[rollout.mask], 0.0, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_on_eight_devices_the_kernel_is_gathered_once_and_the_numbers_are_the_same():
+    mesh = jax.make_mesh((1, 8), ("data", "fsdp"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    model, params = tiny(layers=1, vocab_size=5000)  # more than one chunk
+    spread = decoder(model.config, sharding.rows(mesh), by_device=sharding.by_device(mesh))
+    rollout, filters = rollout_batch(), dict(top_k=50, top_p=0.9)
+
+    def slopes(model):
+        view = lambda params, r: forward.policy_view(model, params, r, temperature=0.9, start=3, filters=filters)  # noqa: E731
+        return jax.jit(jax.grad(lambda params, rollout: view(params, rollout).logp.sum()))
+
+    cut = lambda x: NamedSharding(mesh, Spec("fsdp") if x.shape[0] % 8 == 0 else Spec())  # noqa: E731
+    args = jax.tree.map(lambda x: jax.device_put(x, cut(x)), (params, rollout))
+    program = slopes(spread).lower(*args).compile()
+    close(program(*args), slopes(model)(params, rollout), atol=1e-4)
+    assert len(re.findall(r"f32\[50\d\d,16\]\S* all-gather\(", program.as_text())) == 1
