@@ -13,6 +13,8 @@ from jaxtyping import Bool, Float, Int, Shaped
 
 from alignax.ops import output
 from alignax.ops.checks import needs, require
+from alignax.ops.filtered import filtered_stats
+from alignax.ops.filters import Settings
 from alignax.ops.logprobs import TokenStats, token_stats
 from alignax.types import (
     PASSES,
@@ -41,17 +43,25 @@ def token_statistics(
     valid: Bool[Array, "B T"],
     *,
     temperature: Float[Array, ""] | float = 1.0,
+    filters: Settings | None = None,
     start: int = 1,
     group: int = 1,
 ) -> TokenStats:
     """Log-probability, entropy and correctness of tokens `start` to T-1, [B T]; positions before `start` hold zeros.
 
-    `start` (static, at least 1) spares the output layer the positions that no loss looks at, a prompt for example;
-    `group`: see `states`.
+    `filters` (`ops.filters.FILTERS`): of what they leave of each token's distribution, see `ops.filtered`. `start`
+    (static, at least 1) spares the output layer the positions that no loss looks at, a prompt for example; `group`: see
+    `states`.
     """
     hidden_BCD = states(model, params, tokens, valid, start=start, group=group)[:, :-1]
-    kernel_DV = model.unembed(params)
-    stats = token_stats(hidden_BCD, kernel_DV, tokens[:, start:], temperature=temperature, **output_of(model))
+    kernel_DV, targets, of_model = model.unembed(params), tokens[:, start:], output_of(model)
+    if filters:
+        del of_model["shards"]  # a filter looks at whole rows of the vocabulary, so each device has the whole kernel
+        per_row = lambda hidden, targets, **whole: filtered_stats(hidden, targets=targets, **whole, **of_model)  # noqa: E731
+        whole = {"kernel": kernel_DV, "filters": dict(filters), "temperature": temperature}
+        stats = model.by_device(per_row)(hidden_BCD, targets, **whole)
+    else:
+        stats = token_stats(hidden_BCD, kernel_DV, targets, temperature=temperature, **of_model)
     return TokenStats(*(jnp.pad(x, ((0, 0), (start, 0))) for x in stats))
 
 
@@ -287,10 +297,11 @@ def values(
 
 
 def policy_view(
-    model: Model, params: Params, rollout: Rollout, *, temperature: Float[Array, ""] | float, start: int, group: int = 1
-) -> Rollout:
-    """The rollout with `logp` and `entropy` of the current policy, at the temperature it was sampled with."""
-    options = {"temperature": temperature, "start": start, "group": group}
+    model: Model, params: Params, rollout: Rollout, *, temperature: Float[Array, ""] | float, start: int,
+    group: int = 1, filters: Settings | None = None,
+) -> Rollout:  # fmt: skip
+    """The rollout with `logp` and `entropy` of the current policy, at the temperature and filters of its sampler."""
+    options = {"temperature": temperature, "start": start, "group": group, "filters": filters}
     stats = token_statistics(model, params, rollout.tokens, rollout.valid, **options)
     return rollout.replace(logp=stats.logp, entropy=stats.entropy)
 

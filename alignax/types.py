@@ -194,8 +194,8 @@ class Rollout(Record):
     tokens: Int[Array, "B T"]  # prompt (padded on the left) then completion (padded on the right)
     valid: Bool[Array, "B T"]  # real tokens: prompt and completion, end of sequence included
     mask: Bool[Array, "B T"]  # sampled tokens: the actions, end of sequence included
-    old_logp: Float[Array, "B T"]  # under the sampling policy, at the sampling temperature
-    logp: Float[Array, "B T"] | None = None  # under the current policy, at the same temperature
+    old_logp: Float[Array, "B T"]  # under the sampling policy, at the sampling temperature and filters
+    logp: Float[Array, "B T"] | None = None  # under the current policy, at the same temperature and filters
     ref_logp: Float[Array, "B T"] | None = None  # under the reference, at the same temperature
     entropy: Float[Array, "B T"] | None = None  # of the current policy, nats
     value: Float[Array, "B T"] | None = None  # current critic, of the state before the token

@@ -9,7 +9,7 @@ from jax.core import Tracer
 from jaxtyping import Bool, Float, Int
 
 from alignax.ops.checks import Refused, require
-from alignax.sampling.filters import min_p, top_k, top_p
+from alignax.ops.filters import FILTERS, filtered
 from alignax.sampling.stops import Stops
 from alignax.types import Record, record
 
@@ -58,7 +58,7 @@ class Options(Record):
     @property
     def filtered(self) -> bool:
         """Whether some tokens may get no probability at all."""
-        return any(x is not None for x in (self.top_k, self.top_p, self.min_p))
+        return any(getattr(self, name) is not None for name in FILTERS)
 
     def of(self, rows: Int[Array, " N"]) -> "Options":
         """The settings of these rows; what is one for all stays so."""
@@ -159,6 +159,4 @@ def shaped(
         logits_BV = jnp.where(early_B1 & ends_V[None], -jnp.inf, logits_BV)
     temperature_B1 = column(options.temperature)
     logits_BV = logits_BV / jnp.where(temperature_B1 > 0, temperature_B1, 1.0)
-    logits_BV = logits_BV if options.top_k is None else top_k(logits_BV, options.top_k)
-    logits_BV = logits_BV if options.top_p is None else top_p(logits_BV, options.top_p)
-    return logits_BV if options.min_p is None else min_p(logits_BV, options.min_p)
+    return filtered(logits_BV, {name: getattr(options, name) for name in FILTERS})

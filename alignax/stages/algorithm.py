@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from alignax.bound import Bound, Terms, bound, of_config, takes
 from alignax.config import ConfigError, Reader, record_of
@@ -50,6 +51,7 @@ def algorithm_of(r: Reader, rewards: dict[str, Reward], defaults: dict[str, Any]
     return Algorithm(
         draws=(Draw(replies=1), Draw(replies=group - 1, author=opponent)) if opponent else (Draw(replies=group),),
         temperature=r.temperature,
+        filters=filters_of(r),
         max_new_tokens=r.max_new_tokens,
         share_prompts=r.share_prompts,
         keep=r.batch_size if r.oversample > 1 else 0,
@@ -68,6 +70,18 @@ def algorithm_of(r: Reader, rewards: dict[str, Reward], defaults: dict[str, Any]
         policy_optimizer=plans.optimizer(r, "optimizer", steps),
         value_optimizer=plans.optimizer(r, "value_optimizer", steps) if value else None,
     )
+
+
+def filters_of(r: Reader) -> dict[str, Any]:
+    """The filters that are on, by name; one that is traced is."""
+    r.require(
+        (r.top_k == 0) | (r.top_k >= 2), "top_k", "expected 0 (off), or 2 tokens or more: of one there is no ratio"
+    )
+    r.require((r.top_p > 0) & (r.top_p <= 1), "top_p", "expected 1 (off), or a mass above 0, such as 0.95")
+    r.require((r.min_p >= 0) & (r.min_p < 1), "min_p", "expected 0 (off), or a share below 1, such as 0.05")
+    off = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
+    values = {name: getattr(r, name) for name in off}
+    return {name: x for name, x in values.items() if isinstance(x, Tracer) or x != off[name]}
 
 
 def chosen(r: Reader, name: str, package: str, given: dict[str, Any]) -> Bound:

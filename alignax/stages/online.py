@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from alignax import sharding
 from alignax.bound import Args, fill, plan_record, static
-from alignax.config import ConfigError, plain
+from alignax.config import plain
 from alignax.data.arrays import fingerprint
 from alignax.data.encode import prompt_rows
 from alignax.rewards.config import Reward, rewards_of
@@ -43,6 +43,10 @@ def get_config() -> ConfigDict:
     c.max_new_tokens = 128
     c.slots = 0  # replies that are written at once; 0: all, or what a quarter of the memory holds
     c.temperature = 1.0  # of sampling, and so of every log-probability
+    # filters of sampling, and so of the policy's log-probabilities (docs/online.md); the reference is taken whole
+    c.top_k = 0  # the most probable tokens that are left; 0: all
+    c.top_p = 1.0  # the least mass of the most probable ones that are left; 1: all
+    c.min_p = 0.0  # the least probability that is left, as a share of the largest; 0: all
     c.reference_from = ""  # folder of the reference policy; "": the policy's own start
     # one reward: the folder of a finished reward model, or module:function of (row, completion, *, finished) -> number
     # or None. Or several, name = dict(function=..., its arguments, weight=...) or {"from": folder, "attributes": {...},
@@ -129,11 +133,6 @@ class Plan(plans.Learning):
 
 def plan(config: Any, prefix: str = "") -> Plan:
     """The config as bound functions and numbers. Raises ConfigError for what does not fit."""
-    if cut := {"top_k", "top_p"} & set(config):
-        raise ConfigError(
-            f"config.{prefix}{min(cut)}: a policy that learns is sampled whole; under a filter the sampler gives some "
-            "tokens no probability at all, and every ratio to it would be biased. Lower the temperature instead"
-        )
     r = plans.read(config, STAGE, get_config(), prefix)
     rewards, watch = rewards_of(r), probe.plan(r.probe, r.template)
     r.require(r.reward_workers >= 1, "reward_workers", "expected a number of threads, 1 or more")

@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from alignax.bound import Bound, Terms, plan_record, static
@@ -33,6 +34,7 @@ class Algorithm:
 
     draws: tuple[Draw, ...]  # of each prompt, in the order of its rows; the policy's own come first
     temperature: Scalar  # of the policy's replies, and so of every log-probability
+    filters: dict[str, Any]  # of `ops.filters`, by name: those that are on. Which these are is structure
     max_new_tokens: int = static()
     share_prompts: bool = static(default=False)  # a prompt stands once before all its replies in scoring and learning
     keep: int = static(default=0)  # groups to learn from, chosen among those sampled; 0 is all of them
@@ -55,6 +57,20 @@ class Algorithm:
     def group(self) -> int:
         """Replies to each prompt, M: neighbours among the B = P * M rows."""
         return sum(draw.replies for draw in self.draws)
+
+    @property
+    def sampling_filters(self) -> dict[str, Any]:
+        """The filters with `top_k` as a whole number, of which a sweep may have made a float."""
+        return {name: jnp.asarray(x, jnp.int32) if name == "top_k" else x for name, x in self.filters.items()}
+
+    @property
+    def learnt_filters(self) -> dict[str, Any]:
+        """The filters under which the policy's losses see it: those of its sampler, to which they take a ratio.
+
+        A loss on pairs takes none. Its implicit rewards are ratios to the reference, and of whole distributions both:
+        equal ones before the first update, where a filter would credit each token with the mass that it cuts off.
+        """
+        return {} if self.on_pairs else self.sampling_filters
 
     @property
     def learnt(self) -> int:

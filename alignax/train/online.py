@@ -56,7 +56,8 @@ def produce(
 ) -> Rollout:
     """The replies to a batch of prompts by all that give some, the policy of `params` first; without scores.
 
-    `old_logp` is the sampler's own. A reply's noise depends on the `key`, the step, its prompt's row and its number.
+    `old_logp` is the sampler's own: at its temperature, under the filters of the algorithm, which hold for every author
+    and its own distribution. A reply's noise depends on the `key`, the step, its prompt's row and its number.
     """
     group, own = algorithm.group, whole(params, frozen, "policy")
     noise = jax.random.fold_in(jax.random.fold_in(key, step), 0)
@@ -68,7 +69,8 @@ def produce(
             author = draw.author(actors.policy, own, frozen["reference"], algorithm.temperature)
         row = jnp.repeat(prompts["row"], draw.replies)  # the replies to a prompt are neighbours
         keys = row_keys(noise, row * group + jnp.tile(numbers, len(prompts["row"])))
-        options, more = Options(temperature=author.temperature), {"model": author.model, "group": draw.replies}
+        options = Options(temperature=author.temperature, **algorithm.sampling_filters)
+        more = {"model": author.model, "group": draw.replies}
         drawn.append(actors.sampler.reply(author.params, prompts["tokens"], prompts["valid"], keys, options, **more))
         first += draw.replies
     rollout = side_by_side(drawn, [draw.replies for draw in algorithm.draws])
@@ -158,7 +160,7 @@ def learn(
     return state.replace(**learners, kl_coef=coef, kl_memory=memory, moments=moments, step=state.step + 1), metrics
 
 
-def rows_of(algorithm: Algorithm, rollout: Rollout) -> dict[str, int]:
+def rows_of(algorithm: Algorithm, rollout: Rollout) -> dict[str, Any]:
     """How a model reads a rollout: where its replies begin, and how many neighbours share a prompt."""
     start = rollout.tokens.shape[1] - algorithm.max_new_tokens
     return {"start": start, "group": algorithm.group if algorithm.share_prompts else 1}
@@ -177,13 +179,23 @@ def annotate(
     """The rollout with the reference's log-probabilities, and what else the advantages read, where they are missing.
 
     Nothing of it needs a score. Of replies that the update does not see nobody asks for log-probabilities: they are 0.
+
+    The reference is at the temperature of the policy and under no filter. With pi' the policy under its filters, S what
+    these keep, and pi the whole of it,
+
+        log pi'(y_t) - log ref(y_t) = log pi(y_t) / ref(y_t) - log pi(S),
+
+    so the penalty is KL(pi' || ref), which is finite wherever the reference is. Under a filter of its own the reference
+    would give no probability to tokens that it leaves out; on S alone, renormalised, it would not mind how little of
+    its mass S has. Where policy and reference are equal the KL is not 0 but -log pi(S) at each token, at most
+    -log top_p.
     """
     read = first_of_each(rollout, algorithm.group, algorithm.learnt)
     rows, temperature = rows_of(algorithm, rollout), algorithm.temperature
 
-    def logp(params: Params) -> Float[Array, "B T"]:
+    def logp(params: Params, filters: dict) -> Float[Array, "B T"]:
         stats = forward.token_statistics(
-            actors.policy, params, read.tokens, read.valid, temperature=temperature, **rows
+            actors.policy, params, read.tokens, read.valid, temperature=temperature, filters=filters, **rows
         )
         if algorithm.learnt == algorithm.group:
             return stats.logp
@@ -196,9 +208,10 @@ def annotate(
         )
 
     if rollout.ref_logp is None:
-        rollout = rollout.replace(ref_logp=logp(frozen["reference"]))
+        rollout = rollout.replace(ref_logp=logp(frozen["reference"], {}))
     if algorithm.correction and rollout.sampler_logp is None:
-        rollout = rollout.replace(old_logp=logp(whole(policy, frozen, "policy")), sampler_logp=rollout.old_logp)
+        old_logp = logp(whole(policy, frozen, "policy"), algorithm.sampling_filters)
+        rollout = rollout.replace(old_logp=old_logp, sampler_logp=rollout.old_logp)
     if critic is None or actors.critic is None or rollout.old_value is not None:
         return rollout
     params = whole(critic, frozen, "critic")
@@ -222,7 +235,8 @@ def policy_objective(
 ) -> dict[str, tuple[Scalar, Loss]]:
     """The terms of the policy's loss on a minibatch."""
     params, rows = whole(params, frozen, "policy"), rows_of(algorithm, rollout)
-    view = forward.policy_view(actors.policy, params, rollout, temperature=algorithm.temperature, **rows)
+    sampling = {"temperature": algorithm.temperature, "filters": algorithm.learnt_filters}
+    view = forward.policy_view(actors.policy, params, rollout, **sampling, **rows)
     record = forward.best_and_worst(view, algorithm.learnt) if algorithm.on_pairs else view
     terms = {f"loss/{name}_avg": (coef, term(record)) for name, (coef, term) in algorithm.policy.items()}
     return terms | ({"loss/kl_avg": (kl_coef, algorithm.penalty(view))} if algorithm.penalty else {})

@@ -4,8 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny import EOS, PAD, prompt_batch, tiny
 
-from alignax.sampling.filters import min_p, top_k, top_p
+from alignax import forward
+from alignax.ops.filters import min_p, top_k, top_p
 from alignax.sampling.options import Options
 from alignax.sampling.sample import row_keys, sample
 
@@ -68,3 +70,36 @@ def test_sampler_draws_and_scores_under_the_filtered_distribution(markov, k, p, 
     assert set(token_B) == set(range(allowed))  # 400 draws: each of 0.05 or more appears, 0.95^400 = 1e-9
     kept = prob[:allowed] / prob[:allowed].sum()
     np.testing.assert_allclose(rollout.old_logp[:, 1], np.log(kept[token_B]), atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def scored():
+    """(temperature, filters) -> (Rollout of the tiny decoder, statistics of the learner under the same)."""
+    model, params = tiny()
+    prompts = prompt_batch()
+
+    @jax.jit
+    def run(temperature, filters):
+        keys, options = row_keys(jax.random.key(1), prompts["row"]), Options(temperature=temperature, **filters)
+        fixed = dict(capacity=7, eos_ids=jnp.array([EOS]), pad_id=PAD, options=options)
+        rollout = sample(model, params, prompts["tokens"], prompts["valid"], keys, report=("entropy",), **fixed)
+        rows = rollout.tokens, rollout.valid
+        return rollout, *(
+            forward.token_statistics(model, params, *rows, temperature=temperature, filters=one, start=5)
+            for one in (filters, None)
+        )
+
+    return run
+
+
+SETTINGS = [(1.0, 5, 1.0, 0.0), (0.7, 0, 0.8, 0.0), (1.3, 0, 1.0, 0.3), (0.9, 12, 0.9, 0.02)]
+
+
+@pytest.mark.parametrize("temperature, k, p, least", SETTINGS)
+def test_what_the_sampler_says_of_a_token_the_learner_says_too(scored, temperature, k, p, least):
+    rollout, forced, whole = scored(temperature, dict(top_k=k, top_p=p, min_p=least))
+    mask = np.asarray(rollout.mask)
+    assert mask.sum() > 30
+    np.testing.assert_allclose(rollout.old_logp[mask], forced.logp[mask], atol=1e-5)
+    np.testing.assert_allclose(rollout.entropy[mask], forced.entropy[mask], atol=1e-5)
+    assert (whole.logp[mask] < rollout.old_logp[mask] - 1e-3).mean() > 0.9  # the filter takes something away

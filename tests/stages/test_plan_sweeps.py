@@ -86,7 +86,8 @@ def test_dpo(terms):
              value_loss_args=dict(clip=0.1), scoring_args=dict(clip=2.0, missing_eos_penalty=0.5)),
         dict(advantage="group_baseline", samples_per_prompt=2, critic_init="none", kl_placement="loss",
              kl_estimator="k3", terms=dict(entropy=dict(coefficient=0.02)), opponent="none",
-             scoring_args=dict(normalize=False, clip=0.5), correction_args=dict(cap=1.5)),
+             scoring_args=dict(normalize=False, clip=0.5), correction_args=dict(cap=1.5),
+             top_k=8, top_p=0.9, min_p=0.02),
     ],
     ids=["ppo", "grpo"],
 )  # fmt: skip

@@ -5,7 +5,8 @@ order, so 32 passes over the row settle its 32 bits, exactly (a sort of 256 rows
 CPU). Where no row asks for a filter, it costs nothing.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +39,20 @@ def min_p(logits_BV: Float[Array, "B V"], p: Float[Array, "*B"] | float) -> Floa
     p_B = jnp.broadcast_to(jnp.asarray(p, jnp.float32), logits_BV.shape[:1])
     least_B = jnp.max(logits_BV, axis=-1) + jnp.where(p_B > 0, jnp.log(p_B), -jnp.inf)
     return jnp.where(logits_BV >= least_B[:, None], logits_BV, -jnp.inf)
+
+
+Settings = Mapping[
+    str, Any
+]  # of FILTERS, by name: numbers of all rows, or one for each; None and what is absent is off
+FILTERS = {"top_k": top_k, "top_p": top_p, "min_p": min_p}  # in the order in which they act
+
+
+def filtered(logits_BV: Float[Array, "B V"], settings: Settings) -> Float[Array, "B V"]:
+    """The logits after the filters of FILTERS that have a setting: for the sampler and for who learns from it."""
+    for name, keep in FILTERS.items():
+        if settings.get(name) is not None:
+            logits_BV = keep(logits_BV, settings[name])
+    return logits_BV
 
 
 def _ordered(x: Float[Array, "B V"]) -> UInt[Array, "B V"]:
