@@ -40,7 +40,8 @@ class Options(Record):
     min_new_tokens: Whole | None = None  # no end of sequence before
     max_new_tokens: Whole | None = None  # at most the capacity
     logit_bias: Float[Array, " V"] | Float[Array, "B V"] | None = None  # added to the logits; -inf bans a token
-    # what the reply begins with, padded on the right: read, and masked out, since nobody chose it
+    # what the reply begins with, padded on the right: read and counted as new tokens, but masked out, since nobody
+    # chose it; an end of sequence in it ends nothing
     prefix: Int[Array, " F"] | Int[Array, "B F"] | None = None
     prefix_valid: Bool[Array, " F"] | Bool[Array, "B F"] | None = None
     stops: Stops | None = None  # texts that end a reply
@@ -112,7 +113,7 @@ class Options(Record):
 
 RANGES = (
     ("temperature", 0.0, np.inf, "0 (greedy) or more, such as 1.0"),
-    ("top_p", 0.0, np.inf, "a mass in [0, 1], such as 0.95; 1 keeps all"),
+    ("top_p", 0.0, 1.0, "a mass in [0, 1], such as 0.95; 1 keeps all"),
     ("min_p", 0.0, 1.0, "a share in [0, 1], such as 0.05; 0 keeps all"),
     ("repetition_penalty", np.nextafter(0, 1), np.inf, "more than 0; 1 is none"),
     ("min_new_tokens", 0, np.inf, "0 or more"),

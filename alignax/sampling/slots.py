@@ -119,7 +119,7 @@ def advance(job: Job, slots: Slots, said: Said) -> tuple[Slots, Said]:
         **{name: put(name, chosen, x) for name, x in of_choice.items()},
     )
     # ---- is it over
-    ended, spelled, t = (token[:, None] == job.ends[None]).any(1), jnp.zeros(token.shape, bool), slots.t + 1
+    ended, spelled, t = (token[:, None] == job.ends[None]).any(1) & ~given, jnp.zeros(token.shape, bool), slots.t + 1
     if options.stops is not None:
         stop = options.stops.after(slots.stop, token)
         slots, spelled = slots._replace(stop=stop), stop == options.stops.hit
