@@ -29,7 +29,7 @@ class Options(Record):
     under the same temperature and filters.
     """
 
-    temperature: Real = 1.0  # 0 takes the most probable token, scored untempered
+    temperature: Real | None = 1.0  # 0 takes the most probable token, scored untempered
     top_k: Whole | None = None  # tokens; 0 or less: all
     top_p: Real | None = None  # mass in [0, 1]; 1: all
     min_p: Real | None = None  # share of the largest probability in [0, 1]; 0: all
