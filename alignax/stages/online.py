@@ -75,7 +75,9 @@ def get_config() -> ConfigDict:
     c.loss = "ppo_clip"  # function of alignax.losses, or module:function, of a Rollout, or of a Pair: best and worst
     c.loss_args = ConfigDict()
     c.terms = ConfigDict()  # losses added to it: name = dict(coefficient=..., and its arguments); entropy, for example
-    # of alignax.ops.advantages.truncated_weights, for a sampler that is not the learner to the last bit; empty: off
+    # weights of the advantages, for a sampler that is not the learner to the last bit: function of
+    # alignax.ops.corrections, or module:function; "": off, or truncated_weights where it has arguments
+    c.correction = ""
     c.correction_args = ConfigDict()
     c.value_loss = "value_clip"
     c.value_loss_args = ConfigDict()
