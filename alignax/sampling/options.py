@@ -102,10 +102,11 @@ class Options(Record):
                 raise ValueError(f"{name} has {x.shape[0]} rows: expected one value for all, or {rows}, one for each")
         if self.logit_bias is not None and self.logit_bias.shape[-1] != vocab_size:
             raise ValueError(f"logit_bias has {self.logit_bias.shape[-1]} columns: expected {vocab_size}, the tokens")
-        if self.prefix is not None and (jnp.shape(self.prefix_valid) != self.prefix.shape):
+        if self.prefix is not None and (self.prefix_valid is None or self.prefix_valid.shape != self.prefix.shape):
             raise ValueError(
-                f"prefix has the shape {self.prefix.shape}, prefix_valid {jnp.shape(self.prefix_valid)}: expected "
-                "one shape, with True where the prefix is"
+                f"prefix has the shape {self.prefix.shape}, prefix_valid "
+                f"{self.prefix_valid is not None and self.prefix_valid.shape}: expected one shape, with True where the "
+                "prefix is"
             )
 
 
@@ -136,11 +137,11 @@ def shaped(
     options: Options,
     t_B: Int[Array, " B"],
     eos_ids: Int[Array, " E"],
-    said_BV: Int[Array, "B V"],
-    read_BV: Bool[Array, "B V"],
+    said_BV: Int[Array, "B W"],
+    read_BV: Bool[Array, "B X"],
 ) -> Float[Array, "B V"]:
     """The logits that a reply's token t is drawn from. `said`: how often each token is in the reply so far; `read`:
-    whether it is in the prompt."""
+    whether it is in the prompt; of no columns where no setting asks."""
     column = lambda x: jnp.broadcast_to(x, t_B.shape)[:, None]  # noqa: E731
     if options.logit_bias is not None:
         logits_BV = logits_BV + jnp.broadcast_to(options.logit_bias, logits_BV.shape)

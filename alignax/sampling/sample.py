@@ -1,7 +1,5 @@
 """The functional sampler: prompts and keys in, a Rollout out, under jit."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -107,13 +105,14 @@ def sample(
     limit = jnp.broadcast_to(limit, (R,)).astype(jnp.int32)
     said = model.by_device(written)(tokens, valid, data, limit, by_row, **whole)
     each = lambda x, rest: jnp.concatenate([jnp.repeat(x, group, axis=0), rest], axis=1)  # noqa: E731
-    none = jnp.zeros(valid.shape, bool)
-    per_token: dict[str, Any] = {"old_logp": said.logp} | {name: getattr(said, name) for name in report}
+    behind = lambda x: each(jnp.zeros(valid.shape, x.dtype), x)  # noqa: E731
     return Rollout(
         tokens=each(tokens, said.tokens),
         valid=each(valid, said.valid),
-        mask=each(none, said.mask),
+        mask=behind(said.mask),
+        old_logp=behind(said.logp),
         finished=said.reason != _slots.LENGTH,
         reason=said.reason,
-        **{name: each(none.astype(x.dtype), x) for name, x in per_token.items()},
+        raw_logp=None if said.raw_logp is None else behind(said.raw_logp),
+        entropy=None if said.entropy is None else behind(said.entropy),
     )

@@ -107,15 +107,17 @@ def advance(job: Job, slots: Slots, said: Said) -> tuple[Slots, Said]:
         given = at(options.prefix_valid) & (slots.t < options.prefix.shape[-1])
         token = jnp.where(given, at(options.prefix), token)
     more = {"raw_logp": lambda: log_probability(logits, token), "entropy": lambda: entropy(final)}
-    new = {"tokens": token, "logp": logp, "mask": ~given, "valid": ~given | given}
-    new |= {name: more[name]() for name in job.report}
-    # what is free, or was given, says nothing: it is written to a row that is not there
-    row = jnp.where(slots.live, slots.row, len(job.limit))
-    chosen = jnp.where(given, len(job.limit), row)
-    put = lambda name, x: (
-        getattr(said, name).at[row if name in ("tokens", "valid") else chosen, slots.t].set(x, mode="drop")
-    )  # noqa: E731,E501
-    said = said._replace(**{name: put(name, x) for name, x in new.items()})
+    # what is free says nothing, and what was given was not chosen: both are written to a row that is not there
+    nowhere = len(job.limit)
+    row = jnp.where(slots.live, slots.row, nowhere)
+    chosen = jnp.where(given, nowhere, row)
+    there = {"tokens": token, "valid": slots.live}
+    of_choice = {"logp": logp, "mask": slots.live} | {name: more[name]() for name in job.report}
+    put = lambda name, at, x: getattr(said, name).at[at, slots.t].set(x, mode="drop")  # noqa: E731
+    said = said._replace(
+        **{name: put(name, row, x) for name, x in there.items()},
+        **{name: put(name, chosen, x) for name, x in of_choice.items()},
+    )
     # ---- is it over
     ended, spelled, t = (token[:, None] == job.ends[None]).any(1), jnp.zeros(token.shape, bool), slots.t + 1
     if options.stops is not None:
@@ -123,7 +125,7 @@ def advance(job: Job, slots: Slots, said: Said) -> tuple[Slots, Said]:
         slots, spelled = slots._replace(stop=stop), stop == options.stops.hit
     over = ended | spelled | (t >= job.limit[slots.row])
     reason = jnp.where(ended, END, jnp.where(spelled, STOP, LENGTH))
-    said = said._replace(reason=said.reason.at[jnp.where(over, row, len(job.limit))].set(reason, mode="drop"))
+    said = said._replace(reason=said.reason.at[jnp.where(over, row, nowhere)].set(reason, mode="drop"))
     slots = slots._replace(said=slots.said.at[jnp.arange(len(token)), token].add(1, mode="drop"))
     hidden, cache = job.model.extend(job.layers, token[:, None], slots.live[:, None], slots.cache)
     return slots._replace(cache=cache, hidden=hidden[:, 0], t=t, live=slots.live & ~over), said
