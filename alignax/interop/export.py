@@ -28,18 +28,21 @@ from alignax.models.hf.peft_out import save_adapter
 from alignax.models.hf.weights import save_weights
 from alignax.stages import parents
 from alignax.stages.lengths import longest_text
+from alignax.types import Params
 
 DTYPES = ("float32", "bfloat16", "float16")
 
 
 def export(
-    checkpoint: str | Path, out: str | Path, *, dtype: str = "", family: str = "", shard_bytes: int = 5 * 10**9
-) -> Path:
+    checkpoint: str | Path, out: str | Path, *, dtype: str = "", family: str = "", shard_bytes: int = 5 * 10**9,
+    params: Params | None = None,
+) -> Path:  # fmt: skip
     """Writes config.json, safetensors, tokenizer with its chat template, and generation config; returns `out`.
 
     A checkpoint that descends from an imported one keeps that one's config and, unless `dtype` says another, the dtypes
     of its tensors, so that an import followed by an export changes no bit; any other gets the first family that can
-    express it, and float32. The folder appears when it is complete. Raises ConfigError for a folder that is there, an
+    express it, and float32. `params` takes the place of its parameters: those of a policy that learns from there, say.
+    The folder appears when it is complete. Raises ConfigError for a folder that is there, an
     unknown dtype or family, a stage without parameters; ValueError for an architecture that the family cannot express.
     """
     checkpoint, out = Path(checkpoint), Path(out)
@@ -54,7 +57,8 @@ def export(
     if not config.max_positions:  # trained here from random parameters, by a preset that says no number
         config = dataclasses.replace(config, max_positions=longest_text(manifest))
     base = origin if kept else hf_config.to_hf(config, found)
-    _, params = parents.whole(checkpoint, manifest)
+    params = parents.whole(checkpoint, manifest)[1] if params is None else params
+    assert params is not None
     spelled = [key for key in ("dtype", "torch_dtype") if key in base] or ["dtype"]
     rated = parents.rated_attributes(manifest)
     keys = base | dict.fromkeys(spelled, stated or main) | class_keys(found, params, rated, origin)

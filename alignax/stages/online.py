@@ -7,14 +7,14 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from alignax import sharding
-from alignax.bound import Args, fill, plan_record, static
+from alignax.bound import Args, Bound, fill, plan_record, static
 from alignax.config import ConfigError, plain
 from alignax.data.arrays import fingerprint
 from alignax.data.encode import prompt_rows
 from alignax.rewards.config import Reward, rewards_of
 from alignax.rewards.text import Workers
 from alignax.sampling.sampler import sampler
-from alignax.stages import fitting, folder, inputs, parents, plans, probe, programs, roles
+from alignax.stages import fitting, folder, inputs, outside, parents, plans, probe, programs, roles
 from alignax.stages.algorithm import algorithm_of, trial
 from alignax.stages.plans import Declaration, Parent, Readings
 from alignax.train import online
@@ -42,6 +42,9 @@ def get_config() -> ConfigDict:
     c.max_prompt_length = 256  # tokens; longer prompts are dropped and counted
     c.max_new_tokens = 128
     c.temperature = 1.0  # of sampling, and so of every log-probability
+    # an outside engine that samples, vLLM or SGLang at http://HOST:PORT; "": the policy is sampled here
+    c.engine = ""
+    c.engine_args = ConfigDict()  # of alignax.sampling.engine.engine
     c.reference_from = ""  # folder of the reference policy; "": the policy's own start
     # one reward: the folder of a finished reward model, or module:function of (row, completion, *, finished) -> number
     # or None. Or several, name = dict(function=..., its arguments, weight=...) or {"from": folder, "attributes": {...},
@@ -113,6 +116,7 @@ class Plan(plans.Learning):
     max_prompt_length: int = static()
     oversample: int = static()
     critic_init: str = static()
+    engine: Bound | None
     lora_args: Args = static()
     probe: probe.Plan | None
 
@@ -142,7 +146,8 @@ def plan(config: Any, prefix: str = "") -> Plan:
         plans.check_lora(r)
     fields = plans.shared(r, batches={"batch_size": r.batch_size} | probe.batches(watch))
     algorithm = algorithm_of(r, rewards, plain(get_config()))
-    made = fill(Plan, r, algorithm=algorithm, rewards=rewards, probe=watch, source=plans.source(r), **fields)
+    fields |= {"engine": outside.engine_of(r), "source": plans.source(r)}
+    made = fill(Plan, r, algorithm=algorithm, rewards=rewards, probe=watch, **fields)
     r.finish()
     trial(algorithm)
     return made
@@ -172,10 +177,11 @@ def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan |
     state = parents.place(build, loaded.policy, loaded.critic, mesh=mesh)
     on_device = programs.on_device(p.algorithm, {name: model for name, (model, _) in loaded.rewards.items()})
     on_host = {name: one.function for name, one in p.rewards.items() if one.function}
-    if on_host:
-        workers = Workers(p.reward_workers, p.reward_timeout_s)
-        scorer = programs.text_scorer(on_host, rows, own, p.algorithm.group, workers)
-        step_fn = programs.two_programs(p.algorithm, actors, on_device, scorer, frozen, state, mesh)
+    workers = Workers(p.reward_workers, p.reward_timeout_s)
+    scorer = programs.text_scorer(on_host, rows, own, p.algorithm.group, workers) if on_host else None
+    engine = outside.producer(stage, actors, frozen, tokenizer, mesh) if p.engine else None
+    if scorer or engine:
+        step_fn = programs.two_programs(p.algorithm, actors, on_device, scorer, frozen, state, mesh, engine)
     else:
         step_fn = programs.one_program(p.algorithm, actors, on_device, frozen, state)
 

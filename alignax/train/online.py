@@ -209,7 +209,7 @@ def annotate(
 def advantages(
     algorithm: Algorithm, rollout: Rollout, score_B: Float[Array, " B"], kl_coef: Float[Array, ""]
 ) -> tuple[Rollout, Float[Array, ""], dict]:
-    """The advantages, weighted where the sampler is not quite the learner; a token of weight 0 is none of the actions."""
+    """The advantages, weighted where the sampler is not quite the learner; a token of weight 0 is no action."""
     rollout, kl, metrics = algorithm.advantage(rollout, score_B, kl_coef)
     if not algorithm.correction:
         return rollout, kl, metrics

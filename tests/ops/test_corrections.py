@@ -40,8 +40,8 @@ def oracle(old, sampler, mask, name, *, cap, level="token", token_cap=None):
     """One token at a time, in float64."""
     out = np.zeros(old.shape)
     for b, t in zip(*np.nonzero(mask)):
-        log_r = (np.float64(old[b]) - np.float64(sampler[b]))[mask[b]]
-        own = np.float64(old[b, t]) - np.float64(sampler[b, t])
+        log_r = (old[b].astype(np.float64) - sampler[b])[mask[b]]
+        own = float(old[b, t]) - float(sampler[b, t])
         r = np.exp(own if level == "token" else log_r.sum())
         if name == "truncated_weights":
             out[b, t] = min(r, cap)
@@ -56,7 +56,8 @@ def oracle(old, sampler, mask, name, *, cap, level="token", token_cap=None):
 def test_corrections_against_loops(correct):
     old, sampler, mask = batch()
     got = correct(old, sampler, mask)
-    want = oracle(*map(np.asarray, (old, sampler, mask)), correct.func.__name__, **correct.keywords)
+    host = np.asarray(old), np.asarray(sampler), np.asarray(mask)
+    want = oracle(*host, correct.func.__name__, **correct.keywords)
     np.testing.assert_allclose(got, want, rtol=1e-5)
     assert not np.asarray(got)[~np.asarray(mask)].any()
     if correct.func is not truncated_weights:
