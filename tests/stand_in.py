@@ -10,10 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from alignax import sharding
 from alignax.interop.origin import family_of
 from alignax.models.hf.weights import load_weights
 from alignax.sampling.options import Options
 from alignax.sampling.sample import row_keys, sample
+from alignax.stages import parents
 
 ROOM = 32  # tokens of a prompt
 
@@ -67,10 +69,9 @@ class StandIn:
 
     def load(self, folder):
         shapes = jax.eval_shape(self.model.init, jax.random.key(0))
-        here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        targets = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), shapes)
+        targets = parents.sharded_shapes(shapes, sharding.make_mesh({"data": 1, "fsdp": 1}, jax.devices()[:1]))
         config = self.model.config
-        self.params = load_weights(folder, family_of(config, {}), config, targets)
+        self.params = jax.device_get(load_weights(folder, family_of(config, {}), config, targets))
         self.folders.append(folder)
 
     def collective_rpc(self, body):

@@ -41,6 +41,7 @@ class Engine(NamedTuple):
     every: int
     folder: str
     dtype: str
+    untied: bool
     timeout_s: float
     workers: Workers
     max_difference: float
@@ -87,6 +88,7 @@ def engine(
     every: int = 1,
     folder: str = "",
     dtype: str = "",
+    untied: bool = False,
     timeout_s: float = 600.0,
     retries: int = 3,
     wait_s: float = 1.0,
@@ -104,6 +106,8 @@ def engine(
       folder: where weights are written for it, which has to be a folder that it sees under the same name; "": the
         stage's own.
       dtype: of these weights; "": that of the checkpoint which the policy started from.
+      untied: the output layer is written too where it is the embedding: for vLLM on a CPU, which packs it once and has
+        to be started on such a folder (`alignax export --untied`).
       timeout_s: seconds for a batch, and for taking weights.
       retries: of a request without a whole answer, after wait_s seconds, then twice as many, and so on.
       workers: requests at the same time, of a prompt each.
@@ -129,7 +133,8 @@ def engine(
     endpoint = Endpoint(url.rstrip("/"), key, retries, wait_s)
     given = bound(reload, {}, "alignax.sampling.reload", key="engine_args.reload", given=("timeout_s",))
     pool = Workers(workers, timeout_s)
-    return Engine(endpoint, model, given, every, folder, dtype, timeout_s, pool, max_difference)
+    fields = {"reload": given, "every": every, "folder": folder, "dtype": dtype, "untied": untied}
+    return Engine(endpoint, model, **fields, timeout_s=timeout_s, workers=pool, max_difference=max_difference)
 
 
 def asked(options: Options, capacity: int, ends: Sequence[int]) -> dict[str, Any]:

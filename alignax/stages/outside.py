@@ -106,7 +106,7 @@ def weights(stage: Stage, served: Engine, frozen: dict) -> Callable[[Params, int
         if not has or step - has["version"] >= served.every:
             out, params = folder / f"step-{step}", lora.merge(online.whole(policy, frozen, "policy"))
             host.in_first(lambda: shutil.rmtree(folder, ignore_errors=True) if not has else None)
-            export(stage.parents["policy"], out, dtype=served.dtype, params=params)
+            export(stage.parents["policy"], out, dtype=served.dtype, params=params, untied=served.untied)
             host.in_first(lambda: served.reload(served.endpoint, str(out), timeout_s=served.timeout_s))
             host.in_first(lambda: shutil.rmtree(folder / f"step-{has['version']}") if has else None)
             has["version"] = step

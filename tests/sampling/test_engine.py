@@ -19,7 +19,7 @@ from alignax.sampling.sample import row_keys
 from alignax.sampling.sampler import Sampler
 
 CAPACITY, ENDS = 6, (EOS, 2)
-FIXED = dict(capacity=CAPACITY, ends=ENDS, pad=PAD, vocab_size=VOCAB)
+FIXED = dict(capacity=CAPACITY, ends=ENDS, pad=PAD, vocab_size=VOCAB, group=2)
 PATIENT = dict(timeout_s=30.0, retries=4, wait_s=0.01, workers=4)
 
 
@@ -66,10 +66,11 @@ def test_a_greedy_rollout_equals_our_own(at):
     server, _, client = at
     model, params = tiny(layers=1)
     tokens, valid = prompts()
-    got = client.reply(tokens, valid, **FIXED, options=Options(temperature=0.0), group=2)
+    got = client.reply(tokens, valid, **FIXED, options=Options(temperature=0.0))
     own = Sampler(model, CAPACITY, ENDS, PAD)
     keys = row_keys(jax.random.key(0), jnp.arange(8))
-    want = own.reply(params, jnp.asarray(tokens), jnp.asarray(valid), keys, Options(temperature=0.0), group=2)
+    reply = jax.jit(lambda *args: own.reply(params, *args, Options(temperature=0.0), group=2))
+    want = reply(tokens, valid, keys)
     for name in ("tokens", "valid", "mask", "finished", "reason"):
         mine, theirs = getattr(got, name), getattr(want, name)
         assert mine.dtype == theirs.dtype
@@ -78,18 +79,21 @@ def test_a_greedy_rollout_equals_our_own(at):
     assert got.old_logp.dtype == np.float32
 
 
+@jax.jit
+def learners(params, tokens, valid, temperature):
+    return forward.token_statistics(tiny(layers=1)[0], params, tokens, valid, temperature=temperature).logp
+
+
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_log_probabilities_are_the_learners(at, temperature):
     server, _, client = at
     model, params = tiny(layers=1)
-    got = client.reply(*prompts(), **FIXED, options=Options(temperature=temperature), group=4)
-    logp = forward.token_statistics(
-        model, params, jnp.asarray(got.tokens), jnp.asarray(got.valid), temperature=temperature
-    ).logp
+    got = client.reply(*prompts(), **FIXED, options=Options(temperature=temperature))
+    logp = learners(params, got.tokens, got.valid, temperature)
     np.testing.assert_allclose(np.asarray(logp)[got.mask], got.old_logp[got.mask], atol=2e-5)
     assert (got.tokens[0] != got.tokens[1]).any() and got.finished.any() and not got.finished.all()
     assert (got.mask.sum(1) == CAPACITY)[~got.finished].all()
-    last = got.tokens[np.arange(16), 4 + got.mask.sum(1)]
+    last = got.tokens[np.arange(8), 4 + got.mask.sum(1)]
     np.testing.assert_array_equal(np.isin(last, ENDS), got.finished)
     (sent, *_) = server.asked
     assert sent["ignore_eos"] and sent["stop_token_ids"] == list(ENDS) and sent["top_p"] == 1.0 and sent["top_k"] == -1
@@ -112,7 +116,7 @@ def test_options_of_an_engine(at):
 def test_a_lost_answer_is_asked_for_again(at):
     server, _, client = at
     server.faults = ["drop", "half", "500", "abort", "drop"]
-    got = client.reply(*prompts(), **FIXED, group=2)
+    got = client.reply(*prompts(), **FIXED)
     assert got.tokens.shape == (8, 5 + CAPACITY) and got.mask.any(1).all()
     assert len(server.asked) == 4 + 2  # of those that were lost, two were sampled
 
@@ -160,14 +164,20 @@ def test_a_mismatched_engine(at, settings, tokenizer, longest, words):
         checked(engine(url, **PATIENT, **settings), tokenizer, longest)
 
 
-def test_a_port_that_another_program_has(at):
-    server, url, _ = at
-    models, server.models = server.models, None
-    with served(type("Else", (), dict(models=None, completions=None, tokenizer=None, takes=False, lock=server.lock,
-                                      faults=[], name=""))()) as other:  # fmt: skip
-        with refuses(EngineError, other, "times", "OpenAI-compatible"):
-            checked(engine(other, **PATIENT | dict(retries=0)), Letters(), 10)
-    server.models = models
+@pytest.mark.parametrize("said", [None, {"detail": "a web page"}, {"data": []}])
+def test_a_port_that_another_program_has(at, said):
+    server, _, _ = at
+    with served(Other(server, said)) as url, refuses(EngineError, url, "expected"):
+        checked(engine(url, **PATIENT | dict(retries=0)), Letters(), 10)
+
+
+class Other:
+    """A program that says this at every path that it knows."""
+
+    tokenizer, takes, faults, name = None, False, (), ""
+
+    def __init__(self, server, said):
+        self.lock, self.models, self.completions = server.lock, lambda body: said, None
 
 
 @pytest.mark.parametrize(
@@ -216,9 +226,9 @@ def test_new_weights(at, tmp_path, reload):
     client = engine(url, **PATIENT, reload=reload)
     if reload == "sglang":
         with refuses(EngineError, url, "did not take", "expected a folder"):
-            client.reload(client.endpoint, str(tmp_path / "absent"), timeout_s=5.0)
+            client.reload(client.endpoint, str(tmp_path / "absent"), timeout_s=60.0)
     if reload == "none":
-        client.reload(client.endpoint, str(tmp_path), timeout_s=5.0)
+        client.reload(client.endpoint, str(tmp_path), timeout_s=60.0)
         assert server.params is tiny(layers=1)[1]
 
 
@@ -228,5 +238,5 @@ def test_an_engine_that_takes_no_weights(at):
     with served(StandIn(model, params, ENDS, PAD, CAPACITY, takes=False)) as url:
         client = engine(url, **PATIENT)
         with refuses(EngineError, f"{url}/collective_rpc", "VLLM_SERVER_DEV_MODE=1", "'none'"):
-            client.reload(client.endpoint, "somewhere", timeout_s=5.0)
+            client.reload(client.endpoint, "somewhere", timeout_s=60.0)
         assert checked(client, Letters(shift=1), 10).model == "policy"  # it does not say how it encodes
