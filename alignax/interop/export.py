@@ -57,18 +57,17 @@ def export(
     kept = bool(origin) and found.name == origin["model_type"]
     if not config.max_positions:  # trained here from random parameters, by a preset that says no number
         config = dataclasses.replace(config, max_positions=longest_text(manifest))
-    params = parents.whole(checkpoint, manifest)[1] if params is None else params
-    assert params is not None
+    tree: Any = parents.whole(checkpoint, manifest)[1] if params is None else params
     base = origin if kept else hf_config.to_hf(config, found)
-    if untied and config.tie_embeddings and "scalar" not in params:  # a head stands in its place
-        config, params, base = _untied(config, params, base)
+    if untied and config.tie_embeddings and "scalar" not in tree:  # a head stands in its place
+        config, tree, base = _untied(config, tree, base)
     spelled = [key for key in ("dtype", "torch_dtype") if key in base] or ["dtype"]
     rated = parents.rated_attributes(manifest)
-    keys = base | dict.fromkeys(spelled, stated or main) | class_keys(found, params, rated, origin)
-    if "scalar" in params:
+    keys = base | dict.fromkeys(spelled, stated or main) | class_keys(found, tree, rated, origin)
+    if "scalar" in tree:
         keys.pop("num_labels", None)  # the labels' names are their number
     with _appearing(out) as folder:
-        save_weights(folder, found, config, params, dtype=main, others=others, shard_bytes=shard_bytes)
+        save_weights(folder, found, config, tree, dtype=main, others=others, shard_bytes=shard_bytes)
         pads = is_classifier(keys) and not (kept and is_classifier(origin))  # else the origin's pad token has said it
         _write_configs(folder, checkpoint, found, keys, manifest=manifest, own_ids=not kept, pads=pads)
     return out

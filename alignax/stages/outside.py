@@ -99,16 +99,17 @@ def weights(stage: Stage, served: Engine, frozen: dict) -> Callable[[Params, int
     """
     if served.reload.function is reload.none:
         return lambda policy, step: 0
-    folder = (Path(served.folder) if served.folder else stage.workdir / "engine").resolve()
+    folder = (Path(served.folder) / stage.workdir.name if served.folder else stage.workdir / "engine").resolve()
     has: dict[str, int] = {}
+    gone = lambda step: shutil.rmtree(folder / f"step-{step}", ignore_errors=True)  # noqa: E731
 
     def newer(policy: Params, step: int) -> int:
         if not has or step - has["version"] >= served.every:
             out, params = folder / f"step-{step}", lora.merge(online.whole(policy, frozen, "policy"))
-            host.in_first(lambda: shutil.rmtree(folder, ignore_errors=True) if not has else None)
+            host.in_first(lambda: gone(step))  # of a run that was interrupted
             export(stage.parents["policy"], out, dtype=served.dtype, params=params, untied=served.untied)
             host.in_first(lambda: served.reload(served.endpoint, str(out), timeout_s=served.timeout_s))
-            host.in_first(lambda: shutil.rmtree(folder / f"step-{has['version']}") if has else None)
+            host.in_first(lambda: gone(has["version"]) if has else None)
             has["version"] = step
         return has["version"]
 

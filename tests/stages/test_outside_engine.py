@@ -94,7 +94,17 @@ def test_older_weights_are_measured_and_corrected(run, folder, at, tmp_path):
     assert first[f"{DIFFERENCE}/max"] < 1e-3 < second[f"{DIFFERENCE}/mean"] > 10 * third[f"{DIFFERENCE}/mean"]
     assert second[f"{RATIO}/min"] < second[f"{RATIO}/mean"] < second[f"{RATIO}/max"]
     assert first["sampling/kept"] == third["sampling/kept"] == 1 > second["sampling/kept"] > 0
-    assert len(server.folders) == 2 and (tmp_path / "weights/step-2").is_dir()
+    assert len(server.folders) == 2 and [path.name for path in (tmp_path / "weights/stale").iterdir()] == ["step-2"]
+
+
+def test_adapters_and_a_reward_model(run, folder, at, tmp_path):
+    """The engine gets the adapter worked into its base, and the scores are of the device."""
+    server, url = at
+    c = config(run, folder, engine=url, reward="", reward_from=str(run / "reward"), lora_args=dict(rank=2))
+    c.optimizer_args, c.total_steps, c.save_every_steps = dict(learning_rate=3e-2), 2, 2
+    first, second = metrics(online.run(c, tmp_path / "adapted"))
+    assert first[f"{DIFFERENCE}/mean"] < 1e-4 > second[f"{DIFFERENCE}/mean"] and second["objective/kl"] > 1e-4
+    assert len(server.folders) == 2 and np.isfinite(second["objective/scores"])
 
 
 def test_other_weights_and_untempered_log_probabilities(run, folder, at, tmp_path):

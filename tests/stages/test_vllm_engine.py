@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from engine_runs import config, write_prompts
 from errors import refuses
-from stage_runs import metrics
+from stage_runs import file_config, metrics
 
 from alignax.data.encode import encode_prompt
 from alignax.data.tokenizer import load_tokenizer
@@ -24,7 +24,7 @@ from alignax.sampling.endpoint import EngineError
 from alignax.sampling.engine import checked, engine
 from alignax.sampling.options import Options
 from alignax.sampling.sampler import sampler
-from alignax.stages import online, parents
+from alignax.stages import online, parents, sft
 from alignax.worlds import sources
 
 PYTHON = os.environ.get("ALIGNAX_VLLM", "")
@@ -56,6 +56,17 @@ def vllm(folder, log, *options):
     finally:
         server.terminate()
         server.wait(60)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A folder with a finished policy, "sft", whose heads are as wide as vLLM's kernels on a CPU ask for: 32."""
+    path = tmp_path_factory.mktemp("policy")
+    c = file_config("world/sft.py")
+    c.model_args = dict(dim=64, layers=2, heads=2, kv_heads=1, head_dim=32, ffn=128)
+    c.data.count, c.data.heldout, c.total_steps, c.eval_every_steps, c.save_every_steps = 512, 64, 40, 0, 40
+    sft.run(c, path / "sft")
+    return path
 
 
 @pytest.fixture(scope="module")
