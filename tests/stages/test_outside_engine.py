@@ -97,6 +97,7 @@ def test_older_weights_are_measured_and_corrected(run, folder, at, tmp_path):
     assert len(server.folders) == 2 and [path.name for path in (tmp_path / "weights/stale").iterdir()] == ["step-2"]
 
 
+@pytest.mark.slow
 def test_adapters_and_a_reward_model(run, folder, at, tmp_path):
     """The engine gets the adapter worked into its base, and the scores are of the device."""
     server, url = at
