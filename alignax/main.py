@@ -85,6 +85,7 @@ def parser() -> argparse.ArgumentParser:
     give.add_argument("--family", default="", help="model_type (default: as imported, else the first that fits)")
     give.add_argument("--adapter", action="store_true", help="the adapter alone, in peft's format (default: merged)")
     give.add_argument("--base-name", default="", help="with --adapter: what to call its base (default: as imported)")
+    give.add_argument("--untied", action="store_true", help="the output layer too, where it is the embedding")
     losses = commands.add_parser("losses", help="list the objectives, or explain one", **raw)
     losses.add_argument("name", nargs="?", default="", help="print the whole description of this one")
     return top
@@ -229,13 +230,15 @@ def command_export(args: argparse.Namespace) -> None:
     from alignax.config import ConfigError
     from alignax.interop.export import export, export_adapter
 
+    if args.adapter and args.untied:
+        raise ConfigError("--untied: an adapter has no output layer of its own; leave out --adapter")
     if args.adapter:
         options = {"dtype": args.dtype or "float32", "family": args.family, "base_name": args.base_name}
         print(export_adapter(args.checkpoint, args.out, **options))
     elif args.base_name:
         raise ConfigError(f"--base-name={args.base_name}: a merged export has no base; add --adapter")
     else:
-        print(export(args.checkpoint, args.out, dtype=args.dtype, family=args.family))
+        print(export(args.checkpoint, args.out, dtype=args.dtype, family=args.family, untied=args.untied))
 
 
 def command_losses(name: str) -> None:

@@ -28,19 +28,23 @@ from alignax.models.hf.peft_out import save_adapter
 from alignax.models.hf.weights import save_weights
 from alignax.stages import parents
 from alignax.stages.lengths import longest_text
+from alignax.types import Params
 
 DTYPES = ("float32", "bfloat16", "float16")
 
 
 def export(
-    checkpoint: str | Path, out: str | Path, *, dtype: str = "", family: str = "", shard_bytes: int = 5 * 10**9
-) -> Path:
+    checkpoint: str | Path, out: str | Path, *, dtype: str = "", family: str = "", shard_bytes: int = 5 * 10**9,
+    params: Params | None = None, untied: bool = False,
+) -> Path:  # fmt: skip
     """Writes config.json, safetensors, tokenizer with its chat template, and generation config; returns `out`.
 
     A checkpoint that descends from an imported one keeps that one's config and, unless `dtype` says another, the dtypes
     of its tensors, so that an import followed by an export changes no bit; any other gets the first family that can
-    express it, and float32. The folder appears when it is complete. Raises ConfigError for a folder that is there, an
-    unknown dtype or family, a stage without parameters; ValueError for an architecture that the family cannot express.
+    express it, and float32. `params` takes the place of its parameters: those of a policy that learns from there, say.
+    `untied` writes the output layer too where it is the embedding, for an engine that keeps the two apart. The folder
+    appears when it is complete. Raises ConfigError for a folder that is there, an unknown dtype or family, a stage
+    without parameters; ValueError for an architecture that the family cannot express.
     """
     checkpoint, out = Path(checkpoint), Path(out)
     manifest, origin = _checked(checkpoint, out), origin_of(checkpoint)
@@ -53,15 +57,17 @@ def export(
     kept = bool(origin) and found.name == origin["model_type"]
     if not config.max_positions:  # trained here from random parameters, by a preset that says no number
         config = dataclasses.replace(config, max_positions=longest_text(manifest))
+    tree: Any = parents.whole(checkpoint, manifest)[1] if params is None else params
     base = origin if kept else hf_config.to_hf(config, found)
-    _, params = parents.whole(checkpoint, manifest)
+    if untied and config.tie_embeddings and "scalar" not in tree:  # a head stands in its place
+        config, tree, base = _untied(config, tree, base)
     spelled = [key for key in ("dtype", "torch_dtype") if key in base] or ["dtype"]
     rated = parents.rated_attributes(manifest)
-    keys = base | dict.fromkeys(spelled, stated or main) | class_keys(found, params, rated, origin)
-    if "scalar" in params:
+    keys = base | dict.fromkeys(spelled, stated or main) | class_keys(found, tree, rated, origin)
+    if "scalar" in tree:
         keys.pop("num_labels", None)  # the labels' names are their number
     with _appearing(out) as folder:
-        save_weights(folder, found, config, params, dtype=main, others=others, shard_bytes=shard_bytes)
+        save_weights(folder, found, config, tree, dtype=main, others=others, shard_bytes=shard_bytes)
         pads = is_classifier(keys) and not (kept and is_classifier(origin))  # else the origin's pad token has said it
         _write_configs(folder, checkpoint, found, keys, manifest=manifest, own_ids=not kept, pads=pads)
     return out
@@ -96,6 +102,13 @@ def export_adapter(
     with _appearing(out) as folder:
         save_adapter(folder, found, config, params, rslora=args.get("rslora", False), dtype=dtype, note=note, said=keys)
     return out
+
+
+def _untied(config: ModelConfig, params: Any, base: dict[str, Any]) -> tuple[ModelConfig, Any, dict[str, Any]]:
+    """The model with an output layer of its own, which is the transposed embedding."""
+    decoder = params["decoder"] | {"unembed": params["decoder"]["embed"].T}
+    config = dataclasses.replace(config, tie_embeddings=False)
+    return config, params | {"decoder": decoder}, base | {"tie_word_embeddings": False}
 
 
 def _checked(checkpoint: Path, out: Path) -> dict[str, Any]:

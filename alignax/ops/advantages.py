@@ -12,7 +12,7 @@ from jax import Array
 from jaxtyping import Bool, Float, Int
 
 from alignax.ops.checks import Scalar, require
-from alignax.ops.masked import masked_mean, masked_sum, masked_var, ratio, whiten
+from alignax.ops.masked import masked_mean, masked_var, ratio, whiten
 from alignax.ops.returns import gae, token_rewards
 
 # ---- groups -------------------------------------------------------------------------------------------------------
@@ -143,7 +143,7 @@ def reinforce_plus_plus(
     return whiten(to_go_BT, mask_BT, eps=eps)
 
 
-# ---- shapes, penalties, weights -----------------------------------------------------------------------------------
+# ---- shapes and penalties -----------------------------------------------------------------------------------------
 
 
 def spread(advantage_B: Float[Array, " B"], mask_BT: Bool[Array, "B T"]) -> Float[Array, "B T"]:
@@ -166,32 +166,6 @@ def overlong_penalty(tokens_B: Int[Array, " B"], *, max_tokens: int, buffer_toke
     )
     over_B = tokens_B.astype(jnp.float32) - (max_tokens - buffer_tokens)
     return -jnp.clip(over_B / buffer_tokens, 0.0, 1.0)
-
-
-def truncated_weights(
-    old_logp_BT: Float[Array, "B T"],
-    sampler_logp_BT: Float[Array, "B T"],
-    mask_BT: Bool[Array, "B T"],
-    *,
-    level: str = "token",
-    cap: Scalar = 2.0,
-) -> Float[Array, "B T"]:
-    """min(pi_old / sampler, cap): corrects for a sampler whose log-probabilities are not the learner's; zeros off mask.
-
-    'token': of each token alone. 'sequence': the product over the row's action tokens, at each of them: unbiased below
-    the cap, and of far larger variance. cap = 2 is verl's and open-instruct's (TRL: 3, and it masks whole sequences);
-    inf gives the plain weights, which are what to log. To use it, multiply the advantage: a positive weight commutes
-    with the clip, min(w rho A, w clip(rho) A) = w min(rho A, clip(rho) A).
-
-    Raises ValueError if level is unknown or cap not positive.
-    """
-    require(level in ("token", "sequence"), f"truncated_weights: level = {level!r}: expected 'token' or 'sequence'")
-    require(cap > 0, f"truncated_weights: cap = {cap}: expected a positive number, such as 2.0")
-    log_w_BT = jnp.where(mask_BT, old_logp_BT.astype(jnp.float32) - sampler_logp_BT.astype(jnp.float32), 0.0)
-    if level == "sequence":
-        log_w_BT = jnp.broadcast_to(masked_sum(log_w_BT, mask_BT, axis=1)[:, None], log_w_BT.shape)
-    weight_BT = jnp.exp(jnp.minimum(log_w_BT, jnp.log(jnp.asarray(cap, jnp.float32))))  # the cap before the exponential
-    return jax.lax.stop_gradient(jnp.where(mask_BT, weight_BT, 0.0))
 
 
 def _groups(score_B, group):

@@ -16,8 +16,8 @@ from alignax.bound import Bound, Terms, bound, of_config, takes
 from alignax.config import ConfigError, Reader, record_of
 from alignax.losses.kl import kl as kl_loss
 from alignax.models import bigram
-from alignax.ops.advantages import truncated_weights
 from alignax.ops.checks import fact
+from alignax.ops.corrections import truncated_weights
 from alignax.ops.kl import check_placement
 from alignax.rewards.config import Reward
 from alignax.sampling.sampler import Sampler
@@ -58,7 +58,7 @@ def algorithm_of(r: Reader, rewards: dict[str, Reward], defaults: dict[str, Any]
         weights={name: reward.weight for name, reward in rewards.items()},
         scoring=fixed(r, "scoring_args", shape_scores, {"max_tokens": r.max_new_tokens}),
         advantage=advantage,
-        correction=fixed(r, "correction_args", truncated_weights) if r.correction_args else None,
+        correction=correction_of(r),
         policy={"policy": loss[1]} | dict(further),
         on_pairs=record is Pair,
         penalty=penalty_of(r, advantage),
@@ -96,6 +96,13 @@ def fixed(r: Reader, name: str, function: Callable, given: dict[str, Any] | None
     """A function that is no choice, with the arguments that the config's key has for it."""
     key, given = r.key(name), given or {}
     return bound(function, getattr(r, name), key=key, args_key=key, given=tuple(given)).given(**given)
+
+
+def correction_of(r: Reader) -> Bound | None:
+    """What weighs the advantages for a sampler that is not the learner; arguments alone are of `truncated_weights`."""
+    if not r.correction and r.correction_args:
+        return fixed(r, "correction_args", truncated_weights)
+    return of_config(r, "correction", "alignax.ops.corrections")
 
 
 def opponent_of(r: Reader) -> Bound | None:
@@ -165,8 +172,9 @@ def check_losses(
         )
     if every.microbatches > 1:
         raise ConfigError(f"config.{r.key('update_args')}.microbatches: a loss on pairs is not cut into microbatches")
-    if r.correction_args:
-        raise ConfigError(f"config.{r.key('correction_args')} weighs advantages: a loss on pairs has none")
+    for name in ("correction", "correction_args"):
+        if getattr(r, name):
+            raise ConfigError(f"config.{r.key(name)} weighs advantages: a loss on pairs has none")
 
 
 def critic_of(r: Reader, advantage: Bound, rewards: dict[str, Reward], defaults: dict[str, Any]) -> Bound | None:

@@ -7,14 +7,14 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from alignax import sharding
-from alignax.bound import Args, fill, plan_record, static
+from alignax.bound import Args, Bound, fill, plan_record, static
 from alignax.config import plain
 from alignax.data.arrays import fingerprint
 from alignax.data.encode import prompt_rows
 from alignax.rewards.config import Reward, rewards_of
 from alignax.rewards.text import Workers
 from alignax.sampling.sampler import sampler
-from alignax.stages import fitting, folder, inputs, lengths, parents, plans, probe, programs, roles
+from alignax.stages import fitting, folder, inputs, lengths, outside, parents, plans, probe, programs, roles
 from alignax.stages.algorithm import algorithm_of, trial
 from alignax.stages.plans import Declaration, Parent, Readings
 from alignax.train import online
@@ -47,6 +47,9 @@ def get_config() -> ConfigDict:
     c.top_k = 0  # the most probable tokens that are left; 0: all
     c.top_p = 1.0  # the least mass of the most probable ones that are left; 1: all
     c.min_p = 0.0  # the least probability that is left, as a share of the largest; 0: all
+    # an outside engine that samples, vLLM or SGLang at http://HOST:PORT; "": the policy is sampled here
+    c.engine = ""
+    c.engine_args = ConfigDict()  # of alignax.sampling.engine.engine
     c.reference_from = ""  # folder of the reference policy; "": the policy's own start
     # one reward: the folder of a finished reward model, or module:function of (row, completion, *, finished) -> number
     # or None. Or several, name = dict(function=..., its arguments, weight=...) or {"from": folder, "attributes": {...},
@@ -80,7 +83,9 @@ def get_config() -> ConfigDict:
     c.loss = "ppo_clip"  # function of alignax.losses, or module:function, of a Rollout, or of a Pair: best and worst
     c.loss_args = ConfigDict()
     c.terms = ConfigDict()  # losses added to it: name = dict(coefficient=..., and its arguments); entropy, for example
-    # of alignax.ops.advantages.truncated_weights, for a sampler that is not the learner to the last bit; empty: off
+    # weights of the advantages, for a sampler that is not the learner to the last bit: function of
+    # alignax.ops.corrections, or module:function; "": off, or truncated_weights where it has arguments
+    c.correction = ""
     c.correction_args = ConfigDict()
     c.value_loss = "value_clip"
     c.value_loss_args = ConfigDict()
@@ -117,6 +122,7 @@ class Plan(plans.Learning):
     slots: int = static()
     oversample: int = static()
     critic_init: str = static()
+    engine: Bound | None
     lora_args: Args = static()
     probe: probe.Plan | None
 
@@ -141,7 +147,8 @@ def plan(config: Any, prefix: str = "") -> Plan:
         plans.check_lora(r)
     fields = plans.shared(r, batches={"batch_size": r.batch_size} | probe.batches(watch))
     algorithm = algorithm_of(r, rewards, plain(get_config()))
-    made = fill(Plan, r, algorithm=algorithm, rewards=rewards, probe=watch, source=plans.source(r), **fields)
+    fields |= {"engine": outside.engine_of(r), "source": plans.source(r)}
+    made = fill(Plan, r, algorithm=algorithm, rewards=rewards, probe=watch, **fields)
     r.finish()
     trial(algorithm)
     return made
@@ -173,10 +180,11 @@ def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan |
     state = parents.place(build, loaded.policy, loaded.critic, mesh=mesh)
     on_device = programs.on_device(p.algorithm, {name: model for name, (model, _) in loaded.rewards.items()})
     on_host = {name: one.function for name, one in p.rewards.items() if one.function}
-    if on_host:
-        workers = Workers(p.reward_workers, p.reward_timeout_s)
-        scorer = programs.text_scorer(on_host, rows, own, p.algorithm.group, workers)
-        step_fn = programs.two_programs(p.algorithm, actors, on_device, scorer, frozen, state, mesh)
+    workers = Workers(p.reward_workers, p.reward_timeout_s)
+    scorer = programs.text_scorer(on_host, rows, own, p.algorithm.group, workers) if on_host else None
+    engine = outside.producer(stage, actors, frozen, tokenizer, mesh) if p.engine else None
+    if scorer or engine:
+        step_fn = programs.two_programs(p.algorithm, actors, on_device, scorer, frozen, state, mesh, engine)
     else:
         step_fn = programs.one_program(p.algorithm, actors, on_device, frozen, state)
 

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from alignax import host, sharding
 from alignax.log import console
+from alignax.ops.checks import needs
 from alignax.rewards import model as reward_model
 from alignax.rewards.text import TextReward, Workers, score_texts
 from alignax.sampling.sampler import Sampler
@@ -23,6 +24,7 @@ from alignax.types import Model, Rollout
 
 HostScore = Callable[[Rollout, dict], dict[str, np.ndarray]]  # of own rows, with the prompts that they answer
 Step = Callable[[OnlineState, dict], tuple[OnlineState, dict]]
+Produce = Callable[[OnlineState, dict], tuple[Rollout, dict]]  # (state, prompts) -> (rollout, metrics)
 
 
 def on_device(algorithm: Algorithm, models: dict[str, Model]) -> Score:
@@ -48,20 +50,26 @@ def one_program(algorithm: Algorithm, actors: Actors, score: Score, frozen: dict
 
 
 def two_programs(
-    algorithm: Algorithm, actors: Actors, score: Score, on_host: HostScore, frozen: dict, state: OnlineState,
-    mesh: Mesh | None = None,
+    algorithm: Algorithm, actors: Actors, score: Score, on_host: HostScore | None, frozen: dict, state: OnlineState,
+    mesh: Mesh | None = None, outside: Produce | None = None,
 ) -> Step:  # fmt: skip
-    """An iteration around rewards on the host: `produce`, then `learn`.
+    """An iteration around what happens on the host: `produce`, then `learn`.
+
+    That is rewards over text, if there are some, and rollouts from `outside`, if they are not sampled here.
 
     What the advantages read of the models needs no score: it is computed while the host reads. Not where some groups
     are left out by their scores: theirs need not be computed at all.
     """
     arrays, tree = shared(frozen)
+    of_text = on_host or (lambda rollout, prompts: {})
 
     def sampled(state, arrays, prompts):
         key, frozen = jax.random.wrap_key_data(state.key), tree(arrays)
         rollout = online.produce(algorithm, actors, frozen, state.policy.params, prompts, key, state.step)
         return rollout, score(frozen, rollout)
+
+    def judged(arrays, rollout):
+        return score(tree(arrays), rollout)
 
     def annotated(state, arrays, rollout):
         critic = state.critic.params if state.critic else None
@@ -72,15 +80,25 @@ def two_programs(
 
     # each process reads its own rows
     rows: dict[str, Any] = {"out_shardings": sharding.batch_sharding(mesh)} if mesh else {}
-    produce, annotate, learn = jax.jit(sampled, **rows), jax.jit(annotated), sharding.jit_step(learnt, state)
+    inside, judge = jax.jit(sampled, **rows), jax.jit(judged, **rows)
+    annotate, learn = jax.jit(annotated), sharding.jit_step(learnt, state)
+
+    def produced(state: OnlineState, prompts: dict) -> tuple[Rollout, dict, dict]:
+        if outside is None:
+            return *inside(state, arrays, prompts), {}
+        rollout, metrics = outside(state, prompts)
+        return rollout, judge(arrays, rollout), metrics
+
+    def read(rollout: Rollout, prompts: dict) -> dict[str, jax.Array]:
+        (finished,) = needs(rollout, "finished")
+        found = host.together(lambda: of_text(rollout, prompts))
+        return {name: host.rows_like(x, finished) for name, x in found.items()}
 
     def step(state: OnlineState, prompts: dict) -> tuple[OnlineState, dict]:
-        rollout, rewards = produce(state, arrays, prompts)
+        rollout, rewards, of_sampler = produced(state, prompts)
         noted = rollout if algorithm.keep else annotate(state, arrays, rollout)  # goes on while the host reads
-        found = host.together(lambda: on_host(rollout, prompts))
-        return learn(
-            state, arrays, noted, rewards | {name: host.rows_like(x, rollout.finished) for name, x in found.items()}
-        )
+        state, metrics = learn(state, arrays, noted, rewards | read(rollout, prompts))
+        return state, of_sampler | metrics
 
     return step
 

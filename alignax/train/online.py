@@ -17,6 +17,7 @@ from alignax.bound import refusals
 from alignax.ops.advantages import scorable
 from alignax.ops.checks import Scalar, needs
 from alignax.ops.masked import masked_mean, masked_sum, masked_var
+from alignax.ops.mismatch import mismatch
 from alignax.sampling.opponents import Author
 from alignax.sampling.options import Options
 from alignax.sampling.sample import row_keys
@@ -221,13 +222,18 @@ def annotate(
 def advantages(
     algorithm: Algorithm, rollout: Rollout, score_B: Float[Array, " B"], kl_coef: Float[Array, ""]
 ) -> tuple[Rollout, Float[Array, ""], dict]:
-    """The advantages, weighted where the sampler is not quite the learner."""
+    """The advantages, weighted where the sampler is not quite the learner; a token of weight 0 is no action."""
     rollout, kl, metrics = algorithm.advantage(rollout, score_B, kl_coef)
     if not algorithm.correction:
         return rollout, kl, metrics
-    weight_BT = algorithm.correction(rollout.old_logp, rollout.sampler_logp, rollout.mask)
-    metrics["sampling/importance_ratio"] = masked_mean(weight_BT, rollout.mask)
-    return rollout.replace(advantage=rollout.advantage * weight_BT), kl, metrics
+    (sampler_BT,), mask_BT = needs(rollout, "sampler_logp"), rollout.mask
+    weight_BT = algorithm.correction(rollout.old_logp, sampler_BT, mask_BT)
+    kept_BT = mask_BT & (weight_BT > 0)  # what has no weight is in no denominator
+    own_BT = mask_BT & rollout.own[:, None]
+    metrics |= mismatch(rollout.old_logp, sampler_BT, own_BT)
+    metrics["sampling/importance_ratio"] = masked_mean(weight_BT, own_BT)
+    metrics["sampling/kept"] = masked_mean(kept_BT.astype(jnp.float32), own_BT)
+    return rollout.replace(advantage=rollout.advantage * weight_BT, mask=kept_BT), kl, metrics
 
 
 def policy_objective(

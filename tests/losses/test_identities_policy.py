@@ -28,6 +28,7 @@ from alignax.losses.reinforce import reinforce
 from alignax.losses.sapo import sapo
 from alignax.losses.sft import sft
 from alignax.ops import advantages as adv
+from alignax.ops.corrections import truncated_weights
 from alignax.ops.masked import masked_sum, reduce, reduce_metrics
 from alignax.types import Demo, Rollout
 
@@ -214,7 +215,7 @@ def test_entropy_pushes_entropy_up():
 
 def test_a_positive_weight_of_the_advantage_commutes_with_the_clip():
     rollout = make("dapo")
-    w = adv.truncated_weights(rollout.old_logp, rollout.sampler_logp, rollout.mask, cap=1.05)
+    w = truncated_weights(rollout.old_logp, rollout.sampler_logp, rollout.mask, cap=1.05)
     weighted = rollout.replace(advantage=w * rollout.advantage)
     for fn in (dapo, ppo_clip, ppo_dual_clip, cispo):
         np.testing.assert_allclose(fn(weighted).value, w * fn(rollout).value, rtol=1e-5, atol=1e-7)

@@ -30,6 +30,7 @@ from alignax.losses.reinforce import reinforce
 from alignax.losses.sapo import sapo
 from alignax.losses.sft import sft
 from alignax.ops import advantages as adv
+from alignax.ops.corrections import truncated_weights
 from alignax.ops.kl import k1
 from alignax.ops.masked import ratio, weighted_sums
 from alignax.ops.returns import gae, token_rewards
@@ -361,7 +362,7 @@ def mismatched(level, cap):
     old, sampler = WORLD.logp(WORLD.logits), WORLD.logp(WORLD.old)
 
     def advantage(score, mask, rows):
-        weight = adv.truncated_weights(old[rows], sampler[rows], mask, level=level, cap=cap)
+        weight = truncated_weights(old[rows], sampler[rows], mask, level=level, cap=cap)
         return weight * adv.spread(score, mask)
 
     return WORLD.expected(sequence_sum, advantage, sampler=WORLD.old)

@@ -237,33 +237,6 @@ def test_overlong_penalty_by_hand():
             adv.overlong_penalty(tokens, max_tokens=20, buffer_tokens=buffer)
 
 
-def test_truncated_weights_by_hand():
-    # Ratios 3, 1/2 and (masked) nan; row 2: 1.5 and 1.2. cap 2; products 1.5 and 1.8.
-    old = jnp.log(jnp.float32([[3, 0.5, NAN], [1.5, 1.2, 1]]))
-    mask = jnp.array([[True, True, False], [True, True, False]])
-    token = adv.truncated_weights(old, jnp.zeros((2, 3)), mask)
-    np.testing.assert_allclose(token, [[2, 0.5, 0], [1.5, 1.2, 0]], rtol=1e-6)
-    sequence = adv.truncated_weights(old, jnp.zeros((2, 3)), mask, level="sequence", cap=1.6)
-    np.testing.assert_allclose(sequence, [[1.5, 1.5, 0], [1.6, 1.6, 0]], rtol=1e-6)
-    plain = adv.truncated_weights(old, jnp.zeros((2, 3)), mask, cap=float("inf"))
-    np.testing.assert_allclose(plain, [[3, 0.5, 0], [1.5, 1.2, 0]], rtol=1e-6)
-    with refuses(ValueError, "level = 'row'", "'token' or 'sequence'"):
-        adv.truncated_weights(old, old, mask, level="row")
-    with pytest.raises(ValueError, match="cap = 0.0"):
-        adv.truncated_weights(old, old, mask, cap=0.0)
-
-
-@pytest.mark.parametrize("level", ["token", "sequence"])
-def test_truncated_weights_stay_finite_and_are_data(level):
-    old, sampler = jnp.full((2, 3), 1e3), jnp.full((2, 3), -1e3)
-    mask = jnp.array([[True, True, False], [False] * 3])
-    f = lambda a, b: jnp.sum(adv.truncated_weights(a, b, mask, level=level))  # noqa: E731
-    value, grads = jax.value_and_grad(f, (0, 1))(old, sampler)
-    assert value == 4 and not any(g.any() for g in grads)
-    assert f(sampler, old) == 0
-    assert f(old, old) == 2  # the same policy: every weight is 1
-
-
 @pytest.mark.parametrize("B, T", [(4, 4), (2, 1), (2, 2)])
 def test_shapes_that_could_broadcast(B, T):
     score, mask = scores(7, B=B, missing=False), jnp.ones((B, T), bool)

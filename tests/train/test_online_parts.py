@@ -500,6 +500,28 @@ def test_importance_weights_of_a_sampler_that_is_not_the_learner(two):
     np.testing.assert_allclose(metrics["sampling/importance_ratio"], np.exp(0.3), rtol=1e-4)
 
 
+def test_a_masked_reply_is_one_that_is_not_there(two):
+    """Its tokens are in no denominator: loss and gradient are those of the other rows alone."""
+    settings = dict(advantage="group_baseline", samples_per_prompt=2, correction="masked_weights")
+    algorithm = build_algorithm(**ALONE, **settings, correction_args=dict(level="sequence", cap=1.5))
+    rollout = rollout_batch(T=9)
+    far = (jnp.arange(8) == 3)[:, None] & rollout.mask
+    noted = rollout.replace(sampler_logp=rollout.old_logp - jnp.where(far, 1.0, 0.0))
+    weighed, _, metrics = online.advantages(algorithm, noted, jnp.arange(8.0), jnp.float32(0))
+    assert not weighed.mask[3].any() and (weighed.mask == rollout.mask)[jnp.arange(8) != 3].all()
+    np.testing.assert_allclose(metrics["sampling/kept"], 1 - far.sum() / rollout.mask.sum(), rtol=1e-6)
+    np.testing.assert_allclose(metrics["sampling/importance_sampling_ratio/max"], np.e, rtol=1e-4)
+    others = jax.tree.map(lambda x: jnp.delete(x, 3, axis=0), weighed)
+
+    @jax.jit
+    @jax.value_and_grad
+    def loss(params, rollout):
+        terms = online.policy_objective(algorithm, build_actors(), {}, params, rollout, 0.1)
+        return reduce(terms["loss/policy_avg"][1])
+
+    close(loss(two[1], weighed), loss(two[1], others), atol=2e-6)
+
+
 def test_the_kl_in_the_loss_is_weighed_unless_the_config_says_otherwise(two):
     policy = two[1]
     settings = ALONE | dict(advantage="reinforce_plus_plus", kl_placement="loss", kl_estimator="k3")
