@@ -136,8 +136,8 @@ def shaped(
     options: Options,
     t_B: Int[Array, " B"],
     eos_ids: Int[Array, " E"],
-    said_BV: Int[Array, "B V"],
-    read_BV: Bool[Array, "B V"],
+    said_BV: Int[Array, "B C"],  # of no columns where no setting asks, as is `read_BV`
+    read_BV: Bool[Array, "B R"],
 ) -> Float[Array, "B V"]:
     """The logits that a reply's token t is drawn from. `said`: how often each token is in the reply so far; `read`:
     whether it is in the prompt."""
