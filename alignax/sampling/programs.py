@@ -13,7 +13,7 @@ import numpy as np
 from jax import Array
 
 from alignax.ops import output
-from alignax.ops.checks import require
+from alignax.ops.checks import Refused, require
 from alignax.sampling import slots as _slots
 from alignax.sampling.options import Options
 from alignax.sampling.sampler import Sampler
@@ -43,6 +43,10 @@ class Ask(NamedTuple):
     seed: int | None = None  # None: a new one
     number: int = 0  # of the reply among those of one seed: the row of `sample.row_keys`
     top: bool = False  # whether the most probable tokens are wanted at each place
+
+
+class TooLong(Refused):
+    """A prompt, with its reply, that no slot has room for."""
 
 
 class Settings(NamedTuple):
@@ -159,14 +163,13 @@ def settings(ask: Ask, vocab_size: int) -> Settings:
     """The settings of a request, as arrays of one row on the host. No seed is the seed 0."""
     real = lambda x: np.full(1, x, np.float32)  # noqa: E731
     whole = lambda x: np.full(1, x, np.int32)  # noqa: E731
-    bias = np.zeros((1, vocab_size), np.float32)
+    names = ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
+    given: dict[str, Any] = {name: real(getattr(ask, name)) for name in names}
+    given |= {"top_k": whole(ask.top_k), "min_new_tokens": whole(ask.min_tokens)}
+    given["logit_bias"] = bias = np.zeros((1, vocab_size), np.float32)
     for token, value in ask.logit_bias:
         bias[0, token] = value
-    options = Options(
-        temperature=real(ask.temperature), top_k=whole(ask.top_k), top_p=real(ask.top_p), min_p=real(ask.min_p),
-        repetition_penalty=real(ask.repetition_penalty), presence_penalty=real(ask.presence_penalty),
-        frequency_penalty=real(ask.frequency_penalty), min_new_tokens=whole(ask.min_tokens), logit_bias=bias,
-    )  # fmt: skip
+    options = Options(**given)
     return Settings(options, whole(ask.max_tokens), np.full(1, ask.top), np.uint32(ask.seed or 0), np.int32(ask.number))
 
 
@@ -180,23 +183,24 @@ def buckets(length: int) -> tuple[int, ...]:
 
 
 def check(ask: Ask, length: int, vocab_size: int) -> None:
-    """Raises Refused for a request that slots of `length` tokens cannot serve, naming the setting."""
+    """Raises Refused for a request that slots of `length` tokens cannot serve; the message begins with the setting."""
     require(len(ask.ids) > 0, "prompt is empty: expected one token or more; some words, or the ids of some")
     outside = next((i for i in ask.ids if not 0 <= i < vocab_size), 0)
     require(
         outside == 0,
         f"prompt has the token id {outside}: expected ids from 0 to {vocab_size - 1}, this model's vocabulary",
     )
-    require(
-        len(ask.ids) < length,
-        f"prompt has {len(ask.ids)} tokens: expected at most {length - 1}, since a prompt and its reply have "
-        f"{length} tokens here; shorten it, or start with a larger --max-length if the model allows it",
-    )
-    require(
-        len(ask.ids) + ask.max_tokens <= length,
-        f"max_tokens = {ask.max_tokens} after a prompt of {len(ask.ids)} tokens: expected at most "
-        f"{length - len(ask.ids)}, since the two have {length} tokens here; lower max_tokens or shorten the prompt",
-    )
+    room = length - len(ask.ids)
+    if room < 1:
+        raise TooLong(
+            f"prompt has {len(ask.ids)} tokens: expected at most {length - 1}, since a prompt and its reply have "
+            f"{length} tokens here; shorten it, or start with a larger --max-length if the model allows it"
+        )
+    if ask.max_tokens > room:
+        raise TooLong(
+            f"max_tokens = {ask.max_tokens} after a prompt of {len(ask.ids)} tokens: expected at most {room}, since "
+            f"the two have {length} tokens here; lower max_tokens or shorten the prompt"
+        )
     for name, fits, expected in RANGES:
         require(fits(getattr(ask, name)), f"{name} = {getattr(ask, name)!r}: expected {expected}")
     outside = next((i for i, _ in ask.logit_bias if not 0 <= i < vocab_size), 0)

@@ -8,10 +8,11 @@ place, so neither its slot nor its neighbours leave a trace in it.
 """
 
 import collections
+import copy
 import queue
 import secrets
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Any, NamedTuple
 
 import jax
@@ -49,7 +50,7 @@ class Piece(NamedTuple):
 class Writing:
     """A reply that waits or is being written; `abandon` frees its slot."""
 
-    def __init__(self, ask: Ask, put: Callable[[Piece], None], own: Sampler):
+    def __init__(self, ask: Ask, put: Callable[[Piece], Any], own: Sampler):
         self.ask, self.put, self.ends = ask, put, frozenset(own.ends)
         self.growing, self.until = Growing(own.tokenizer, own.before), Until(ask.stop)
         self.text, self.tokens, self.length = "", [], 0  # not handed on yet, but for the length
@@ -72,7 +73,7 @@ class Writing:
 
     def tell(self, reason: str) -> None:
         """Hands on what is new."""
-        if self.tokens or reason:
+        if (self.tokens or reason) and not self.abandoned:
             self.put(Piece(self.text, tuple(self.tokens), reason, self.stop))
         self.text, self.tokens = "", []
 
@@ -93,7 +94,9 @@ class Service:
     def __init__(self, own: Sampler, params: Params, *, slots: int = 16, length: int = 2048):
         require(slots >= 1, f"slots = {slots}: expected 1 or more")
         require(length >= 2, f"max_length = {length} tokens: expected 2 or more, for a prompt and its reply")
-        self.own, self.length, self.buckets = own, length, buckets(length)
+        # the worker's own tokenizer: one that encodes in another thread cannot be read meanwhile
+        self.own = own = own._replace(tokenizer=copy.deepcopy(own.tokenizer))
+        self.length, self.buckets = length, buckets(length)
         self.vocab_size = own.model.config.vocab_size
         self.weights = weights_of(own, params)
         self._compile(slots)
@@ -116,7 +119,7 @@ class Service:
             self.changed.notify()
         self.worker.join()
 
-    def submit(self, ask: Ask, put: Callable[[Piece], None]) -> Writing:
+    def submit(self, ask: Ask, put: Callable[[Piece], Any]) -> Writing:
         """Puts a request into the queue; the worker calls `put` with each piece of the reply. Raises ValueError for one
         that `programs.check` refuses, and RuntimeError where the worker has failed."""
         check(ask, self.length, self.vocab_size)
@@ -129,7 +132,7 @@ class Service:
             self.changed.notify()
         return writing
 
-    def pieces(self, ask: Ask) -> Iterator[Piece]:
+    def pieces(self, ask: Ask) -> Generator[Piece, None, None]:
         """The pieces of a reply as they come; to close the iterator is to abandon the reply. Raises as `submit`, and
         RuntimeError if the worker fails meanwhile."""
         found: queue.SimpleQueue[Piece] = queue.SimpleQueue()
@@ -220,6 +223,7 @@ class Service:
     def _hear(self, seat: Writing, place: int, said: Said) -> str:
         """Hands on what a slot has said; why it is over, or ""."""
         spoken, reason = said.spoken, ""
+        assert spoken.raw_logp is not None
         for k in np.flatnonzero(spoken.live[:, place]):
             over = REASONS[int(spoken.reason[k, place])] if spoken.over[k, place] else ""
             ids, logp = (x[k, place].tolist() if seat.ask.top else () for x in (said.top_id, said.top_logp))
