@@ -73,14 +73,14 @@ def stream(client, path, **body):
 
 def test_a_chat_is_what_sample_writes(client, policy, monkeypatch):
     monkeypatch.setattr(playground, "load", lambda *_: policy)
-    for options in ({"temperature": 0.0}, {"temperature": 0.8, "top_k": 30, "seed": 5}):
-        (((want, done),),) = complete("x", [USER[0]["content"]], max_new_tokens=9, **options)
-        got = ask(client, CHAT, messages=USER, max_tokens=9, **options)
-        (choice,) = got["choices"]
-        assert choice["message"] == {"role": "assistant", "content": want} and want
-        assert choice["finish_reason"] == ("stop" if done else "length")
-        assert got["usage"]["completion_tokens"] == 9 and got["object"] == "chat.completion"
-        assert got["usage"]["prompt_tokens"] == len(policy.encode(USER)) and got["model"] == "tiny"
+    options = {"temperature": 0.8, "top_k": 30, "seed": 5}
+    (((want, done),),) = complete("x", [USER[0]["content"]], max_new_tokens=9, **options)
+    got = ask(client, CHAT, messages=USER, max_tokens=9, **options)
+    (choice,) = got["choices"]
+    assert choice["message"] == {"role": "assistant", "content": want} and want
+    assert choice["finish_reason"] == ("stop" if done else "length")
+    assert got["usage"]["completion_tokens"] == 9 and got["object"] == "chat.completion"
+    assert got["usage"]["prompt_tokens"] == len(policy.encode(USER)) and got["model"] == "tiny"
 
 
 def test_every_form_of_prompt_and_several_replies(client, policy):
