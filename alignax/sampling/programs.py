@@ -20,7 +20,7 @@ from alignax.sampling.sampler import Sampler
 from alignax.types import Params
 
 STRIDE = 4  # tokens between two looks of the host
-SHORTEST = 16  # tokens: shorter prompts are padded to it
+SHORTEST = 32  # tokens: shorter prompts are padded to it
 TOP = 20  # alternatives to a token that may be asked for
 SEEDS = 2**32
 

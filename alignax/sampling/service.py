@@ -13,6 +13,7 @@ import queue
 import secrets
 import threading
 from collections.abc import Callable, Generator
+from concurrent import futures
 from typing import Any, NamedTuple
 
 import jax
@@ -157,11 +158,12 @@ class Service:
         one = jax.eval_shape(made.first, weights, prompt(self.buckets[0]), np.int32(1), ask)
         whole = jax.tree.map(lambda x: jax.ShapeDtypeStruct((count, *x.shape[1:]), x.dtype), one)
         self.state = free(whole, f"slots = {count} of max_length = {self.length} tokens")
-        build = lambda f, *args: jax.jit(f, donate_argnums=0).lower(self.state, *args).compile()  # noqa: E731
-        reading = lambda size: build(made.enter, weights, prompt(size), np.int32(1), place, ask)  # noqa: E731
-        self.enter = {size: reading(size) for size in self.buckets}
-        self.again = build(made.again, place, place, ask)
-        self.advance = build(made.advance, weights, np.ones(count, bool))
+        traced = lambda f, *args: jax.jit(f, donate_argnums=0).lower(self.state, *args)  # noqa: E731
+        reading = [traced(made.enter, weights, prompt(size), np.int32(1), place, ask) for size in self.buckets]
+        writing = [traced(made.again, place, place, ask), traced(made.advance, weights, np.ones(count, bool))]
+        with futures.ThreadPoolExecutor() as pool:  # the compiler lets other threads run
+            self.again, self.advance, *enter = pool.map(lambda one: one.compile(), [*writing, *reading])
+        self.enter = dict(zip(self.buckets, enter, strict=True))
 
     # ---- the worker
 

@@ -120,7 +120,7 @@ def test_replies_to_one_prompt_have_it_read_once(service, monkeypatch):
             service.submit(ask, pieces.append)
     until(lambda: all(pieces and pieces[-1].reason for pieces in found))
     assert [ids(pieces) for pieces in found] == alone and len(set(map(tuple, alone))) == 3
-    assert read == [16]
+    assert read == [32]
 
 
 def test_log_probs_are_those_of_the_whole_text(service):
@@ -244,7 +244,7 @@ def test_a_worker_that_fails_says_so(monkeypatch):
 
 
 def test_buckets_are_powers_of_two_up_to_a_slot():
-    assert buckets(40) == (16, 32, 40) and buckets(16) == (16,) and buckets(64) == (16, 32, 64)
+    assert buckets(40) == (32, 40) and buckets(32) == (32,) and buckets(100) == (32, 64, 100)
 
 
 # ---- text as it grows
