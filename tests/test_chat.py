@@ -94,6 +94,9 @@ def test_earlier_turns_are_forgotten_when_the_context_is_full(talk, policy):
     dialogue.asked("tea .")
     dialogue.answered(" ")  # no template writes a reply without words
     assert dialogue.turns == before
+    dialogue.asked("tea .")
+    names(dialogue.answered("cake <user> tea"), "begins anew", "special_token")
+    assert dialogue.turns == []
 
 
 def test_ctrl_c_stops_a_reply_and_not_the_program(policy, service, monkeypatch, capsys):

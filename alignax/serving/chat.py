@@ -58,14 +58,21 @@ class Dialogue:
         self.turns = turns if self.remembers else []
         return tuple(ids), left
 
-    def answered(self, text: str) -> None:
-        """Adds a reply; a turn without one is taken back, since no template writes it."""
+    def answered(self, text: str) -> str:
+        """Adds a reply; a turn without one is taken back, since no template writes it. Returns why all is forgotten, or
+        "": a reply may spell what may stand in no dialogue, a control token for one."""
         if not self.remembers:
-            return
-        if text.strip():
-            self.turns.append({"role": "assistant", "content": text})
-        else:
+            return ""
+        if not text.strip():
             self.turns.pop()
+            return ""
+        self.turns.append({"role": "assistant", "content": text})
+        try:
+            self.policy.encode([*self.first, *self.turns, self.turns[-2]])
+        except DataError as error:
+            self.reset()
+            return f"the dialogue begins anew, since this reply cannot be read again: {error}"
+        return ""
 
 
 def command(args: argparse.Namespace) -> None:
@@ -132,7 +139,8 @@ def turn(service: Service, dialogue: Dialogue, line: str, settings: Ask) -> None
         except KeyboardInterrupt:
             reason = "stopped"
     print({"length": " [cut off]", "stopped": " [stopped]"}.get(reason, ""), flush=True)
-    dialogue.answered(said)
+    if why := dialogue.answered(said):
+        say(why)
 
 
 def say(text: str) -> None:
