@@ -101,8 +101,10 @@ async def heard(service: Service, wanted: Wanted) -> AsyncIterator[tuple[int, Pi
 
         return hand
 
-    writing = [service.submit(ask, put(index)) for index, ask in enumerate(wanted.asks)]
+    writing = []
     try:
+        for index, ask in enumerate(wanted.asks):
+            writing.append(service.submit(ask, put(index)))
         left = len(writing)
         while left:
             index, piece = await found.get()
@@ -110,6 +112,8 @@ async def heard(service: Service, wanted: Wanted) -> AsyncIterator[tuple[int, Pi
                 raise Bad(piece.stop, status=500)
             left -= bool(piece.reason)
             yield index, piece
+    except RuntimeError as error:  # the worker has failed before it had the request
+        raise Bad(str(error), status=500) from error
     finally:
         for one in writing:
             one.abandon()
