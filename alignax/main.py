@@ -1,11 +1,14 @@
-"""The command line: run | data | lineage | report | sample | import | export | losses."""
+"""The command line: run | data | lineage | report | sample | chat | serve | import | export | losses."""
 
 import argparse
 import ast
 import os
 import sys
 import traceback
+from importlib import import_module
 from pathlib import Path
+
+from alignax.serving import arguments
 
 EXAMPLES = """examples:
   alignax run --config=configs/quickstart.py
@@ -20,6 +23,12 @@ EXAMPLES = """examples:
       writes the HTML report again
   alignax sample runs/quickstart/ppo "mara asks : the harbor cafe has tea . wants tea and cake ."
       completions of a checkpoint
+  alignax sample runs/ppo --prompts-file=prompts.txt --n=4 --out=completions.jsonl
+      of many prompts, into a file
+  alignax chat runs/qwen --system="You are brief." --temperature=0.7
+      a dialogue in the terminal
+  alignax serve runs/qwen --port=8000
+      OpenAI's completions and chat at http://127.0.0.1:8000/v1
   alignax import Qwen/Qwen2.5-0.5B runs/qwen
       a checkpoint of Hugging Face's format, as the policy (or reward model) that other stages start from
   alignax import OWNER/ADAPTER runs/adapted --base=runs/qwen
@@ -62,15 +71,7 @@ def parser() -> argparse.ArgumentParser:
     tree.add_argument("run", help="folder of a stage or a pipeline")
     report = commands.add_parser("report", help="write the HTML report of a run", **raw)
     report.add_argument("run", help="folder of a stage or a pipeline")
-    sample = commands.add_parser("sample", help="print completions of a checkpoint", **raw)
-    sample.add_argument("checkpoint", help="folder of a finished policy")
-    sample.add_argument("prompts", nargs="+", help="one prompt each")
-    sample.add_argument("--n", type=int, default=1, help="completions per prompt (default 1)")
-    sample.add_argument("--temperature", type=float, default=1.0, help="0 takes the most probable token (default 1)")
-    sample.add_argument("--top-p", type=float, default=1.0, help="nucleus mass (default 1: off)")
-    sample.add_argument("--top-k", type=int, default=0, help="candidates (default 0: off)")
-    sample.add_argument("--max-new-tokens", type=int, default=64, help="tokens (default 64)")
-    sample.add_argument("--seed", type=int, default=0)
+    arguments.add(commands, raw)
     bring = commands.add_parser("import", help="make a checkpoint from Hugging Face's format", **raw)
     bring.add_argument("source", help="folder with config.json and safetensors, or OWNER/NAME on the hub")
     bring.add_argument("out", help="folder of the new checkpoint")
@@ -203,18 +204,6 @@ def command_data(args: argparse.Namespace, overrides: list[str]) -> int:
     return int(any("error" in section for section in sections))
 
 
-def command_sample(args: argparse.Namespace) -> None:
-    """Prints completions of a checkpoint."""
-    from alignax.stages.playground import complete
-
-    options = {"n": args.n, "temperature": args.temperature, "top_p": args.top_p, "top_k": args.top_k}
-    rows = complete(args.checkpoint, args.prompts, max_new_tokens=args.max_new_tokens, seed=args.seed, **options)
-    for prompt, completions in zip(args.prompts, rows, strict=True):
-        print(f"> {prompt}")
-        for text, done in completions:
-            print(f"{text}{'' if done else ' [cut off]'}")
-
-
 def command_import(args: argparse.Namespace) -> None:
     """Imports a checkpoint, as the stage of that name does."""
     from alignax.stages import imported
@@ -314,7 +303,7 @@ def main(argv: list[str] | None = None) -> int:
         elif args.command == "export":
             command_export(args)
         else:
-            command_sample(args)
+            import_module(f"alignax.serving.{args.command}").command(args)
     except (ConfigError, DataError, CheckpointError, Elsewhere, ReportError, NonFinite, OSError) as error:
         print(f"alignax: {error}", file=sys.stderr)
         return 1

@@ -3,7 +3,7 @@
 Command: python benchmarks/served.py --vllm /path/to/python [--shapes llama,qwen,gemma] [--checkpoints runs/a runs/b]
          [--steps 60] [--prompts 16] [--max-new-tokens 24] [--out F]
 
-The interpreter has vLLM (on Python 3.11, in an environment of its own: `pip install -e '.[serve]'`, then `pip
+The interpreter has vLLM (on Python 3.11, in an environment of its own: `pip install -e '.[vllm]'`, then `pip
 uninstall torchvision torchaudio torchcodec`, which clash with it). Each shape is trained for a few steps by SFT on the
 harbour desk, exported, and loaded by vLLM from the folder alone: architecture, weights, context length, tokenizer and
 ends are what the export says. A checkpoint is any finished policy of one's own.

@@ -43,9 +43,10 @@ ALLOWED = {
     "interop": {*FREE, "host", "types", "models", "sharding", "manifest", "data", "stages.parents", "stages.lengths"},
     # the one stage that reads them
     "stages.imported": {*FREE, "host", "bound", "models", "manifest", "data", "stages", "interop"},
+    "serving": {"config", "ops", "data", "sampling", "stages.playground"},  # a finished policy, for people and programs
     "main": {
         *FREE, "host", "stages", "stages.imported", "interop", "report", "lineage", "catalogue", "manifest", "data",
-        "train",
+        "train", "serving",
     },  # their errors
 }  # fmt: skip
 

@@ -23,20 +23,34 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 QUICKSTART = str(CONFIGS / "quickstart.py")
 
 
-@pytest.mark.parametrize("command", [[], ["run"], ["data"], ["lineage"], ["report"], ["sample"], ["losses"]])
+COMMANDS = ("run", "data", "lineage", "report", "sample", "chat", "serve", "losses")
+
+
+@pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)])
 def test_help_shows_examples(command, capsys):
     with pytest.raises(SystemExit) as stop:
         main([*command, "--help"])
     assert stop.value.code == 0
     out = capsys.readouterr().out
     assert "examples:" in out
-    for name in command or ("run", "data", "lineage", "report", "sample", "losses"):
+    for name in command or COMMANDS:
         assert re.search(rf"^  alignax {name}\b", out, re.MULTILINE)
 
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["walk"], ["run"], ["data"], ["sample"], ["lineage"], ["report", "runs/x", "--deep"], ["losses", "a", "b"]],
+    [
+        [],
+        ["walk"],
+        ["run"],
+        ["data"],
+        ["sample"],
+        ["chat"],
+        ["serve", "runs/x", "--port=http"],
+        ["lineage"],
+        ["report", "runs/x", "--deep"],
+        ["losses", "a", "b"],
+    ],  # fmt: skip
 )
 def test_a_command_that_is_not_one_is_a_usage_error(arguments, capsys):
     with pytest.raises(SystemExit) as stop:

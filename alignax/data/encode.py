@@ -25,12 +25,12 @@ from alignax.data.tokenizer import Tokenizer, added_tokens, pad_id, spelling
 from alignax.data.values import is_number
 
 
-def encode_prompt(tokenizer: Tokenizer, prompt: Turns, template: str) -> Ids:
-    """The ids that a completion follows: what the sampler is given.
+def encode_prompt(tokenizer: Tokenizer, prompt: Turns, template: str, **told: Any) -> Ids:
+    """The ids that a completion follows: what the sampler is given. `told`: `tools` and `chat_template_kwargs`.
 
     Raises DataError for an unknown template, an empty prompt, bad messages, and control tokens in a chat.
     """
-    ((row,), _) = read_rows([{"prompt": prompt}])
+    ((row,), _) = read_rows([{"prompt": prompt} | told])
     asked = prompt_of(row)
     wrong = fault(asked, (), template, forbidden_tokens(tokenizer, template))
     ids = wrong or prompt_ids(tokenizer, [asked], template)[0] or "empty_prompt"

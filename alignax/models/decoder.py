@@ -147,7 +147,10 @@ def decoder(
         }
 
     def prefill(params: Params, tokens: Int[Array, "B T"], valid: Bool[Array, "B T"], empty: dict):
-        """Reads whole prompts (padded on the left) into slots 0..T-1 of an empty cache."""
+        """Reads whole prompts, padded on either side, into slots 0..T-1 of an empty cache.
+
+        What comes next overwrites the padding on the right.
+        """
         T = tokens.shape[1]
         _, hidden_BTD, (k_L, v_L) = scan(params, tokens, valid, lambda x, k, v: (k, v))
         fill = lambda i: cache.filled(empty["k"][i], empty["v"][i], k_L[i], v_L[i])  # noqa: E731
@@ -157,7 +160,7 @@ def decoder(
             "v": [v for _, v in layers],
             "valid": empty["valid"].at[:, :T].set(valid),
             "position": valid.sum(1, dtype=jnp.int32),
-            "index": jnp.full((len(tokens),), T, jnp.int32),
+            "index": jnp.max(jnp.where(valid, jnp.arange(1, T + 1)[None], 0), axis=1),
         }
 
     def unstack(params: Params) -> Params:
@@ -180,7 +183,8 @@ def decoder(
         positions_BC = jnp.maximum(before["position"][:, None] + jnp.cumsum(valid, axis=1, dtype=jnp.int32) - 1, 0)
         # slots of a row follow one another as its tokens do, so a distance in slots is one in positions
         ahead_BCS = slot_BC[:, :, None] - jnp.arange(S)[None, None]
-        seen_BCS = valid_BS[:, None] & (ahead_BCS >= 0)
+        # what is not there sees nothing: the blocks that a free row has filled cost nothing
+        seen_BCS = valid_BS[:, None] & (ahead_BCS >= 0) & valid[:, :, None]
         near_BCS = seen_BCS & (ahead_BCS < config.window)
         x, keys, values = embed(params, tokens, positions_BC), [], []
         for p, kind, k, v in zip(params["decoder"]["layers"], config.kinds, before["k"], before["v"], strict=True):

@@ -66,6 +66,21 @@ class Said(NamedTuple):
     entropy: Float[Array, "R C"] | None = None
 
 
+class Spoken(NamedTuple):
+    """One token of each of N slots."""
+
+    token: Int[Array, " N"]
+    logp: Float[Array, " N"]
+    row: Int[Array, " N"]
+    t: Int[Array, " N"]  # tokens before it
+    live: Bool[Array, " N"]  # it was one of a reply
+    given: Bool[Array, " N"]  # by a prefix
+    over: Bool[Array, " N"]  # it is the last
+    reason: Int[Array, " N"]  # why, if it is
+    raw_logp: Float[Array, " N"] | None = None
+    entropy: Float[Array, " N"] | None = None
+
+
 def nothing(job: Job, pad_id: Array | int) -> Said:
     """No reply yet."""
     shape = job.limit.shape[0], job.capacity
@@ -90,11 +105,13 @@ def admit(job: Job, first: Array | int, count: int) -> Slots:
     read = each(read.at[jnp.arange(count)[:, None], at].set(True, mode="drop"))
     memory = {"said": said, "read": read, "stop": jnp.zeros(len(row), jnp.int32)}
     state = {"row": row, "t": jnp.zeros(len(row), jnp.int32), "live": job.limit[row] > 0, "key": job.keys[row]}
-    return Slots(cache=jax.tree.map(each, cache), hidden=each(hidden[:, -1]), **state, **memory)
+    last = jnp.max(jnp.where(valid, jnp.arange(valid.shape[1])[None], 0), axis=1)  # a prompt may be padded on any side
+    hidden = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
+    return Slots(cache=jax.tree.map(each, cache), hidden=each(hidden), **state, **memory)
 
 
-def advance(job: Job, slots: Slots, said: Said) -> tuple[Slots, Said]:
-    """One more token of every live slot."""
+def spoken(job: Job, slots: Slots) -> tuple[Slots, Spoken]:
+    """One more token of every live slot, and what each says; of a slot that is not live it means nothing."""
     options, softcap = job.options.of(slots.row), job.model.config.logit_softcap
     logits = output.logits(slots.hidden, job.kernel, softcap=softcap)
     final = shaped(logits, options, slots.t, job.ends, slots.said, slots.read)
@@ -107,17 +124,7 @@ def advance(job: Job, slots: Slots, said: Said) -> tuple[Slots, Said]:
         given = at(options.prefix_valid) & (slots.t < options.prefix.shape[-1])
         token = jnp.where(given, at(options.prefix), token)
     more = {"raw_logp": lambda: log_probability(logits, token), "entropy": lambda: entropy(final)}
-    # what is free says nothing, and what was given was not chosen: both are written to a row that is not there
-    nowhere = len(job.limit)
-    row = jnp.where(slots.live, slots.row, nowhere)
-    chosen = jnp.where(given, nowhere, row)
-    there = {"tokens": token, "valid": slots.live}
-    of_choice = {"logp": logp, "mask": slots.live} | {name: more[name]() for name in job.report}
-    put = lambda name, at, x: getattr(said, name).at[at, slots.t].set(x, mode="drop")  # noqa: E731
-    said = said._replace(
-        **{name: put(name, row, x) for name, x in there.items()},
-        **{name: put(name, chosen, x) for name, x in of_choice.items()},
-    )
+    reports = {name: more[name]() for name in job.report}
     # ---- is it over
     ended, spelled, t = (token[:, None] == job.ends[None]).any(1) & ~given, jnp.zeros(token.shape, bool), slots.t + 1
     if options.stops is not None:
@@ -125,10 +132,27 @@ def advance(job: Job, slots: Slots, said: Said) -> tuple[Slots, Said]:
         slots, spelled = slots._replace(stop=stop), stop == options.stops.hit
     over = ended | spelled | (t >= job.limit[slots.row])
     reason = jnp.where(ended, END, jnp.where(spelled, STOP, LENGTH))
-    said = said._replace(reason=said.reason.at[jnp.where(over, row, nowhere)].set(reason, mode="drop"))
+    new = Spoken(token, logp, slots.row, slots.t, slots.live, given, over, reason, **reports)
     slots = slots._replace(said=slots.said.at[jnp.arange(len(token)), token].add(1, mode="drop"))
     hidden, cache = job.model.extend(job.layers, token[:, None], slots.live[:, None], slots.cache)
-    return slots._replace(cache=cache, hidden=hidden[:, 0], t=t, live=slots.live & ~over), said
+    return slots._replace(cache=cache, hidden=hidden[:, 0], t=t, live=slots.live & ~over), new
+
+
+def advance(job: Job, slots: Slots, said: Said) -> tuple[Slots, Said]:
+    """One more token of every live slot, written down."""
+    slots, new = spoken(job, slots)
+    values = {"tokens": new.token, "logp": new.logp, "mask": ~new.given, "valid": jnp.ones_like(new.given)}
+    values |= {name: getattr(new, name) for name in job.report}
+    # what is free, or was given, says nothing: it is written to a row that is not there
+    row = jnp.where(new.live, new.row, len(job.limit))
+    chosen = jnp.where(new.given, len(job.limit), row)
+
+    def put(name: str, x: Array) -> Array:
+        where = row if name in ("tokens", "valid") else chosen
+        return getattr(said, name).at[where, new.t].set(x, mode="drop")
+
+    reason = said.reason.at[jnp.where(new.over, row, len(job.limit))].set(new.reason, mode="drop")
+    return slots, said._replace(reason=reason, **{name: put(name, x) for name, x in values.items()})
 
 
 def log_probability(logits: Float[Array, "N V"], token: Int[Array, " N"]) -> Float[Array, " N"]:

@@ -1,7 +1,7 @@
 """What a stage starts from: tokenizers, models and parameters of its parents, or fresh ones, on the mesh."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -154,9 +154,10 @@ def load_tree(folder: Path, manifest: dict, model: Model, mesh: Mesh, bases: dic
     return load_tree(beneath, of_base, model, mesh, bases) | own
 
 
-def whole(folder: Path, manifest: dict) -> tuple[Model, Params]:
-    """Model and parameters of a finished checkpoint over all devices; an adapter is worked into its base."""
-    mesh = sharding.make_mesh({"data": 1, "fsdp": -1})
+def whole(folder: Path, manifest: dict, devices: Sequence[Any] | None = None) -> tuple[Model, Params]:
+    """Model and parameters of a finished checkpoint over devices, all of them unless given; an adapter is worked into
+    its base."""
+    mesh = sharding.make_mesh({"data": 1, "fsdp": -1}, devices)
     model = on_mesh(ModelConfig(**manifest["architecture"]), mesh)
     return model, lora.merge(load_tree(folder, manifest, model, mesh))
 

@@ -1,42 +1,76 @@
-"""Completions of a finished policy for prompts given by hand."""
+"""A finished policy in the hand: its completions for prompts, and all that a server or a chat needs of it."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from alignax.config import ConfigError
 from alignax.data.arrays import pad
+from alignax.data.boundary import Ids
 from alignax.data.counts import DataError
 from alignax.data.encode import encode_prompt
+from alignax.data.messages import Turns
 from alignax.data.tokenizer import load_tokenizer, pad_id
 from alignax.manifest import check_parent, read_manifest
 from alignax.sampling.options import Options
 from alignax.sampling.sample import row_keys
 from alignax.sampling.sampler import sampler
+from alignax.sampling.stops import stops
+from alignax.sampling.stream import cut
 from alignax.stages.parents import template_of, whole
 from alignax.stages.plans import POLICY
+from alignax.types import Model, Params
 
 
-def complete(
-    checkpoint: str | Path, prompts: list[str], *, n: int = 1, temperature: float = 1.0, top_p: float = 1.0,
-    top_k: int = 0, max_new_tokens: int = 64, seed: int = 0,
-) -> list[list[tuple[str, bool]]]:  # fmt: skip
-    """`n` completions of each prompt as (text, whether it ended by itself), with the template of the checkpoint."""
-    if n < 1 or max_new_tokens < 1 or not temperature >= 0 or not 0 < top_p <= 1:
-        given = f"n = {n}, max_new_tokens = {max_new_tokens}, temperature = {temperature}, top_p = {top_p}"
-        raise ConfigError(f"{given}: expected n >= 1, max_new_tokens >= 1, temperature >= 0, 0 < top_p <= 1")
+class Policy(NamedTuple):
+    """A finished policy with what its prompts are encoded by."""
+
+    folder: Path
+    model: Model
+    params: Params
+    tokenizer: Any
+    template: str
+
+    def encode(self, prompt: Turns, template: str = "", **told: Any) -> Ids:
+        """The ids of a prompt, a text or messages, under the checkpoint's template or another one. Raises DataError for
+        one that cannot be encoded, and for words that the tokenizer does not know; `told`: see `encode_prompt`."""
+        ids = encode_prompt(self.tokenizer, prompt, template or self.template, **told)
+        unknown = ids.count(self.tokenizer.unk_token_id) if self.tokenizer.unk_token_id is not None else 0
+        if unknown and self.tokenizer.unk_token_id != self.tokenizer.eos_token_id:
+            raise DataError(f"{prompt!r} has {unknown} words that the tokenizer of {self.folder} does not know")
+        return ids
+
+
+def load(checkpoint: str | Path, devices: Sequence[Any] | None = None) -> Policy:
+    """A finished policy, over all devices unless some are given. Raises CheckpointError for any other folder."""
     folder = Path(checkpoint)
     manifest = read_manifest(folder)
     check_parent(manifest, role="policy", makes=POLICY)
     tokenizer = load_tokenizer(str(folder / "tokenizer"))
-    model, params = whole(folder, manifest)
-    template = template_of(manifest, tokenizer)
-    encoded = [encode_prompt(tokenizer, prompt, template) for prompt in prompts]
-    known = [[i for i in ids if i != tokenizer.unk_token_id] for ids in encoded]
-    for prompt, ids, kept in zip(prompts, encoded, known, strict=True):
-        if tokenizer.unk_token_id != tokenizer.eos_token_id and len(kept) < len(ids):
-            raise DataError(f"{prompt!r} has {len(ids) - len(kept)} words that the tokenizer of {folder} does not know")
+    return Policy(folder, *whole(folder, manifest, devices), tokenizer, template_of(manifest, tokenizer))
+
+
+def complete(
+    checkpoint: str | Path, prompts: Sequence[Turns], *, n: int = 1, temperature: float = 1.0, top_p: float = 1.0,
+    top_k: int = 0, min_p: float = 0.0, repetition_penalty: float = 1.0, stop: Sequence[str] = (),
+    max_new_tokens: int = 64, seed: int = 0,
+) -> list[list[tuple[str, bool]]]:  # fmt: skip
+    """`n` completions of each prompt as (text, whether it ended by itself), with the template of the checkpoint.
+
+    A completion ends before the first of the `stop` texts. Raises ConfigError for a number that is out of range.
+    """
+    if n < 1 or max_new_tokens < 1 or not temperature >= 0 or not 0 < top_p <= 1:
+        given = f"n = {n}, max_new_tokens = {max_new_tokens}, temperature = {temperature}, top_p = {top_p}"
+        raise ConfigError(f"{given}: expected n >= 1, max_new_tokens >= 1, temperature >= 0, 0 < top_p <= 1")
+    if not 0 <= min_p <= 1 or not 0 < repetition_penalty < float("inf"):
+        given = f"min_p = {min_p}, repetition_penalty = {repetition_penalty}"
+        raise ConfigError(f"{given}: expected 0 <= min_p <= 1, repetition_penalty > 0 (1 is none)")
+    policy = load(checkpoint)
+    model, tokenizer = policy.model, policy.tokenizer
+    encoded = [policy.encode(prompt) for prompt in prompts]
     longest = max(map(len, encoded)) + max_new_tokens
     if 0 < model.config.context < longest:
         raise ConfigError(
@@ -44,10 +78,15 @@ def complete(
             f"{model.config.context}; lower max_new_tokens"
         )
     tokens, valid = pad(encoded, max(map(len, encoded)), pad_id(tokenizer), left=True)
-    own = sampler(model, tokenizer, template, max_new_tokens)
-    options = Options(temperature=temperature, top_k=top_k, top_p=top_p)
+    own = sampler(model, tokenizer, policy.template, max_new_tokens)
+    options = Options(
+        temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p or None,
+        repetition_penalty=None if repetition_penalty == 1 else repetition_penalty,
+        stops=stops(tokenizer, stop) if stop else None,
+    )  # fmt: skip
     keys = row_keys(jax.random.key(seed), jnp.arange(len(prompts) * n, dtype=jnp.int32))
     draw = jax.jit(lambda params, tokens, valid, keys: own.reply(params, tokens, valid, keys, options, group=n))
-    rollout = jax.device_get(draw(params, tokens, valid, keys))
-    found = list(zip(own.texts(rollout), rollout.finished.tolist(), strict=True))
+    rollout = jax.device_get(draw(policy.params, tokens, valid, keys))
+    texts = [cut(text, stop) for text in own.texts(rollout)]
+    found = list(zip(texts, rollout.finished.tolist(), strict=True))
     return [found[i * n : (i + 1) * n] for i in range(len(prompts))]

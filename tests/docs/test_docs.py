@@ -133,7 +133,8 @@ def test_run_commands_pass_every_check_before_a_run(command, folder):
 @pytest.mark.parametrize("command", OTHERS)
 def test_other_commands_parse(command):
     args, rest = parser().parse_known_args(shlex.split(command)[1:])
-    assert not rest and args.command in ("lineage", "report", "sample", "losses", "import", "export")
+    known = ("lineage", "report", "sample", "chat", "serve", "losses", "import", "export")
+    assert not rest and args.command in known
 
 
 def test_objective_outside_the_package_is_found_checked_and_differentiated(folder):
