@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alignax.models.attention import attend_one, attention
+from alignax.models import cache
+from alignax.models.attention import attend_cached, attention
 from alignax.models.config import ModelConfig
 from alignax.models.heads import init_scalar, scalar, weighted
 from alignax.models.rotary import query_growth, rotary, turns
@@ -74,7 +75,9 @@ def test_attention_equals_a_loop_and_one_query_against_a_cache_agrees(kv_heads, 
         weight = np.exp(np.asarray(k)[b, seen, group] @ np.asarray(q)[b, t, n] / np.sqrt(H))
         total = weight.sum() + (0 if sinks is None else np.exp(sinks[n]))
         np.testing.assert_allclose(got[b, t, n], weight / total @ np.asarray(v)[b, seen, group], atol=1e-5)
-    one = attend_one(q[:, -1], k.swapaxes(1, 2), v.swapaxes(1, 2), jnp.asarray(mask[:, -1]), sinks=own)
+    blocks = cache.empty(len(k), k.shape[1], *k.shape[2:], k.dtype, 2)
+    keys, values = cache.filled(*blocks, k, v)
+    one = attend_cached(q[:, -1:], keys, values, jnp.asarray(mask[:, -1:]), sinks=own)[:, 0]
     np.testing.assert_allclose(one, got[:, -1], atol=1e-5)
 
 
