@@ -30,6 +30,8 @@ ALLOWED = {
     "data": {"types"},
     "sampling": {"types", "ops", "data"},  # what ends a reply, and how it is read
     "rewards": {"config", "bound", "types", "ops", "forward", "models"},
+    # asks another process, in threads and with a time limit, as host rewards do
+    "sampling.engine": {"types", "ops", "bound", "rewards.text", "sampling"},
     "evals": {"types", "ops", "forward", "sampling"},
     # model and loss are arguments
     "train": {"types", "ops", "bound", "forward", "sampling", "sharding", "data", "checkpoint", "log"},
@@ -43,6 +45,14 @@ ALLOWED = {
     "interop": {*FREE, "host", "types", "models", "sharding", "manifest", "data", "stages.parents", "stages.lengths"},
     # the one stage that reads them
     "stages.imported": {*FREE, "host", "bound", "models", "manifest", "data", "stages", "interop"},
+    # the stage that may write its weights for another program
+    **dict.fromkeys(
+        ("stages.outside", "stages.online"),
+        {
+            *FREE, "host", "bound", "types", "ops", "lora", "forward", "sampling", "sampling.engine", "rewards",
+            "sharding", "data", "train", "stages", "stages.outside", "interop",
+        },
+    ),
     "serving": {"config", "ops", "data", "sampling", "stages.playground"},  # a finished policy, for people and programs
     "main": {
         *FREE, "host", "stages", "stages.imported", "interop", "report", "lineage", "catalogue", "manifest", "data",

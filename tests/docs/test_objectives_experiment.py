@@ -21,6 +21,7 @@ def run():
     return module
 
 
+@pytest.mark.slow
 def test_every_objective_that_can_start_from_files_is_run(run, tmp_path):
     known = run.names()
     assert len(set(known)) == len(known) > 30 and {"dpo", "kto", "simpo", "grpo", "rloo"} <= set(known)

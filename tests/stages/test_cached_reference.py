@@ -37,7 +37,7 @@ def numbers(folder, split="train"):
 
 
 # kto: single replies, whose mismatched ones need the reference too; batches of 16 do not divide the rows of either
-@pytest.mark.parametrize("loss", ["dpo", "kto"])
+@pytest.mark.parametrize("loss", ["dpo", pytest.param("kto", marks=pytest.mark.slow)])
 def test_cached_equals_online(run, tmp_path, loss):
     online, cached = (
         offline.run(config(run, loss=loss, loss_args={}, reference=how), tmp_path / how) for how in ("online", "cached")

@@ -40,6 +40,7 @@ def test_a_reward_model_objective_trains(run, tmp_path, name):
     assert np.isfinite(first["loss"]) and first["grad_norm"] > 0 and first["loss"] != second["loss"]
 
 
+@pytest.mark.slow
 def test_a_reference_that_moves(run, tmp_path):
     """TR-DPO with a hard copy after every update: each step starts at the reference, where DPO's loss is log 2."""
     still, hard = (

@@ -39,6 +39,7 @@ def test_a_recipe_runs_and_starts_on_policy(run, tmp_path, name):
         assert first["val/ratio_first"] == pytest.approx(1.0, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_further_terms_a_correction_and_a_length_penalty(run, tmp_path):
     """What a recipe may add: an entropy bonus, weights for the sampler's error, DAPO's overlong buffer."""
     more = dict(

@@ -38,6 +38,7 @@ def test_a_reward_over_text_with_a_critic_from_the_policy_and_an_adaptive_coeffi
         assert np.isfinite([value for value in row.values() if isinstance(value, float)]).all()
 
 
+@pytest.mark.slow
 def test_a_kl_penalty_in_the_loss_by_k2(ppo, run, tmp_path):
     values = {"kl_placement": "loss", "kl_estimator": "k2", "reward_from": str(run / "reward")}
     first, second = ppo(tmp_path / "ppo", "whole", **values)

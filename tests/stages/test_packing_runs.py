@@ -68,6 +68,7 @@ def _killed(*args, **options):
     raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_verdicts_on_steps_are_read_from_batches_of_several_lengths(run, tmp_path):
     """The report joins what was found in all held-out batches."""
     rng = np.random.default_rng(0)

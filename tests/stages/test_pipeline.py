@@ -58,6 +58,7 @@ def test_the_same_seed_gives_the_same_bits(run, tmp_path):
     assert [name for name in expected if found[name] != expected[name]] == []
 
 
+@pytest.mark.slow
 def test_another_seed_reaches_every_step_and_gives_another_policy(run, tmp_path):
     config = tiny("--config.seed=7")
     assert {config[name].seed for name in STEPS} == {7}

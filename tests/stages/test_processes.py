@@ -64,6 +64,8 @@ def test_the_numbers_are_those_of_one_process(folders, step):
             if not name.startswith("time/") and isinstance(value, (int, float)):
                 assert got[name] == pytest.approx(value, rel=1e-4, abs=1e-5), name
     trees = [load_params(folder / step / "params") for folder in (one, two)]
+    if step == "reward":  # pairs say nothing of the bias: its gradient is rounding, which Adam makes a whole step of
+        trees = [tree | {"scalar": {"kernel": tree["scalar"]["kernel"]}} for tree in trees]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), *trees)
 
 

@@ -140,6 +140,7 @@ def test_a_verifier_of_steps_scores_whole_replies(run, verifier, tmp_path):
     assert np.ptp(proxy(run, tmp_path / "verified", verifier, {})) > 0
 
 
+@pytest.mark.slow
 def test_ppo_takes_a_reward_model_of_several_attributes(run, rater, tmp_path):
     c = tiny()["ppo"]
     c.init_from, c.eval_every_steps, c.probe = str(run / "sft"), 0, probe.get_config()

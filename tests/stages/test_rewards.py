@@ -30,6 +30,7 @@ def ppo(run, **values):
     return config(run, "ppo", reward_from="", critic_init="policy", **values)
 
 
+@pytest.mark.slow  # their sum and its metrics: tests/train/test_online_parts
 def test_rewards_are_summed_by_weight_and_each_is_in_the_log(run, tmp_path):
     """On the device and on the host at once; the same seed, so that both runs sample the same first replies."""
     judge, gold = {"from": str(run / "reward"), "weight": 2.0}, {"function": "alignax.worlds.gold:gold", "weight": 0.5}
@@ -89,6 +90,7 @@ def test_another_reference_is_what_the_policy_is_compared_with(run, tmp_path):
     assert abs(row["objective/kl"]) > 1e-4  # at its own start it would be 0 to rounding
 
 
+@pytest.mark.slow
 def test_a_reference_that_moves_begins_where_it_is_named(run, tmp_path):
     values = dict(reference_args={"alpha": 0.5, "every": 10}, reference_from=str(run / "ppo"))  # it has not moved yet
     first = [metrics(offline.run(config(run, "dpo", **kept), tmp_path / str(len(kept))))[0]["loss"]
@@ -102,6 +104,7 @@ def test_a_reference_of_another_shape_is_refused(run, tmp_path):
     assert not (tmp_path / "dpo").exists()
 
 
+@pytest.mark.slow
 def test_an_opponent_of_ones_own_by_its_path(run, tmp_path):
     values = dict(opponent="own_parts:greedy_reference", samples_per_prompt=2, advantage="win_probability")
     values |= dict(reward_from=str(run / "reward"), critic_init="none", loss="reinforce", loss_args={}, kl_coef=0.0)

@@ -183,6 +183,7 @@ def test_missing_scores_teach_nothing_and_break_nothing(run):
     assert after.kl_coef != states[1].kl_coef  # the KL was measured all the same
 
 
+@pytest.mark.slow  # test_many_algorithms_are_one_program maps over states too
 def test_many_seeds_are_one_program():
     # a sweep is an axis: vmap over states that differ by their seed, against a loop over them
     algorithm, iteration, frozen = compiled()
