@@ -17,7 +17,6 @@ import json
 import os
 import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -26,26 +25,10 @@ from rich.console import Console
 from rich.table import Table
 
 from alignax.log import replace_file
-from benchmarks.rollouts import MALLOC, ROOT, SHAPES, checkpoint, random_prompts
 
-
-def launch(who: str, python: str, settings: dict, folder: Path) -> dict | None:
-    """One run in a process of its own; None, with its last words printed, if it fails."""
-    folder.mkdir(parents=True)
-    asked, made = folder / "settings.json", folder / "run.json"
-    asked.write_text(json.dumps(settings))
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    environment |= {"GLIBC_TUNABLES": MALLOC, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    if who == "alignax":
-        environment["PYTHONPATH"] = str(ROOT)
-    with (folder / "log.txt").open("w") as log:
-        command = [python, str(ROOT / f"benchmarks/engines/iterate_{who}.py"), str(asked), str(made)]
-        done = subprocess.run(command, stdout=log, stderr=log, env=environment, cwd=folder)
-    if done.returncode:
-        last = (folder / "log.txt").read_text(errors="replace").splitlines()[-12:]
-        print("\n".join([f"{folder.name}: no result", *last]), file=sys.stderr, flush=True)
-        return None
-    return json.loads(made.read_text())
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for what the benchmarks share
+from benchmarks.processes import launch  # noqa: E402
+from benchmarks.rollouts import SHAPES, checkpoint, random_prompts  # noqa: E402
 
 
 def main() -> None:
@@ -74,7 +57,8 @@ def main() -> None:
         }  # fmt: skip
         for repeat in range(args.repeats):
             for who, python, method in field:
-                made = launch(who, python, settings | {"method": method}, folder / f"{repeat}-{who}-{method}")
+                asked, at = settings | {"method": method}, folder / f"{repeat}-{who}-{method}"
+                made = launch(python, f"engines/iterate_{who}.py", asked, at, ours=who == "alignax")
                 if made:
                     results.append({"who": who, "method": method, "repeat": repeat} | made)
                     print(f"{who} {method}: {statistics.median(made['seconds'][1:]):.2f} s", flush=True)

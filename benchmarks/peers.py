@@ -26,7 +26,6 @@ import json
 import os
 import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -41,12 +40,12 @@ from alignax.data.sources.hh import hh
 from alignax.data.tokenizer import load_tokenizer
 from alignax.log import replace_file
 
-ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for what the benchmarks share
+from benchmarks import processes  # noqa: E402
+
 # 30M parameters with GPT-2's vocabulary, 19M of them the embedding, which is the output layer too
 SHAPE = {"dim": 384, "layers": 6, "heads": 6, "kv_heads": 2, "head_dim": 64, "ffn": 1152}
 RATES = {"sft": 2e-5, "dpo": 1e-6, "reward": 1e-5, "parent": 1e-9}
-# Memory that is freed is kept, in huge pages: without it TRL took 1.7 times the processor time. alignax goes without.
-MALLOC = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=8589934592:glibc.malloc.trim_threshold=8589934592"
 MEDIANS = ("tokens_per_s", "tokens_per_cpu_s", "peak_mb")
 HELD_OUT = 8  # pairs: what alignax's stages measure before and after, outside the timed steps
 
@@ -103,24 +102,12 @@ def contenders(peers: str, variants: list[str]) -> list[dict]:
 
 
 def launch(contender: dict, settings: dict, folder: Path) -> dict | None:
-    """One run in a process of its own; None, with its last words printed, if it fails."""
-    folder.mkdir(parents=True)
-    asked, made = folder / "settings.json", folder / "run.json"
-    asked.write_text(json.dumps(settings | {"options": contender["options"]}), encoding="utf-8")
-    script = ROOT / "benchmarks/contenders" / f"with_{contender['kind']}.py"
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    environment |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
-    environment |= {"GLIBC_TUNABLES": MALLOC}
-    if contender["kind"] == "alignax":  # what `alignax run` does for itself
-        environment |= {"PYTHONPATH": str(ROOT), "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
-    with (folder / "log.txt").open("w") as log:
-        command = [contender["python"], str(script), str(asked), str(made)]
-        done = subprocess.run(command, stdout=log, stderr=log, env=environment, cwd=folder)
-    if done.returncode:
-        last = (folder / "log.txt").read_text(errors="replace").splitlines()[-15:]
-        print("\n".join([f"{folder.name}: no result", *last]), file=sys.stderr, flush=True)
-        return None
-    return json.loads(made.read_text()) if made.is_file() else {}
+    """One run of a contender; None if it fails."""
+    ours = contender["kind"] == "alignax"
+    asked, script = settings | {"options": contender["options"]}, f"contenders/with_{contender['kind']}.py"
+    # what `alignax run` does for itself
+    memory = "glibc.malloc.hugetlb=1" if ours else processes.MALLOC
+    return processes.launch(contender["python"], script, asked, folder, ours=ours, malloc=memory)
 
 
 def race(args: argparse.Namespace, folder: Path, data: dict) -> list[dict]:

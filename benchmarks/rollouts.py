@@ -20,7 +20,6 @@ import json
 import os
 import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -31,14 +30,14 @@ from rich.table import Table
 
 from alignax.log import replace_file
 
-ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for what the benchmarks share
+from benchmarks.processes import launch  # noqa: E402
+
 SHAPES = {
     "llama_29m": {"dim": 512, "layers": 8, "heads": 8, "kv_heads": 4, "head_dim": 64, "ffn": 1536, "vocab": 8192},
     "llama_100m": {"dim": 768, "layers": 14, "heads": 12, "kv_heads": 4, "head_dim": 64, "ffn": 2304, "vocab": 8192},
     "tiny": {"dim": 64, "layers": 2, "heads": 4, "kv_heads": 2, "head_dim": 16, "ffn": 128, "vocab": 512},
 }
-# memory that is freed is kept, in large pages: given to every engine alike
-MALLOC = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=8589934592:glibc.malloc.trim_threshold=8589934592"
 
 
 def checkpoint(shape: str, folder: Path) -> dict:
@@ -91,25 +90,6 @@ def engines(names: str, dtypes: str, vllm: str) -> list[dict]:
     return found
 
 
-def launch(engine: dict, settings: dict, folder: Path) -> dict | None:
-    """One run in a process of its own; None, with its last words printed, if it fails."""
-    folder.mkdir(parents=True)
-    asked, made = folder / "settings.json", folder / "run.json"
-    asked.write_text(json.dumps(settings | {"dtype": engine["dtype"], "plain": engine["name"] == "plain"}))
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    environment |= {"GLIBC_TUNABLES": MALLOC, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    if engine["name"] != "vllm":
-        environment["PYTHONPATH"] = str(ROOT)
-    with (folder / "log.txt").open("w") as log:
-        command = [engine["python"], str(ROOT / f"benchmarks/engines/{engine['script']}.py"), str(asked), str(made)]
-        done = subprocess.run(command, stdout=log, stderr=log, env=environment, cwd=folder)
-    if done.returncode:
-        last = (folder / "log.txt").read_text(errors="replace").splitlines()[-12:]
-        print("\n".join([f"{folder.name}: no result", *last]), file=sys.stderr, flush=True)
-        return None
-    return json.loads(made.read_text())
-
-
 def race(field: list[dict], settings: dict, repeats: int, folder: Path) -> list[dict]:
     """The results of all runs; one that fails gets no second turn."""
     results, broken = [], set()
@@ -118,7 +98,9 @@ def race(field: list[dict], settings: dict, repeats: int, folder: Path) -> list[
             who = engine["name"], engine["dtype"]
             if who in broken:
                 continue
-            found = launch(engine, settings, folder / f"{repeat}-{'-'.join(who)}")
+            asked = settings | {"dtype": engine["dtype"], "plain": engine["name"] == "plain"}
+            at, ours = folder / f"{repeat}-{'-'.join(who)}", engine["name"] != "vllm"
+            found = launch(engine["python"], f"engines/{engine['script']}.py", asked, at, ours=ours)
             if found is None:
                 broken.add(who)
                 continue

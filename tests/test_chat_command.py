@@ -7,33 +7,28 @@ import json
 
 import pytest
 from errors import names, refuses
-from tiny import tiny
 
 from alignax.config import ConfigError
 from alignax.data.counts import DataError
 from alignax.main import main, parser
 from alignax.sampling.programs import Ask
-from alignax.sampling.sampler import sampler
 from alignax.sampling.service import Piece, Service
 from alignax.serving import chat, sample
 from alignax.serving.chat import Dialogue
 from alignax.stages import playground
-from alignax.stages.playground import Policy, complete
-from alignax.worlds.tokenizer import build_tokenizer
+from alignax.stages.playground import complete
 
 LENGTH = 48
 
 
 @pytest.fixture(scope="module")
 def policy(tmp_path_factory):
-    tokenizer = build_tokenizer()
-    return Policy(tmp_path_factory.mktemp("policy"), *tiny(vocab_size=len(tokenizer), layers=1), tokenizer, "chat")
+    return policy_in(tmp_path_factory.mktemp("policy"))
 
 
 @pytest.fixture(scope="module")
 def service(policy):
-    own = sampler(policy.model, policy.tokenizer, policy.template, LENGTH)
-    with Service(own, policy.params, slots=1, length=LENGTH) as made:
+    with service_of(policy, slots=1, length=LENGTH) as made:
         yield made
 
 

@@ -21,12 +21,10 @@ from starlette.testclient import TestClient  # noqa: E402
 
 from alignax import forward  # noqa: E402
 from alignax.main import main  # noqa: E402
-from alignax.sampling.sampler import sampler  # noqa: E402
-from alignax.sampling.service import Service  # noqa: E402
 from alignax.serving import fields  # noqa: E402
 from alignax.serving.app import app  # noqa: E402
 from alignax.stages import playground  # noqa: E402
-from alignax.stages.playground import Policy, complete  # noqa: E402
+from alignax.stages.playground import complete  # noqa: E402
 from alignax.worlds.tokenizer import build_tokenizer  # noqa: E402
 
 LENGTH = 40
@@ -36,14 +34,12 @@ CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 
 @pytest.fixture(scope="module")
 def policy(tmp_path_factory):
-    tokenizer = build_tokenizer()
-    return Policy(tmp_path_factory.mktemp("policy"), *tiny(vocab_size=len(tokenizer), layers=1), tokenizer, "chat")
+    return policy_in(tmp_path_factory.mktemp("policy"))
 
 
 @pytest.fixture(scope="module")
 def service(policy):
-    own = sampler(policy.model, policy.tokenizer, policy.template, LENGTH)
-    with Service(own, policy.params, slots=3, length=LENGTH) as made:
+    with service_of(policy, slots=3, length=LENGTH) as made:
         yield made
 
 

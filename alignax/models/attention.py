@@ -73,14 +73,16 @@ def attend_cached(
     scale: float | None = None,
     softcap: float = 0.0,
 ) -> Float[Array, "B C N H"]:
-    """C queries per row against a cache in blocks (`models.cache`); a block in which no row sees anything costs
-    nothing."""
+    """C queries per row against a cache in blocks (`models.cache`); of several blocks one in which no row sees anything
+    costs nothing."""
     B, C, N, H = q_BCNH.shape
     K, Q = keys[0].shape[2], N // keys[0].shape[2] * C
     # the queries of a group of heads are as many rows of one product with its keys
     q_B1KQH = q_BCNH.reshape(B, C, K, N // K, H).transpose(0, 2, 3, 1, 4).reshape(B, 1, K, Q, H)
     starts = list(itertools.accumulate((k.shape[1] * k.shape[4] for k in keys), initial=0))
-    seen = [mask_BCS[:, :, first:last].any() for first, last in itertools.pairwise(starts)]
+    seen: list[Array | None] = [None]  # one block is always read
+    if len(keys) > 1:
+        seen = [mask_BCS[:, :, first:last].any() for first, last in itertools.pairwise(starts)]
 
     def scored(k: Array) -> Array:
         q = jnp.broadcast_to(q_B1KQH, (B, k.shape[1], K, Q, H))
@@ -101,8 +103,10 @@ def attend_cached(
     return heads.reshape(B, K, N // K, C, H).transpose(0, 3, 1, 2, 4).reshape(B, C, N, H)
 
 
-def _where_seen(there: Bool[Array, ""], f: Callable[..., Array], *args: Array) -> Array:
-    """f(*args) where something is there, else zeros that cost nothing."""
+def _where_seen(there: Bool[Array, ""] | None, f: Callable[..., Array], *args: Array) -> Array:
+    """f(*args) where something is there, else zeros that cost nothing; None: there is."""
+    if there is None:
+        return f(*args)
     shape = jax.eval_shape(f, *args)
     return jax.lax.cond(there, f, lambda *_: jnp.zeros(shape.shape, shape.dtype), *args)
 

@@ -31,9 +31,9 @@ def slots(keys: Sequence[Array]) -> int:
 
 
 def filled(
-    keys: Sequence[Array], values: Sequence[Array], k_BTKH: Float[Array, "B T K H"], v_BTKH: Float[Array, "B T K H"]
+    keys: Sequence[Array], k_BTKH: Float[Array, "B T K H"], v_BTKH: Float[Array, "B T K H"]
 ) -> tuple[list, list]:
-    """The blocks with new keys and values in their first T slots, and nothing behind."""
+    """(keys, values) in blocks as those of `keys`, with these in their first T slots, and nothing behind."""
     room = ((0, 0), (0, slots(keys) - k_BTKH.shape[1]), (0, 0), (0, 0))
     tiles = lambda x: jnp.pad(x, room).reshape(len(x), -1, keys[0].shape[4], *x.shape[2:])  # noqa: E731
     k, v, out, first = tiles(k_BTKH), tiles(v_BTKH), ([], []), 0  # [B c W K H]
@@ -42,7 +42,6 @@ def filled(
         out[0].append(k[:, part].transpose(0, 1, 3, 4, 2))
         out[1].append(v[:, part].transpose(0, 1, 3, 2, 4))
         first = part.stop
-    del values
     return out
 
 

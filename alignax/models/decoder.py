@@ -153,7 +153,7 @@ def decoder(
         """
         T = tokens.shape[1]
         _, hidden_BTD, (k_L, v_L) = scan(params, tokens, valid, lambda x, k, v: (k, v))
-        fill = lambda i: cache.filled(empty["k"][i], empty["v"][i], k_L[i], v_L[i])  # noqa: E731
+        fill = lambda i: cache.filled(empty["k"][i], k_L[i], v_L[i])  # noqa: E731
         layers = [fill(i) for i in range(config.layers)]
         return finish(params, hidden_BTD), {
             "k": [k for k, _ in layers],

@@ -16,22 +16,21 @@ from jaxtyping import Bool, Float, Int, UInt
 
 def top_k(logits_BV: Float[Array, "B V"], k: Int[Array, "*B"] | int) -> Float[Array, "B V"]:
     """Keeps the k largest logits of each row (ties of the k-th are kept); k <= 0 keeps all."""
-    V = logits_BV.shape[-1]
     k_B = jnp.broadcast_to(k, logits_BV.shape[:1])
-    on_B = (k_B > 0) & (k_B < V)
-    order_BV = _ordered(logits_BV)
-    enough = lambda least_B: jnp.sum(order_BV >= least_B[:, None], axis=-1) >= k_B  # noqa: E731
-    return _keep(logits_BV, order_BV, enough, on_B)
+    on_B = (k_B > 0) & (k_B < logits_BV.shape[-1])
+    return _keep(logits_BV, on_B, lambda: lambda kept_BV: jnp.sum(kept_BV, axis=-1) >= k_B)
 
 
 def top_p(logits_BV: Float[Array, "B V"], p: Float[Array, "*B"] | float) -> Float[Array, "B V"]:
     """Keeps the smallest set of most probable tokens whose mass reaches p, at least one (Holtzman et al. 2020)."""
     p_B = jnp.broadcast_to(jnp.asarray(p, jnp.float32), logits_BV.shape[:1])
-    order_BV = _ordered(logits_BV)
-    mass_BV = jnp.exp(logits_BV - jnp.max(logits_BV, axis=-1, keepdims=True))
-    wanted_B = jnp.maximum(p_B, 1e-9) * jnp.sum(mass_BV, axis=-1)  # p = 0 still keeps the most probable one
-    enough = lambda least_B: jnp.sum(mass_BV, axis=-1, where=order_BV >= least_B[:, None]) >= wanted_B  # noqa: E731
-    return _keep(logits_BV, order_BV, enough, p_B < 1)
+
+    def enough() -> Callable[[Array], Array]:
+        mass_BV = jnp.exp(logits_BV - jnp.max(logits_BV, axis=-1, keepdims=True))
+        wanted_B = jnp.maximum(p_B, 1e-9) * jnp.sum(mass_BV, axis=-1)  # p = 0 still keeps the most probable one
+        return lambda kept_BV: jnp.sum(mass_BV, axis=-1, where=kept_BV) >= wanted_B
+
+    return _keep(logits_BV, p_B < 1, enough)
 
 
 def min_p(logits_BV: Float[Array, "B V"], p: Float[Array, "*B"] | float) -> Float[Array, "B V"]:
@@ -41,9 +40,8 @@ def min_p(logits_BV: Float[Array, "B V"], p: Float[Array, "*B"] | float) -> Floa
     return jnp.where(logits_BV >= least_B[:, None], logits_BV, -jnp.inf)
 
 
-Settings = Mapping[
-    str, Any
-]  # of FILTERS, by name: numbers of all rows, or one for each; None and what is absent is off
+# of FILTERS, by name: a number for all rows, or one for each; None and what is absent is off
+Settings = Mapping[str, Any]
 FILTERS = {"top_k": top_k, "top_p": top_p, "min_p": min_p}  # in the order in which they act
 
 
@@ -63,18 +61,20 @@ def _ordered(x: Float[Array, "B V"]) -> UInt[Array, "B V"]:
 
 
 def _keep(
-    logits_BV: Float[Array, "B V"],
-    order_BV: UInt[Array, "B V"],
-    enough: Callable[[Array], Array],
-    on_B: Bool[Array, " B"],
+    logits_BV: Float[Array, "B V"], on_B: Bool[Array, " B"], enough: Callable[[], Callable[[Array], Array]]
 ) -> Float[Array, "B V"]:
-    """The logits from the largest `least` on for which what is left is `enough`, in the rows where the filter is on."""
+    """The logits from the largest one on for which those that are kept are enough, in the rows where the filter is on.
 
-    def settle(i: Array, least_B: Array) -> Array:
-        tried_B = least_B | (jnp.uint32(1) << (31 - i).astype(jnp.uint32))
-        return jnp.where(enough(tried_B), tried_B, least_B)
+    `enough()` says of what is kept [B V] whether it is [B]; it is made only where some row asks.
+    """
 
     def kept() -> Array:
+        order_BV, fits = _ordered(logits_BV), enough()
+
+        def settle(i: Array, least_B: Array) -> Array:
+            tried_B = least_B | (jnp.uint32(1) << (31 - i).astype(jnp.uint32))
+            return jnp.where(fits(order_BV >= tried_B[:, None]), tried_B, least_B)
+
         least_B = jax.lax.fori_loop(0, 32, settle, jnp.zeros(len(on_B), jnp.uint32))
         return jnp.where((order_BV >= least_B[:, None]) | ~on_B[:, None], logits_BV, -jnp.inf)
 

@@ -9,7 +9,8 @@ from jaxtyping import Bool, Float, Int
 
 from alignax.ops import output
 from alignax.ops.checks import Scalar, require
-from alignax.sampling.slots import END, LENGTH
+from alignax.sampling.sample import check_prompts, rollout_of
+from alignax.sampling.slots import END, LENGTH, Said
 from alignax.types import Model, Params, Rollout
 
 EARLY = (False, True, "never")
@@ -91,8 +92,7 @@ def beam(
     require(1 <= n <= beams, f"beam: n = {n}: expected 1 to beams = {beams} replies; search with more beams")
     require(capacity >= 1, f"beam: capacity = {capacity}: expected room for 1 token or more")
     require(early_stopping in EARLY, f"beam: early_stopping = {early_stopping!r}: expected False, True or 'never'")
-    if tokens.shape != valid.shape or 0 in tokens.shape:
-        raise ValueError(f"prompts {tokens.shape} and their validity {valid.shape} must be one non-empty [P, L] shape")
+    check_prompts(tokens, valid)
 
     def search(tokens, valid, *, params, ends, pad_id, penalty):
         """The finished replies to the prompts that one device has."""
@@ -177,14 +177,6 @@ def found_of(tokens: Int[Array, "P L"], valid: Bool[Array, "P L"], done: Paths) 
     flat = Paths(*(x.reshape(P * n, *x.shape[2:]) for x in done))
     there_R = jnp.isfinite(flat.score)
     mask_RC = (jnp.arange(C)[None] < flat.length[:, None]) & there_R[:, None]
-    behind = lambda x, rest: jnp.concatenate([jnp.repeat(x, n, axis=0), rest], axis=1)  # noqa: E731
-    ended_R, none_PL = flat.ended & there_R, jnp.zeros(valid.shape, bool)
-    rollout = Rollout(
-        tokens=behind(tokens, flat.tokens),
-        valid=behind(valid, mask_RC),
-        mask=behind(none_PL, mask_RC),
-        old_logp=behind(none_PL.astype(jnp.float32), jnp.where(mask_RC, flat.logp, 0.0)),
-        finished=ended_R,
-        reason=jnp.where(ended_R, END, LENGTH),
-    )
-    return Found(rollout, flat.score)
+    reason_R = jnp.where(flat.ended & there_R, END, LENGTH)
+    said = Said(flat.tokens, jnp.where(mask_RC, flat.logp, 0.0), mask_RC, mask_RC, reason_R)
+    return Found(rollout_of(tokens, valid, said), flat.score)

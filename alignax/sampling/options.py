@@ -1,5 +1,6 @@
 """How a row is sampled: every setting is traced, and is one for all rows or one for each."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -56,27 +57,9 @@ class Options(Record):
         """Whether a row has to know which tokens stand in its prompt."""
         return self.repetition_penalty is not None
 
-    @property
-    def filtered(self) -> bool:
-        """Whether some tokens may get no probability at all."""
-        return any(getattr(self, name) is not None for name in FILTERS)
-
     def of(self, rows: Int[Array, " N"]) -> "Options":
         """The settings of these rows; what is one for all stays so."""
-        found = {}
-        for name, axes in [(name, AXES.get(name, 0)) for name in self.__dataclass_fields__ if name != "stops"]:
-            x = getattr(self, name)
-            found[name] = x if x is None or jnp.ndim(x) == axes else jnp.asarray(x)[rows]
-        return self.replace(**found)
-
-    def repeated(self, times: int) -> "Options":
-        """The settings of rows of which each comes `times` times."""
-        rows = {jnp.shape(x)[0] for x in self._by_row().values()}
-        return self.of(jnp.repeat(jnp.arange(rows.pop()), times)) if rows else self
-
-    def replace(self, **changes) -> "Options":
-        """A copy with some settings changed."""
-        return Options(**{name: getattr(self, name) for name in self.__dataclass_fields__} | changes)
+        return self.replace(**{name: jnp.asarray(x)[rows] for name, x in self._by_row().items()})
 
     def _by_row(self) -> dict[str, Any]:
         """The settings that differ from row to row."""
@@ -93,11 +76,9 @@ class Options(Record):
 
         Traced values pass: whoever traces a program checks its numbers before.
         """
-        for name, low, high, expected in RANGES:
-            x = getattr(self, name)
-            if x is None:
-                continue
-            require_each(x, lambda x, low=low, high=high: (x >= low) & (x <= high), name, expected)
+        for name, (fits, expected) in RANGES.items():
+            if (x := getattr(self, name)) is not None:
+                require_each(x, fits, name, expected)
         for name, x in self._by_row().items():
             if x.shape[0] != rows:
                 raise ValueError(f"{name} has {x.shape[0]} rows: expected one value for all, or {rows}, one for each")
@@ -111,14 +92,20 @@ class Options(Record):
             )
 
 
-RANGES = (
-    ("temperature", 0.0, np.inf, "0 (greedy) or more, such as 1.0"),
-    ("top_p", 0.0, 1.0, "a mass in [0, 1], such as 0.95; 1 keeps all"),
-    ("min_p", 0.0, 1.0, "a share in [0, 1], such as 0.05; 0 keeps all"),
-    ("repetition_penalty", np.nextafter(0, 1), np.inf, "more than 0; 1 is none"),
-    ("min_new_tokens", 0, np.inf, "0 or more"),
-    ("max_new_tokens", 0, np.inf, "0 or more"),
-)
+def between(low: float, high: float = float(np.finfo(np.float32).max)) -> Callable[[Any], Any]:
+    """Whether a number, or each of an array, is a finite one of these."""
+    return lambda x: (x >= low) & (x <= high)
+
+
+# (whether a number fits, what is expected) by setting: here, and where a request is read before there are arrays
+RANGES: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "temperature": (between(0), "0 (greedy) or more, such as 1.0"),
+    "top_p": (between(0, 1), "a mass in [0, 1], such as 0.95; 1 keeps all"),
+    "min_p": (between(0, 1), "a share in [0, 1], such as 0.05; 0 keeps all"),
+    "repetition_penalty": (between(np.nextafter(0, 1)), "more than 0, such as 1.1; 1 is none"),
+    "min_new_tokens": (between(0), "0 or more"),
+    "max_new_tokens": (between(0), "0 or more"),
+}
 
 
 def require_each(x, fits, name: str, expected: str) -> None:

@@ -14,6 +14,7 @@ from jax import Array
 
 from alignax.ops import output
 from alignax.ops.checks import Refused, require
+from alignax.sampling import options
 from alignax.sampling import slots as _slots
 from alignax.sampling.options import Options
 from alignax.sampling.sampler import Sampler
@@ -169,8 +170,9 @@ def settings(ask: Ask, vocab_size: int) -> Settings:
     given["logit_bias"] = bias = np.zeros((1, vocab_size), np.float32)
     for token, value in ask.logit_bias:
         bias[0, token] = value
-    options = Options(**given)
-    return Settings(options, whole(ask.max_tokens), np.full(1, ask.top), np.uint32(ask.seed or 0), np.int32(ask.number))
+    return Settings(
+        Options(**given), whole(ask.max_tokens), np.full(1, ask.top), np.uint32(ask.seed or 0), np.int32(ask.number)
+    )
 
 
 def buckets(length: int) -> tuple[int, ...]:
@@ -214,13 +216,11 @@ def _finite(x: int | float, low: int | float, high: int | float = float("inf")) 
 
 
 RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+    *((name, *options.RANGES[name]) for name in ("temperature", "min_p", "repetition_penalty")),
     ("max_tokens", lambda x: x >= 1, "1 or more"),
     ("min_tokens", lambda x: x >= 0, "0 or more"),
-    ("temperature", lambda x: _finite(x, 0), "0 (the most probable token) or more, such as 1.0"),
     ("top_k", lambda x: -1 <= x < 2**31, "a number of tokens, such as 50; 0 or -1 keeps all"),
     ("top_p", lambda x: _finite(x, 0, 1) and x > 0, "a mass in (0, 1], such as 0.95; 1 keeps all"),
-    ("min_p", lambda x: _finite(x, 0, 1), "a share in [0, 1], such as 0.05; 0 keeps all"),
-    ("repetition_penalty", lambda x: _finite(x, 0) and x > 0, "more than 0, such as 1.1; 1 is none"),
     ("presence_penalty", lambda x: _finite(x, -2, 2), "a number in [-2, 2]; 0 is none"),
     ("frequency_penalty", lambda x: _finite(x, -2, 2), "a number in [-2, 2]; 0 is none"),
     ("logit_bias", lambda x: all(_finite(b, -100, 100) for _, b in x), "numbers in [-100, 100], by token id"),

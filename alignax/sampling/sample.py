@@ -72,10 +72,9 @@ def sample(
       ValueError: shapes that do not fit, an option that is out of range, more slots than replies or no multiple of
         `group`.
     """
-    P, L = tokens.shape
+    P = len(tokens)
     R, options = P * group, options or Options()
-    if tokens.shape != valid.shape or P < 1 or L < 1:
-        raise ValueError(f"prompts {tokens.shape} and their validity {valid.shape} must be one non-empty [P, L] shape")
+    check_prompts(tokens, valid)
     if len(keys) != R:
         raise ValueError(f"{len(keys)} keys for {P} prompts of {group} replies each: expected {R}, one for each reply")
     N = slots or R
@@ -104,6 +103,18 @@ def sample(
     whole = {"params": params, "options": for_all, "ends": jnp.asarray(eos_ids), "pad_id": pad_id}
     limit = jnp.broadcast_to(limit, (R,)).astype(jnp.int32)
     said = model.by_device(written)(tokens, valid, data, limit, by_row, **whole)
+    return rollout_of(tokens, valid, said)
+
+
+def check_prompts(tokens: Int[Array, "P L"], valid: Bool[Array, "P L"]) -> None:
+    """Raises ValueError unless there are prompts, and a word on each of their tokens whether it is there."""
+    if tokens.shape != valid.shape or 0 in tokens.shape:
+        raise ValueError(f"prompts {tokens.shape} and their validity {valid.shape} must be one non-empty [P, L] shape")
+
+
+def rollout_of(tokens: Int[Array, "P L"], valid: Bool[Array, "P L"], said: _slots.Said) -> Rollout:
+    """The replies behind their prompts; those to one prompt are neighbours."""
+    group = len(said.tokens) // len(tokens)
     each = lambda x, rest: jnp.concatenate([jnp.repeat(x, group, axis=0), rest], axis=1)  # noqa: E731
     behind = lambda x: each(jnp.zeros(valid.shape, x.dtype), x)  # noqa: E731
     return Rollout(

@@ -15,6 +15,7 @@ from alignax.data.encode import encode_prompt
 from alignax.data.messages import Turns
 from alignax.data.tokenizer import load_tokenizer, pad_id
 from alignax.manifest import check_parent, read_manifest
+from alignax.ops.checks import Refused
 from alignax.sampling.options import Options
 from alignax.sampling.sample import row_keys
 from alignax.sampling.sampler import sampler
@@ -65,9 +66,12 @@ def complete(
     if n < 1 or max_new_tokens < 1 or not temperature >= 0 or not 0 < top_p <= 1:
         given = f"n = {n}, max_new_tokens = {max_new_tokens}, temperature = {temperature}, top_p = {top_p}"
         raise ConfigError(f"{given}: expected n >= 1, max_new_tokens >= 1, temperature >= 0, 0 < top_p <= 1")
-    if not 0 <= min_p <= 1 or not 0 < repetition_penalty < float("inf"):
-        given = f"min_p = {min_p}, repetition_penalty = {repetition_penalty}"
-        raise ConfigError(f"{given}: expected 0 <= min_p <= 1, repetition_penalty > 0 (1 is none)")
+    options = Options(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    options = options if repetition_penalty == 1 else options.replace(repetition_penalty=repetition_penalty)
+    try:
+        options.check(1, 0)
+    except Refused as error:
+        raise ConfigError(str(error)) from None
     policy = load(checkpoint)
     model, tokenizer = policy.model, policy.tokenizer
     encoded = [policy.encode(prompt) for prompt in prompts]
@@ -79,11 +83,7 @@ def complete(
         )
     tokens, valid = pad(encoded, max(map(len, encoded)), pad_id(tokenizer), left=True)
     own = sampler(model, tokenizer, policy.template, max_new_tokens)
-    options = Options(
-        temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p or None,
-        repetition_penalty=None if repetition_penalty == 1 else repetition_penalty,
-        stops=stops(tokenizer, stop) if stop else None,
-    )  # fmt: skip
+    options = options.replace(stops=stops(tokenizer, stop) if stop else None)
     keys = row_keys(jax.random.key(seed), jnp.arange(len(prompts) * n, dtype=jnp.int32))
     draw = jax.jit(lambda params, tokens, valid, keys: own.reply(params, tokens, valid, keys, options, group=n))
     rollout = jax.device_get(draw(policy.params, tokens, valid, keys))
