@@ -7,6 +7,7 @@ import json
 
 import pytest
 from errors import names, refuses
+from served import policy_in, service_of
 
 from alignax.config import ConfigError
 from alignax.data.counts import DataError

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from errors import names
+from served import policy_in, service_of
 from tiny import tiny
 
 pytest.importorskip("starlette")

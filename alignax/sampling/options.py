@@ -99,12 +99,12 @@ def between(low: float, high: float = float(np.finfo(np.float32).max)) -> Callab
 
 # (whether a number fits, what is expected) by setting: here, and where a request is read before there are arrays
 RANGES: dict[str, tuple[Callable[[Any], Any], str]] = {
-    "temperature": (between(0), "0 (greedy) or more, such as 1.0"),
-    "top_p": (between(0, 1), "a mass in [0, 1], such as 0.95; 1 keeps all"),
-    "min_p": (between(0, 1), "a share in [0, 1], such as 0.05; 0 keeps all"),
-    "repetition_penalty": (between(np.nextafter(0, 1)), "more than 0, such as 1.1; 1 is none"),
-    "min_new_tokens": (between(0), "0 or more"),
-    "max_new_tokens": (between(0), "0 or more"),
+    "temperature": (between(0.0), "0 (the most probable token) or more, such as 1.0"),
+    "top_p": (between(0.0, 1.0), "a mass in [0, 1], such as 0.95; 1 keeps all"),
+    "min_p": (between(0.0, 1.0), "a share in [0, 1], such as 0.05; 0 keeps all"),
+    "repetition_penalty": (between(float(np.nextafter(0, 1))), "more than 0, such as 1.1; 1 is none"),
+    "min_new_tokens": (between(0.0), "0 or more"),
+    "max_new_tokens": (between(0.0), "0 or more"),
 }
 
 

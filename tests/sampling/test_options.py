@@ -169,8 +169,8 @@ def test_a_token_without_mass_is_never_drawn():
 
 
 @pytest.mark.parametrize("name, value, words", [
-    ("temperature", -1.0, ("temperature = -1.0", "0 (greedy)")),
-    ("temperature", np.array([1.0, -2.0]), ("temperature of row 1 = -2.0", "0 (greedy)")),
+    ("temperature", -1.0, ("temperature = -1.0", "0 (the most")),
+    ("temperature", np.array([1.0, -2.0]), ("temperature of row 1 = -2.0", "0 (the most")),
     ("top_p", -0.1, ("top_p = -0.1", "[0, 1]")),
     ("min_p", np.array([0.5, 3.0]), ("min_p of row 1 = 3.0", "[0, 1]")),
     ("repetition_penalty", 0.0, ("repetition_penalty = 0.0", "more than 0")),
