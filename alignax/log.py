@@ -125,7 +125,7 @@ class Log:
         self.close()
 
 
-def progress(iterable: Iterable, title: str, *, total: int | None = None, quiet: bool = False) -> Iterator:
+def progress(iterable: Iterable, title: str, *, total: int | None = None, quiet: bool = False) -> Iterator[Any]:
     """The items of `iterable`, with a bar: for long work that is not a train loop. `total` defaults to its length."""
     if total is None:
         total = len(iterable) if hasattr(iterable, "__len__") else 0  # type: ignore[arg-type]

@@ -1,6 +1,6 @@
 """Rollouts beside other engines: new tokens per second, on the same weights and prompts, lengths as they are drawn.
 
-Command: python benchmarks/rollouts.py [--engines alignax,plain,generate,vllm] [--vllm PYTHON]
+Command: python benchmarks/rollouts.py [--engines alignax,plain,generate,tunix,vllm] [--vllm PYTHON] [--tunix PYTHON]
          [--dtypes float32,bfloat16] [--shape llama_29m] [--prompts 32] [--samples 8] [--cap 256] [--rounds 3]
          [--repeats 2] [--out F] [--folder CHECKPOINT --data hh_harmless.jsonl.gz]
 
@@ -8,7 +8,8 @@ The load: prompts of 24 to 128 random tokens, several replies to each, of which 
 weights the lengths are about geometric, of mean 66 at a cap of 256. Or a model of one's own (`--folder`, in Hugging
 Face's form) with real prompts. Every engine has a process of its own, and they take turns, `repeats` times; the first
 of its rounds, which compiles or warms up, does not count. `plain` is alignax without its means: all rows to their end,
-each prompt read for each reply, one block of cache. `--vllm` is an interpreter that has vLLM (docs/install.md).
+each prompt read for each reply, one block of cache. `--vllm` and `--tunix` are interpreters that have vLLM
+(docs/install.md) or Tunix. `generate` compiles nothing: its round that does not count is short.
 
 Columns: new tokens per second over the rounds that count (median of the repeats), mean length of the replies, how many
 times faster alignax is in the same dtype (median, least, most of neighbouring runs), peak memory (MB) of the process,
@@ -75,18 +76,16 @@ def real_prompts(count: int, data: Path, tokenizer_folder: str) -> tuple[list[li
     return [one for one in ids if len(one) <= 128][:count], sorted(stop_ids(tokenizer, template))
 
 
-def engines(names: str, dtypes: str, vllm: str) -> list[dict]:
-    """[{name, dtype, python, script, plain}] in the order of their turns."""
-    scripts = {"alignax": "with_alignax", "plain": "with_alignax", "generate": "with_generate", "vllm": "with_vllm"}
+def engines(names: str, dtypes: str, pythons: dict[str, str]) -> list[dict]:
+    """[{name, dtype, python, script}] in the order of their turns; without one that has no interpreter."""
     found = []
     for dtype in dtypes.split(","):
         for name in names.split(","):
-            if name not in scripts:
-                raise SystemExit(f"--engines {name!r}: expected some of {', '.join(scripts)}")
-            if name == "vllm" and not vllm:
-                continue
-            python = vllm if name == "vllm" else sys.executable
-            found.append({"name": name, "dtype": dtype, "python": python, "script": scripts[name]})
+            if name not in pythons:
+                raise SystemExit(f"--engines {name!r}: expected some of {', '.join(pythons)}")
+            if pythons[name]:
+                script = f"with_{'alignax' if name == 'plain' else name}"
+                found.append({"name": name, "dtype": dtype, "python": pythons[name], "script": script})
     return found
 
 
@@ -99,7 +98,7 @@ def race(field: list[dict], settings: dict, repeats: int, folder: Path) -> list[
             if who in broken:
                 continue
             asked = settings | {"dtype": engine["dtype"], "plain": engine["name"] == "plain"}
-            at, ours = folder / f"{repeat}-{'-'.join(who)}", engine["name"] != "vllm"
+            at, ours = folder / f"{repeat}-{'-'.join(who)}", engine["python"] == sys.executable
             found = launch(engine["python"], f"engines/{engine['script']}.py", asked, at, ours=ours)
             if found is None:
                 broken.add(who)
@@ -134,8 +133,9 @@ def summary(results: list[dict]) -> list[dict]:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--engines", default="alignax,plain,generate,vllm")
+    parser.add_argument("--engines", default="alignax,plain,generate,tunix,vllm")
     parser.add_argument("--vllm", default="", help="interpreter of an environment that has vLLM; without one it is out")
+    parser.add_argument("--tunix", default="", help="the same of Tunix")
     parser.add_argument("--dtypes", default="float32")
     parser.add_argument("--shape", default="llama_29m", choices=sorted(SHAPES))
     parser.add_argument("--folder", type=Path, help="a model in Hugging Face's form, with its tokenizer, not --shape")
@@ -150,7 +150,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.rounds < 2 or bool(args.folder) != bool(args.data):
         parser.error("expected --rounds of 2 or more, and --folder and --data together")
-    field = engines(args.engines, args.dtypes, args.vllm)
+    ours = dict.fromkeys(("alignax", "plain", "generate"), sys.executable)
+    field = engines(args.engines, args.dtypes, ours | {"tunix": args.tunix, "vllm": args.vllm})
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         if args.folder:
@@ -173,7 +174,7 @@ def main() -> None:
     Console(width=160).print(table)
     if args.out:
         machine = {"processor": platform.machine(), "cores": os.cpu_count()}
-        asked = {k: v for k, v in vars(args).items() if k not in ("folder", "data", "out", "vllm")}
+        asked = {k: v for k, v in vars(args).items() if k not in ("folder", "data", "out", "vllm", "tunix")}
         args.out.parent.mkdir(parents=True, exist_ok=True)
         written = {"machine": machine, "settings": asked, "rows": rows, "runs": results}
         replace_file(args.out, json.dumps(written, indent=1) + "\n")

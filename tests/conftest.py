@@ -1,6 +1,7 @@
 """Eight CPU devices, rank promotion raises, and jaxtyping's shapes are checked by beartype in every test."""
 
 import dataclasses
+import gc
 import inspect
 import os
 import sys
@@ -19,14 +20,33 @@ FLAGS = (
 )
 if jax.__version_info__ < (0, 11):
     FLAGS += " --xla_cpu_use_fusion_emitters=false"  # half the time again; later releases end the process with it
+# what is traced lives long: looking for garbage among it took a fourteenth of the time
+gc.set_threshold(100_000, 10, 20)
 os.environ["ALIGNAX_CACHE"] = "off"  # a test that asks for encoded data on disk names a folder of its own
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}"
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-jaxtyping.install_import_hook("alignax", "beartype.beartype")
-
 from beartype import beartype  # noqa: E402
+
+jaxtyped = jaxtyping.jaxtyped
+
+
+def _checked(*, typechecker):
+    """What the import hook decorates with: jaxtyping's check, whose calls are dear, for functions that speak of shapes;
+    beartype's alone for others."""
+    shapes = jaxtyped(typechecker=typechecker)
+
+    def decorate(target):
+        if inspect.isfunction(target) and "jaxtyping." not in str(target.__annotations__):
+            return beartype(target)
+        return shapes(target)
+
+    return decorate
+
+
+jaxtyping.jaxtyped = _checked
+jaxtyping.install_import_hook("alignax", "beartype.beartype")
 
 from alignax import bound, types  # noqa: E402
 from alignax.sampling import options, stops  # noqa: E402
@@ -41,7 +61,7 @@ def _check_fields(cls):
     """
     of_arrays = issubclass(cls, types.Record)
     plain = inspect.unwrap(cls.__init__)  # without the check that the import hook put around it
-    checked = jaxtyping.jaxtyped(plain, typechecker=beartype)
+    checked = jaxtyped(plain, typechecker=beartype)
 
     def init(self, **fields):
         leaves, caller = jax.tree.leaves(fields), sys._getframe(1).f_globals.get("__name__", "")
@@ -95,6 +115,11 @@ def pytest_deselected(items):
 def pytest_collectreport(report):
     if report.skipped:
         _left_out.add(Path(report.nodeid).name)
+
+
+def pytest_collection_modifyitems(items):
+    """What waits for programs of its own comes first, not last: nobody would have anything else to do meanwhile."""
+    items.sort(key=lambda item: item.path.name not in ("test_processes.py", "test_notebooks.py"))
 
 
 def pytest_collection_finish(session):

@@ -137,7 +137,9 @@ def test_padding_does_not_matter(name):
     chex.assert_trees_all_close((value, cut, metrics), compiled(name)(record), rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("B, T", [(8, 8), (1, 8), (1, 1), (8, 1), (2, 8)])
+@pytest.mark.parametrize(
+    "B, T", [(8, 8), (1, 1), *(pytest.param(*x, marks=pytest.mark.slow) for x in [(1, 8), (8, 1), (2, 8)])]
+)
 def test_rows_do_not_broadcast_into_each_other(name, B, T):
     """B == T and B == 1 hide a missing axis: the batch must equal its rows, each taken alone."""
     if couples_rows(name):
@@ -149,7 +151,7 @@ def test_rows_do_not_broadcast_into_each_other(name, B, T):
     chex.assert_trees_all_close(together, whole, rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize("pieces", [2, 4])
+@pytest.mark.parametrize("pieces", [pytest.param(2, marks=pytest.mark.slow), 4])
 def test_microbatches_are_the_whole(name, pieces):
     record = make(name, seed=3)
     fn = loss(name)

@@ -1,5 +1,6 @@
 """The whole PPO iteration on a tiny model, with the stage's own parts: one program, two programs, many seeds."""
 
+import re
 from functools import partial
 
 import jax
@@ -181,6 +182,18 @@ def test_missing_scores_teach_nothing_and_break_nothing(run):
     close((after.policy, after.critic, after.moments), (states[1].policy, states[1].critic, states[1].moments), atol=0)
     assert np.isfinite([*metrics.values()]).all() and metrics["policy/updates"] == 0 and after.step == 2
     assert after.kl_coef != states[1].kl_coef  # the KL was measured all the same
+
+
+def test_an_iteration_stays_on_the_device():
+    """The program calls nothing on the host, and to run it moves nothing there or back."""
+    algorithm, iteration, frozen = compiled()
+    state, prompts = build_state(algorithm), jax.device_put(prompt_batch())
+    asks = re.compile(r"callback|infeed|outfeed|\bsend\(|\brecv\(")
+    talkative = jax.jit(lambda x: jax.pure_callback(np.asarray, x, x) + 1)
+    assert asks.search(talkative.lower(jnp.ones(2)).compile().as_text())
+    assert not asks.search(iteration.lower(state, frozen, prompts).compile().as_text())
+    with jax.transfer_guard("disallow"):
+        jax.block_until_ready(iteration(state, frozen, prompts))
 
 
 @pytest.mark.slow  # test_many_algorithms_are_one_program maps over states too
