@@ -1,9 +1,9 @@
 """Keys and values of the tokens that a model has read, laid out for one query at a time.
 
 A layer's keys are blocks [B c K H W], its values [B c K W H]: c tiles of W = 64 slots each, a token in one slot. Both
-products of attention then read runs of memory, where keys as [B K S H] took three to six times as long on a CPU. There
-are a few blocks, so that attention can leave out those in which no row sees anything: what is not yet written, the
-padding before all prompts, what a window has passed.
+products of attention then read runs of memory, where keys as [B K S H] took several times as long on a CPU
+(benchmarks/sampling.py). There are a few blocks, so that attention can leave out those in which no row sees anything:
+what is not yet written, the padding before all prompts, what a window has passed.
 """
 
 from collections.abc import Sequence
