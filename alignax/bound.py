@@ -38,7 +38,15 @@ class Bound:
 
     def __call__(self, *args: Any, **given: Any) -> Any:
         with refusals(self.key):
-            return self.function(*args, **self.options, **self.numbers, **given)
+            try:
+                return self.function(*args, **self.options, **self.numbers, **given)
+            except Refused:
+                raise
+            except Exception as error:
+                note = f"(raised by {self.name!r}, whose arguments are config.{self.key})"
+                if note not in getattr(error, "__notes__", ()):
+                    error.add_note(note)
+                raise
 
     def __repr__(self) -> str:
         settings = ", ".join(f"{name}={value!r}" for name, value in (self.options | self.numbers).items())

@@ -6,6 +6,8 @@ import importlib
 import inspect
 import math
 import pkgutil
+import re
+import sys
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -36,8 +38,10 @@ def resolve(path: str | Callable, package: str, *, key: str) -> Callable:
         if not hasattr(path, "__qualname__"):
             raise ConfigError(f"config.{key} = {path!r}: expected a function; write what it binds as its arguments")
         return path
-    if not package and ":" not in path:
-        raise ConfigError(f"config.{key} = {path!r}: expected module:function")
+    known = r"[A-Za-z_]\w*(\.\w+)*:[A-Za-z_]\w*" + (r"|[A-Za-z_]\w*" if package else "")
+    if not re.fullmatch(known, path):
+        ours = f"a name of {package}, or " if package else ""
+        raise ConfigError(f"config.{key} = {path!r}: expected {ours}module:function")
     found = None if ":" in path else getattr(importlib.import_module(package), path, None)
     if inspect.isfunction(found) and found.__module__ == package:  # its own: what it imports is no choice
         return found
@@ -265,11 +269,56 @@ def _spelled(function: Callable) -> str:
     name = f"{function.__module__}:{function.__qualname__}"
     if function.__module__ != "__main__" and "<" not in function.__qualname__:
         return name
+    return f"{name}#{_digest(function)}"
+
+
+def code_of(config: Any) -> dict[str, str]:
+    """{module:function: hash of its code} of what a config holds or names that is not alignax's own.
+
+    The code is the function's source and the plain values that it closes over; what it calls is not looked at. A name
+    is looked up among the modules that are loaded, as those of a planned config are.
+    """
+    if isinstance(config, Mapping):
+        return {name: code for value in config.values() for name, code in code_of(value).items()}
+    if isinstance(config, list):
+        return {name: code for value in config for name, code in code_of(value).items()}
+    if callable(config):
+        module, name, found = config.__module__, config.__qualname__, config
+    elif isinstance(config, str) and re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", config):
+        module, name = config.split(":")
+        found = getattr(sys.modules.get(module), name, None)
+    else:
+        return {}
+    if not callable(found) or module.partition(".")[0] == __package__:
+        return {}
+    return {f"{module}:{name}": _digest(found)}
+
+
+def _digest(function: Callable) -> str:
+    """A hash of a function's code and of the plain values that it closes over."""
     try:
         text = inspect.getsource(function)
     except (OSError, TypeError):
-        text = repr(_instructions(function.__code__)) if hasattr(function, "__code__") else name
-    return f"{name}#{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+        text = repr(_instructions(function.__code__)) if hasattr(function, "__code__") else repr(function.__qualname__)
+    closed = [cell.cell_contents for cell in getattr(function, "__closure__", None) or () if _is_filled(cell)]
+    closed = [_digest(one) if callable(one) else repr(one) for one in closed if callable(one) or _is_plain(one)]
+    return hashlib.sha256("\n".join([text, *closed]).encode()).hexdigest()[:12]
+
+
+def _is_filled(cell: types.CellType) -> bool:
+    try:
+        return cell.cell_contents is not cell
+    except ValueError:
+        return False
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value is its text: nothing in it is told by an address."""
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return all(map(_is_plain, value))
+    if isinstance(value, dict):
+        return all(map(_is_plain, (*value, *value.values())))
+    return value is None or isinstance(value, (str, bytes, bool, int, float))
 
 
 def _instructions(code: types.CodeType) -> tuple:

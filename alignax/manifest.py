@@ -83,13 +83,14 @@ def write_manifest(
     files: Sequence[str] = (),
     base: Mapping[str, str] | None = None,
     longest_text: int | None = None,
+    code: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Writes `<workdir>/manifest.json`, atomically, and returns it. Call it last: it declares the stage complete.
 
     `makes` is "policy", "reward" or "files". `parents` maps a role to what `parent_record` gave when the parent was
     loaded. `files` names the files that `content_hash` covers, for a stage without parameters. `base` is the record
     of the checkpoint on which an adapter stands, for a stage whose parameters are one. `longest_text` is the number
-    of tokens up to which the parameters were trained, ancestors included.
+    of tokens up to which the parameters were trained, ancestors included. `code` is `config.code_of` the config.
     """
     manifest = {
         "format": FORMAT,
@@ -111,6 +112,7 @@ def write_manifest(
         "step": int(step),
         "base": base,
         "longest_text": longest_text,
+        "code": code,
     }
     manifest = _plain(manifest)
     replace_file(Path(workdir) / "manifest.json", json.dumps(manifest, indent=1, allow_nan=False) + "\n")
@@ -200,14 +202,17 @@ def check_parent(
         )
 
 
-def start(workdir: str | Path, config: Mapping[str, Any], parents: Mapping[str, Mapping[str, str]]) -> str | None:
+def start(
+    workdir: str | Path, config: Mapping[str, Any], parents: Mapping[str, Mapping[str, str]],
+    code: Mapping[str, str] | None = None,
+) -> str | None:  # fmt: skip
     """Prepares a folder for a stage; returns None to go on with what is there, or the reason why it was cleared.
 
-    What an earlier, unfinished run left is used only if it had the same config and parents; otherwise a resumed run
-    would be a mixture of two. Writes config.json and started.json; removes the files of a stage only, and only in a
+    What an earlier, unfinished run left is used only if it had the same config, parents and code; otherwise a resumed
+    run would be a mixture of two. Writes config.json and started.json; removes the files of a stage only, and only in a
     folder where a stage was started (CheckpointError otherwise).
     """
-    workdir, now = Path(workdir), _plain({"config": config, "parents": parents})
+    workdir, now = Path(workdir), _plain({"config": config, "parents": parents, "code": code})
     marker = workdir / "started.json"
     owned = [workdir / name for name in _OWN if (workdir / name).exists()]
     if not marker.is_file() and owned:
@@ -226,13 +231,19 @@ def start(workdir: str | Path, config: Mapping[str, Any], parents: Mapping[str, 
     return reason
 
 
-def why_stale(workdir: str | Path, config: Mapping[str, Any], parents: Mapping[str, Mapping[str, str]]) -> str | None:
-    """Why a stage has to run (again), or None if it is finished and its config and parents' contents are the same."""
+def why_stale(
+    workdir: str | Path, config: Mapping[str, Any], parents: Mapping[str, Mapping[str, str]],
+    code: Mapping[str, str] | None = None,
+) -> str | None:  # fmt: skip
+    """Why a stage has to run (again), or None if it is finished, of the same config, parents' contents and code.
+
+    Code that was not recorded, or is not given, is not compared.
+    """
     try:
         manifest = read_manifest(workdir)
     except CheckpointError as error:
         return str(error)
-    return _difference(manifest, _plain({"config": config, "parents": parents}))
+    return _difference(manifest, _plain({"config": config, "parents": parents, "code": code}))
 
 
 def is_current(workdir: str | Path, config: Mapping[str, Any], parents: Mapping[str, Mapping[str, str]]) -> bool:
@@ -246,6 +257,9 @@ def _difference(was: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
         old, new = (side["parents"].get(role, {}).get("content_hash") for side in (was, now))
         if old != new:
             changes.append(f"parent {role}: content was {_short(old)}, now {_short(new)}")
+    before, after = was.get("code") or {}, now["code"] or {}
+    other = [name for name in sorted(set(before) & set(after)) if before[name] != after[name]]
+    changes += [f"the code of {name} is another" for name in other]
     return "; ".join(changes) or None
 
 

@@ -12,8 +12,8 @@ def rounds(n: int, steps: Mapping[str, Any], *, first: Mapping[str, str]) -> dic
     """{name: config} of `n` rounds of the same steps, for the `steps` of a pipeline: "collect_1", "ppo_1", "collect_2".
 
     In the configs "@name" is this round's step of that name, and "@last.name" the one of the round before; `first` says
-    what "@last.name" is in the first round. Other references, "@sft" say, stay as they are. Seeds count up, so that no
-    two rounds sample alike:
+    what "@last.name" is in the first round. Other references, "@sft" say, stay as they are. The seed of each step
+    counts up, so that no two rounds sample alike; what stands in its data, a seed there too, is the same:
 
         made = rounds(3, dict(collect=collect, reward=reward, ppo=ppo), first=dict(ppo="@sft"))
         c.update(sft=sft, **made)
@@ -22,8 +22,8 @@ def rounds(n: int, steps: Mapping[str, Any], *, first: Mapping[str, str]) -> dic
     Raises ConfigError for fewer than one round, for a "@last.name" that `first` does not name, and for one of a step
     that is not there.
     """
-    if n < 1:
-        raise ConfigError(f"rounds: n = {n}: expected 1 or more")
+    if not isinstance(n, int) or n < 1:
+        raise ConfigError(f"rounds: n = {n!r}: expected a whole number, 1 or more")
     if unknown := set(first) - set(steps):
         raise ConfigError(f"rounds: first names {min(unknown)!r}: expected one of the steps, {', '.join(steps)}")
     out = {}
@@ -40,6 +40,8 @@ def _renamed(value: Any, i: int, steps: Mapping[str, Any], first: Mapping[str, s
     """A config with the references of round i."""
     if isinstance(value, (Mapping, ConfigDict)):
         return {name: _renamed(item, i, steps, first) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_renamed(item, i, steps, first) for item in value)
     if not (isinstance(value, str) and value.startswith("@")):
         return value
     if value.startswith("@last."):

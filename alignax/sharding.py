@@ -29,11 +29,13 @@ RULES = (
 def make_mesh(axes: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh with the named axes in the order given; one size may be -1: the devices that the others leave.
 
-    Raises ValueError when the sizes do not multiply to the number of devices.
+    Raises ValueError when the sizes do not multiply to the number of devices, and for one that is none.
     """
     grid = np.array(jax.devices() if devices is None else devices)
     sizes = dict(axes)
     free = [name for name, size in sizes.items() if size == -1]
+    if wrong := [name for name, size in sizes.items() if size < 1 and size != -1]:
+        raise ValueError(f"mesh.{wrong[0]} = {sizes[wrong[0]]}: expected a number of devices, or -1 for all others")
     fixed = int(np.prod([size for size in sizes.values() if size != -1]))
     if len(free) == 1 and grid.size % fixed == 0:
         sizes[free[0]] = grid.size // fixed

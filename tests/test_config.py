@@ -1,5 +1,9 @@
 """Config that cannot lie."""
 
+import importlib
+import linecache
+import sys
+
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -101,3 +105,35 @@ def test_reader_remembers():
     reader.finish()
     with refuses(C.ConfigError, "config.aa", "'a'"):
         reader.aa  # noqa: B018
+
+
+def test_the_code_of_functions_that_are_not_ours_is_told_by_hash(tmp_path, monkeypatch):
+    """Named or held, at any depth; what a function closes over counts; of alignax's own there is none."""
+    monkeypatch.syspath_prepend(tmp_path)
+    path = tmp_path / "parts_of_mine.py"
+
+    def of(text):
+        path.write_text(text)
+        sys.modules.pop("parts_of_mine", None)
+        linecache.clearcache()
+        importlib.invalidate_caches()
+        found = importlib.import_module("parts_of_mine").score
+        return C.code_of({"rewards": [{"function": "parts_of_mine:score"}]}), C.code_of({"reward": found})
+
+    first, other = of("def score(row):\n    return 1\n"), of("def score(row):\n    return -1  # turned\n")
+    assert first[0] == first[1] != other[0] and list(first[0]) == ["parts_of_mine:score"]
+
+    def make(sign, further=None):
+        return lambda row: sign if further is None else further(row)
+
+    one, same, turned = (C.code_of({"reward": make(x)}) for x in (1.0, 1.0, -1.0))
+    assert one == same != turned
+    assert C.code_of({"r": make(1.0, make(2.0))}) != C.code_of({"r": make(1.0, make(3.0))})
+    assert C.code_of({"loss": "alignax.losses.dpo:dpo", "text": "who: me", "time": "a:b", "n": 3}) == {}
+    assert C.code_of({"loss": C.plain}) == {}
+
+
+def test_a_name_that_no_module_can_have_is_refused():
+    for path in (":dpo", ".losses:dpo", "a b:c", "a:b:c"):
+        with refuses(C.ConfigError, f"config.loss = {path!r}", "module:function"):
+            C.resolve(path, "alignax.losses", key="loss")

@@ -1,5 +1,6 @@
 """The rewards of a config: `rewards = {name: {function | from, ..., weight}}`, or one by keys of its own."""
 
+import inspect
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -34,6 +35,7 @@ def rewards_of(r: Reader) -> dict[str, Reward]:
     if not isinstance(group, Mapping):
         raise ConfigError(f"config.{r.key('rewards')} = {group!r}: expected name = dict(function=..., weight=...), ...")
     if text:
+        check_signature(text, r.key("reward"))
         return {"reward": Reward(function=text, key=text.key)}
     if judge:
         return {"reward": judge}
@@ -49,8 +51,23 @@ def model(r: Reader) -> Reward | None:
     return Reward(role="reward", attributes=Args(r.reward_weights), key=r.key("reward_weights"))
 
 
+def check_signature(reward: Bound, key: str) -> None:
+    """Raises ConfigError for a function that is not called as a reward is."""
+    try:
+        inspect.signature(reward.function).bind({}, "", finished=True, **reward.options, **reward.numbers)
+    except TypeError as error:
+        raise ConfigError(
+            f"config.{key} = {reward.name!r}: {error}; expected (row, completion, *, finished, ...) -> a number, None "
+            'where there is none, or parts with a "total"'
+        ) from None
+    except ValueError:  # a builtin that does not say
+        pass
+
+
 def one_of(name: str, args: Any, key: str) -> Reward:
     """One of `rewards`. Raises ConfigError."""
+    if not name.isidentifier():
+        raise ConfigError(f"config.{key}: expected a name such as 'helpful' for a reward, of letters, digits and _")
     if not isinstance(args, Mapping) or bool(args.get("from")) == bool(args.get("function")):
         raise ConfigError(
             f"config.{key} = {args!r}: expected dict(function=..., weight=...), a reward over text with its arguments, "
@@ -62,6 +79,7 @@ def one_of(name: str, args: Any, key: str) -> Reward:
     if args.get("function"):
         own = {name: value for name, value in args.items() if name not in ("weight", "function")}
         function = bound(args["function"], own, key=f"{key}.function", args_key=key, given=("finished",))
+        check_signature(function, f"{key}.function")
         return Reward(weight=weight, function=function, key=key)
     if unknown := set(args) - set(OWN):
         raise ConfigError(f"config.{key}.{min(unknown)}: a reward model takes 'from', 'weight' and 'attributes' alone")

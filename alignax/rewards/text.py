@@ -75,7 +75,11 @@ def total_reward(
     parts may be missing too. Raises ValueError for one where it will not, for an infinite number, and for what is no
     single number.
     """
-    value = reward(row, completion, finished=finished)
+    try:
+        value = reward(row, completion, finished=finished)
+    except Exception as error:
+        error.add_note(f"(of the reply {completion!r} to the row {row!r})")
+        raise
     expected = "expected a finite number or total" + (", or None or nan where there is no score" if missing else "")
     refusal = f"the reward function gave {value!r} for {completion!r}: {expected}"
     try:

@@ -5,6 +5,7 @@ What a function fits, it says itself (`ops.checks.FACTS`): one of another packag
 
 import dataclasses
 import inspect
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -204,7 +205,8 @@ def critic_of(r: Reader, advantage: Bound, rewards: dict[str, Reward], defaults:
 
 def penalty_of(r: Reader, advantage: Bound) -> Bound | None:
     """The KL as a term of the loss, if it is placed there."""
-    r.require(r.kl_coef >= 0, "kl_coef", "expected 0 (no penalty) or more; less rewards the KL")
+    fits = (r.kl_coef >= 0) & (r.kl_coef < math.inf)
+    r.require(fits, "kl_coef", "expected 0 (no penalty) or more; less rewards the KL")
     try:
         check_placement(r.kl_estimator, r.kl_placement)
     except ValueError as error:
@@ -237,6 +239,8 @@ def controller_of(r: Reader, episodes: int) -> tuple[Bound, Any]:
     memory = inspect.signature(found.function).parameters.get("memory")
     if memory is None:
         return found, ()
+    if memory.kind is memory.KEYWORD_ONLY:
+        raise r.error("kl_controller", "its parameter 'memory' is its third by position: (kl_coef, kl, memory, *, ...)")
     if memory.default is memory.empty:
         raise r.error("kl_controller", "its parameter 'memory' has no default: give it what it starts with")
     return found, memory.default

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from alignax import host
 from alignax.checkpoint import content_hash, save_params
-from alignax.config import ConfigError, plain, spelled
+from alignax.config import ConfigError, code_of, plain, spelled
 from alignax.data.tokenizer import template_hash, tokenizer_hash
 from alignax.log import console
 from alignax.manifest import check_parent, parent_record, read_manifest, start, why_stale, write_manifest
@@ -30,6 +30,7 @@ class Stage(NamedTuple):
     declared: Declaration
     workdir: Path
     config: dict  # as written, "@step" references included: what the manifest records
+    code: dict[str, str]  # of functions that are not alignax's own
     plan: Any
     parents: dict[str, Path]
     records: dict[str, dict]  # role -> path and content hash, for the manifest
@@ -57,25 +58,25 @@ def open_stage(
     """
     config, workdir = plain(config), Path(workdir)
     made = made or plan(config)
-    config = spelled(config)
+    code, config = code_of(config), spelled(config)
     roles = parents_of(declared, config)
     data = data_parents(config) | data_parents(config.get("probe", {}), "probe.")
-    named = {role: (parent, str(_get(config, parent.key))) for role, parent in (roles | data).items()}
+    found = {role: (parent, str(named(config, parent.key))) for role, parent in (roles | data).items()}
     # data may come from a step that made it, which is then a parent, or from a file or the hub, which is none
-    named = {role: found for role, found in named.items() if found[1] and (role not in data or is_step(found[1]))}
-    parents = {role: locate(path, root, key=parent.key) for role, (parent, path) in named.items()}
+    found = {role: one for role, one in found.items() if one[1] and (role not in data or is_step(one[1]))}
+    parents = {role: locate(path, root, key=parent.key) for role, (parent, path) in found.items()}
     records = {role: parent_record(workdir, path) for role, path in parents.items()}
     for role, path in parents.items():
-        manifest, parent = read_manifest(path), named[role][0]
+        manifest, parent = read_manifest(path), found[role][0]
         check_parent(manifest, role=role, makes=parent.makes)
         if architecture := manifest["architecture"]:
             check_context(ModelConfig(**architecture), config, role, parent)
     # one process looks and clears, and the others do as it found: a folder that is being cleared looks like any other
-    if host.agreed(host.is_first() and why_stale(workdir, config, records) is None):
+    if host.agreed(host.is_first() and why_stale(workdir, config, records, code) is None):
         say(f"[green]{workdir}[/]: finished before, with the same config and parents")
         return None
-    host.in_first(lambda: _cleared(workdir, start(workdir, config, records)))
-    return Stage(declared, workdir, config, made, parents, records, root, time.perf_counter())
+    host.in_first(lambda: _cleared(workdir, start(workdir, config, records, code)))
+    return Stage(declared, workdir, config, code, made, parents, records, root, time.perf_counter())
 
 
 def _cleared(workdir: Path, reason: str | None) -> None:
@@ -83,7 +84,8 @@ def _cleared(workdir: Path, reason: str | None) -> None:
         say(f"[yellow]{workdir}[/]: running again ({reason})")
 
 
-def _get(config: Mapping[str, Any], key: str) -> Any:
+def named(config: Mapping[str, Any], key: str) -> Any:
+    """The value of a dotted key, "" where it is not there."""
     value: Any = config
     for name in key.split("."):
         value = value.get(name, "") if isinstance(value, Mapping) else ""
@@ -131,6 +133,7 @@ def finish(
         makes=makes or stage.declared.makes,
         name=stage.workdir.name,
         config=stage.config,
+        code=stage.code,
         parents=stage.records,
         content_hash=content,
         step=step,

@@ -89,7 +89,7 @@ def load_model(
     hash: whole parameters}: what is there is not loaded again and what is loaded is put there, so that roles on one
     content have one decoder.
     """
-    folder = stage.parents[role]
+    folder, template = stage.parents[role], getattr(stage.plan, "template", None)  # of a stage that reads texts
     manifest = read_manifest(folder)
     config = ModelConfig(**(manifest["architecture"] or {"vocab_size": 1}), **stage.plan.compute)
     manifest |= {"architecture": manifest["architecture"] and config.architecture()}  # fields that came later included
@@ -97,7 +97,7 @@ def load_model(
         manifest,
         role=role,
         tokenizer_hash=tokenizer_hash(tokenizer),
-        template_hash=template_hash(tokenizer, stage.plan.template),
+        template_hash=template_hash(tokenizer, template) if template else None,
         architecture=expected.architecture() if expected else None,
     )
     model = on_mesh(config, mesh)

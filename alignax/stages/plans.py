@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import math
 import re
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -13,12 +14,17 @@ import jax.numpy as jnp
 from alignax import lora
 from alignax.bound import Args, Bound, Terms, bound, of_config, plan_record, static
 from alignax.config import ConfigError, Reader, check, plain, record_of, typed
+from alignax.data.templates import TEMPLATES
 from alignax.models.config import ModelConfig
 from alignax.models.kernels import kernel_of
 from alignax.ops.checks import fact
+from alignax.sharding import make_mesh
 from alignax.types import Layout
 
 POLICY, REWARD, FILES = "policy", "reward", "files"  # what a stage makes
+# the least that a whole number of any stage may be
+LEAST = {"total_steps": 1, "save_every_steps": 1, "keep_checkpoints": 1, "eval_every_steps": 0, "seed": 0}
+LEAST |= {"max_length": 1, "max_prompt_length": 1}
 
 
 class Parent(NamedTuple):
@@ -57,8 +63,12 @@ def module_of(config: Mapping[str, Any], prefix: str = "") -> Any:
         if missing and not f"{path}.".startswith(f"{missing}."):
             raise  # the module is there, but something that it imports is not
         module = None
-    if not isinstance(getattr(module, "STAGE", None), Declaration):
+    if module is None:
         raise ConfigError(f"config.{prefix}stage = {config.get('stage')!r}: there is no such stage")
+    lacks = [name for name in ("STAGE", "get_config", "plan", "run") if not hasattr(module, name)]
+    if lacks or not isinstance(module.STAGE, Declaration):
+        what = f"it has no {', '.join(lacks)}" if lacks else "its STAGE is no plans.Declaration"
+        raise ConfigError(f"config.{prefix}stage = {config.get('stage')!r}: the module {path} is no stage: {what}")
     return module
 
 
@@ -87,6 +97,11 @@ def read(config: Any, declared: Declaration, defaults: Any, prefix: str = "") ->
     r = Reader(config, prefix)
     for name in ("stage", *(parent.key for parent in declared.reads.values() if "." not in parent.key)):
         getattr(r, name)  # whoever opens the stage finds the folders
+    for name in set(LEAST) & set(config):
+        least = LEAST[name]
+        r.require(least <= getattr(r, name) < 2**31, name, f"expected a whole number of {least} or more")
+    if "template" in r:
+        r.one_of("template", TEMPLATES)
     origin(r, declared)
     return r
 
@@ -165,6 +180,10 @@ def shared(r: Reader, *, batches: Mapping[str, int] | None = None, sides: int = 
     `sides`: texts of one row of data, whose beginning they may share in a row of the model.
     """
     check_compute(r, sides)
+    try:
+        make_mesh(dict(r.mesh.items()))
+    except ValueError as error:
+        raise ConfigError(f"config.{r.key('mesh')}: {error}") from None
     for name, size in (batches or {}).items():
         divides(r, name, size, jax.device_count(), "devices")
     return {"mesh": Args(r.mesh.items()), "compute": Args(r.compute.items())}
@@ -191,7 +210,8 @@ def divides(r: Reader, name: str, size: int, parts: int, what: str) -> None:
 
 def sampling(r: Reader) -> None:
     """Raises ConfigError for what cannot be sampled so: of a stage, or of its probe."""
-    r.require(r.temperature >= 0, "temperature", "expected a temperature of 0 (greedy) or more")
+    fits = (r.temperature >= 0) & (r.temperature < math.inf)
+    r.require(fits, "temperature", "expected a temperature of 0 (greedy) or more")
     r.require(r.max_new_tokens >= 1, "max_new_tokens", "expected 1 token or more")
     if "slots" in r:
         r.require(r.slots >= 0, "slots", "expected a number of replies to write at once, or 0 for what fits")
@@ -308,10 +328,17 @@ def check_lora(r: Reader) -> None:
 
 
 def tried(function: Callable, *args: Any) -> Any:
-    """The shapes that `function` makes of shapes, or the exception that it raised, but for a ConfigError."""
+    """The shapes that `function` makes of shapes, or the exception that it raised: shapes that are guessed may be why.
+
+    Raises ConfigError for what no shape would mend: a name that is not there, and None, where a field is, say.
+    """
     try:
         return jax.eval_shape(function, *args)
     except ConfigError:
         raise
     except Exception as error:
-        return error
+        mendable = not isinstance(error, (AttributeError, NameError, TypeError)) or "shape" in str(error)
+        by = [note for note in getattr(error, "__notes__", ()) if note.startswith("(raised by")]
+        if mendable or not by:
+            return error
+        raise ConfigError(f"{type(error).__name__}: {error} {by[0]}") from error

@@ -1,5 +1,6 @@
 """Optimizers from a config: a function of its hyperparameters, with rules over parameter paths."""
 
+import math
 import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -179,6 +180,7 @@ def warmup_then(
 ) -> optax.Schedule:
     """Linear warm-up from a first step above zero, then the named decay."""
     nonnegative(warmup_percent=warmup_percent, end_percent=end_percent)
+    require(warmup_percent <= 100, f"warmup_percent = {warmup_percent}: expected at most 100, the whole run")
     warmup = round(total_steps * warmup_percent / 100)
     rest, end = max(total_steps - warmup, 1), peak * end_percent / 100
     decays = {
@@ -195,9 +197,9 @@ def warmup_then(
 
 
 def nonnegative(**settings: Scalar) -> None:
-    """Raises ValueError for a setting of an optimizer that is negative or nan."""
+    """Raises ValueError for a setting of an optimizer that is negative, infinite or nan."""
     for name, value in settings.items():
-        require(value >= 0, f"{name} = {value}: expected a number of 0 or more")
+        require((value >= 0) & (value < math.inf), f"{name} = {value}: expected a finite number of 0 or more")
 
 
 def by_path(params: Any, choose: Callable[[str], Any]) -> Any:

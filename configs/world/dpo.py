@@ -17,6 +17,7 @@ def get_config():
     c.loss = "dpo"
     c.loss_args = dict(beta=0.1)
     c.batch_size = 32
+    c.compute.remat = "dots"  # a small model on a CPU: to compute again is cheaper than to keep
     c.total_steps = 120
     c.optimizer_args = dict(learning_rate=3e-4, warmup_percent=10.0)
     c.eval_every_steps = 60

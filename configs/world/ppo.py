@@ -19,6 +19,7 @@ def get_config():
     c.max_prompt_length = 24
     c.max_new_tokens = 32
     c.batch_size = 64
+    c.compute.remat = "dots"  # a small model on a CPU: to compute again is cheaper than to keep
     c.total_steps = 48
     c.kl_coef = 0.05  # to begin with: a weak reward model pulls harder than a strong one, so it follows the KL
     c.kl_controller, c.kl_controller_args = "adaptive_kl", dict(target=3.0, horizon=320.0)  # nats; episodes

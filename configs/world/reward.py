@@ -15,6 +15,7 @@ def get_config():
     c.data = dict(path=init + "/../collect", heldout_percent=10.0)  # the pairs collected beside the policy
     c.max_length = 48
     c.batch_size = 16
+    c.compute.remat = "dots"  # a small model on a CPU: to compute again is cheaper than to keep
     c.total_steps = 1100
     c.optimizer_args = dict(learning_rate=1e-3, warmup_percent=5.0)
     c.eval_every_steps = 275

@@ -14,6 +14,7 @@ def get_config():
     c.data = dict(count=20_000, heldout=256)
     c.max_length = 48
     c.batch_size = 32
+    c.compute.remat = "dots"  # a small model on a CPU: to compute again is cheaper than to keep
     c.total_steps = 1000
     c.optimizer = "muon"
     c.optimizer_args = dict(learning_rate=0.01, adam_learning_rate=5e-3, warmup_percent=5.0)
