@@ -22,7 +22,13 @@ from alignax.train import online as loop
 from alignax.train.algorithm import Actors
 
 METHODS = {
-    "grpo": {"advantage": "group_baseline", "critic_init": "none", "kl_placement": "loss", "kl_estimator": "k3"},
+    "grpo": {
+        "advantage": "group_baseline",
+        "critic_init": "none",
+        "kl_placement": "loss",
+        "kl_estimator": "k3",
+        "share_prompts": True,
+    },  # fmt: skip
     "ppo": {"critic_init": "policy"},
 }
 
@@ -46,6 +52,7 @@ def main() -> None:
     c |= {"init_from": "policy", "reward": brief, "data": {"path": "prompts.jsonl"}}  # names: nothing is read here
     c |= {"max_new_tokens": asked["cap"], "batch_size": len(asked["prompts"]), "total_steps": asked["steps"]}
     c |= {"samples_per_prompt": asked["samples"], "kl_coef": 0.04, "optimizer_args": {"learning_rate": 1e-6}}
+    c |= {"update_args": {"epochs": 1}}
     algorithm = online.plan(c).algorithm
     critic = None
     if algorithm.value:
