@@ -4,6 +4,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from alignax import host
@@ -30,12 +31,12 @@ class Stage(NamedTuple):
     declared: Declaration
     workdir: Path
     config: dict  # as written, "@step" references included: what the manifest records
-    code: dict[str, str]  # of functions that are not alignax's own
     plan: Any
     parents: dict[str, Path]
     records: dict[str, dict]  # role -> path and content hash, for the manifest
     root: Path | None  # folder of the pipeline, if there is one
     begun: float
+    code: Mapping[str, str] = MappingProxyType({})  # of functions that are not alignax's own, `config.code_of`
 
 
 def locate(path: str, root: Path | None, *, key: str) -> Path:
@@ -76,7 +77,7 @@ def open_stage(
         say(f"[green]{workdir}[/]: finished before, with the same config and parents")
         return None
     host.in_first(lambda: _cleared(workdir, start(workdir, config, records, code)))
-    return Stage(declared, workdir, config, code, made, parents, records, root, time.perf_counter())
+    return Stage(declared, workdir, config, made, parents, records, root, time.perf_counter(), code)
 
 
 def _cleared(workdir: Path, reason: str | None) -> None:

@@ -84,10 +84,10 @@ def test_dpo(terms):
         dict(advantage_args=dict(gamma=0.9, lam=0.8), kl_controller="adaptive_kl",
              kl_controller_args=dict(target=0.5, horizon=100.0), loss_args=dict(clip=0.15),
              value_loss_args=dict(clip=0.1), scoring_args=dict(clip=2.0, missing_eos_penalty=0.5)),
-        dict(advantage="group_baseline", samples_per_prompt=2, critic_init="none", kl_placement="loss",
+        pytest.param(dict(advantage="group_baseline", samples_per_prompt=2, critic_init="none", kl_placement="loss",
              kl_estimator="k3", terms=dict(entropy=dict(coefficient=0.02)), opponent="none",
              scoring_args=dict(normalize=False, clip=0.5), correction_args=dict(cap=1.5),
-             top_k=8, top_p=0.9, min_p=0.02),
+             top_k=8, top_p=0.9, min_p=0.02), marks=pytest.mark.slow),
     ],
     ids=["ppo", "grpo"],
 )  # fmt: skip

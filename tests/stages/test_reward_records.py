@@ -82,7 +82,7 @@ def verifier(run, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("name", ["plackett_luce", "ranked_pairs"])
+@pytest.mark.parametrize("name", [pytest.param("plackett_luce", marks=pytest.mark.slow), "ranked_pairs"])
 def test_a_loss_on_rankings_trains(run, judged, files, tmp_path, name):
     """Collected ones, or a text file."""
     path = judged / "rankings" if name == "plackett_luce" else files / "rankings.jsonl"
