@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import timed
+from jax.sharding import AxisType
 from tunix.generate.sampler import CacheConfig, Sampler
 from tunix.models.llama3.model import ModelConfig
 from tunix.models.llama3.params import create_model_from_safe_tensors
@@ -43,7 +44,7 @@ def main() -> None:
         num_kv_heads=c["num_key_value_heads"], rope_theta=int(theta), norm_eps=c["rms_norm_eps"],
         weight_tying=c["tie_word_embeddings"],
     )  # fmt: skip
-    mesh = jax.make_mesh((1, 1), ("fsdp", "tp"))
+    mesh = jax.make_mesh((1, 1), ("fsdp", "tp"), axis_types=(AxisType.Auto,) * 2)
     model = create_model_from_safe_tensors(asked["folder"], config, mesh, dtype=jnp.dtype(asked["dtype"]))
     longest = max(map(len, asked["prompts"]))
     cache = CacheConfig(longest + asked["cap"], config.num_layers, config.num_kv_heads, config.head_dim)
