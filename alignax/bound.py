@@ -16,6 +16,7 @@ from alignax.config import ConfigError, Reader, bind, resolve
 from alignax.ops.checks import Refused, Scalar
 
 T = TypeVar("T")
+RAISED = "raised by "  # how the note begins that an exception of a bound function gets
 
 
 class Args(dict):
@@ -40,12 +41,10 @@ class Bound:
         with refusals(self.key):
             try:
                 return self.function(*args, **self.options, **self.numbers, **given)
-            except Refused:
+            except (Refused, ConfigError):
                 raise
             except Exception as error:
-                note = f"(raised by {self.name!r}, whose arguments are config.{self.key})"
-                if note not in getattr(error, "__notes__", ()):
-                    error.add_note(note)
+                error.add_note(f"{RAISED}{self.name!r}, whose arguments are config.{self.key}")
                 raise
 
     def __repr__(self) -> str:

@@ -15,6 +15,8 @@ from typing import Any
 
 import ml_collections
 
+PATH = r"[A-Za-z_]\w*(?:\.\w+)*:[A-Za-z_]\w*"  # module:function
+
 
 class ConfigError(ValueError):
     """A config that cannot mean what it says. The message names the key, what was expected and the fix."""
@@ -38,8 +40,7 @@ def resolve(path: str | Callable, package: str, *, key: str) -> Callable:
         if not hasattr(path, "__qualname__"):
             raise ConfigError(f"config.{key} = {path!r}: expected a function; write what it binds as its arguments")
         return path
-    known = r"[A-Za-z_]\w*(\.\w+)*:[A-Za-z_]\w*" + (r"|[A-Za-z_]\w*" if package else "")
-    if not re.fullmatch(known, path):
+    if not re.fullmatch(PATH + (r"|[A-Za-z_]\w*" if package else ""), path):
         ours = f"a name of {package}, or " if package else ""
         raise ConfigError(f"config.{key} = {path!r}: expected {ours}module:function")
     found = None if ":" in path else getattr(importlib.import_module(package), path, None)
@@ -261,37 +262,25 @@ def spelled(value: Any) -> Any:
         return {name: spelled(item) for name, item in value.items()}
     if isinstance(value, list):
         return [spelled(item) for item in value]
-    return _spelled(value) if callable(value) else value
+    return f"{value.__module__}:{value.__qualname__}" if callable(value) else value
 
 
-def _spelled(function: Callable) -> str:
-    """module:function; of one that no import finds again, a notebook's say, its code too, by hash."""
-    name = f"{function.__module__}:{function.__qualname__}"
-    if function.__module__ != "__main__" and "<" not in function.__qualname__:
-        return name
-    return f"{name}#{_digest(function)}"
-
-
-def code_of(config: Any) -> dict[str, str]:
-    """{module:function: hash of its code} of what a config holds or names that is not alignax's own.
+def code_of(value: Any, key: str = "") -> dict[str, str]:
+    """{key: hash of the code} of every function that a config holds or names and that is not alignax's own.
 
     The code is the function's source and the plain values that it closes over; what it calls is not looked at. A name
     is looked up among the modules that are loaded, as those of a planned config are.
     """
-    if isinstance(config, Mapping):
-        return {name: code for value in config.values() for name, code in code_of(value).items()}
-    if isinstance(config, list):
-        return {name: code for value in config for name, code in code_of(value).items()}
-    if callable(config):
-        module, name, found = config.__module__, config.__qualname__, config
-    elif isinstance(config, str) and re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", config):
-        module, name = config.split(":")
-        found = getattr(sys.modules.get(module), name, None)
-    else:
+    if isinstance(value, (Mapping, list)):
+        items = value.items() if isinstance(value, Mapping) else enumerate(value)
+        found = (code_of(item, f"{key}.{name}".lstrip(".")) for name, item in items)
+        return {where: code for one in found for where, code in one.items()}
+    if isinstance(value, str) and re.fullmatch(PATH, value):
+        module, name = value.split(":")
+        value = getattr(sys.modules.get(module), name, None)
+    if not callable(value) or getattr(value, "__module__", "").partition(".")[0] == __package__:
         return {}
-    if not callable(found) or module.partition(".")[0] == __package__:
-        return {}
-    return {f"{module}:{name}": _digest(found)}
+    return {key: _digest(value)}
 
 
 def _digest(function: Callable) -> str:

@@ -258,8 +258,8 @@ def _difference(was: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
         if old != new:
             changes.append(f"parent {role}: content was {_short(old)}, now {_short(new)}")
     before, after = was.get("code") or {}, now["code"] or {}
-    other = [name for name in sorted(set(before) & set(after)) if before[name] != after[name]]
-    changes += [f"the code of {name} is another" for name in other]
+    other = [key for key in sorted({*before} & {*after}) if before[key] != after[key]]
+    changes += [f"config.{key}: the code of the function is another" for key in other]
     return "; ".join(changes) or None
 
 

@@ -153,16 +153,18 @@ def test_a_step_is_stale_only_if_its_config_or_its_parents_content_changed(tmp_p
 
 
 def test_a_step_is_stale_if_the_code_of_a_function_changed(tmp_path):
-    finish(tmp_path / "ppo", code={"mine:reward": "a"})
+    finish(tmp_path / "ppo", code={"reward": "a"})
     assert is_current(tmp_path / "ppo", CONFIG, {})  # nobody says what it is now
-    assert why_stale(tmp_path / "ppo", CONFIG, {}, {"mine:reward": "a"}) is None
-    assert why_stale(tmp_path / "ppo", CONFIG, {}, {"mine:reward": "b"}) == "the code of mine:reward is another"
+    assert why_stale(tmp_path / "ppo", CONFIG, {}, {"reward": "a"}) is None
+    assert (
+        why_stale(tmp_path / "ppo", CONFIG, {}, {"reward": "b"}) == "config.reward: the code of the function is another"
+    )
     finish(tmp_path / "old")  # by a version that did not look
-    assert why_stale(tmp_path / "old", CONFIG, {}, {"mine:reward": "b"}) is None
+    assert why_stale(tmp_path / "old", CONFIG, {}, {"reward": "b"}) is None
 
-    assert start(tmp_path / "half", CONFIG, {}, {"mine:reward": "a"}) is None
-    assert start(tmp_path / "half", CONFIG, {}, {"mine:reward": "a"}) is None
-    assert start(tmp_path / "half", CONFIG, {}, {"mine:reward": "b"}) == "the code of mine:reward is another"
+    assert start(tmp_path / "half", CONFIG, {}, {"reward": "a"}) is None
+    assert start(tmp_path / "half", CONFIG, {}, {"reward": "a"}) is None
+    assert start(tmp_path / "half", CONFIG, {}, {"reward": "b"}) == "config.reward: the code of the function is another"
 
 
 def test_start_goes_on_with_the_same_run_and_clears_another(tmp_path):

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 from jax import Array
 from jax.core import Tracer
 from jaxtyping import Float
@@ -22,6 +23,11 @@ def require(condition: Any, message: str) -> None:
     """Raises Refused(message) unless `condition` holds. A traced condition passes: its value is not known yet."""
     if not isinstance(condition, Tracer) and not condition:
         raise Refused(message)
+
+
+def between(low: float, high: float = float(np.finfo(np.float32).max)) -> Callable[[Any], Any]:
+    """Whether a number, or each of an array, is a finite one of these."""
+    return lambda x: (x >= low) & (x <= high)
 
 
 def needs(record: Any, *names: str) -> tuple[Any, ...]:

@@ -9,7 +9,7 @@ from jax import Array
 from jax.core import Tracer
 from jaxtyping import Bool, Float, Int
 
-from alignax.ops.checks import Refused, require
+from alignax.ops.checks import Refused, between, require
 from alignax.ops.filters import FILTERS, filtered
 from alignax.sampling.stops import Stops
 from alignax.types import Record, record
@@ -90,11 +90,6 @@ class Options(Record):
                 f"{self.prefix_valid is not None and self.prefix_valid.shape}: expected one shape, with True where the "
                 "prefix is"
             )
-
-
-def between(low: float, high: float = float(np.finfo(np.float32).max)) -> Callable[[Any], Any]:
-    """Whether a number, or each of an array, is a finite one of these."""
-    return lambda x: (x >= low) & (x <= high)
 
 
 # (whether a number fits, what is expected) by setting: here, and where a request is read before there are arrays

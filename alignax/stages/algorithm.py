@@ -5,7 +5,6 @@ What a function fits, it says itself (`ops.checks.FACTS`): one of another packag
 
 import dataclasses
 import inspect
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +16,7 @@ from alignax.bound import Bound, Terms, bound, of_config, takes
 from alignax.config import ConfigError, Reader, record_of
 from alignax.losses.kl import kl as kl_loss
 from alignax.models import bigram
-from alignax.ops.checks import fact
+from alignax.ops.checks import between, fact
 from alignax.ops.corrections import truncated_weights
 from alignax.ops.kl import check_placement
 from alignax.rewards.config import Reward
@@ -205,8 +204,7 @@ def critic_of(r: Reader, advantage: Bound, rewards: dict[str, Reward], defaults:
 
 def penalty_of(r: Reader, advantage: Bound) -> Bound | None:
     """The KL as a term of the loss, if it is placed there."""
-    fits = (r.kl_coef >= 0) & (r.kl_coef < math.inf)
-    r.require(fits, "kl_coef", "expected 0 (no penalty) or more; less rewards the KL")
+    r.require(between(0.0)(r.kl_coef), "kl_coef", "expected 0 (no penalty) or more; less rewards the KL")
     try:
         check_placement(r.kl_estimator, r.kl_placement)
     except ValueError as error:

@@ -4,7 +4,6 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from alignax import host
@@ -36,7 +35,7 @@ class Stage(NamedTuple):
     records: dict[str, dict]  # role -> path and content hash, for the manifest
     root: Path | None  # folder of the pipeline, if there is one
     begun: float
-    code: Mapping[str, str] = MappingProxyType({})  # of functions that are not alignax's own, `config.code_of`
+    code: Mapping[str, str]  # of functions that are not alignax's own, `config.code_of`
 
 
 def locate(path: str, root: Path | None, *, key: str) -> Path:
@@ -60,11 +59,7 @@ def open_stage(
     config, workdir = plain(config), Path(workdir)
     made = made or plan(config)
     code, config = code_of(config), spelled(config)
-    roles = parents_of(declared, config)
-    data = data_parents(config) | data_parents(config.get("probe", {}), "probe.")
-    found = {role: (parent, str(named(config, parent.key))) for role, parent in (roles | data).items()}
-    # data may come from a step that made it, which is then a parent, or from a file or the hub, which is none
-    found = {role: one for role, one in found.items() if one[1] and (role not in data or is_step(one[1]))}
+    found = named(declared, config)
     parents = {role: locate(path, root, key=parent.key) for role, (parent, path) in found.items()}
     records = {role: parent_record(workdir, path) for role, path in parents.items()}
     for role, path in parents.items():
@@ -85,8 +80,17 @@ def _cleared(workdir: Path, reason: str | None) -> None:
         say(f"[yellow]{workdir}[/]: running again ({reason})")
 
 
-def named(config: Mapping[str, Any], key: str) -> Any:
-    """The value of a dotted key, "" where it is not there."""
+def named(declared: Declaration, config: Mapping[str, Any]) -> dict[str, tuple[Parent, str]]:
+    """{role: (parent, folder as it is written)} of the parents that a config names, its data and its probe's included.
+
+    Data may come from a step that made it, which is then a parent, or from a file or the hub, which is none.
+    """
+    data = data_parents(config) | data_parents(config.get("probe", {}), "probe.")
+    found = {role: (one, str(_get(config, one.key))) for role, one in (parents_of(declared, config) | data).items()}
+    return {role: one for role, one in found.items() if one[1] and (role not in data or is_step(one[1]))}
+
+
+def _get(config: Mapping[str, Any], key: str) -> Any:
     value: Any = config
     for name in key.split("."):
         value = value.get(name, "") if isinstance(value, Mapping) else ""

@@ -10,8 +10,8 @@ from rich.markup import escape
 from alignax import host
 from alignax.config import ConfigError, plain, spelled, suggest
 from alignax.log import console, replace_file
-from alignax.stages.folder import data_parents, named, say
-from alignax.stages.plans import made, module_of, parents_of
+from alignax.stages.folder import named, say
+from alignax.stages.plans import made, module_of
 
 
 def run(config: Any, workdir: str | Path) -> Path:
@@ -41,24 +41,17 @@ def planned(config: dict) -> dict[str, Any]:
     for name in config["steps"]:
         if name not in config:
             raise ConfigError(f"config.steps names {name!r}, but config.{name} is not there{suggest(name, config)}")
-        plans[name] = made(config[name], prefix=f"{name}.")
-        for key, path in references(config[name]):
+        plan = made(config[name], prefix=f"{name}.")
+        for parent, path in named(module_of(config[name]).STAGE, config[name]).values():
             step = path[1:].split("/")[0]
-            if step not in plans or step == name:
-                hint = suggest(step, [one for one in plans if one != name])
-                raise ConfigError(f"config.{name}.{key} = {path!r}: no step {step!r} comes before it{hint}")
+            if path.startswith("@") and step not in plans:
+                hint = suggest(step, plans)
+                raise ConfigError(f"config.{name}.{parent.key} = {path!r}: no step {step!r} comes before it{hint}")
+        plans[name] = plan
     extra = set(config) - set(plans) - {"steps", "seed"}
     if extra:
         raise ConfigError(f"config.{', config.'.join(sorted(extra))}: nothing runs it; add it to config.steps")
     return plans
-
-
-def references(config: dict) -> list[tuple[str, str]]:
-    """(key, "@step") of every parent of a stage that is another step."""
-    parents = parents_of(module_of(config).STAGE, config) | data_parents(config)
-    parents |= data_parents(config.get("probe", {}), "probe.")
-    found = [(parent.key, str(named(config, parent.key))) for parent in parents.values()]
-    return [(key, path) for key, path in found if path.startswith("@")]
 
 
 def show(config: dict) -> None:

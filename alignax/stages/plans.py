@@ -2,7 +2,6 @@
 
 import importlib
 import importlib.util
-import math
 import re
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -12,19 +11,21 @@ import jax
 import jax.numpy as jnp
 
 from alignax import lora
-from alignax.bound import Args, Bound, Terms, bound, of_config, plan_record, static
+from alignax.bound import RAISED, Args, Bound, Terms, bound, of_config, plan_record, static
 from alignax.config import ConfigError, Reader, check, plain, record_of, typed
 from alignax.data.templates import TEMPLATES
 from alignax.models.config import ModelConfig
 from alignax.models.kernels import kernel_of
-from alignax.ops.checks import fact
+from alignax.ops.checks import between, fact
 from alignax.sharding import make_mesh
 from alignax.types import Layout
 
 POLICY, REWARD, FILES = "policy", "reward", "files"  # what a stage makes
 # the least that a whole number of any stage may be
-LEAST = {"total_steps": 1, "save_every_steps": 1, "keep_checkpoints": 1, "eval_every_steps": 0, "seed": 0}
-LEAST |= {"max_length": 1, "max_prompt_length": 1}
+LEAST = {
+    "total_steps": 1, "save_every_steps": 1, "keep_checkpoints": 1, "eval_every_steps": 0, "seed": 0, "max_length": 1,
+    "max_prompt_length": 1,
+}  # fmt: skip
 
 
 class Parent(NamedTuple):
@@ -97,9 +98,8 @@ def read(config: Any, declared: Declaration, defaults: Any, prefix: str = "") ->
     r = Reader(config, prefix)
     for name in ("stage", *(parent.key for parent in declared.reads.values() if "." not in parent.key)):
         getattr(r, name)  # whoever opens the stage finds the folders
-    for name in set(LEAST) & set(config):
-        least = LEAST[name]
-        r.require(least <= getattr(r, name) < 2**31, name, f"expected a whole number of {least} or more")
+    for name, least in LEAST.items():
+        r.require(name not in r or getattr(r, name) >= least, name, f"expected a whole number of {least} or more")
     if "template" in r:
         r.one_of("template", TEMPLATES)
     origin(r, declared)
@@ -210,8 +210,7 @@ def divides(r: Reader, name: str, size: int, parts: int, what: str) -> None:
 
 def sampling(r: Reader) -> None:
     """Raises ConfigError for what cannot be sampled so: of a stage, or of its probe."""
-    fits = (r.temperature >= 0) & (r.temperature < math.inf)
-    r.require(fits, "temperature", "expected a temperature of 0 (greedy) or more")
+    r.require(between(0.0)(r.temperature), "temperature", "expected a temperature of 0 (greedy) or more")
     r.require(r.max_new_tokens >= 1, "max_new_tokens", "expected 1 token or more")
     if "slots" in r:
         r.require(r.slots >= 0, "slots", "expected a number of replies to write at once, or 0 for what fits")
@@ -338,7 +337,7 @@ def tried(function: Callable, *args: Any) -> Any:
         raise
     except Exception as error:
         mendable = not isinstance(error, (AttributeError, NameError, TypeError)) or "shape" in str(error)
-        by = [note for note in getattr(error, "__notes__", ()) if note.startswith("(raised by")]
+        by = [note for note in getattr(error, "__notes__", ()) if note.startswith(RAISED)]
         if mendable or not by:
             return error
-        raise ConfigError(f"{type(error).__name__}: {error} {by[0]}") from error
+        raise ConfigError(f"{type(error).__name__}: {error}, {by[0]}") from error

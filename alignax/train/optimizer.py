@@ -1,6 +1,5 @@
 """Optimizers from a config: a function of its hyperparameters, with rules over parameter paths."""
 
-import math
 import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,7 +11,7 @@ from jax import Array
 from jaxtyping import Int
 from optax.contrib import MuonDimensionNumbers
 
-from alignax.ops.checks import Scalar, require
+from alignax.ops.checks import Scalar, between, require
 from alignax.sharding import path_name
 
 # What Muon leaves to Adam besides vectors: rows of an embedding and outputs of a head are not a map between features.
@@ -199,7 +198,7 @@ def warmup_then(
 def nonnegative(**settings: Scalar) -> None:
     """Raises ValueError for a setting of an optimizer that is negative, infinite or nan."""
     for name, value in settings.items():
-        require((value >= 0) & (value < math.inf), f"{name} = {value}: expected a finite number of 0 or more")
+        require(between(0.0)(value), f"{name} = {value}: expected a finite number of 0 or more")
 
 
 def by_path(params: Any, choose: Callable[[str], Any]) -> Any:

@@ -28,7 +28,7 @@ METHODS = {
         "kl_placement": "loss",
         "kl_estimator": "k3",
         "share_prompts": True,
-    },  # fmt: skip
+    },
     "ppo": {"critic_init": "policy"},
 }
 

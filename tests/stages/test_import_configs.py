@@ -210,7 +210,7 @@ def _reward(rater, told):
     tokenizer = load_tokenizer(str(rater / "tokenizer"))
     mesh = sharding.make_mesh({"data": 1, "fsdp": 1}, jax.devices()[:1])
     plan = SimpleNamespace(compute={"dtype": "float32", "remat": "none", "attention": "auto"}, template="plain")
-    stage = folders.Stage(online.STAGE, rater.parent, {}, plan, {"reward": rater}, {}, None, 0.0)
+    stage = folders.Stage(online.STAGE, rater.parent, {}, plan, {"reward": rater}, {}, None, 0.0, {})
     return parents.load_reward(stage, "reward", told, tokenizer, mesh, key="reward_weights")
 
 

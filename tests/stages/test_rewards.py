@@ -9,7 +9,7 @@ import pytest
 from errors import refuses
 from stage_runs import metrics, read, tiny
 
-from alignax.config import ConfigError, plain, spelled
+from alignax.config import ConfigError, code_of, plain, spelled
 from alignax.stages import offline, online, plans, probe
 
 
@@ -151,7 +151,7 @@ def test_what_no_online_config_can_hold(run, values, key):
 
 def test_a_function_that_no_import_finds_is_known_by_its_code():
     first, second = (eval(f"lambda pair: {i}") for i in range(2))  # noqa: S307
-    assert spelled(first) != spelled(second) and spelled(own_parts.dpo_by_hand) == "own_parts:dpo_by_hand"
+    assert code_of(first) != code_of(second) and spelled(own_parts.dpo_by_hand) == "own_parts:dpo_by_hand"
 
 
 def test_a_loss_is_the_function_itself(run, tmp_path):
