@@ -1,15 +1,18 @@
-"""A whole iteration of GRPO beside TRL's: sampling, rewards, reference, update; and one of PPO with a critic.
+"""A whole iteration of GRPO beside TRL's and Tunix's: sampling, rewards, reference, update; and one of PPO, critic too.
 
-Command: python benchmarks/iterations.py [--trl PYTHON] [--prompts 8] [--samples 8] [--cap 64] [--steps 4] [--repeats 2]
-         [--shape llama_29m] [--out F]
+Command: python benchmarks/iterations.py [--trl PYTHON] [--tunix PYTHON] [--prompts 8] [--samples 8] [--cap 256]
+         [--mean-length 64] [--micro 4] [--steps 4] [--repeats 2] [--shape llama_29m] [--methods grpo,ppo] [--out F]
 
-Both start from the same weights and prompts, in processes of their own that take turns. No token ends a reply, so all
-have the same length, and the reward is the share of even ids. One update a rollout, AdamW, a KL penalty of 0.04 with a
-reference in memory. The first step, which compiles, does not count. TRL has dropped PPO with a critic, and Tunix cannot
-stop at a length that is given, so PPO's row stands alone. `--trl` is an interpreter that has trl and PyTorch.
+All start from the same weights and prompts, in processes of their own that take turns. One token ends a reply, with a
+probability that makes lengths geometric (`--mean-length 0`: none does, and all replies have the length of the cap). The
+reward is the share of even ids. One update a rollout, AdamW, a KL penalty of 0.04 with a reference in memory, gradients
+in `--micro` parts. The first step, which compiles, does not count. TRL and Tunix have no PPO of this kind (TRL has
+dropped its critic), so PPO's row stands alone. `--trl`, `--tunix`: interpreters that have them.
 
-Columns: seconds an iteration (median over steps, then over repeats); new tokens per second over the whole iteration;
-how many times faster alignax is (median, least, most of neighbouring runs); peak memory of the process (MB).
+Columns: seconds an iteration (median over steps, then over repeats); mean length of the replies; new tokens per second
+over the whole iteration; how many times faster alignax is (median, least, most of neighbouring runs); peak memory of
+the process (MB). Of alignax, whose parts are timed as programs of their own as well: seconds of sampling, and of all
+else.
 """
 
 import argparse
@@ -35,25 +38,32 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trl", default="", help="interpreter of an environment that has TRL; without one it is out")
+    parser.add_argument("--tunix", default="", help="the same of Tunix")
+    parser.add_argument("--methods", default="grpo,ppo", help="of alignax")
     parser.add_argument("--shape", default="llama_29m", choices=sorted(SHAPES))
     parser.add_argument("--prompts", type=int, default=8)
     parser.add_argument("--samples", type=int, default=8, help="replies to each prompt")
-    parser.add_argument("--cap", type=int, default=64, help="new tokens of every reply")
+    parser.add_argument("--cap", type=int, default=256, help="new tokens of a reply at most")
+    parser.add_argument("--mean-length", type=float, default=64.0, help="of replies without a cap; 0: none ends")
+    parser.add_argument("--micro", type=int, default=4, help="parts of an update; they divide the prompts")
     parser.add_argument("--steps", type=int, default=4, help="iterations; the first does not count")
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--out", type=Path, help="JSON file for everything, with machine and versions")
     args = parser.parse_args()
     if args.steps < 2:
         parser.error(f"--steps {args.steps}: expected 2 or more: the first one compiles")
-    field = [("alignax", sys.executable, "grpo"), ("alignax", sys.executable, "ppo")]
-    field += [("trl", args.trl, "grpo")] if args.trl else []
+    if args.prompts % args.micro:
+        parser.error(f"--micro {args.micro}: expected a divisor of --prompts {args.prompts}")
+    field = [("alignax", sys.executable, method) for method in args.methods.split(",")]
+    field += [(who, python, "grpo") for who, python in (("trl", args.trl), ("tunix", args.tunix)) if python]
     results = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        known = checkpoint(args.shape, folder / "model")
+        known = checkpoint(args.shape, folder / "model", args.mean_length)
         settings = {
             "folder": str(folder / "model"), "prompts": random_prompts(args.prompts, known["vocab"]),
             "vocab": known["vocab"], "samples": args.samples, "cap": args.cap, "steps": args.steps,
+            "micro": args.micro, "ends": bool(args.mean_length), "end": 0,
         }  # fmt: skip
         for repeat in range(args.repeats):
             for who, python, method in field:
@@ -62,31 +72,34 @@ def main() -> None:
                 if made:
                     results.append({"who": who, "method": method, "repeat": repeat} | made)
                     print(f"{who} {method}: {statistics.median(made['seconds'][1:]):.2f} s", flush=True)
-    rows = summary(results, args.prompts * args.samples * args.cap)
+    rows = summary(results, args.prompts * args.samples)
     if not rows:
         raise SystemExit("nobody has a result: see above")
     table = Table(*rows[0], title=f"{platform.machine()}, {os.cpu_count()} cores")
     for row in rows:
-        table.add_row(*(f"{v:,.4g}" if isinstance(v, float) else "" if v is None else str(v) for v in row.values()))
-    Console(width=140).print(table)
+        values = (row.get(name) for name in rows[0])
+        table.add_row(*(f"{v:,.4g}" if isinstance(v, float) else "" if v is None else str(v) for v in values))
+    Console(width=160).print(table)
     if args.out:
         machine = {"processor": platform.machine(), "cores": os.cpu_count()}
-        asked = {k: v for k, v in vars(args).items() if k not in ("out", "trl")}
+        asked = {k: v for k, v in vars(args).items() if k not in ("out", "trl", "tunix")}
         written = {"machine": machine, "settings": asked, "rows": rows, "runs": results}
         replace_file(args.out, json.dumps(written, indent=1) + "\n")
 
 
-def summary(results: list[dict], tokens: int) -> list[dict]:
+def summary(results: list[dict], replies: int) -> list[dict]:
     """A row per contender and method."""
     rows = []
     for who, method in dict.fromkeys((r["who"], r["method"]) for r in results):
         own, base = medians(results, who, method), medians(results, "alignax", method)
         ratios = sorted(own[k] / base[k] for k in own if k in base)
-        last = [r for r in results if (r["who"], r["method"]) == (who, method)][-1]
-        seconds = statistics.median(own.values())
-        row = {"who": who, "method": method, "iteration_s": seconds, "tokens_per_s": tokens / seconds}
-        row |= {"alignax_is": statistics.median(ratios), "least": ratios[0], "most": ratios[-1]} if ratios else {}
-        rows.append(row | {"peak_mb": last["peak_mb"], "version": last["version"]})
+        runs = [r for r in results if (r["who"], r["method"]) == (who, method)]
+        seconds, lengths = statistics.median(own.values()), [length for r in runs for length in r["lengths"][1:]]
+        row = {"who": who, "method": method, "iteration_s": seconds, "mean_length": statistics.mean(lengths)}
+        row |= {"tokens_per_s": replies * row["mean_length"] / seconds}
+        row |= dict(zip(("alignax_is", "least", "most"), (statistics.median(ratios), ratios[0], ratios[-1])))
+        row |= {"peak_mb": runs[-1]["peak_mb"], "version": runs[-1]["version"]}
+        rows.append(row | {name: runs[-1].get(name) for name in ("sampling_s", "rest_s")})
     return rows
 
 

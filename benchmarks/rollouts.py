@@ -41,8 +41,12 @@ SHAPES = {
 }
 
 
-def checkpoint(shape: str, folder: Path) -> dict:
-    """Writes random weights in Hugging Face's form; returns what the load has to know of them."""
+def checkpoint(shape: str, folder: Path, mean_length: float = 0.0) -> dict:
+    """Writes random weights in Hugging Face's form; returns what the load has to know of them.
+
+    With a `mean_length` token 0 ends a reply after about so many, whatever stands before it: an embedding has the same
+    first number for all tokens, which no layer changes, and the output layer reads it for token 0 alone.
+    """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -50,10 +54,24 @@ def checkpoint(shape: str, folder: Path) -> dict:
     config = LlamaConfig(
         vocab_size=s["vocab"], hidden_size=s["dim"], num_hidden_layers=s["layers"], num_attention_heads=s["heads"],
         num_key_value_heads=s["kv_heads"], head_dim=s["head_dim"], intermediate_size=s["ffn"],
-        tie_word_embeddings=True, max_position_embeddings=1024, initializer_range=0.02,
+        tie_word_embeddings=not mean_length, max_position_embeddings=1024, initializer_range=0.02,
     )  # fmt: skip
     torch.manual_seed(0)
-    LlamaForCausalLM(config).save_pretrained(folder)
+    model = LlamaForCausalLM(config)
+    if mean_length:
+        first, embed = 0.5, model.get_input_embeddings().weight
+        with torch.no_grad():
+            model.lm_head.weight.copy_(embed)
+            embed[:, 0], model.lm_head.weight[:, 0] = first, 0.0
+            for layer in model.model.layers:
+                layer.self_attn.o_proj.weight[0], layer.mlp.down_proj.weight[0] = 0.0, 0.0
+            out = model(torch.tensor(random_prompts(4, s["vocab"])[0])[None], output_hidden_states=True)
+            others = torch.logsumexp(out.logits[0, :, 1:].float(), dim=-1)
+            # p(end) = 1 / mean_length, where the state's first number is what it is on average
+            wanted = others.mean() - torch.log(torch.tensor(mean_length - 1.0))
+            model.lm_head.weight[0] = 0.0
+            model.lm_head.weight[0, 0] = wanted / out.hidden_states[-1][0, :, 0].mean()
+    model.save_pretrained(folder)
     return {"vocab": s["vocab"], "ends": list(range(s["vocab"] // 64))}
 
 

@@ -5,10 +5,8 @@ Command: python benchmarks/sampling.py [--rows 256] [--slots 384] [--vocab 8192]
 Pieces: the scores of one query per row against keys as [B K S H] and in tiles (`models.cache`), the average of values
 in tiles, for 8 layers of 4 heads of keys; a token by `sampling.choose`, and by Gumbel noise and an argmax; the filters
 top-k and top-p, and a sort, which they do without; `Model.extend` of a 29M Llama shape by 1, 4 and 8 tokens of 1, 8 and
-64 rows. Of speculative decoding, whose step of C tokens has to say more than so many steps of one, that is the price:
-a step of 4 that costs as much as 3 of one gains nothing unless more than 2 of the 3 tokens that were guessed are right.
-Columns: milliseconds, the least of the repeats, and of what reads a cache GB/s. Compare within one run only: machines
-differ.
+64 rows, the price of speculative decoding (benchmarks/speculation.py). Columns: milliseconds, the least of the repeats,
+and of what reads a cache GB/s. Compare within one run only: machines differ.
 """
 
 import argparse
@@ -30,8 +28,10 @@ from alignax.models.decoder import decoder
 from alignax.models.presets import llama
 from alignax.ops.filters import top_k, top_p
 from alignax.sampling.choose import choose, noise
+from alignax.types import Model, Params
 
 LAYERS, K, G, H = 8, 4, 2, 64
+ROWS, READ = (1, 8, 64), (1, 4, 8)
 
 
 def least_ms(f: Callable, *args, repeats: int) -> float:
@@ -86,25 +86,22 @@ def drawing(B: int, V: int, repeats: int) -> dict[str, tuple[float, None]]:
     return {name: (least_ms(*call, repeats=repeats), None) for name, call in made.items()}
 
 
-def steps(slots: int, vocab: int, repeats: int) -> dict[str, tuple[float, None]]:
-    """{piece: (ms, None)} of reading C more tokens a row into a cache that is half full, logits included."""
-    model = decoder(llama(vocab_size=vocab))
-    params = jax.jit(model.init)(jax.random.key(0))
-    layers, kernel = model.unstack(params), model.unembed(params)
-    found = {}
-    for B in (1, 8, 64):
+def steps(model: Model, params: Params, slots: int, repeats: int) -> dict[tuple[int, int], float]:
+    """{(rows, C): ms} of reading C more tokens a row into a cache that is half full, logits included."""
+    layers, kernel, found = model.unstack(params), model.unembed(params), {}
+    for B in ROWS:
         state = model.init_cache(B, slots)
         before = jnp.arange(state["valid"].shape[1]) < slots // 2
         state |= {"valid": jnp.broadcast_to(before, state["valid"].shape)}
         state |= dict.fromkeys(("position", "index"), jnp.full(B, slots // 2, jnp.int32))
-        for C in (1, 4, 8):
+        for C in READ:
             ones = jnp.ones((B, C), jnp.int32)
 
             def step(layers, ones, state):
                 hidden, after = model.extend(layers, ones, ones > 0, state)
                 return hidden @ kernel, after
 
-            found[f"{B} rows read {C}"] = least_ms(step, layers, ones, state, repeats=repeats), None
+            found[B, C] = least_ms(step, layers, ones, state, repeats=repeats)
     return found
 
 
@@ -120,7 +117,9 @@ def main() -> None:
     if args.slots % cache.TILE:
         parser.error(f"--slots {args.slots}: expected a multiple of {cache.TILE}, such as 384")
     found = attention(args.rows, args.slots, args.repeats) | drawing(args.rows, args.vocab, args.repeats)
-    found |= steps(args.slots, args.vocab, args.repeats)
+    model = decoder(llama(vocab_size=args.vocab))
+    made = steps(model, jax.jit(model.init)(jax.random.key(0)), args.slots, args.repeats)
+    found |= {f"{rows} rows read {C}": (ms, None) for (rows, C), ms in made.items()}
     table = Table("piece", "ms", "GB/s", title=f"{platform.machine()}, {os.cpu_count()} cores")
     for name, (ms, rate) in found.items():
         table.add_row(name, f"{ms:,.2f}", f"{rate:.1f}" if rate else "")

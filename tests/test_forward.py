@@ -300,24 +300,26 @@ GROWING = dict(pattern=("sliding", "full"), window=4, sinks=True, query_growth=0
 def test_replies_to_one_prompt_share_a_row(changes):
     """Log-probs, entropies, values and scores of a group, and their gradients, as if each reply had its own row."""
     model, params = tiny(scalar=True, **changes)
-    rng, P, C, group = np.random.default_rng(4), 5, 6, 3
+    rng, P, C, group = np.random.default_rng(4), 5, 8, 3
     prompts = np.repeat(rng.integers(2, 50, (2, P)), group, axis=0)
     length = np.repeat([[2], [P]], group, axis=0)
     tokens = jnp.asarray(np.concatenate([prompts, rng.integers(2, 50, (2 * group, C))], axis=1), jnp.int32)
-    said = np.array([[1], [C], [3], [2], [4], [C]])
+    said = np.array([[1], [6], [3], [2], [4], [6]])  # 10 and 12 tokens in a group
     valid = np.concatenate([np.arange(P)[None] >= P - length, np.arange(C)[None] < said], axis=1)
     valid = jnp.asarray(valid)
 
-    def read(params, group):
-        options = {"start": P, "group": group}
+    def read(params, group, room):
+        options = {"start": P, "group": group, "room": room}
         stats = forward.token_statistics(model, params, tokens, valid, temperature=0.8, **options)
         values = forward.values(model, params, tokens, valid, **options)
         real = valid & (jnp.arange(P + C) >= P)[None]
         kept = [jnp.where(real, x, 0.0) for x in (stats.logp, stats.entropy, values)]
         return [*kept, forward.score(model, params, tokens, valid, **options)]
 
-    cotangents = [jnp.asarray(rng.normal(size=x.shape), jnp.float32) for x in read(params, 1)]
-    total = lambda params, group: sum(jnp.sum(x * c) for x, c in zip(read(params, group), cotangents))  # noqa: E731
-    run = jax.jit(lambda group: (read(params, group), jax.grad(total)(params, group)), static_argnums=0)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), run(group), run(1))
-    assert all(float(jnp.abs(x).max()) > 0 for x in run(1)[0])
+    cotangents = [jnp.asarray(rng.normal(size=x.shape), jnp.float32) for x in read(params, 1, 0)]
+    total = lambda params, *rows: sum(jnp.sum(x * c) for x, c in zip(read(params, *rows), cotangents))  # noqa: E731
+    run = jax.jit(lambda *rows: (read(params, *rows), jax.grad(total)(params, *rows)), static_argnums=(0, 1))
+    want = run(1, 0)
+    assert all(float(jnp.abs(x).max()) > 0 for x in want[0])
+    for rows in ((group, 0), (group, 12), (1, 6)):  # the whole room, and no more than there has to be
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), run(*rows), want)

@@ -42,9 +42,9 @@ def algorithm_of(r: Reader, rewards: dict[str, Reward], defaults: dict[str, Any]
     given = {"kl_in_reward": r.kl_placement == "reward", "group": group}
     advantage = chosen(r, "advantage", "alignax.train.advantages", given)
     value = critic_of(r, advantage, rewards, defaults)
-    check_groups(r, advantage, opponent, every)
+    check_groups(r, advantage, opponent)
     check_updates(r, every)
-    check_losses(r, advantage, opponent, terms, record, every)
+    check_losses(r, advantage, opponent, terms, record)
     controller, memory = controller_of(r, (1 if opponent else group) * r.batch_size * r.oversample)
     loss, *further = terms.items()
     steps = r.total_steps * every.epochs * every.minibatches
@@ -54,6 +54,7 @@ def algorithm_of(r: Reader, rewards: dict[str, Reward], defaults: dict[str, Any]
         filters=filters_of(r),
         max_new_tokens=r.max_new_tokens,
         share_prompts=r.share_prompts,
+        length_buckets=r.length_buckets,
         keep=r.batch_size if r.oversample > 1 else 0,
         weights={name: reward.weight for name, reward in rewards.items()},
         scoring=fixed(r, "scoring_args", shape_scores, {"max_tokens": r.max_new_tokens}),
@@ -122,7 +123,7 @@ def name_of(opponent: Bound | None) -> str:
     return opponent.name if ours else ""
 
 
-def check_groups(r: Reader, advantage: Bound, opponent: Bound | None, every: Updates) -> None:
+def check_groups(r: Reader, advantage: Bound, opponent: Bound | None) -> None:
     """Who replies, and how often, is what the advantage is defined with."""
     group, name, rival = r.samples_per_prompt, r.advantage, name_of(opponent)
     fitting = fact(advantage.function, "opponents")
@@ -139,19 +140,16 @@ def check_groups(r: Reader, advantage: Bound, opponent: Bound | None, every: Upd
         "a reply is compared with others to its prompt; expected 2 or more",
     )
     r.require(r.oversample >= 1, "oversample", "expected 1 (off) or more")
-    if r.share_prompts and (group < 2 or opponent or every.microbatches > 1):
+    if r.share_prompts and (group < 2 or opponent):
         raise ConfigError(
             f"config.{r.key('share_prompts')} puts the policy's own replies to a prompt in one row: expected "
-            f"samples_per_prompt of 2 or more, not {group}, opponent 'none', not {r.opponent!r}, and no microbatches, "
-            "which would part them (use more minibatches)"
+            f"samples_per_prompt of 2 or more, not {group}, and opponent 'none', not {r.opponent!r}"
         )
     if r.kl_placement == "reward" and pairs and opponent:
         r.require(r.kl_coef == 0, "kl_coef", "in the reward it charges one side of a comparison only; set it to 0")
 
 
-def check_losses(
-    r: Reader, advantage: Bound, opponent: Bound | None, terms: Terms, record: type, every: Updates
-) -> None:
+def check_losses(r: Reader, advantage: Bound, opponent: Bound | None, terms: Terms, record: type) -> None:
     """What each loss of the policy says that it needs."""
     for key, term in plans.keyed(terms).items():
         if fact(term.function, "offline_only"):
@@ -170,8 +168,6 @@ def check_losses(
         raise ConfigError(
             f"config.{r.key('loss')} = {r.loss!r} takes pairs: set advantage to 'best_and_worst', not {r.advantage!r}"
         )
-    if every.microbatches > 1:
-        raise ConfigError(f"config.{r.key('update_args')}.microbatches: a loss on pairs is not cut into microbatches")
     for name in ("correction", "correction_args"):
         if getattr(r, name):
             raise ConfigError(f"config.{r.key(name)} weighs advantages: a loss on pairs has none")
@@ -252,8 +248,8 @@ def check_updates(r: Reader, every: Updates) -> None:
     plans.divides(r, "batch_size", r.batch_size, every.minibatches, "minibatches")
     plans.divides(r, "batch_size", r.batch_size // every.minibatches, every.microbatches, "microbatches")
     if r.share_prompts:
-        prompts, devices = r.batch_size // every.minibatches, jax.device_count()
-        plans.divides(r, "share_prompts", prompts, devices, "devices (prompts of a minibatch)")
+        prompts, devices = r.batch_size // every.minibatches // every.microbatches, jax.device_count()
+        plans.divides(r, "share_prompts", prompts, devices, "devices (prompts of a microbatch)")
 
 
 def trial(algorithm: Algorithm) -> Any:

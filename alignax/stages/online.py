@@ -68,6 +68,9 @@ def get_config() -> ConfigDict:
     # in scoring and learning each prompt stands once before all its replies, as branches of one row: worth it where
     # prompts are long
     c.share_prompts = False
+    # scoring and learning leave padding out by n programs, for replies that fill 1/n, 2/n ... of their room: each
+    # microbatch runs the least that holds its own. All are compiled: worth it where most replies are far from the limit
+    c.length_buckets = 1
     # who gives all replies of a group but the first: "none", the policy itself; or a function of
     # alignax.sampling.opponents, or module:function: "greedy", the policy at temperature 0 (ReMax); "reference" (XPO,
     # vBoN); "mixture", pi^(1 - share) ref^share (Nash-MD)

@@ -24,7 +24,7 @@ POLICY, REWARD, FILES = "policy", "reward", "files"  # what a stage makes
 # the least that a whole number of any stage may be
 LEAST = {
     "total_steps": 1, "save_every_steps": 1, "keep_checkpoints": 1, "eval_every_steps": 0, "seed": 0, "max_length": 1,
-    "max_prompt_length": 1,
+    "max_prompt_length": 1, "length_buckets": 1,
 }  # fmt: skip
 
 

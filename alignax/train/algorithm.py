@@ -37,6 +37,7 @@ class Algorithm:
     filters: dict[str, Any]  # of `ops.filters`, by name: those that are on. Which these are is structure
     max_new_tokens: int = static()
     share_prompts: bool = static(default=False)  # a prompt stands once before all its replies in scoring and learning
+    length_buckets: int = static(default=1)  # programs of scoring and learning, by how much room the replies take
     keep: int = static(default=0)  # groups to learn from, chosen among those sampled; 0 is all of them
     weights: dict[str, Scalar]  # of the rewards, by name
     scoring: Bound  # (scores, finished, tokens, moments) -> (scores, moments): `shape_scores`

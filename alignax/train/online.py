@@ -5,6 +5,8 @@ leaves. With the rewards on the device an iteration is one program; a reward in 
 `produce` and `learn`. Whatever gives a scored Rollout is a producer: `learn` knows none of them.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -25,6 +27,7 @@ from alignax.train.algorithm import Actors, Algorithm, Score
 from alignax.train.optimizer import updates_done
 from alignax.train.scores import keep_informative, only_scored
 from alignax.train.state import Learner, OnlineState, new_online_state, step_key
+from alignax.train.step import Fitted, cut, uncut
 from alignax.train.updates import Once, epochs_over
 from alignax.types import Loss, Params, Rollout
 
@@ -161,10 +164,30 @@ def learn(
     return state.replace(**learners, kl_coef=coef, kl_memory=memory, moments=moments, step=state.step + 1), metrics
 
 
-def rows_of(algorithm: Algorithm, rollout: Rollout) -> dict[str, Any]:
+def rows_of(algorithm: Algorithm, rollout: Rollout) -> dict[str, int]:
     """How a model reads a rollout: where its replies begin, and how many neighbours share a prompt."""
     start = rollout.tokens.shape[1] - algorithm.max_new_tokens
     return {"start": start, "group": algorithm.group if algorithm.share_prompts else 1}
+
+
+def rooms(algorithm: Algorithm) -> list[int]:
+    """Tokens that the replies of a row are given room for: a program each."""
+    whole = algorithm.max_new_tokens * (algorithm.group if algorithm.share_prompts else 1)
+    return sorted({-(-whole * i // algorithm.length_buckets) for i in range(1, algorithm.length_buckets + 1)})
+
+
+def by_length(algorithm: Algorithm, rollout: Rollout, f: Callable[..., Array]) -> Float[Array, "B T"]:
+    """f(tokens, valid, **rows), of each microbatch of an update by the program for as much as its replies take."""
+    rows, every = rows_of(algorithm, rollout), algorithm.updates()
+    parts = every.minibatches * every.microbatches
+    if algorithm.length_buckets == 1:
+        return f(rollout.tokens, rollout.valid, **rows)
+
+    def one(part: tuple[Array, Array]) -> Array:
+        return forward.fitted(lambda room: f(*part, **rows, room=room), rooms(algorithm), part[1], **rows)
+
+    both = (rollout.tokens, rollout.valid)
+    return uncut(jax.lax.map(one, cut(both, parts, rows["group"])), rows["group"])
 
 
 def first_of_each(rollout: Rollout, group: int, count: int) -> Rollout:
@@ -192,19 +215,17 @@ def annotate(
     -log top_p.
     """
     read = first_of_each(rollout, algorithm.group, algorithm.learnt)
-    rows, temperature = rows_of(algorithm, rollout), algorithm.temperature
 
     def logp(params: Params, filters: dict) -> Float[Array, "B T"]:
-        stats = forward.token_statistics(
-            actors.policy, params, read.tokens, read.valid, temperature=temperature, filters=filters, **rows
-        )
+        of = partial(forward.token_statistics, actors.policy, params, temperature=algorithm.temperature)
+        read_logp = by_length(algorithm, read, lambda *given, **rows: of(*given, filters=filters, **rows).logp)
         if algorithm.learnt == algorithm.group:
-            return stats.logp
+            return read_logp
         shape = (-1, algorithm.group, rollout.mask.shape[1])
         zeros = jnp.zeros(rollout.mask.shape, jnp.float32).reshape(shape)
         return (
             zeros.at[:, : algorithm.learnt]
-            .set(stats.logp.reshape(-1, algorithm.learnt, shape[2]))
+            .set(read_logp.reshape(-1, algorithm.learnt, shape[2]))
             .reshape(rollout.mask.shape)
         )
 
@@ -215,8 +236,8 @@ def annotate(
         rollout = rollout.replace(old_logp=old_logp, sampler_logp=rollout.old_logp)
     if critic is None or actors.critic is None or rollout.old_value is not None:
         return rollout
-    params = whole(critic, frozen, "critic")
-    return rollout.replace(old_value=forward.values(actors.critic, params, rollout.tokens, rollout.valid, **rows))
+    value_of = partial(forward.values, actors.critic, whole(critic, frozen, "critic"))
+    return rollout.replace(old_value=by_length(algorithm, rollout, value_of))
 
 
 def advantages(
@@ -237,23 +258,24 @@ def advantages(
 
 
 def policy_objective(
-    algorithm: Algorithm, actors: Actors, frozen: dict, params: Params, rollout: Rollout, kl_coef: Scalar
+    algorithm: Algorithm, actors: Actors, frozen: dict, params: Params, rollout: Rollout, kl_coef: Scalar, room: int = 0
 ) -> dict[str, tuple[Scalar, Loss]]:
     """The terms of the policy's loss on a minibatch."""
-    params, rows = whole(params, frozen, "policy"), rows_of(algorithm, rollout)
-    sampling = {"temperature": algorithm.temperature, "filters": algorithm.learnt_filters}
-    view = forward.policy_view(actors.policy, params, rollout, **sampling, **rows)
+    params, rows = whole(params, frozen, "policy"), rows_of(algorithm, rollout) | {"room": room}
+    view = forward.policy_view(
+        actors.policy, params, rollout, temperature=algorithm.temperature, filters=algorithm.learnt_filters, **rows
+    )
     record = forward.best_and_worst(view, algorithm.learnt) if algorithm.on_pairs else view
     terms = {f"loss/{name}_avg": (coef, term(record)) for name, (coef, term) in algorithm.policy.items()}
     return terms | ({"loss/kl_avg": (kl_coef, algorithm.penalty(view))} if algorithm.penalty else {})
 
 
 def critic_objective(
-    algorithm: Algorithm, actors: Actors, frozen: dict, params: Params, rollout: Rollout
+    algorithm: Algorithm, actors: Actors, frozen: dict, params: Params, rollout: Rollout, room: int = 0
 ) -> dict[str, tuple[Scalar, Loss]]:
     """The loss of the critic on a minibatch."""
     assert actors.critic is not None and algorithm.value is not None
-    params, rows = whole(params, frozen, "critic"), rows_of(algorithm, rollout)
+    params, rows = whole(params, frozen, "critic"), rows_of(algorithm, rollout) | {"room": room}
     value_BT = forward.values(actors.critic, params, rollout.tokens, rollout.valid, **rows)
     return {"loss/value_avg": (1.0, algorithm.value(rollout.replace(value=value_BT)))}
 
@@ -294,8 +316,15 @@ def update(
     algorithm: Algorithm, actors: Actors, frozen: dict, state: OnlineState, rollout: Rollout, key: Array
 ) -> tuple[Learner, Learner | None, dict]:
     """`epochs_over` the rollout with the objectives of the algorithm; the replies to one prompt stay together."""
-    policy = lambda params, part: policy_objective(algorithm, actors, frozen, params, part, state.kl_coef)  # noqa: E731
-    critic = lambda params, part: critic_objective(algorithm, actors, frozen, params, part)  # noqa: E731
-    one = Once(policy, critic, algorithm.policy_optimizer(), algorithm.value_optimizer and algorithm.value_optimizer())
+    given = (algorithm, actors, frozen)
+    policy = lambda room: lambda params, part: policy_objective(*given, params, part, state.kl_coef, room)  # noqa: E731
+    critic = lambda room: lambda params, part: critic_objective(*given, params, part, room)  # noqa: E731
+    optimizers = algorithm.policy_optimizer(), algorithm.value_optimizer and algorithm.value_optimizer()
+
+    def choose(f: Callable[[int], Any], part: Rollout) -> Any:
+        return forward.fitted(f, rooms(algorithm), part.valid, **rows_of(algorithm, part))
+
+    fit = (lambda f: Fitted(f, choose)) if algorithm.length_buckets > 1 else lambda f: f(0)
+    one = Once(fit(policy), fit(critic), *optimizers)
     with refusals(f"{algorithm.updates.key}.kl_limit"):
         return epochs_over(one, algorithm.updates(), (state.policy, state.critic), rollout, key, group=algorithm.learnt)

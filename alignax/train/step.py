@@ -1,7 +1,7 @@
 """One update as a pure function: gradients of the whole batch, in microbatches if asked, then the optimizer."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +18,19 @@ from alignax.types import Loss, Params
 Objective = Callable[[Params, Any], dict[str, tuple[Scalar, Loss]]]
 
 
-def gradients(objective: Objective, params: Params, batch: Any, *, microbatches: int = 1) -> tuple[Params, dict]:
+class Fitted(NamedTuple):
+    """An objective that reads no more of a batch than there is in it, by one of a few programs."""
+
+    objective: Callable[[int], Objective]  # by room; 0 is all
+    choose: Callable[[Callable[[int], Any], Any], Any]  # (f, batch) -> f(room), for the room that the batch needs
+
+
+def gradients(
+    objective: Objective | Fitted, params: Params, batch: Any, *, microbatches: int = 1, group: int = 1
+) -> tuple[Params, dict]:
     """Gradient of the objective over the whole batch, and its metrics; the same for every number of microbatches.
+
+    Every `group` neighbouring rows stay in one microbatch.
 
     Each term is divided by its denominator over the *whole* batch, taken before the batch is cut: weights do not depend
     on the parameters, so the compiler drops the forward pass of that first walk. Metrics hold "loss" (the total), the
@@ -30,8 +41,9 @@ def gradients(objective: Objective, params: Params, batch: Any, *, microbatches:
     if microbatches == 1:
         (_, (values, sums)), grads = _part(objective, None)(params, batch)
     else:
-        parts = cut(batch, microbatches)
-        weights = lambda part: {name: denominator(loss) for name, (_, loss) in objective(params, part).items()}  # noqa: E731
+        parts = cut(batch, microbatches, group)
+        whole = objective.objective(0) if isinstance(objective, Fitted) else objective
+        weights = lambda part: {name: denominator(loss) for name, (_, loss) in whole(params, part).items()}  # noqa: E731
         totals = jax.tree.map(jnp.sum, jax.lax.map(weights, parts))
         run = _part(objective, totals)
 
@@ -45,7 +57,11 @@ def gradients(objective: Objective, params: Params, batch: Any, *, microbatches:
     return grads, values | metric_ratios(sums) | {"grad_norm": optax.global_norm(grads)}
 
 
-def _part(objective: Objective, totals: dict[str, Array] | None):
+def _part(objective: Objective | Fitted, totals: dict[str, Array] | None):
+    if isinstance(objective, Fitted):  # the choice is outside of the derivative: inside it would keep what all need
+        of = lambda params, part: lambda room: _part(objective.objective(room), totals)(params, part)  # noqa: E731
+        return lambda params, part: objective.choose(of(params, part), part)
+
     def total(params, part):
         terms = objective(params, part)
         values = {name: reduce(loss, totals[name] if totals else None) for name, (_, loss) in terms.items()}
@@ -58,15 +74,28 @@ def _part(objective: Objective, totals: dict[str, Array] | None):
     return jax.value_and_grad(total, has_aux=True)
 
 
-def cut(batch: Any, parts: int) -> Any:
-    """[B, ...] -> [parts, B / parts, ...]. Row i goes to part i mod parts: each part then draws from every device."""
+def cut(batch: Any, parts: int, group: int = 1) -> Any:
+    """[B, ...] -> [parts, B / parts, ...]. Group i of neighbours goes to part i mod parts: each part then draws from
+    every device."""
 
     def split(x):
-        if x.shape[0] % parts:
-            raise ValueError(f"{x.shape[0]} rows do not divide into {parts} microbatches")
-        return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
+        if x.shape[0] % (parts * group):
+            of = f" of {group} each" if group > 1 else ""
+            raise ValueError(f"{x.shape[0] // group} rows{of} do not divide into {parts} microbatches")
+        apart = x.reshape(-1, parts, group, *x.shape[1:]).swapaxes(0, 1)
+        return apart.reshape(parts, -1, *x.shape[1:])
 
     return jax.tree.map(split, batch)
+
+
+def uncut(parts: Any, group: int = 1) -> Any:
+    """[parts, b, ...] -> [parts * b, ...]: the rows in their order again."""
+
+    def join(x):
+        apart = x.reshape(len(x), -1, group, *x.shape[2:]).swapaxes(0, 1)
+        return apart.reshape(-1, *x.shape[2:])
+
+    return jax.tree.map(join, parts)
 
 
 def apply_gradients(learner: Learner, grads: Params, optimizer: Optimizer) -> Learner:

@@ -12,7 +12,7 @@ from alignax.ops.masked import masked_mean
 from alignax.train.optimizer import Optimizer
 from alignax.train.scores import group_rows
 from alignax.train.state import Learner
-from alignax.train.step import Objective, apply_gradients, gradients
+from alignax.train.step import Fitted, Objective, apply_gradients, gradients
 from alignax.types import Rollout
 
 
@@ -38,8 +38,8 @@ def updates(*, epochs: int = 4, minibatches: int = 1, microbatches: int = 1, kl_
 class Once(NamedTuple):
     """What one update of policy and critic, if there is one, is made of."""
 
-    policy: Objective
-    critic: Objective
+    policy: Objective | Fitted
+    critic: Objective | Fitted
     policy_optimizer: Optimizer
     critic_optimizer: Optimizer | None
 
@@ -67,7 +67,7 @@ def epochs_over(
     def body(carry, index):
         learners, stopped = carry
         batch = jax.tree.map(lambda x: x[index], rollout)
-        after, metrics = update_once(once, learners, batch, u.microbatches)
+        after, metrics = update_once(once, learners, batch, microbatches=u.microbatches, group=group)
         teaches = batch.mask.any()
         seen = teaches & ~stopped
         # the update that finds the limit passed, or a KL of nan, is dropped, and all that follow on this rollout
@@ -92,14 +92,14 @@ def passed(metrics: dict, kl_limit: Scalar) -> Bool[Array, ""]:
     return (jnp.asarray(kl_limit) > 0) & ~(measured <= kl_limit)
 
 
-def update_once(once: Once, learners: Learners, batch: Rollout, microbatches: int) -> tuple[Learners, dict]:
-    """One update of policy and critic, if there is one, on one minibatch."""
+def update_once(once: Once, learners: Learners, batch: Rollout, **cut: int) -> tuple[Learners, dict]:
+    """One update of policy and critic, if there is one, on one minibatch; `cut`: see `gradients`."""
     policy, critic = learners
-    grads, metrics = gradients(once.policy, policy.params, batch, microbatches=microbatches)
+    grads, metrics = gradients(once.policy, policy.params, batch, **cut)
     metrics = {"loss/policy_total" if name == "loss" else name: value for name, value in metrics.items()}
     policy = apply_gradients(policy, grads, once.policy_optimizer)
     if critic is None or once.critic_optimizer is None:
         return (policy, None), metrics
-    grads, more = gradients(once.critic, critic.params, batch, microbatches=microbatches)
+    grads, more = gradients(once.critic, critic.params, batch, **cut)
     metrics |= {f"critic/{name}" if name in ("loss", "grad_norm") else name: value for name, value in more.items()}
     return (policy, apply_gradients(critic, grads, once.critic_optimizer)), metrics

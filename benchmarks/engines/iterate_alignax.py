@@ -2,6 +2,7 @@
 
 import json
 import resource
+import statistics
 import sys
 import time
 from pathlib import Path
@@ -19,18 +20,14 @@ from alignax.sampling.sampler import Sampler
 from alignax.stages import online
 from alignax.stages.parents import sharded_shapes
 from alignax.train import online as loop
-from alignax.train.algorithm import Actors
+from alignax.train.algorithm import Actors, Algorithm
+from alignax.train.state import OnlineState
 
 METHODS = {
-    "grpo": {
-        "advantage": "group_baseline",
-        "critic_init": "none",
-        "kl_placement": "loss",
-        "kl_estimator": "k3",
-        "share_prompts": True,
-    },
+    "grpo": {"advantage": "group_baseline", "critic_init": "none", "kl_placement": "loss", "kl_estimator": "k3"},
     "ppo": {"critic_init": "policy"},
 }
+BUCKETS = 8  # programs for short replies
 
 
 def brief(row: dict, completion: str, *, finished: bool) -> float:
@@ -52,27 +49,43 @@ def main() -> None:
     c |= {"init_from": "policy", "reward": brief, "data": {"path": "prompts.jsonl"}}  # names: nothing is read here
     c |= {"max_new_tokens": asked["cap"], "batch_size": len(asked["prompts"]), "total_steps": asked["steps"]}
     c |= {"samples_per_prompt": asked["samples"], "kl_coef": 0.04, "optimizer_args": {"learning_rate": 1e-6}}
-    c |= {"update_args": {"epochs": 1}}
+    c |= {"update_args": {"epochs": 1, "microbatches": asked["micro"]}, "share_prompts": True}
+    c |= {"length_buckets": BUCKETS if asked["ends"] else 1}
     algorithm = online.plan(c).algorithm
     critic = None
     if algorithm.value:
         critic = jax.tree.map(lambda x: x + 0, policy) | {"scalar": model.init_scalar(jax.random.key(1))}
-    actors = Actors(Sampler(model, asked["cap"], (model.config.padded_vocab,), 0), model if critic else None)
+    end = asked["end"] if asked["ends"] else model.config.padded_vocab  # which no token is
+    actors = Actors(Sampler(model, asked["cap"], (end,), 0), model if critic else None)
     even = lambda frozen, r: {"reward": jnp.mean(r.tokens % 2 == 0, axis=1, where=r.mask)}  # noqa: E731
     frozen = {"reference": jax.tree.map(lambda x: x + 0, policy)}
     step = jax.jit(lambda s, f, b: loop.iteration(algorithm, actors, even, s, f, b), donate_argnums=0)
     tokens, valid = pad(asked["prompts"], max(map(len, asked["prompts"])), 0, left=True)
     batch = {"tokens": jnp.asarray(tokens), "valid": jnp.asarray(valid), "row": jnp.arange(len(tokens))}
-    state, seconds, metrics = loop.start(algorithm, policy, critic, 0), [], {}
+    state, seconds, lengths = loop.start(algorithm, policy, critic, 0), [], []
     for _ in range(asked["steps"]):
         start = time.perf_counter()
         state, metrics = jax.block_until_ready(step(state, frozen, batch))
         seconds.append(time.perf_counter() - start)
-        print(seconds[-1], float(metrics["objective/scores"]), flush=True)
+        lengths.append(float(metrics["completions/mean_length"]))
+        print(seconds[-1], lengths[-1], float(metrics["objective/scores"]), flush=True)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
-    made = {"seconds": seconds, "peak_mb": peak, "version": __version__, "compiles": step._cache_size()}
-    made |= {"length": float(metrics["completions/mean_length"]), "score": float(metrics["objective/scores"])}
+    made = {"seconds": seconds, "lengths": lengths, "peak_mb": peak, "version": __version__}
+    made |= {"compiles": step._cache_size(), "sampling_s": sampling(algorithm, actors, frozen, state, batch)}
+    made |= {"rest_s": statistics.median(seconds[1:]) - made["sampling_s"]}
     Path(sys.argv[2]).write_text(json.dumps(made), encoding="utf-8")
+
+
+def sampling(algorithm: Algorithm, actors: Actors, frozen: dict, state: OnlineState, batch: dict) -> float:
+    """Seconds of the sampler alone, a program of its own: the median of three rollouts after the one that compiles."""
+    key = jax.random.wrap_key_data(state.key)
+    draw = jax.jit(lambda params, step: loop.produce(algorithm, actors, frozen, params, batch, key, step).mask.sum())
+    seconds = []
+    for number in range(4):
+        start = time.perf_counter()
+        jax.block_until_ready(draw(state.policy.params, jnp.int32(number)))
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds[1:])
 
 
 if __name__ == "__main__":

@@ -26,8 +26,12 @@ class Steps(TrainerCallback):
         print(self.at[-1] - self.at[-2], flush=True)
 
 
+LENGTHS = []  # mean length of the replies, by iteration
+
+
 def even(completion_ids, **_) -> list[float]:
     """The share of even ids."""
+    LENGTHS.append(sum(map(len, completion_ids)) / len(completion_ids))
     return [sum(i % 2 == 0 for i in ids) / max(len(ids), 1) for ids in completion_ids]
 
 
@@ -43,10 +47,12 @@ def main() -> None:
     rows = len(prompts) * asked["samples"]
     with tempfile.TemporaryDirectory() as folder:
         config = GRPOConfig(
-            output_dir=folder, use_cpu=True, per_device_train_batch_size=rows, num_generations=asked["samples"],
+            output_dir=folder, use_cpu=True, per_device_train_batch_size=rows // asked["micro"],
+            gradient_accumulation_steps=asked["micro"], num_generations=asked["samples"],
             max_completion_length=asked["cap"], max_steps=asked["steps"], beta=0.04, learning_rate=1e-6,
             temperature=1.0, top_p=1.0, top_k=0, report_to=[], save_strategy="no", logging_steps=100,
-            generation_kwargs={"min_new_tokens": asked["cap"]}, gradient_checkpointing=False, bf16=False,
+            generation_kwargs={} if asked["ends"] else {"min_new_tokens": asked["cap"]},
+            gradient_checkpointing=False, bf16=False,
         )  # fmt: skip
         steps = Steps()
         trainer = GRPOTrainer(
@@ -57,7 +63,7 @@ def main() -> None:
         trainer.train()
     seconds = [b - a for a, b in zip(steps.at, steps.at[1:])]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
-    made = {"seconds": seconds, "peak_mb": peak, "version": trl.__version__}
+    made = {"seconds": seconds, "lengths": LENGTHS[: len(seconds)], "peak_mb": peak, "version": trl.__version__}
     Path(sys.argv[2]).write_text(json.dumps(made), encoding="utf-8")
 
 

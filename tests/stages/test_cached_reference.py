@@ -83,6 +83,7 @@ def test_the_reference_is_freed_before_the_first_step(run, tmp_path, monkeypatch
     assert seen
 
 
+@pytest.mark.slow  # that it reads: test_what_is_in_the_file
 def test_a_run_that_goes_on_reads_the_file_and_ends_the_same(run, cached, tmp_path, monkeypatch):
     out = tmp_path / "dpo"
     monkeypatch.setattr(folder, "finish", _killed)

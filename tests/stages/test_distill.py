@@ -15,6 +15,7 @@ from alignax.data.loader import Loader
 from alignax.main import main
 from alignax.manifest import CheckpointError
 from alignax.stages import distill, pipeline, probe
+from tests.marks import quick
 
 LOSSES = [name for name in catalogue.names() if catalogue.objective(name).record == "Distill"]
 TINIER = dict(dim=16, layers=1, heads=2, kv_heads=1, head_dim=8, ffn=32)
@@ -31,14 +32,14 @@ def config(run, **values):
     return c
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", quick(LOSSES, "gkd"))
 def test_a_distillation_loss_trains(run, tmp_path, name):
     first, second, *_ = metrics(distill.run(config(run, loss=name, on_policy=0.0), tmp_path / name))
     assert 0 < first["loss"] != second["loss"] and first["grad_norm"] > 0
     assert 0 < read(tmp_path / name / "manifest.json")["metrics"]["eval/loss"] < 1
 
 
-@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("share", quick([0.0, 0.5, 1.0], 0.5))
 def test_each_kind_of_step_is_compiled_once_and_only_if_it_comes(run, tmp_path, caplog, share):
     with jax.log_compiles(), caplog.at_level(logging.WARNING):
         rows = metrics(distill.run(config(run, on_policy=share), tmp_path / "x"))
@@ -52,6 +53,7 @@ def test_each_kind_of_step_is_compiled_once_and_only_if_it_comes(run, tmp_path, 
         assert row["on_policy"] == ("completions/mean_length" in row)
 
 
+@pytest.mark.slow  # its key: test_the_kind_of_a_step
 def test_every_step_samples_anew(run, tmp_path):
     """A student that stands still, on the same 16 prompts in every step: only the noise differs."""
     still = config(run, on_policy=1.0, optimizer_args=dict(learning_rate=0.0), data=dict(count=16, heldout=16))

@@ -108,6 +108,7 @@ def test_a_reward_model_of_dialogues_reports_what_it_is(policy, run_stage):
     assert found["parents"]["policy"]["content_hash"] == read_manifest(policy)["content_hash"]
 
 
+@pytest.mark.slow  # of any pairs: test_offline_objectives
 def test_dpo_on_dialogues_starts_at_log_two(policy, run_stage):
     rows = metrics(run_stage("dpo", f"init_from={policy}"))
     # policy == reference; two sums of some 300 nats in float32 differ by up to 300 * 6e-8, times beta / 2 = 0.05: 1e-6

@@ -76,7 +76,6 @@ def test_the_config_names_its_recipes():
         ("grpo", dict(loss="dpo"), "dpo", "'best_and_worst'"),
         ("grpo", dict(loss="bradley_terry"), "bradley_terry takes a Scored", "Rollout or Pair"),
         ("grpo", dict(oversample=0), "oversample = 0:", "off"),
-        ("online_dpo", dict(update_args=dict(microbatches=2)), "pairs", "microbatches"),
         ("raft", dict(kl_placement="loss", kl_estimator="k2"), "kl_placement = 'loss'", "'reward'"),
         ("grpo", dict(loss="nash_md"), "advantage = 'group_baseline': the loss 'nash_md'", "'win_probability'"),
         ("online_dpo", dict(loss="xpo"), "opponent = 'none': the loss 'xpo'", "'reference'"),

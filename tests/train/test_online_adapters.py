@@ -132,6 +132,7 @@ def test_an_iteration_beside_any_opponent_keeps_the_shape_of_its_state(names):
     assert jax.tree.structure(after) == jax.tree.structure(state) and "sampling/importance_ratio" in metrics
 
 
+@pytest.mark.slow  # of whole models: test_online_iteration
 def test_two_programs_around_a_reward_on_the_host_take_adapters_too():
     algorithm = build_algorithm(**ONCE, **PLAIN)
     state, frozen = setting(algorithm, 0.1)
@@ -142,6 +143,7 @@ def test_two_programs_around_a_reward_on_the_host_take_adapters_too():
     assert jax.tree.structure(after) == jax.tree.structure(state) and "critic/loss" in metrics
 
 
+@pytest.mark.slow  # mixtures: sampling/test_opponent
 def test_a_mixture_of_adapted_policies_is_the_one_of_merged_policies():
     algorithm, state, frozen = rivalry("mixture", "win_probability")
     other, base = frozen["reward"]["reward"], frozen["base"]["policy"]  # the former with an adapter of its own

@@ -1,5 +1,6 @@
 """The whole PPO iteration on a tiny model, with the stage's own parts: one program, two programs, many seeds."""
 
+import dataclasses
 import re
 from functools import partial
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from tiny import close, prompt_batch
 from tiny_online import (
+    ALONE,
     CAPACITY,
     ENDS,
     P,
@@ -27,6 +29,7 @@ from alignax.ops.kl import START, adaptive_kl, pid_kl
 from alignax.rewards.model import score
 from alignax.stages import programs
 from alignax.train import online
+from alignax.train.step import cut
 
 STEPS = 3
 
@@ -162,6 +165,35 @@ def test_one_program_equals_two_with_the_reward_on_the_host():
     assert numbers["objective/scores_sd"] > 0.05 and seen == [((8,), list(range(8)))]
 
 
+@pytest.mark.parametrize(
+    "together, changes",
+    [(False, {}), (True, dict(samples_per_prompt=2, advantage="group_baseline", **ALONE))],
+    ids=["with a critic", "groups that share their prompt"],
+)
+def test_programs_for_short_replies_learn_the_same(together, changes):
+    """Rows are cut to their replies, by programs of different room, and one update is made of several microbatches."""
+    once = dict(update_args=dict(epochs=2, minibatches=1))
+    parted = dict(update_args=dict(epochs=2, minibatches=1, microbatches=4), length_buckets=4)
+    want, got = (build_algorithm(**changes, **values) for values in (once, parted))
+    got = dataclasses.replace(got, share_prompts=together)  # a config has one microbatch for all devices of the tests
+    used = online.rooms(got)
+
+    def room(valid):
+        f = lambda room: jnp.int32(room)  # noqa: E731
+        return forward.fitted(f, used, valid, start=P, group=used[-1] // CAPACITY)
+
+    frozen, prompts = build_frozen(), prompt_batch()
+    rollout = jax.jit(producer(want))(build_state(want), frozen, prompts)
+    parts = cut(rollout.valid, 4, used[-1] // CAPACITY)
+    assert len({int(room(part)) for part in parts}) > 1
+    (state, metrics), (other, others) = (
+        jax.jit(build_iteration(one))(build_state(one), frozen, prompts) for one in (want, got)
+    )
+    close(other, state, rtol=1e-5, atol=2e-6)
+    close(others, metrics, rtol=1e-4, atol=1e-5)
+    assert float(metrics["grad_norm"]) > 1e-3
+
+
 def test_missing_scores_teach_nothing_and_break_nothing(run):
     """PPO with a critic: rows without a score, then a whole batch without any; the same program."""
     (algorithm, _, frozen), states, rollout = compiled(), run[0], run[2][1]
@@ -232,6 +264,7 @@ def test_a_controller_with_memory_keeps_it_in_the_state(tmp_path):
     assert state.kl_memory.seen == 3 and state.kl_coef > 0.12  # the KL has passed its target
 
 
+@pytest.mark.slow  # one step of a plan: stages/test_plan_sweeps
 def test_many_algorithms_are_one_program():
     # a sweep over numbers too: vmap over algorithms of one structure, against each of them by itself
     def changed(kl_coef, temperature, clip, lam, target, rate):
