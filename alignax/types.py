@@ -267,11 +267,13 @@ class Model(NamedTuple):
     init: Callable[[Array], Params]  # of a key
     apply: Forward  # hidden [B T D] after the final norm
     hidden_states: Forward  # hidden [L+1 B T D]: the embedding, then the residual after each layer; no final norm
-    init_cache: Callable[[int, int], Cache]  # for a batch of so many rows of so many tokens
+    init_cache: Callable[..., Cache]  # (rows, tokens[, tokens of another cache that it may be joined with])
     prefill: Callable[[Params, Array, Array, Cache], tuple[Array, Cache]]  # tokens, valid -> hidden [B T D]
     unstack: Callable[[Params], Params]  # with a list of layers: what decode takes
     extend: Callable[[Params, Array, Array, Cache], tuple[Array, Cache]]  # unstacked; tokens, valid -> hidden [B C D]
     unembed: Callable[[Params], Array]  # kernel [D V]
     init_scalar: Callable[..., Params]  # (key, attributes=None) -> a scalar head, to stand at params["scalar"]
     scalar: Callable[[Params, Array], Array]  # hidden [... D] -> [...], reward or value; [... A] if for A attributes
+    # (cache of prompts, prompt of each row, rows) -> rows with their prompts; None: `extend` knows no shared ones
+    join: Callable[[Cache, Array, Cache], Cache] | None = None
     by_device: ByDevice = lambda f: f  # for what every device does on its own rows: kernels, sampling

@@ -48,7 +48,7 @@ def least_ms(f: Callable, *args, repeats: int) -> float:
 def attention(B: int, S: int, repeats: int) -> dict[str, tuple[float, float]]:
     """{piece: (ms, GB/s)} of reading a cache."""
     q, plain = jnp.ones((B, K, G, H)), [jnp.ones((B, K, S, H)) for _ in range(LAYERS)]
-    layers = [cache.empty(B, S, K, H, jnp.dtype("float32"), 1) for _ in range(LAYERS)]
+    layers = [cache.empty(B, S, K, H, jnp.dtype("float32"), 1, cache.TILE) for _ in range(LAYERS)]
     keys, values = [k + 1 for (k,), _ in layers], [v + 1 for _, (v,) in layers]
     c = keys[0].shape[1]
     each, weight = jnp.broadcast_to(q[:, None], (B, c, K, G, H)), jnp.ones((B, c, K, G, S // c))

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -63,44 +64,93 @@ def attention(
     return jnp.einsum("bkgts,bskh->btkgh", weight.astype(v_BSKH.dtype), v_BSKH).reshape(B, T, N, H)
 
 
+class Shared(NamedTuple):
+    """Keys and values of P prompts, each of which several rows go on from: M at most."""
+
+    keys: Sequence[Float[Array, "P c K H W"]]  # blocks, as those of a row
+    values: Sequence[Float[Array, "P c K W H"]]
+    mask: Bool[Array, "B C s"]  # what each query sees of its own prompt
+    row: Int[Array, "P M"]  # which rows go on from a prompt; one beyond all is none
+    place: Int[Array, " B"]  # of a row among those P * M
+
+    def together(self, x_BKQ: Array) -> Array:
+        """[B K Q ...] -> [P K M*Q ...]: of a prompt's rows the queries, as of one."""
+        x_PMKQ = jnp.swapaxes(x_BKQ.at[self.row].get(mode="clip"), 1, 2)
+        return x_PMKQ.reshape(*x_PMKQ.shape[:2], -1, *x_PMKQ.shape[4:])
+
+    def apart(self, x_PKR: Array) -> Array:
+        """[P K M*Q ...] -> [B K Q ...]."""
+        P, K, M = *x_PKR.shape[:2], self.row.shape[1]
+        x_PMKQ = jnp.swapaxes(x_PKR.reshape(P, K, M, -1, *x_PKR.shape[3:]), 1, 2)
+        return x_PMKQ.reshape(P * M, *x_PMKQ.shape[2:])[self.place]
+
+
 def attend_cached(
     q_BCNH: Float[Array, "B C N H"],
     keys: Sequence[Float[Array, "B c K H W"]],
     values: Sequence[Float[Array, "B c K W H"]],
     mask_BCS: Bool[Array, "B C S"],
     *,
+    shared: Shared | None = None,
     sinks: Float[Array, " N"] | None = None,
     scale: float | None = None,
     softcap: float = 0.0,
 ) -> Float[Array, "B C N H"]:
-    """C queries per row against a cache in blocks (`models.cache`); of several blocks one in which no row sees anything
-    costs nothing."""
+    """C queries per row against a cache in blocks (`models.cache`), and against the keys of its prompt if that is
+    `shared`; of several blocks one in which no row sees anything costs nothing."""
     B, C, N, H = q_BCNH.shape
-    K, Q = keys[0].shape[2], N // keys[0].shape[2] * C
+    K = keys[0].shape[2]
     # the queries of a group of heads are as many rows of one product with its keys
-    q_B1KQH = q_BCNH.reshape(B, C, K, N // K, H).transpose(0, 2, 3, 1, 4).reshape(B, 1, K, Q, H)
-    starts = list(itertools.accumulate((k.shape[1] * k.shape[4] for k in keys), initial=0))
-    seen: list[Array | None] = [None]  # one block is always read
-    if len(keys) > 1:
-        seen = [mask_BCS[:, :, first:last].any() for first, last in itertools.pairwise(starts)]
+    q_BKQH = q_BCNH.reshape(B, C, K, N // K, H).transpose(0, 2, 3, 1, 4).reshape(B, K, -1, H)
+    several = len(keys) > 1
+    logit_BKQS = _scores(q_BKQH, keys, mask_BCS, several)
+    if shared:
+        of_prompt = shared.apart(_scores(shared.together(q_BKQH), shared.keys, shared.mask, several))
+        logit_BKQS = jnp.concatenate([of_prompt, logit_BKQS], axis=-1)
+        mask_BCS = jnp.concatenate([shared.mask, mask_BCS], axis=-1)
+    logit_BKGCS = logit_BKQS.reshape(B, K, N // K, C, -1)
+    weight = _softmax(logit_BKGCS, mask_BCS[:, None, None], sinks, scale or H**-0.5, softcap)
+    weight = weight.astype(values[0].dtype).reshape(B, K, -1, weight.shape[-1])
+    s = shared.mask.shape[2] if shared else 0
+    heads = _average(weight[..., s:], values, mask_BCS[..., s:], several)
+    if shared:
+        heads += shared.apart(_average(shared.together(weight[..., :s]), shared.values, shared.mask, several))
+    heads = heads.astype(q_BCNH.dtype).reshape(B, K, N // K, C, H)
+    return heads.transpose(0, 3, 1, 2, 4).reshape(B, C, N, H)
+
+
+def _scores(q_RKQH: Array, keys: Sequence[Array], mask_BCS: Array, skip: bool) -> Float[Array, "R K Q S"]:
+    """Queries times keys, without the blocks that nobody sees if some may be skipped."""
+    R, K, Q, H = q_RKQH.shape
 
     def scored(k: Array) -> Array:
-        q = jnp.broadcast_to(q_B1KQH, (B, k.shape[1], K, Q, H))
+        q = jnp.broadcast_to(q_RKQH[:, None], (R, k.shape[1], K, Q, H))
         return jnp.einsum("bckqh,bckhw->bckqw", q, k, preferred_element_type=jnp.float32)
 
+    parts = [_where_seen(there, scored, k) for there, k in zip(_seen(keys, mask_BCS, skip), keys, strict=True)]
+    return jnp.concatenate([x.transpose(0, 2, 3, 1, 4).reshape(R, K, Q, -1) for x in parts], axis=-1)
+
+
+def _average(weight_RKQS: Array, values: Sequence[Array], mask_BCS: Array, skip: bool) -> Float[Array, "R K Q H"]:
+    """Values averaged by their weights, without the blocks that nobody sees if some may be skipped."""
+    R, K, Q, _ = weight_RKQS.shape
+
     def averaged(weight: Array, v: Array) -> Array:
-        weight = weight.reshape(B, K, Q, v.shape[1], -1).transpose(0, 3, 1, 2, 4)
+        weight = weight.reshape(R, K, Q, v.shape[1], -1).transpose(0, 3, 1, 2, 4)
         return jnp.einsum("bckqw,bckwh->bckqh", weight, v, preferred_element_type=jnp.float32).sum(1)
 
-    logits = [_where_seen(there, scored, k) for there, k in zip(seen, keys, strict=True)]
-    logit = jnp.concatenate([x.transpose(0, 2, 3, 1, 4).reshape(B, K, Q, -1) for x in logits], axis=-1)
-    logit_BKGCS = logit.reshape(B, K, N // K, C, -1)
-    weight = _softmax(logit_BKGCS, mask_BCS[:, None, None], sinks, scale or H**-0.5, softcap)
-    weight = weight.astype(values[0].dtype).reshape(B, K, Q, -1)
-    parts = [weight[..., first:last] for first, last in itertools.pairwise(starts)]
-    heads = sum(_where_seen(there, averaged, w, v) for there, w, v in zip(seen, parts, values, strict=True))
-    heads = jnp.asarray(heads, q_BCNH.dtype)
-    return heads.reshape(B, K, N // K, C, H).transpose(0, 3, 1, 2, 4).reshape(B, C, N, H)
+    ends = list(itertools.accumulate(v.shape[1] * v.shape[3] for v in values))[:-1]
+    parts = zip(_seen(values, mask_BCS, skip), jnp.split(weight_RKQS, ends, axis=-1), values, strict=True)
+    return sum((_where_seen(there, averaged, w, v) for there, w, v in parts), jnp.zeros((), jnp.float32))
+
+
+def _seen(blocks: Sequence[Array], mask_BCS: Bool[Array, "B C S"], skip: bool) -> list[Array | None]:
+    """Of each block of keys or values whether any query sees something of it; None: it is read in any case."""
+    if not skip:
+        return [None] * len(blocks)
+    size = mask_BCS.shape[2] // sum(block.shape[1] for block in blocks)  # of a tile
+    starts = itertools.accumulate((block.shape[1] * size for block in blocks), initial=0)
+    return [mask_BCS[:, :, first:last].any() for first, last in itertools.pairwise(starts)]
 
 
 def _where_seen(there: Bool[Array, ""] | None, f: Callable[..., Array], *args: Array) -> Array:

@@ -15,14 +15,23 @@ from jaxtyping import Float, Int
 TILE = 64
 
 
-def empty(batch: int, length: int, kv_heads: int, head_dim: int, dtype: jnp.dtype, blocks: int) -> tuple[list, list]:
-    """(keys, values) of one layer with room for `length` tokens a row, in at most so many blocks."""
-    width = min(TILE, length)
+def empty(
+    batch: int, length: int, kv_heads: int, head_dim: int, dtype: jnp.dtype, blocks: int, width: int
+) -> tuple[list, list]:
+    """(keys, values) of one layer with room for `length` tokens a row, in at most so many blocks of tiles."""
     tiles = -(-length // width)
     each = -(-tiles // blocks)
     counts = [min(each, tiles - first) for first in range(0, tiles, each)]
     keys = [jnp.zeros((batch, c, kv_heads, head_dim, width), dtype) for c in counts]
     return keys, [x.swapaxes(3, 4) for x in keys]
+
+
+def behind(prompts: dict, prompt_B: Int[Array, " B"], own: dict) -> dict:
+    """A cache of one row for each of `own`, in which its prompt's blocks stand before its own."""
+    rows = lambda blocks: [block[prompt_B] for block in blocks]  # noqa: E731
+    joined = {n: [[*rows(p), *o] for p, o in zip(prompts[n], own[n], strict=True)] for n in ("k", "v")}
+    valid = jnp.concatenate([prompts["valid"][prompt_B], own["valid"]], axis=1)
+    return own | joined | {"valid": valid, "index": own["index"] + prompts["valid"].shape[1]}
 
 
 def slots(keys: Sequence[Array]) -> int:

@@ -16,7 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Bool, Float, Int
 
 from alignax.models import cache
-from alignax.models.attention import attend_cached, attention, layout
+from alignax.models.attention import Shared, attend_cached, attention, layout, positions_of
 from alignax.models.config import ModelConfig
 from alignax.models.heads import init_scalar, scalar
 from alignax.models.kernels import attended, attender, flush, kernel_of
@@ -132,11 +132,15 @@ def decoder(
         first, _, others = scan(params, tokens, valid, lambda x, k, v: x)
         return jnp.concatenate([first[None], others])
 
-    def init_cache(batch: int, length: int) -> dict:
-        """An empty cache of `length` slots per row, `models.cache`. Every array of it begins with the rows."""
+    def init_cache(batch: int, length: int, beside: int = 0) -> dict:
+        """An empty cache of `length` slots per row, `models.cache`. Every array of it begins with the rows.
+
+        `beside`: slots of another one that may be joined with it: both have the same tiles.
+        """
+        width = min(cache.TILE, max(length, beside))
         # a GPU would ask its host before it leaves a block out
         blocks = 1 if (device or jax.devices()[0]).platform == "gpu" else BLOCKS
-        one = lambda: cache.empty(batch, length, config.kv_heads, config.head_dim, dtype, blocks)  # noqa: E731
+        one = lambda: cache.empty(batch, length, config.kv_heads, config.head_dim, dtype, blocks, width)  # noqa: E731
         layers = [one() for _ in range(config.layers)]
         return {
             "k": [k for k, _ in layers],
@@ -175,24 +179,36 @@ def decoder(
         """Reads C more tokens per row, each row from its own slot on; `params` come from `unstack`.
 
         A row may be padded on either side: what comes next overwrites the padding on the right. Layers are unrolled,
-        each with its own cache.
+        each with its own cache. `before` may have "shared": the cache of prompts, each of which several rows go on
+        from, with what `Shared` knows of these rows, "row" and "place".
         """
-        C, S = tokens.shape[1], before["valid"].shape[1]
+        C = tokens.shape[1]
         slot_BC = before["index"][:, None] + jnp.arange(C)[None]
         valid_BS = before["valid"].at[jnp.arange(len(tokens))[:, None], slot_BC].set(valid, mode="drop")
         positions_BC = jnp.maximum(before["position"][:, None] + jnp.cumsum(valid, axis=1, dtype=jnp.int32) - 1, 0)
-        # slots of a row follow one another as its tokens do, so a distance in slots is one in positions
-        ahead_BCS = slot_BC[:, :, None] - jnp.arange(S)[None, None]
-        # what is not there sees nothing: the blocks that a free row has filled cost nothing
-        seen_BCS = valid_BS[:, None] & (ahead_BCS >= 0) & valid[:, :, None]
-        near_BCS = seen_BCS & (ahead_BCS < config.window)
-        x, keys, values = embed(params, tokens, positions_BC), [], []
-        for p, kind, k, v in zip(params["decoder"]["layers"], config.kinds, before["k"], before["v"], strict=True):
-            mask_BCS = near_BCS if kind == "sliding" else seen_BCS
 
-            def see(q, k_new, v_new, sinks, k=k, v=v, mask_BCS=mask_BCS):
-                k, v = cache.put(k, v, k_new, v_new, slot_BC)
-                return attend_cached(grown(q, positions_BC), k, v, mask_BCS, sinks=sinks, **scores), (k, v)
+        def masks(there_BS: Array, first_B1: Array | int) -> dict[str, Array]:
+            """Which slots, of which the first real one has this position, are seen in each kind of layer."""
+            ahead_BCS = positions_BC[:, :, None] - (first_B1 + positions_of(there_BS))[:, None]
+            # what is not there sees nothing: the blocks that a free row has filled cost nothing
+            seen_BCS = there_BS[:, None] & (ahead_BCS >= 0) & valid[:, :, None]
+            return {"full": seen_BCS, "sliding": seen_BCS & (ahead_BCS < config.window)}
+
+        common = before.get("shared")
+        if common:
+            of_prompt = common["valid"][common["place"] // common["row"].shape[1]]
+            own, prompt = masks(valid_BS, of_prompt.sum(1, keepdims=True)), masks(of_prompt, 0)
+            which = common["row"], common["place"]
+        else:
+            own = masks(valid_BS, 0)
+        x, keys, values = embed(params, tokens, positions_BC), [], []
+        for i, (p, kind) in enumerate(zip(params["decoder"]["layers"], config.kinds, strict=True)):
+            shared = Shared(common["k"][i], common["v"][i], prompt[kind], *which) if common else None
+
+            def see(q, k_new, v_new, sinks, i=i, kind=kind, shared=shared):
+                k, v = cache.put(before["k"][i], before["v"][i], k_new, v_new, slot_BC)
+                q = grown(q, positions_BC)
+                return attend_cached(q, k, v, own[kind], shared=shared, sinks=sinks, **scores), (k, v)
 
             x, (k, v) = block.apply(p, x, turned(positions_BC, kind), see)
             keys.append(k)
@@ -213,7 +229,7 @@ def decoder(
 
     return Model(
         config=config, init=init, apply=apply, hidden_states=hidden_states, init_cache=init_cache, prefill=prefill,
-        unstack=unstack, extend=extend, unembed=unembed, scalar=scalar,
+        unstack=unstack, extend=extend, unembed=unembed, scalar=scalar, join=cache.behind,
         init_scalar=lambda key, attributes=None: init_scalar(key, config.dim, attributes), by_device=by_device,
     )  # fmt: skip
 

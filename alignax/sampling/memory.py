@@ -21,10 +21,12 @@ def machine_bytes() -> int:
     return sum(limits) if all(limits) else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def slots_for(config: Any, replies: int, group: int, length: int, slots: int = 0) -> int:
-    """Slots for so many replies of `length` tokens with their prompts, in whole groups, at most all of them.
+def slots_for(config: Any, replies: int, group: int, prompt: int, reply: int, slots: int = 0) -> int:
+    """Slots for so many replies, in whole groups, at most all of them; `prompt`, `reply`: tokens of each.
 
     `slots`: about how many; 0: all, or what a quarter of the memory holds. Any number gives the same replies.
     """
-    wanted = slots or machine_bytes() * jax.process_count() // SHARE // row_bytes(config, length)
+    room, prompts = machine_bytes() * jax.process_count() // SHARE, replies // group
+    shared = (room - prompts * row_bytes(config, prompt)) // row_bytes(config, reply)  # a group's prompt stands once
+    wanted = slots or max(shared if shared > prompts else 0, room // row_bytes(config, prompt + reply))
     return min(max(wanted // group, 1) * group, replies)

@@ -94,7 +94,10 @@ def sample(
             model, params, layers, kernel, tokens, valid, data, group, capacity, ends, options, limit, report
         )
         said = _slots.nothing(job, pad_id)
-        state = _slots.admit(job, 0, first)
+        # prompts stand in the cache once where there are more slots than prompts to read for each token
+        several = model.join is not None and first * group > len(tokens)
+        prompts = _slots.room_for_prompts(job) if several else None
+        state = _slots.admit(job, 0, first, prompts)
         if first < len(tokens):
             state, said = _slots.refilled(job, state, said, first, max(1, first // 8))
         return _slots.drained(job, state, said, _slots.halves(first * group, capacity))

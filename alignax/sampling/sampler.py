@@ -35,8 +35,7 @@ class Sampler(NamedTuple):
     ) -> Rollout:  # fmt: skip
         """`group` replies to each prompt, by one key each; by another `model` than its own if that is given. Pure."""
         fixed = {"capacity": self.capacity, "eos_ids": jnp.asarray(self.ends, jnp.int32), "pad_id": self.pad}
-        length = tokens.shape[1] + self.capacity
-        slots = slots_for(self.model.config, len(keys), group, length, self.slots)
+        slots = slots_for(self.model.config, len(keys), group, tokens.shape[1], self.capacity, self.slots)
         fixed |= {"options": options, "group": group, "slots": slots, "report": report}
         return sample(model or self.model, params, tokens, valid, keys, **fixed)
 

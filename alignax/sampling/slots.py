@@ -5,6 +5,7 @@ reply is to index. What replies say is written by the row of the request, so nei
 trace in it; a row's noise comes from its own key and place.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -43,7 +44,8 @@ class Job(NamedTuple):
 class Slots(NamedTuple):
     """N replies that are being written."""
 
-    cache: Any
+    cache: Any  # of a reply alone where its prompt is among the `prompts`
+    prompts: Any  # keys and values of all P prompts, each of which its replies share; None: each reply has its own
     hidden: Float[Array, "N D"]  # after the last token
     row: Int[Array, " N"]  # of the request
     t: Int[Array, " N"]  # tokens so far
@@ -90,13 +92,22 @@ def nothing(job: Job, pad_id: Array | int) -> Said:
     return Said(tokens, zeros(jnp.float32), zeros(bool), zeros(bool), jnp.zeros(shape[:1], jnp.int32), **more)
 
 
-def admit(job: Job, first: Array | int, count: int) -> Slots:
+def admit(job: Job, first: Array | int, count: int, prompts: Any = None) -> Slots:
     """The replies to `count` prompts from the `first` on, before their first token. A prompt is read once for all of
-    its replies."""
+    its replies, and stands in the cache once if it is put among the `prompts`."""
     tokens, valid = (jax.lax.dynamic_slice_in_dim(x, first, count) for x in (job.tokens, job.valid))
-    cache = job.model.init_cache(count, tokens.shape[1] + job.capacity)
-    hidden, cache = job.model.prefill(job.params, tokens, valid, cache)
     each = lambda x: jnp.repeat(x, job.group, axis=0)  # noqa: E731
+    if prompts is None:
+        cache = job.model.init_cache(count, tokens.shape[1] + job.capacity)
+        hidden, cache = job.model.prefill(job.params, tokens, valid, cache)
+        cache = jax.tree.map(each, cache)
+    else:
+        empty = job.model.init_cache(count, tokens.shape[1], job.capacity)
+        hidden, read = job.model.prefill(job.params, tokens, valid, empty)
+        put = lambda all, new: jax.lax.dynamic_update_slice_in_dim(all, new, first, 0)  # noqa: E731
+        prompts = jax.tree.map(put, prompts, {name: read[name] for name in prompts})
+        cache = job.model.init_cache(count * job.group, job.capacity, tokens.shape[1])
+        cache |= {"position": each(read["position"])}
     row = first * job.group + jnp.arange(count * job.group)
     V = job.kernel.shape[1]
     said = jnp.zeros((len(row), V if job.options.counts else 0), jnp.int32)
@@ -107,7 +118,35 @@ def admit(job: Job, first: Array | int, count: int) -> Slots:
     state = {"row": row, "t": jnp.zeros(len(row), jnp.int32), "live": job.limit[row] > 0, "key": job.keys[row]}
     last = jnp.max(jnp.where(valid, jnp.arange(valid.shape[1])[None], 0), axis=1)  # a prompt may be padded on any side
     hidden = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
-    return Slots(cache=jax.tree.map(each, cache), hidden=each(hidden), **state, **memory)
+    return Slots(cache=cache, prompts=prompts, hidden=each(hidden), **state, **memory)
+
+
+def room_for_prompts(job: Job) -> Any:
+    """Where the keys and values of all prompts go."""
+    empty = job.model.init_cache(*job.tokens.shape, job.capacity)
+    return {name: empty[name] for name in ("k", "v", "valid")}
+
+
+def moved(slots: Slots, f: Callable[[Array], Array]) -> Slots:
+    """The slots with every array that they have replaced; the prompts stay where they are."""
+    return jax.tree.map(f, slots._replace(prompts=None))._replace(prompts=slots.prompts)
+
+
+def context(job: Job, slots: Slots) -> Any:
+    """The cache with the prompts that it has not itself."""
+    if slots.prompts is None:
+        return slots.cache
+    shape, N = (len(job.tokens), job.group), len(slots.row)
+    row = jnp.full(shape[0] * shape[1], N, jnp.int32).at[slots.row].set(jnp.arange(N, dtype=jnp.int32))
+    return slots.cache | {"shared": slots.prompts | {"row": row.reshape(shape), "place": slots.row}}
+
+
+def apart(job: Job, slots: Slots) -> Slots:
+    """Each slot with its prompt in its own cache."""
+    if slots.prompts is None:
+        return slots
+    assert job.model.join is not None
+    return slots._replace(cache=job.model.join(slots.prompts, slots.row // job.group, slots.cache), prompts=None)
 
 
 def spoken(job: Job, slots: Slots) -> tuple[Slots, Spoken]:
@@ -134,7 +173,7 @@ def spoken(job: Job, slots: Slots) -> tuple[Slots, Spoken]:
     reason = jnp.where(ended, END, jnp.where(spelled, STOP, LENGTH))
     new = Spoken(token, logp, slots.row, slots.t, slots.live, given, over, reason, **reports)
     slots = slots._replace(said=slots.said.at[jnp.arange(len(token)), token].add(1, mode="drop"))
-    hidden, cache = job.model.extend(job.layers, token[:, None], slots.live[:, None], slots.cache)
+    hidden, cache = job.model.extend(job.layers, token[:, None], slots.live[:, None], context(job, slots))
     return slots._replace(cache=cache, hidden=hidden[:, 0], t=t, live=slots.live & ~over), new
 
 
@@ -173,11 +212,12 @@ def refilled(job: Job, slots: Slots, said: Said, first: int, portion: int) -> tu
     def one(carry):
         slots, said, first = carry
         slots, said = play(job, slots, said, N - free)
-        new = admit(job, jnp.minimum(first, P - portion), portion)
+        new = admit(job, jnp.minimum(first, P - portion), portion, slots.prompts)
         # the last portion may be smaller: rows that were admitted before go nowhere
         place = jnp.where(new.row >= first * job.group, jnp.argsort(slots.live, stable=True)[:free], N)
-        slots = jax.tree.map(lambda old, x: old.at[place].set(x, mode="drop"), slots, new)
-        return slots, said, first + portion
+        put = lambda old, x: old.at[place].set(x, mode="drop")  # noqa: E731
+        slots = jax.tree.map(put, slots._replace(prompts=None), new._replace(prompts=None))
+        return slots._replace(prompts=new.prompts), said, first + portion
 
     slots, said, _ = jax.lax.while_loop(lambda carry: carry[2] < P, one, (slots, said, jnp.int32(first)))
     return slots, said
@@ -188,7 +228,9 @@ def drained(job: Job, slots: Slots, said: Said, sizes: tuple[int, ...]) -> Said:
     for size in sizes:
         slots, said = play(job, slots, said, size)
         order = jnp.argsort(~slots.live, stable=True)[:size]
-        slots = jax.tree.map(lambda x, order=order: x[order], slots)
+        slots = moved(slots, lambda x, order=order: x[order])
+        if size <= len(job.tokens):  # no more replies than prompts: there is nothing left to share
+            slots = apart(job, slots)
     return play(job, slots, said, 0)[1]
 
 

@@ -127,7 +127,7 @@ def judge(algorithm: Algorithm, actors: Actors, frozen: dict) -> Callable[..., t
     def judged(policy, arrays, rollout, temperature):
         params, rows = online.whole(policy, tree(arrays), "policy"), online.rows_of(algorithm, rollout)
         given = actors.policy, params, rollout.tokens, rollout.valid
-        logp_BT = forward.token_statistics(*given, temperature=temperature, **rows).logp
+        logp_BT = forward.token_statistics(*given, temperature=temperature, filters=None, **rows).logp
         return logp_BT, mismatch(logp_BT, rollout.old_logp, rollout.mask)
 
     program = jax.jit(judged)

@@ -1,7 +1,6 @@
 """alignax's part of benchmarks/iterations.py: the iteration of the stage `online`, as one program."""
 
 import json
-import resource
 import statistics
 import sys
 import time
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import timed
 
 from alignax import __version__, sharding
 from alignax.config import plain
@@ -69,7 +69,7 @@ def main() -> None:
         seconds.append(time.perf_counter() - start)
         lengths.append(float(metrics["completions/mean_length"]))
         print(seconds[-1], lengths[-1], float(metrics["objective/scores"]), flush=True)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+    peak = timed.peak_mb()
     made = {"seconds": seconds, "lengths": lengths, "peak_mb": peak, "version": __version__}
     made |= {"compiles": step._cache_size(), "sampling_s": sampling(algorithm, actors, frozen, state, batch)}
     made |= {"rest_s": statistics.median(seconds[1:]) - made["sampling_s"]}

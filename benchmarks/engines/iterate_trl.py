@@ -1,12 +1,12 @@
 """TRL's part of benchmarks/iterations.py: its GRPO trainer, generation by transformers, everything else as it comes."""
 
 import json
-import resource
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+import timed
 import torch
 import trl
 from datasets import Dataset
@@ -62,7 +62,7 @@ def main() -> None:
         steps.at = [time.perf_counter()]
         trainer.train()
     seconds = [b - a for a, b in zip(steps.at, steps.at[1:])]
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+    peak = timed.peak_mb()
     made = {"seconds": seconds, "lengths": LENGTHS[: len(seconds)], "peak_mb": peak, "version": trl.__version__}
     Path(sys.argv[2]).write_text(json.dumps(made), encoding="utf-8")
 

@@ -8,7 +8,6 @@ whatever the checkpoint's, which changes no shape.
 """
 
 import json
-import resource
 import sys
 import time
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import timed
 import with_tunix
 from jax.sharding import AxisType
 from tunix.models.llama3.model import Llama3, ModelConfig
@@ -107,7 +107,7 @@ def main() -> None:
     learner.train(batches())
     at.append(time.perf_counter())
     seconds = [b - a for a, b in zip(at, at[1:])]
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+    peak = timed.peak_mb()
     made = {"seconds": seconds, "peak_mb": peak, "version": version("google-tunix")}
     made |= {"lengths": rewards.lengths, "jax": jax.__version__}
     Path(sys.argv[2]).write_text(json.dumps(made), encoding="utf-8")

@@ -20,7 +20,16 @@ def test_bytes_of_a_slot_are_those_of_its_cache_and_some_logits():
 def test_slots_are_whole_groups_that_fit(monkeypatch, slots, want):
     config = tiny()[0].config
     monkeypatch.setattr(memory, "machine_bytes", lambda: 4 * 47 * memory.row_bytes(config, 32))
-    assert memory.slots_for(config, 64, 8, 32, slots) == want  # a quarter holds 47, which is five groups of 8
+    # a quarter holds 47 of 32 tokens, which is five groups of 8; prompts that are almost nothing beside the replies
+    assert memory.slots_for(config, 64, 8, 0, 32, slots) == want
+
+
+def test_prompts_that_replies_share_leave_room_for_more_of_them(monkeypatch):
+    config = tiny()[0].config
+    of = lambda length: memory.row_bytes(config, length)  # noqa: E731
+    monkeypatch.setattr(memory, "machine_bytes", lambda: 4 * (8 * of(512) + 27 * of(32)))
+    assert memory.slots_for(config, 64, 8, 512, 32) == 24  # 27 beside the 8 prompts; with one each there would be 9
+    assert memory.slots_for(config, 64, 1, 512, 32) == 9
 
 
 def test_more_slots_than_memory_are_refused_by_their_key():

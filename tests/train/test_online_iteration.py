@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_online
 from tiny import close, prompt_batch
 from tiny_online import (
     ALONE,
@@ -170,8 +171,9 @@ def test_one_program_equals_two_with_the_reward_on_the_host():
     [(False, {}), (True, dict(samples_per_prompt=2, advantage="group_baseline", **ALONE))],
     ids=["with a critic", "groups that share their prompt"],
 )
-def test_programs_for_short_replies_learn_the_same(together, changes):
+def test_programs_for_short_replies_learn_the_same(together, changes, monkeypatch):
     """Rows are cut to their replies, by programs of different room, and one update is made of several microbatches."""
+    monkeypatch.setattr(tiny_online, "ENDS", tuple(range(1, 25)))  # of 50: replies of all lengths
     once = dict(update_args=dict(epochs=2, minibatches=1))
     parted = dict(update_args=dict(epochs=2, minibatches=1, microbatches=4), length_buckets=4)
     want, got = (build_algorithm(**changes, **values) for values in (once, parted))
