@@ -215,6 +215,21 @@ def test_a_completion_ends_before_a_stop_text(policy, monkeypatch):
             complete("x", ["tea ."], **changes)
 
 
+def test_one_beam_is_the_greedy_reply_and_a_search_reads_no_settings_of_sampling(policy, monkeypatch):
+    monkeypatch.setattr(playground, "load", lambda *_: policy)
+    fixed = dict(max_new_tokens=3)
+    (found,) = complete("x", ["tea ."], beams=2, n=2, **fixed)
+    assert len({text for text, _ in found}) == 2
+    assert complete("x", ["tea ."], beams=1, **fixed) == complete("x", ["tea ."], temperature=0.0, **fixed)
+    for changes, words in (
+        ({"temperature": 0.5}, ("temperature beside beams = 2:", "leave it out")),
+        ({"stop": ["."]}, ("stop beside beams = 2:", "leave it out")),
+        ({"n": 3}, ("beams = 2:", "n = 3 or more")),
+    ):
+        with refuses(ConfigError, *words):
+            complete("x", ["tea ."], beams=2, **changes)
+
+
 def test_the_settings_of_chat_and_sample_have_one_form():
     """What one takes the other takes."""
     args = [parser().parse_args([command, "runs/x"]) for command in ("chat", "sample")]

@@ -12,6 +12,7 @@ from alignax.data.boundary import lead
 from alignax.data.templates import stop_ids
 from alignax.data.tokenizer import pad_id
 from alignax.ops.checks import Scalar
+from alignax.sampling.beam import beam
 from alignax.sampling.memory import slots_for
 from alignax.sampling.options import Options
 from alignax.sampling.sample import row_keys, sample
@@ -38,6 +39,11 @@ class Sampler(NamedTuple):
         slots = slots_for(self.model.config, len(keys), group, tokens.shape[1], self.capacity, self.slots)
         fixed |= {"options": options, "group": group, "slots": slots, "report": report}
         return sample(model or self.model, params, tokens, valid, keys, **fixed)
+
+    def search(self, params: Params, tokens: Array, valid: Array, *, beams: int, n: int = 1) -> Rollout:
+        """The `n` best replies to each prompt that a search of `beams` comes by."""
+        fixed = {"capacity": self.capacity, "eos_ids": jnp.asarray(self.ends, jnp.int32), "pad_id": self.pad}
+        return beam(self.model, params, tokens, valid, beams=beams, n=n, **fixed).rollout
 
     def draw(self, params: Params, prompts: dict, key: Array, *, temperature: Scalar = 1.0) -> Rollout:
         """One reply to each prompt of a batch, whose noise is its row's own under the `key`."""

@@ -13,6 +13,7 @@ def add(commands: Any, layout: dict[str, Any]) -> None:
     sample.add_argument("--system", default="", help="what a chat begins with, before each prompt")
     sample.add_argument("--n", type=int, default=1, help="completions per prompt (default 1)")
     settings(sample, max_new_tokens=64, seed=0)
+    sample.add_argument("--beams", type=int, default=0, help="search with so many beams; 0: sample (default)")
     sample.add_argument("--stop", action="append", default=[], help="ends a completion; give it again for more")
     sample.add_argument("--out", default="", help="writes JSONL instead of printing", metavar="OUT.jsonl")
 

@@ -16,7 +16,8 @@ def command(args: argparse.Namespace) -> None:
         raise ConfigError("no prompts: expected one or more behind the checkpoint, or --prompts-file=FILE")
     system = [{"role": "system", "content": args.system}] if args.system else []
     asked = [[*system, {"role": "user", "content": text}] if system else text for text in prompts]
-    names = ("n", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "stop", "max_new_tokens", "seed")
+    names = ("n", "beams", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "stop", "max_new_tokens")
+    names += ("seed",)
     rows = complete(args.checkpoint, asked, **{name: getattr(args, name) for name in names})
     if args.out:
         write(Path(args.out), prompts, rows)

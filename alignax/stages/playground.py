@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from alignax.config import ConfigError
 from alignax.data.arrays import pad
@@ -23,7 +24,7 @@ from alignax.sampling.stops import stops
 from alignax.sampling.stream import cut
 from alignax.stages.parents import template_of, whole
 from alignax.stages.plans import POLICY
-from alignax.types import Model, Params
+from alignax.types import Model, Params, Rollout
 
 
 class Policy(NamedTuple):
@@ -57,11 +58,13 @@ def load(checkpoint: str | Path, devices: Sequence[Any] | None = None) -> Policy
 def complete(
     checkpoint: str | Path, prompts: Sequence[Turns], *, n: int = 1, temperature: float = 1.0, top_p: float = 1.0,
     top_k: int = 0, min_p: float = 0.0, repetition_penalty: float = 1.0, stop: Sequence[str] = (),
-    max_new_tokens: int = 64, seed: int = 0,
+    max_new_tokens: int = 64, seed: int = 0, beams: int = 0,
 ) -> list[list[tuple[str, bool]]]:  # fmt: skip
     """`n` completions of each prompt as (text, whether it ended by itself), with the template of the checkpoint.
 
-    A completion ends before the first of the `stop` texts. Raises ConfigError for a number that is out of range.
+    A completion ends before the first of the `stop` texts. `beams`: nothing is drawn; the `n` best that a search of so
+    many beams comes by (`sampling.beam`). Raises ConfigError for a number that is out of range, and for a setting that
+    the search would not read.
     """
     if n < 1 or max_new_tokens < 1 or not temperature >= 0 or not 0 < top_p <= 1:
         given = f"n = {n}, max_new_tokens = {max_new_tokens}, temperature = {temperature}, top_p = {top_p}"
@@ -72,6 +75,15 @@ def complete(
         options.check(1, 0)
     except Refused as error:
         raise ConfigError(str(error)) from None
+    if beams:
+        unread = {"temperature": (temperature, 1), "top_p": (top_p, 1), "top_k": (top_k, 0), "min_p": (min_p, 0)}
+        unread |= {"repetition_penalty": (repetition_penalty, 1), "stop": (len(stop), 0)}
+        for name in (name for name, (value, default) in unread.items() if value != default):
+            raise ConfigError(
+                f"{name} beside beams = {beams}: a search draws nothing and reads no {name}; leave it out"
+            )
+        if not n <= beams:
+            raise ConfigError(f"beams = {beams}: expected n = {n} or more")
     policy = load(checkpoint)
     model, tokenizer = policy.model, policy.tokenizer
     encoded = [policy.encode(prompt) for prompt in prompts]
@@ -85,8 +97,13 @@ def complete(
     own = sampler(model, tokenizer, policy.template, max_new_tokens)
     options = options.replace(stops=stops(tokenizer, stop) if stop else None)
     keys = row_keys(jax.random.key(seed), jnp.arange(len(prompts) * n, dtype=jnp.int32))
-    draw = jax.jit(lambda params, tokens, valid, keys: own.reply(params, tokens, valid, keys, options, group=n))
-    rollout = jax.device_get(draw(policy.params, tokens, valid, keys))
+
+    def draw(params: Params, tokens: Array, valid: Array, keys: Array) -> Rollout:
+        if beams:
+            return own.search(params, tokens, valid, beams=beams, n=n)
+        return own.reply(params, tokens, valid, keys, options, group=n)
+
+    rollout = jax.device_get(jax.jit(draw)(policy.params, tokens, valid, keys))
     texts = [cut(text, stop) for text in own.texts(rollout)]
     found = list(zip(texts, rollout.finished.tolist(), strict=True))
     return [found[i * n : (i + 1) * n] for i in range(len(prompts))]
