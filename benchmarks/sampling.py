@@ -2,11 +2,12 @@
 
 Command: python benchmarks/sampling.py [--rows 256] [--slots 384] [--vocab 8192] [--repeats 5] [--out F]
 
-Pieces: the scores of one query per row against keys as [B K S H] and in tiles (`models.cache`), the average of values
-in tiles, for 8 layers of 4 heads of keys; a token by `sampling.choose`, and by Gumbel noise and an argmax; the filters
-top-k and top-p, and a sort, which they do without; `Model.extend` of a 29M Llama shape by 1, 4 and 8 tokens of 1, 8 and
-64 rows, the price of speculative decoding (benchmarks/speculation.py). Columns: milliseconds, the least of the repeats,
-and of what reads a cache GB/s. Compare within one run only: machines differ.
+Pieces: the scores of one query per row against keys as [B K S H] and in tiles (`models.cache`), these also in less than
+float32, and the average of values in tiles, for 8 layers of 4 heads of keys; a token by `sampling.choose`, and by
+Gumbel noise and an argmax; the filters top-k and top-p, and a sort, which they do without; `Model.extend` of a 29M
+Llama shape by 1, 4 and 8 tokens of 1, 8 and 64 rows, the price of speculative decoding (benchmarks/speculation.py).
+Columns: milliseconds, the least of the repeats, and of what reads a cache GB/s. Compare within one run only: machines
+differ.
 """
 
 import argparse
@@ -52,18 +53,21 @@ def attention(B: int, S: int, repeats: int) -> dict[str, tuple[float, float]]:
     keys, values = [k + 1 for (k,), _ in layers], [v + 1 for _, (v,) in layers]
     c = keys[0].shape[1]
     each, weight = jnp.broadcast_to(q[:, None], (B, c, K, G, H)), jnp.ones((B, c, K, G, S // c))
-    size = sum(x.nbytes for x in plain) / 1e9
+    read = lambda q, ks: [jnp.einsum("bckgh,bckhw->bckgw", q, k.astype(q.dtype)) for k in ks]  # noqa: E731
     made = {
         "scores, keys [B K S H]": (lambda q, ks: [jnp.einsum("bkgh,bksh->bkgs", q, k) for k in ks], q, plain),
-        "scores, keys in tiles": (lambda q, ks: [jnp.einsum("bckgh,bckhw->bckgw", q, k) for k in ks], each, keys),
+        "scores, keys in tiles": (read, each, keys),
+        "scores, keys in tiles, bfloat16": (read, each, [k.astype(jnp.bfloat16) for k in keys]),
+        "scores, keys in tiles, int8": (read, each, [k.astype(jnp.int8) for k in keys]),
         "average, values in tiles": (
             lambda w, vs: [jnp.einsum("bckgw,bckwh->bckgh", w, v) for v in vs],
             weight,
             values,
         ),
     }
+    size = {name: sum(x.nbytes for x in call[2]) / 1e9 for name, call in made.items()}
     found = {name: least_ms(*call, repeats=repeats) for name, call in made.items()}
-    return {name: (ms, size / ms * 1e3) for name, ms in found.items()}
+    return {name: (ms, size[name] / ms * 1e3) for name, ms in found.items()}
 
 
 def drawing(B: int, V: int, repeats: int) -> dict[str, tuple[float, None]]:
@@ -91,9 +95,8 @@ def steps(model: Model, params: Params, slots: int, repeats: int) -> dict[tuple[
     layers, kernel, found = model.unstack(params), model.unembed(params), {}
     for B in ROWS:
         state = model.init_cache(B, slots)
-        before = jnp.arange(state["valid"].shape[1]) < slots // 2
-        state |= {"valid": jnp.broadcast_to(before, state["valid"].shape)}
-        state |= dict.fromkeys(("position", "index"), jnp.full(B, slots // 2, jnp.int32))
+        ones = jnp.ones((B, slots // 2), jnp.int32)
+        state = jax.jit(model.prefill)(params, ones, ones > 0, state)[1]
         for C in READ:
             ones = jnp.ones((B, C), jnp.int32)
 

@@ -3,10 +3,11 @@
 A layer's keys are blocks [B c K H W], its values [B c K W H]: c tiles of W = 64 slots each, a token in one slot. Both
 products of attention then read runs of memory, where keys as [B K S H] took several times as long on a CPU
 (benchmarks/sampling.py). There are a few blocks, so that attention can leave out those in which no row sees anything:
-what is not yet written, the padding before all prompts, what a window has passed.
+what is not yet written, the padding before all prompts, what a window has passed. A layer with a window has slots for
+the window and a tile more, and its tokens go round in them; the position of each says what a query sees.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
 from jax import Array
@@ -30,8 +31,26 @@ def behind(prompts: dict, prompt_B: Int[Array, " B"], own: dict) -> dict:
     """A cache of one row for each of `own`, in which its prompt's blocks stand before its own."""
     rows = lambda blocks: [block[prompt_B] for block in blocks]  # noqa: E731
     joined = {n: [[*rows(p), *o] for p, o in zip(prompts[n], own[n], strict=True)] for n in ("k", "v")}
-    valid = jnp.concatenate([prompts["valid"][prompt_B], own["valid"]], axis=1)
-    return own | joined | {"valid": valid, "index": own["index"] + prompts["valid"].shape[1]}
+    at = {kind: jnp.concatenate([x[prompt_B], own["at"][kind]], axis=1) for kind, x in prompts["at"].items()}
+    first = {kind: x + prompts["at"][kind].shape[1] for kind, x in own["first"].items()}
+    return own | joined | {"at": at, "first": first}
+
+
+def last(slots: int, index_B: Int[Array, " B"], length: int) -> Callable[..., Array]:
+    """(x [B T ...], fill=0) -> [B slots ...]: of the first `index` of T = `length` tokens the last, number i in slot i
+    mod `slots`."""
+    if length <= slots:
+        room = lambda x: ((0, 0), (0, slots - length), *[(0, 0)] * (x.ndim - 2))  # noqa: E731
+        return lambda x, fill=0: jnp.pad(x, room(x), constant_values=fill)
+    end_B1 = index_B[:, None] - 1
+    token_BS = end_B1 - (end_B1 - jnp.arange(slots)[None]) % slots
+
+    def put(x: Array, fill: int = 0) -> Array:
+        column = lambda y: y.reshape(*token_BS.shape, *[1] * (x.ndim - 2))  # noqa: E731
+        found = jnp.take_along_axis(x, column(jnp.maximum(token_BS, 0)), axis=1)
+        return jnp.where(column(token_BS >= 0), found, jnp.asarray(fill, x.dtype))
+
+    return put
 
 
 def slots(keys: Sequence[Array]) -> int:
@@ -40,12 +59,11 @@ def slots(keys: Sequence[Array]) -> int:
 
 
 def filled(
-    keys: Sequence[Array], k_BTKH: Float[Array, "B T K H"], v_BTKH: Float[Array, "B T K H"]
+    keys: Sequence[Array], k_BSKH: Float[Array, "B S K H"], v_BSKH: Float[Array, "B S K H"]
 ) -> tuple[list, list]:
-    """(keys, values) in blocks as those of `keys`, with these in their first T slots, and nothing behind."""
-    room = ((0, 0), (0, slots(keys) - k_BTKH.shape[1]), (0, 0), (0, 0))
-    tiles = lambda x: jnp.pad(x, room).reshape(len(x), -1, keys[0].shape[4], *x.shape[2:])  # noqa: E731
-    k, v, out, first = tiles(k_BTKH), tiles(v_BTKH), ([], []), 0  # [B c W K H]
+    """(keys, values) in blocks as those of `keys`."""
+    tiles = lambda x: x.reshape(len(x), -1, keys[0].shape[4], *x.shape[2:])  # noqa: E731
+    k, v, out, first = tiles(k_BSKH), tiles(v_BSKH), ([], []), 0  # [B c W K H]
     for block in keys:
         part = slice(first, first + block.shape[1])
         out[0].append(k[:, part].transpose(0, 1, 3, 4, 2))

@@ -133,38 +133,44 @@ def decoder(
         return jnp.concatenate([first[None], others])
 
     def init_cache(batch: int, length: int, beside: int = 0) -> dict:
-        """An empty cache of `length` slots per row, `models.cache`. Every array of it begins with the rows.
+        """An empty cache of `length` tokens per row, `models.cache`. Every array of it begins with the rows.
 
-        `beside`: slots of another one that may be joined with it: both have the same tiles.
+        Layers with a window keep a ring: what a window has passed is overwritten. `beside`: tokens of another cache
+        that may be joined with it: both have the same tiles.
         """
-        width = min(cache.TILE, max(length, beside))
         # a GPU would ask its host before it leaves a block out
         blocks = 1 if (device or jax.devices()[0]).platform == "gpu" else BLOCKS
-        one = lambda: cache.empty(batch, length, config.kv_heads, config.head_dim, dtype, blocks, width)  # noqa: E731
-        layers = [one() for _ in range(config.layers)]
+        width = min(cache.TILE, max(length, beside))
+        room = {"full": length, "sliding": min(length, config.window + cache.TILE)}
+        one = lambda kind: cache.empty(batch, room[kind], config.kv_heads, config.head_dim, dtype, blocks, width)  # noqa: E731
+        layers = {i: one(kind) for i, kind in enumerate(config.kinds)}
+        slots = {kind: cache.slots(layers[config.kinds.index(kind)][0]) for kind in kinds}
         return {
-            "k": [k for k, _ in layers],
-            "v": [v for _, v in layers],
-            "valid": jnp.zeros((batch, cache.slots(layers[0][0])), bool),
+            "k": [k for k, _ in layers.values()],
+            "v": [v for _, v in layers.values()],
+            # of each kind of layers: position of the token in a slot, -1 for none; and where a row's own slots begin
+            "at": {kind: jnp.full((batch, slots[kind]), -1, jnp.int32) for kind in kinds},
+            "first": {kind: jnp.zeros((batch,), jnp.int32) for kind in kinds},
             "position": jnp.zeros((batch,), jnp.int32),  # of the next token, by row
-            "index": jnp.zeros((batch,), jnp.int32),  # slot of the next token, by row
+            "index": jnp.zeros((batch,), jnp.int32),  # of the next token among those that went into the row's own slots
         }
 
     def prefill(params: Params, tokens: Int[Array, "B T"], valid: Bool[Array, "B T"], empty: dict):
-        """Reads whole prompts, padded on either side, into slots 0..T-1 of an empty cache.
+        """Reads whole prompts, padded on either side, into the slots of an empty cache.
 
         What comes next overwrites the padding on the right.
         """
-        T = tokens.shape[1]
         _, hidden_BTD, (k_L, v_L) = scan(params, tokens, valid, lambda x, k, v: (k, v))
-        fill = lambda i: cache.filled(empty["k"][i], k_L[i], v_L[i])  # noqa: E731
-        layers = [fill(i) for i in range(config.layers)]
-        return finish(params, hidden_BTD), {
+        index_B = jnp.max(jnp.where(valid, jnp.arange(1, tokens.shape[1] + 1)[None], 0), axis=1)
+        put = {kind: cache.last(empty["at"][kind].shape[1], index_B, tokens.shape[1]) for kind in kinds}
+        position_BT = jnp.where(valid, positions_of(valid), -1)
+        layers = [cache.filled(empty["k"][i], *map(put[kind], (k_L[i], v_L[i]))) for i, kind in enumerate(config.kinds)]
+        return finish(params, hidden_BTD), empty | {
             "k": [k for k, _ in layers],
             "v": [v for _, v in layers],
-            "valid": empty["valid"].at[:, :T].set(valid),
+            "at": {kind: put[kind](position_BT, -1) for kind in kinds},
             "position": valid.sum(1, dtype=jnp.int32),
-            "index": jnp.max(jnp.where(valid, jnp.arange(1, T + 1)[None], 0), axis=1),
+            "index": index_B,
         }
 
     def unstack(params: Params) -> Params:
@@ -176,37 +182,43 @@ def decoder(
     def extend(
         params: Params, tokens: Int[Array, "B C"], valid: Bool[Array, "B C"], before: dict
     ) -> tuple[Float[Array, "B C D"], dict]:
-        """Reads C more tokens per row, each row from its own slot on; `params` come from `unstack`.
+        """Reads C more tokens per row, each row from its own place on; `params` come from `unstack`.
 
         A row may be padded on either side: what comes next overwrites the padding on the right. Layers are unrolled,
         each with its own cache. `before` may have "shared": the cache of prompts, each of which several rows go on
         from, with what `Shared` knows of these rows, "row" and "place".
         """
         C = tokens.shape[1]
-        slot_BC = before["index"][:, None] + jnp.arange(C)[None]
-        valid_BS = before["valid"].at[jnp.arange(len(tokens))[:, None], slot_BC].set(valid, mode="drop")
+        if C > cache.TILE and "sliding" in kinds:
+            raise ValueError(f"{C} tokens at once: a ring has room for {cache.TILE} beside its window; read fewer")
         positions_BC = jnp.maximum(before["position"][:, None] + jnp.cumsum(valid, axis=1, dtype=jnp.int32) - 1, 0)
+        index_BC = before["index"][:, None] + jnp.arange(C)[None]
+        slot, at = {}, {}
+        for kind in kinds:
+            S, first_B1 = before["at"][kind].shape[1], before["first"][kind][:, None]
+            place_BC = first_B1 + (index_BC % (S - first_B1) if kind == "sliding" else index_BC)
+            slot[kind] = jnp.where(valid, place_BC, S)  # padding goes nowhere
+            rows_B1 = jnp.arange(len(tokens))[:, None]
+            at[kind] = before["at"][kind].at[rows_B1, slot[kind]].set(positions_BC, mode="drop")
 
-        def masks(there_BS: Array, first_B1: Array | int) -> dict[str, Array]:
-            """Which slots, of which the first real one has this position, are seen in each kind of layer."""
-            ahead_BCS = positions_BC[:, :, None] - (first_B1 + positions_of(there_BS))[:, None]
-            # what is not there sees nothing: the blocks that a free row has filled cost nothing
-            seen_BCS = there_BS[:, None] & (ahead_BCS >= 0) & valid[:, :, None]
-            return {"full": seen_BCS, "sliding": seen_BCS & (ahead_BCS < config.window)}
+        def seen(at_BS: Array, kind: str) -> Bool[Array, "B C S"]:
+            """Which slots the queries see; what is not there sees nothing: a free row's blocks cost nothing."""
+            ahead_BCS = positions_BC[:, :, None] - at_BS[:, None]
+            seen_BCS = (at_BS >= 0)[:, None] & (ahead_BCS >= 0) & valid[:, :, None]
+            return seen_BCS & (ahead_BCS < config.window) if kind == "sliding" else seen_BCS
 
-        common = before.get("shared")
+        own, prompt, common = {kind: seen(at[kind], kind) for kind in kinds}, {}, before.get("shared")
         if common:
-            of_prompt = common["valid"][common["place"] // common["row"].shape[1]]
-            own, prompt = masks(valid_BS, of_prompt.sum(1, keepdims=True)), masks(of_prompt, 0)
-            which = common["row"], common["place"]
-        else:
-            own = masks(valid_BS, 0)
+            prompt_B = common["place"] // common["row"].shape[1]
+            prompt = {kind: seen(common["at"][kind][prompt_B], kind) for kind in kinds}
         x, keys, values = embed(params, tokens, positions_BC), [], []
         for i, (p, kind) in enumerate(zip(params["decoder"]["layers"], config.kinds, strict=True)):
-            shared = Shared(common["k"][i], common["v"][i], prompt[kind], *which) if common else None
+            shared = None
+            if common:
+                shared = Shared(common["k"][i], common["v"][i], prompt[kind], common["row"], common["place"])
 
             def see(q, k_new, v_new, sinks, i=i, kind=kind, shared=shared):
-                k, v = cache.put(before["k"][i], before["v"][i], k_new, v_new, slot_BC)
+                k, v = cache.put(before["k"][i], before["v"][i], k_new, v_new, slot[kind])
                 q = grown(q, positions_BC)
                 return attend_cached(q, k, v, own[kind], shared=shared, sinks=sinks, **scores), (k, v)
 
@@ -215,8 +227,7 @@ def decoder(
             values.append(v)
         read_B = jnp.max(jnp.where(valid, jnp.arange(1, C + 1)[None], 0), axis=1)  # up to the last real token
         position_B, index_B = before["position"] + valid.sum(1, dtype=jnp.int32), before["index"] + read_B
-        after = {"k": keys, "v": values, "valid": valid_BS, "position": position_B, "index": index_B}
-        return finish(params, x), after
+        return finish(params, x), before | {"k": keys, "v": values, "at": at, "position": position_B, "index": index_B}
 
     def unembed(params: Params) -> Float[Array, "D V"]:
         """The output matrix, padded vocabulary included; `ops.logprobs` keeps the padding out of the probabilities.

@@ -6,12 +6,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+TILE = 64  # tokens that a layer with a window has room for beside it
 SHARE = 4  # a quarter of the memory is for caches, where nothing is said
 
 
 def row_bytes(config: Any, length: int) -> int:
     """Bytes of one slot: keys and values of `length` tokens in every layer, and a few rows of logits."""
-    cache = 2 * config.layers * config.kv_heads * config.head_dim * length * jnp.dtype(config.dtype).itemsize
+    tokens = sum(min(length, config.window + TILE) if kind == "sliding" else length for kind in config.kinds)
+    cache = 2 * config.kv_heads * config.head_dim * tokens * jnp.dtype(config.dtype).itemsize
     return cache + 3 * 4 * config.vocab_size
 
 

@@ -124,7 +124,7 @@ def admit(job: Job, first: Array | int, count: int, prompts: Any = None) -> Slot
 def room_for_prompts(job: Job) -> Any:
     """Where the keys and values of all prompts go."""
     empty = job.model.init_cache(*job.tokens.shape, job.capacity)
-    return {name: empty[name] for name in ("k", "v", "valid")}
+    return {name: empty[name] for name in ("k", "v", "at")}
 
 
 def moved(slots: Slots, f: Callable[[Array], Array]) -> Slots:

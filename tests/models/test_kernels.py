@@ -160,7 +160,7 @@ def test_prefill_with_splash_fills_the_cache_that_xla_fills():
         for (got,), (expected,) in zip(cache[name], wanted[name], strict=True):
             slots = [np.moveaxis(np.asarray(x)[:, 0], place - 1, 1)[:, :8][PADDED] for x in (got, expected)]
             np.testing.assert_allclose(*slots, atol=1e-5)
-    np.testing.assert_array_equal(cache["valid"], wanted["valid"])
+    np.testing.assert_array_equal(cache["at"]["full"], wanted["at"]["full"])
 
 
 def test_a_layout_without_branches_is_one_whose_tokens_all_belong_to_the_beginning():

@@ -11,9 +11,13 @@ from alignax.stages.lengths import check_slots
 
 def test_bytes_of_a_slot_are_those_of_its_cache_and_some_logits():
     model, _ = tiny()  # L 2, K 2, H 8, V 50
-    cache = model.init_cache(1, 64)
-    arrays = sum(x.nbytes for name in ("k", "v") for layer in cache[name] for x in layer)
-    assert memory.row_bytes(model.config, 64) == arrays + 12 * 50 and arrays == 2 * 2 * 2 * 8 * 64 * 4
+    bytes_of = lambda model, length: sum(  # noqa: E731
+        x.nbytes for name in ("k", "v") for layer in model.init_cache(1, length)[name] for x in layer
+    )
+    assert memory.row_bytes(model.config, 64) == bytes_of(model, 64) + 12 * 50
+    assert bytes_of(model, 64) == 2 * 2 * 2 * 8 * 64 * 4
+    windowed, _ = tiny(pattern=("sliding", "full"), window=64)  # a layer of 128 tokens and one of 640
+    assert memory.row_bytes(windowed.config, 640) == bytes_of(windowed, 640) + 12 * 50 == 2 * 2 * 8 * 768 * 4 + 600
 
 
 @pytest.mark.parametrize("slots, want", [(0, 40), (17, 16), (3, 8), (1000, 64)])

@@ -11,6 +11,7 @@ from errors import refuses
 from tiny import EOS, PAD, prompt_batch, tiny
 
 from alignax import sharding
+from alignax.forward import token_statistics
 from alignax.models import decoder as decoders
 from alignax.models.config import ModelConfig
 from alignax.sampling import slots as slot
@@ -74,6 +75,22 @@ def test_a_cache_in_blocks_gives_what_a_whole_one_gives(changes, monkeypatch):
         runs[blocks] = draw(model, params, prompts, capacity=160, ends=never)
     assert np.asarray(runs[1].mask).sum(1).max() > 128
     same(runs[3], runs[1])
+
+
+@pytest.mark.parametrize("pattern", [("sliding", "full"), ("sliding",)], ids=["mixed", "sliding alone"])
+@pytest.mark.parametrize("group", [1, 3], ids=["own prompts", "shared prompts"])
+def test_a_ring_writes_what_the_whole_text_says(pattern, group, monkeypatch):
+    """A window of 20 tokens has a ring of two tiles: prompts longer than it, replies that go round in it."""
+    monkeypatch.setattr(slot, "LEAST", 2)
+    model, params = tiny(pattern=pattern, window=20)
+    prompts = prompt_batch(B=2, P=150)
+    capacity, ends = 140, jnp.array([3])
+    assert model.init_cache(1, 290)["at"]["sliding"].shape == (1, 128)
+    got = draw(model, params, prompts, capacity=capacity, group=group, ends=ends, options=Options())
+    lengths = np.asarray(got.mask).sum(1)
+    assert lengths.max() > 128 and len(set(lengths)) > 1
+    forced = jax.jit(lambda r: token_statistics(model, params, r.tokens, r.valid, start=150).logp)(got)
+    np.testing.assert_allclose(got.old_logp, np.where(got.mask, forced, 0), atol=2e-5)
 
 
 def test_extend_by_many_tokens_is_extend_by_one_after_another():
