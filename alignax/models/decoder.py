@@ -227,7 +227,8 @@ def decoder(
             values.append(v)
         read_B = jnp.max(jnp.where(valid, jnp.arange(1, C + 1)[None], 0), axis=1)  # up to the last real token
         position_B, index_B = before["position"] + valid.sum(1, dtype=jnp.int32), before["index"] + read_B
-        return finish(params, x), before | {"k": keys, "v": values, "at": at, "position": position_B, "index": index_B}
+        after = {"k": keys, "v": values, "at": at, "first": before["first"], "position": position_B, "index": index_B}
+        return finish(params, x), after
 
     def unembed(params: Params) -> Float[Array, "D V"]:
         """The output matrix, padded vocabulary included; `ops.logprobs` keeps the padding out of the probabilities.

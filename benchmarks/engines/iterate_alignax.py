@@ -49,7 +49,8 @@ def main() -> None:
     c |= {"init_from": "policy", "reward": brief, "data": {"path": "prompts.jsonl"}}  # names: nothing is read here
     c |= {"max_new_tokens": asked["cap"], "batch_size": len(asked["prompts"]), "total_steps": asked["steps"]}
     c |= {"samples_per_prompt": asked["samples"], "kl_coef": 0.04, "optimizer_args": {"learning_rate": 1e-6}}
-    c |= {"update_args": {"epochs": 1, "microbatches": asked["micro"]}, "share_prompts": True}
+    micro = len(asked["prompts"]) if asked["ends"] else asked["micro"]  # each is cut to its replies
+    c |= {"update_args": {"epochs": 1, "microbatches": micro}, "share_prompts": True}
     c |= {"length_buckets": BUCKETS if asked["ends"] else 1}
     algorithm = online.plan(c).algorithm
     critic = None
