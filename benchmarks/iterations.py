@@ -6,8 +6,9 @@ Command: python benchmarks/iterations.py [--trl PYTHON] [--tunix PYTHON] [--prom
 All start from the same weights and prompts, in processes of their own that take turns. One token ends a reply, with a
 probability that makes lengths geometric (`--mean-length 0`: none does, and all replies have the length of the cap). The
 reward is the share of even ids. One update a rollout, AdamW, a KL penalty of 0.04 with a reference in memory, gradients
-in `--micro` parts (of alignax, where lengths differ, one for each prompt: it cuts each to its replies). The first step, which compiles, does not count. TRL and Tunix have no PPO of this kind (TRL has
-dropped its critic), so PPO's row stands alone. `--trl`, `--tunix`: interpreters that have them.
+in `--micro` parts (of alignax, where lengths differ, in one for each prompt: it cuts each to its replies). The first
+step, which compiles, does not count. TRL and Tunix have no PPO of this kind (TRL has dropped its critic), so PPO's row
+stands alone. `--trl`, `--tunix`: interpreters that have them.
 
 Columns: seconds an iteration (median over steps, then over repeats); mean length of the replies; new tokens per second
 over the whole iteration; how many times faster alignax is (median, least, most of neighbouring runs); peak memory of
