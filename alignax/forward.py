@@ -3,9 +3,8 @@
 The only place that shifts: hidden state t-1 predicts token t and carries the value of the state before token t.
 """
 
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Sequence
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +16,7 @@ from alignax.ops.checks import needs, require
 from alignax.ops.filtered import filtered_stats
 from alignax.ops.filters import Settings
 from alignax.ops.logprobs import TokenStats, token_stats
+from alignax.replies import read
 from alignax.types import (
     PASSES,
     Demo,
@@ -37,15 +37,6 @@ from alignax.types import (
 T = TypeVar("T")
 
 
-class Read(NamedTuple):
-    """The replies of rows [B T] as a model has read them: G rows of N tokens."""
-
-    before: Float[Array, "G N D"]  # the state that each token is predicted from
-    token: Int[Array, "G N"]
-    last: Float[Array, "B D"]  # the state at the last token of each row
-    placed: Callable[[Array], Array]  # [G N *A] -> [B T *A]: zeros where nothing was read
-
-
 def token_statistics(
     model: Model,
     params: Params,
@@ -61,7 +52,7 @@ def token_statistics(
     """Log-probability, entropy and correctness of tokens `start` to T-1, [B T]; positions before `start` hold zeros.
 
     `filters` (`ops.filters.FILTERS`): of what they leave of each token's distribution, see `ops.filtered`. `start`,
-    `group`, `room`: see `read`.
+    `group`, `room`: see `replies.read`.
     """
     found = read(model, params, tokens, valid, start=start, group=group, room=room)
     kernel_DV, of_model = model.unembed(params), output_of(model)
@@ -73,75 +64,6 @@ def token_statistics(
     else:
         stats = token_stats(found.before, kernel_DV, found.token, temperature=temperature, **of_model)
     return TokenStats(*map(found.placed, stats))
-
-
-def read(
-    model: Model,
-    params: Params,
-    tokens: Int[Array, "B T"],
-    valid: Bool[Array, "B T"],
-    *,
-    start: int = 1,
-    group: int = 1,
-    room: int = 0,
-) -> Read:
-    """One pass over rows whose replies begin at `start`, at least 1; what comes before it is read and not asked for.
-
-    With `group` > 1, every `group` neighbouring rows are replies to one prompt, which is padded on the left. It is read
-    once: the replies branch from it, one after the other, without the padding between them, in one row of `start +
-    room` tokens. Worth it where prompts are long, since attention computes a reply's scores with its neighbours too,
-    and masks them. With `group` = 1, `room` leaves out the padding behind all replies. Room for all is 0; what has none
-    is not read, so choose it with `fitted`. All three are static.
-    """
-    B, C = len(tokens), tokens.shape[1] - start
-    room = room or group * C
-    if group == 1:
-        hidden_BND = model.apply(params, tokens[:, : start + room], valid[:, : start + room])[:, start - 1 :]
-        last_B = room - jnp.argmax(valid[:, start - 1 : start + room][:, ::-1], axis=1)
-        last_BD = jnp.take_along_axis(hidden_BND, last_B[:, None, None], axis=1)[:, 0]
-        behind = lambda x: jnp.pad(x, ((0, 0), (start, C - room), *[(0, 0)] * (x.ndim - 2)))  # noqa: E731
-        return Read(hidden_BND[:, :-1], tokens[:, start : start + room], last_BD, behind)
-    # ---- the replies of a group one after the other: of each slot whose it is, and of each token its slot
-    G, slot_N = B // group, jnp.arange(room, dtype=jnp.int32)
-    length_GM = valid[:, start:].sum(1, dtype=jnp.int32).reshape(G, group)
-    end_GM = jnp.cumsum(length_GM, axis=1)
-    first_GM = end_GM - length_GM
-    reply_GN = jnp.minimum((slot_N[None, :, None] >= end_GM[:, None]).sum(2, dtype=jnp.int32), group - 1)
-    place_GN = slot_N[None] - jnp.take_along_axis(first_GM, reply_GN, axis=1)
-    there_GN = slot_N[None] < end_GM[:, -1:]
-    source_GN = reply_GN * C + jnp.minimum(place_GN, C - 1)
-    token_GN = jnp.take_along_axis(tokens[:, start:].reshape(G, -1), source_GN, axis=1)
-    prompts, prompt_GP = tokens[::group, :start], valid[::group, :start]
-    place_GP = jnp.maximum(jnp.cumsum(prompt_GP, axis=1, dtype=jnp.int32) - 1, 0)
-    join = lambda prompt, rest: jnp.concatenate([prompt, rest], axis=1)  # noqa: E731
-    rows = Layout(
-        document=join(prompt_GP, there_GN).astype(jnp.int32),
-        branch=join(jnp.zeros_like(place_GP), 1 + reply_GN),
-        position=join(place_GP, place_GP[:, -1:] + 1 + place_GN),
-    )
-    hidden_GRD = model.apply(params, join(prompts, token_GN), rows)
-    prompt_G1D, own_GND = hidden_GRD[:, start - 1 : start], hidden_GRD[:, start:]
-    before_GND = jnp.where((place_GN == 0)[..., None], prompt_G1D, hidden_GRD[:, start - 1 : -1])
-    at_GM1 = jnp.clip(end_GM - 1, 0, room - 1)[..., None]
-    last_GMD = jnp.where((length_GM > 0)[..., None], jnp.take_along_axis(own_GND, at_GM1, axis=1), prompt_G1D)
-
-    def placed(x: Array) -> Array:
-        c_11C, rest = jnp.arange(C, dtype=jnp.int32)[None, None], (1,) * (x.ndim - 2)
-        slot_GS = jnp.minimum(first_GM[..., None] + c_11C, room - 1).reshape(G, -1)
-        found = jnp.take_along_axis(x, slot_GS.reshape(*slot_GS.shape, *rest), axis=1)
-        known = (c_11C < length_GM[..., None]).reshape(slot_GS.shape + rest)
-        found = jnp.where(known, found, jnp.zeros((), x.dtype)).reshape(B, C, *x.shape[2:])
-        return jnp.pad(found, ((0, 0), (start, 0), *[(0, 0)] * len(rest)))
-
-    return Read(before_GND, token_GN, last_GMD.reshape(B, -1), placed)
-
-
-def fitted(f: Callable[[int], T], rooms: Sequence[int], valid: Bool[Array, "B T"], *, start: int, group: int) -> T:
-    """f(room), for the least of the growing `rooms` that holds the replies of every group; each is compiled."""
-    if len(rooms) == 1:
-        return f(rooms[0])
-    needed = valid[:, start:].sum(1).reshape(-1, group).sum(1).max()
-    return jax.lax.switch(jnp.searchsorted(jnp.asarray(rooms[:-1]), needed), [partial(f, room) for room in rooms])
 
 
 def output_of(model: Model) -> dict[str, Any]:
@@ -309,30 +231,33 @@ def stepwise(model: Model, params: Params, batch: dict) -> Stepwise:
 
 
 def score(
-    model: Model, params: Params, tokens: Int[Array, "B T"], valid: Bool[Array, "B T"], **replies: int
-) -> Float[Array, "B *A"]:
+    model: Model, params: Params, tokens: Int[Array, "B T"], valid: Bool[Array, "B T"], *, start: int = 1,
+    group: int = 1, room: int = 0,
+) -> Float[Array, "B *A"]:  # fmt: skip
     """Scalar head at the last real token of each row, wherever the padding is; [B A] of a head of A attributes.
 
-    With `start`, `group`, `room` (see `read`) it is the last one of the reply, or of the prompt before an empty one.
+    With `start`, `group`, `room` (see `replies.read`) it is the last one of the reply, or of the prompt before an empty
+    one.
     """
-    return model.scalar(params, read(model, params, tokens, valid, **replies).last)
+    return model.scalar(params, read(model, params, tokens, valid, start=start, group=group, room=room).last)
 
 
 def values(
-    model: Model, params: Params, tokens: Int[Array, "B T"], valid: Bool[Array, "B T"], **replies: int
-) -> Float[Array, "B T"]:
+    model: Model, params: Params, tokens: Int[Array, "B T"], valid: Bool[Array, "B T"], *, start: int = 1,
+    group: int = 1, room: int = 0,
+) -> Float[Array, "B T"]:  # fmt: skip
     """Critic's value of the state before each token from `start` on: the scalar head one position earlier; else 0."""
-    found = read(model, params, tokens, valid, **replies)
+    found = read(model, params, tokens, valid, start=start, group=group, room=room)
     return found.placed(model.scalar(params, found.before))
 
 
 def policy_view(
     model: Model, params: Params, rollout: Rollout, *, temperature: Float[Array, ""] | float,
-    filters: Settings | None = None, **replies: int,
+    filters: Settings | None = None, start: int = 1, group: int = 1, room: int = 0,
 ) -> Rollout:  # fmt: skip
     """The rollout with `logp` and `entropy` of the current policy, at the temperature and filters of its sampler."""
-    given = (model, params, rollout.tokens, rollout.valid)
-    stats = token_statistics(*given, temperature=temperature, filters=filters, **replies)
+    given, how = (model, params, rollout.tokens, rollout.valid), {"temperature": temperature, "filters": filters}
+    stats = token_statistics(*given, **how, start=start, group=group, room=room)
     return rollout.replace(logp=stats.logp, entropy=stats.entropy)
 
 

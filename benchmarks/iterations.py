@@ -10,10 +10,10 @@ in `--micro` parts (of alignax, where lengths differ, in one for each prompt: it
 step, which compiles, does not count. TRL and Tunix have no PPO of this kind (TRL has dropped its critic), so PPO's row
 stands alone. `--trl`, `--tunix`: interpreters that have them.
 
-Columns: seconds an iteration (median over steps, then over repeats); mean length of the replies; new tokens per second
-over the whole iteration; how many times faster alignax is (median, least, most of neighbouring runs); peak memory of
-the process (MB). Of alignax, whose parts are timed as programs of their own as well: seconds of sampling, and of all
-else.
+Columns: seconds an iteration (median); mean length of the replies; new tokens per second
+over the iterations that count; how many times more of them alignax makes (median, least, most of neighbouring runs:
+lengths are drawn anew by everybody); peak memory of the process (MB); parts of an update; seconds of the first
+iteration. Of alignax also seconds of sampling, which is timed as a program of its own, and of all else.
 """
 
 import argparse
@@ -53,6 +53,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.steps < 2:
         parser.error(f"--steps {args.steps}: expected 2 or more: the first one compiles")
+    if 0 < args.mean_length <= 1:
+        parser.error(f"--mean-length {args.mean_length}: expected more than 1 token, or 0: no reply ends by itself")
     if args.prompts % args.micro:
         parser.error(f"--micro {args.micro}: expected a divisor of --prompts {args.prompts}")
     field = [("alignax", sys.executable, method) for method in args.methods.split(",")]
@@ -71,7 +73,7 @@ def main() -> None:
                 asked, at = settings | {"method": method}, folder / f"{repeat}-{who}-{method}"
                 made = launch(python, f"engines/iterate_{who}.py", asked, at, ours=who == "alignax")
                 if made:
-                    results.append({"who": who, "method": method, "repeat": repeat} | made)
+                    results.append({"who": who, "method": method, "repeat": repeat, "parts": args.micro} | made)
                     print(f"{who} {method}: {statistics.median(made['seconds'][1:]):.2f} s", flush=True)
     rows = summary(results, args.prompts * args.samples)
     if not rows:
@@ -92,22 +94,23 @@ def summary(results: list[dict], replies: int) -> list[dict]:
     """A row per contender and method."""
     rows = []
     for who, method in dict.fromkeys((r["who"], r["method"]) for r in results):
-        own, base = medians(results, who, method), medians(results, "alignax", method)
-        ratios = sorted(own[k] / base[k] for k in own if k in base)
+        own, base = (speeds(results, one, method, replies) for one in (who, "alignax"))
+        ratios = sorted(base[k] / own[k] for k in own if k in base)
         runs = [r for r in results if (r["who"], r["method"]) == (who, method)]
-        seconds, lengths = statistics.median(own.values()), [length for r in runs for length in r["lengths"][1:]]
-        row = {"who": who, "method": method, "iteration_s": seconds, "mean_length": statistics.mean(lengths)}
-        row |= {"tokens_per_s": replies * row["mean_length"] / seconds}
+        seconds, lengths = ([x for r in runs for x in r[name][1:]] for name in ("seconds", "lengths"))
+        row = {"who": who, "method": method, "iteration_s": statistics.median(seconds)}
+        row |= {"mean_length": statistics.mean(lengths), "tokens_per_s": statistics.median(own.values())}
         row |= dict(zip(("alignax_is", "least", "most"), (statistics.median(ratios), ratios[0], ratios[-1])))
-        row |= {"peak_mb": runs[-1]["peak_mb"], "version": runs[-1]["version"]}
+        row |= {name: runs[-1][name] for name in ("peak_mb", "parts", "version")}
+        row["first_s"] = runs[-1]["seconds"][0]
         rows.append(row | {name: runs[-1].get(name) for name in ("sampling_s", "rest_s")})
     return rows
 
 
-def medians(results: list[dict], who: str, method: str) -> dict[int, float]:
-    """{repeat: median seconds of the iterations that count}."""
+def speeds(results: list[dict], who: str, method: str, replies: int) -> dict[int, float]:
+    """{repeat: new tokens per second over the iterations that count}."""
     found = [r for r in results if (r["who"], r["method"]) == (who, method)]
-    return {r["repeat"]: statistics.median(r["seconds"][1:]) for r in found}
+    return {r["repeat"]: replies * sum(r["lengths"][1:]) / sum(r["seconds"][1:]) for r in found}
 
 
 if __name__ == "__main__":

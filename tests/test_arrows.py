@@ -22,7 +22,8 @@ ALLOWED = {
     "catalogue": {"config", "losses"},  # reads signatures and docstrings
     "models": {"types", "host"},
     "lora": {"types"},  # trees of parameters
-    "forward": {"types", "ops"},  # a model comes as an argument
+    "replies": {"types"},  # a model comes as an argument
+    "forward": {"types", "ops", "replies"},
     "sharding": {"types", "host"},  # path rules and names: no room's insides
     "manifest": FREE,  # JSON and hashes
     "lineage": {"manifest"},
@@ -34,7 +35,7 @@ ALLOWED = {
     "sampling.engine": {"types", "ops", "bound", "rewards.text", "sampling"},
     "evals": {"types", "ops", "forward", "sampling"},
     # model and loss are arguments
-    "train": {"types", "ops", "bound", "forward", "sampling", "sharding", "data", "checkpoint", "log"},
+    "train": {"types", "ops", "bound", "forward", "replies", "sampling", "sharding", "data", "checkpoint", "log"},
     "worlds": {"data.counts"},  # text and its gold reward; rows are counted like those of any source
     "report": {"log"},  # reads the files of a run folder, whoever wrote them
     "stages": {

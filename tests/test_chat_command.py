@@ -220,10 +220,15 @@ def test_one_beam_is_the_greedy_reply_and_a_search_reads_no_settings_of_sampling
     fixed = dict(max_new_tokens=3)
     (found,) = complete("x", ["tea ."], beams=2, n=2, **fixed)
     assert len({text for text, _ in found}) == 2
-    assert complete("x", ["tea ."], beams=1, **fixed) == complete("x", ["tea ."], temperature=0.0, **fixed)
+    three = ["tea .", "cake .", "tea ."]
+    greedy = complete("x", three, temperature=0.0, **fixed)
+    assert complete("x", three, beams=1, **fixed) == greedy
+    monkeypatch.setattr(playground, "slots_for", lambda *_, **__: 2)  # two prompts at a time, then the last
+    assert complete("x", three, beams=1, **fixed) == greedy
     for changes, words in (
         ({"temperature": 0.5}, ("temperature beside beams = 2:", "leave it out")),
         ({"stop": ["."]}, ("stop beside beams = 2:", "leave it out")),
+        ({"seed": 3}, ("seed beside beams = 2:", "leave it out")),
         ({"n": 3}, ("beams = 2:", "n = 3 or more")),
     ):
         with refuses(ConfigError, *words):

@@ -304,7 +304,7 @@ def test_replies_to_one_prompt_share_a_row(changes):
     prompts = np.repeat(rng.integers(2, 50, (2, P)), group, axis=0)
     length = np.repeat([[2], [P]], group, axis=0)
     tokens = jnp.asarray(np.concatenate([prompts, rng.integers(2, 50, (2 * group, C))], axis=1), jnp.int32)
-    said = np.array([[1], [6], [3], [2], [4], [6]])  # 10 and 12 tokens in a group
+    said = np.array([[0], [6], [4], [6], [0], [6]])  # 10 and 12 tokens in a group, and replies of none
     valid = np.concatenate([np.arange(P)[None] >= P - length, np.arange(C)[None] < said], axis=1)
     valid = jnp.asarray(valid)
 

@@ -92,29 +92,29 @@ def attend_cached(
     mask_BCS: Bool[Array, "B C S"],
     *,
     shared: Shared | None = None,
+    skip: bool = True,
     sinks: Float[Array, " N"] | None = None,
     scale: float | None = None,
     softcap: float = 0.0,
 ) -> Float[Array, "B C N H"]:
     """C queries per row against a cache in blocks (`models.cache`), and against the keys of its prompt if that is
-    `shared`; of several blocks one in which no row sees anything costs nothing."""
+    `shared`; with `skip`, one of several blocks in which no row sees anything costs nothing."""
     B, C, N, H = q_BCNH.shape
     K = keys[0].shape[2]
     # the queries of a group of heads are as many rows of one product with its keys
     q_BKQH = q_BCNH.reshape(B, C, K, N // K, H).transpose(0, 2, 3, 1, 4).reshape(B, K, -1, H)
-    several = len(keys) > 1
-    logit_BKQS = _scores(q_BKQH, keys, mask_BCS, several)
+    logit_BKQS = _scores(q_BKQH, keys, mask_BCS, skip)
     if shared:
-        of_prompt = shared.apart(_scores(shared.together(q_BKQH), shared.keys, shared.mask, several))
+        of_prompt = shared.apart(_scores(shared.together(q_BKQH), shared.keys, shared.mask, skip))
         logit_BKQS = jnp.concatenate([of_prompt, logit_BKQS], axis=-1)
         mask_BCS = jnp.concatenate([shared.mask, mask_BCS], axis=-1)
     logit_BKGCS = logit_BKQS.reshape(B, K, N // K, C, -1)
     weight = _softmax(logit_BKGCS, mask_BCS[:, None, None], sinks, scale or H**-0.5, softcap)
     weight = weight.astype(values[0].dtype).reshape(B, K, -1, weight.shape[-1])
     s = shared.mask.shape[2] if shared else 0
-    heads = _average(weight[..., s:], values, mask_BCS[..., s:], several)
+    heads = _average(weight[..., s:], values, mask_BCS[..., s:], skip)
     if shared:
-        heads += shared.apart(_average(shared.together(weight[..., :s]), shared.values, shared.mask, several))
+        heads += shared.apart(_average(shared.together(weight[..., :s]), shared.values, shared.mask, skip))
     heads = heads.astype(q_BCNH.dtype).reshape(B, K, N // K, C, H)
     return heads.transpose(0, 3, 1, 2, 4).reshape(B, C, N, H)
 
@@ -146,7 +146,7 @@ def _average(weight_RKQS: Array, values: Sequence[Array], mask_BCS: Array, skip:
 
 def _seen(blocks: Sequence[Array], mask_BCS: Bool[Array, "B C S"], skip: bool) -> list[Array | None]:
     """Of each block of keys or values whether any query sees something of it; None: it is read in any case."""
-    if not skip:
+    if not skip or len(blocks) == 1:
         return [None] * len(blocks)
     size = mask_BCS.shape[2] // sum(block.shape[1] for block in blocks)  # of a tile
     starts = itertools.accumulate((block.shape[1] * size for block in blocks), initial=0)

@@ -27,7 +27,7 @@ def empty(
     return keys, [x.swapaxes(3, 4) for x in keys]
 
 
-def behind(prompts: dict, prompt_B: Int[Array, " B"], own: dict) -> dict:
+def join(prompts: dict, prompt_B: Int[Array, " B"], own: dict) -> dict:
     """A cache of one row for each of `own`, in which its prompt's blocks stand before its own."""
     rows = lambda blocks: [block[prompt_B] for block in blocks]  # noqa: E731
     joined = {n: [[*rows(p), *o] for p, o in zip(prompts[n], own[n], strict=True)] for n in ("k", "v")}
@@ -36,7 +36,7 @@ def behind(prompts: dict, prompt_B: Int[Array, " B"], own: dict) -> dict:
     return own | joined | {"at": at, "first": first}
 
 
-def last(slots: int, index_B: Int[Array, " B"], length: int) -> Callable[..., Array]:
+def newest(slots: int, index_B: Int[Array, " B"], length: int) -> Callable[..., Array]:
     """(x [B T ...], fill=0) -> [B slots ...]: of the first `index` of T = `length` tokens the last, number i in slot i
     mod `slots`."""
     if length <= slots:

@@ -57,6 +57,8 @@ def decoder(
     block, final = Block(config), norm(config)
     dtype, learned = jnp.dtype(config.dtype), config.positions == "learned"
     kinds = tuple(dict.fromkeys(config.kinds))  # the kinds of attention that occur
+    # whether blocks of a cache are left out: a GPU would ask its host before
+    skip = (device or jax.devices()[0]).platform != "gpu"
     scores = {"scale": config.query_scale, "softcap": config.attention_softcap}
 
     def init(key: Array) -> Params:
@@ -138,8 +140,7 @@ def decoder(
         Layers with a window keep a ring: what a window has passed is overwritten. `beside`: tokens of another cache
         that may be joined with it: both have the same tiles.
         """
-        # a GPU would ask its host before it leaves a block out
-        blocks = 1 if (device or jax.devices()[0]).platform == "gpu" else BLOCKS
+        blocks = BLOCKS if skip else 1
         width = min(cache.TILE, max(length, beside))
         room = {"full": length, "sliding": min(length, config.window + cache.TILE)}
         one = lambda kind: cache.empty(batch, room[kind], config.kv_heads, config.head_dim, dtype, blocks, width)  # noqa: E731
@@ -158,11 +159,16 @@ def decoder(
     def prefill(params: Params, tokens: Int[Array, "B T"], valid: Bool[Array, "B T"], empty: dict):
         """Reads whole prompts, padded on either side, into the slots of an empty cache.
 
-        What comes next overwrites the padding on the right.
+        What comes next overwrites the padding on the right. Raises ValueError for more tokens than it has room for.
         """
+        full = empty["at"].get("full")
+        if full is not None and tokens.shape[1] > full.shape[1]:
+            raise ValueError(
+                f"{tokens.shape[1]} tokens for a cache of {full.shape[1]}: make it with init_cache for all"
+            )
         _, hidden_BTD, (k_L, v_L) = scan(params, tokens, valid, lambda x, k, v: (k, v))
         index_B = jnp.max(jnp.where(valid, jnp.arange(1, tokens.shape[1] + 1)[None], 0), axis=1)
-        put = {kind: cache.last(empty["at"][kind].shape[1], index_B, tokens.shape[1]) for kind in kinds}
+        put = {kind: cache.newest(empty["at"][kind].shape[1], index_B, tokens.shape[1]) for kind in kinds}
         position_BT = jnp.where(valid, positions_of(valid), -1)
         layers = [cache.filled(empty["k"][i], *map(put[kind], (k_L[i], v_L[i]))) for i, kind in enumerate(config.kinds)]
         return finish(params, hidden_BTD), empty | {
@@ -184,15 +190,16 @@ def decoder(
     ) -> tuple[Float[Array, "B C D"], dict]:
         """Reads C more tokens per row, each row from its own place on; `params` come from `unstack`.
 
-        A row may be padded on either side: what comes next overwrites the padding on the right. Layers are unrolled,
-        each with its own cache. `before` may have "shared": the cache of prompts, each of which several rows go on
-        from, with what `Shared` knows of these rows, "row" and "place".
+        A row may be padded anywhere. Layers are unrolled, each with its own cache. `before` may have "shared": the
+        cache of prompts, each of which several rows go on from, with what `Shared` knows of these rows, "row" and
+        "place". Raises ValueError for more tokens at once than a ring has room for.
         """
-        C = tokens.shape[1]
-        if C > cache.TILE and "sliding" in kinds:
+        C, ring = tokens.shape[1], before["at"].get("sliding")
+        if ring is not None and config.window + cache.TILE <= ring.shape[1] < config.window + C:
             raise ValueError(f"{C} tokens at once: a ring has room for {cache.TILE} beside its window; read fewer")
-        positions_BC = jnp.maximum(before["position"][:, None] + jnp.cumsum(valid, axis=1, dtype=jnp.int32) - 1, 0)
-        index_BC = before["index"][:, None] + jnp.arange(C)[None]
+        number_BC = jnp.cumsum(valid, axis=1, dtype=jnp.int32) - 1  # padding takes no slot
+        positions_BC = jnp.maximum(before["position"][:, None] + number_BC, 0)
+        index_BC = before["index"][:, None] + number_BC
         slot, at = {}, {}
         for kind in kinds:
             S, first_B1 = before["at"][kind].shape[1], before["first"][kind][:, None]
@@ -220,13 +227,13 @@ def decoder(
             def see(q, k_new, v_new, sinks, i=i, kind=kind, shared=shared):
                 k, v = cache.put(before["k"][i], before["v"][i], k_new, v_new, slot[kind])
                 q = grown(q, positions_BC)
-                return attend_cached(q, k, v, own[kind], shared=shared, sinks=sinks, **scores), (k, v)
+                return attend_cached(q, k, v, own[kind], shared=shared, skip=skip, sinks=sinks, **scores), (k, v)
 
             x, (k, v) = block.apply(p, x, turned(positions_BC, kind), see)
             keys.append(k)
             values.append(v)
-        read_B = jnp.max(jnp.where(valid, jnp.arange(1, C + 1)[None], 0), axis=1)  # up to the last real token
-        position_B, index_B = before["position"] + valid.sum(1, dtype=jnp.int32), before["index"] + read_B
+        read_B = valid.sum(1, dtype=jnp.int32)
+        position_B, index_B = before["position"] + read_B, before["index"] + read_B
         after = {"k": keys, "v": values, "at": at, "first": before["first"], "position": position_B, "index": index_B}
         return finish(params, x), after
 
@@ -241,7 +248,7 @@ def decoder(
 
     return Model(
         config=config, init=init, apply=apply, hidden_states=hidden_states, init_cache=init_cache, prefill=prefill,
-        unstack=unstack, extend=extend, unembed=unembed, scalar=scalar, join=cache.behind,
+        unstack=unstack, extend=extend, unembed=unembed, scalar=scalar, join=cache.join,
         init_scalar=lambda key, attributes=None: init_scalar(key, config.dim, attributes), by_device=by_device,
     )  # fmt: skip
 

@@ -42,6 +42,6 @@ def folded(params: Params, known: list[str], weights: Mapping[str, float]) -> Pa
     return params | {"scalar": weighted(params["scalar"], jnp.array([float(weights.get(name, 1.0)) for name in known]))}
 
 
-def score(model: Model, params: Params, rollout: Rollout, **replies: int) -> Float[Array, " B"]:
-    """The score at the last real token of each reply; `start`, `group`, `room`: see `forward.read`."""
-    return forward.score(model, params, rollout.tokens, rollout.valid, **replies)
+def score(model: Model, params: Params, rollout: Rollout) -> Float[Array, " B"]:
+    """The score at the last real token of each reply."""
+    return forward.score(model, params, rollout.tokens, rollout.valid)

@@ -6,15 +6,22 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-TILE = 64  # tokens that a layer with a window has room for beside it
+TILE = 64  # tokens: a cache is whole tiles, and a layer with a window has one beside it
 SHARE = 4  # a quarter of the memory is for caches, where nothing is said
 
 
-def row_bytes(config: Any, length: int) -> int:
-    """Bytes of one slot: keys and values of `length` tokens in every layer, and a few rows of logits."""
-    tokens = sum(min(length, config.window + TILE) if kind == "sliding" else length for kind in config.kinds)
-    cache = 2 * config.kv_heads * config.head_dim * tokens * jnp.dtype(config.dtype).itemsize
-    return cache + 3 * 4 * config.vocab_size
+def row_bytes(config: Any, length: int, beside: int = 0) -> int:
+    """Bytes of one slot: its cache of `length` tokens, and a few rows of logits."""
+    return cache_bytes(config, length, beside) + 3 * 4 * config.vocab_size
+
+
+def cache_bytes(config: Any, length: int, beside: int = 0) -> int:
+    """Bytes of the keys and values of a row of `length` tokens: whole tiles, and of a layer with a window its ring.
+    `beside`: tokens of another cache, with the same tiles."""
+    width = max(min(TILE, max(length, beside)), 1)
+    room = {"full": length, "sliding": min(length, config.window + TILE)}
+    slots = sum(-(-room[kind] // width) * width for kind in config.kinds)
+    return 2 * config.kv_heads * config.head_dim * slots * jnp.dtype(config.dtype).itemsize
 
 
 def machine_bytes() -> int:
@@ -23,12 +30,29 @@ def machine_bytes() -> int:
     return sum(limits) if all(limits) else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def slots_for(config: Any, replies: int, group: int, prompt: int, reply: int, slots: int = 0) -> int:
-    """Slots for so many replies, in whole groups, at most all of them; `prompt`, `reply`: tokens of each.
+def sharing(prompts: int, replies: int, slots: int) -> bool:
+    """Whether prompts stand in the cache once for all their replies. Each token reads all of them, those too of which
+    no reply is being written: worth it where most replies are, and are many more than the prompts."""
+    return 2 * prompts <= slots and replies <= 2 * slots
+
+
+def fitting(config: Any, room: int, replies: int, group: int, prompt: int, reply: int, *, shares: bool = True) -> int:
+    """Slots that `room` bytes hold; `prompt`, `reply`: tokens of each. `shares`: of a model that can share prompts."""
+    prompts = replies // group
+    if shares:
+        slots = (room - prompts * cache_bytes(config, prompt, reply)) // row_bytes(config, reply, prompt)
+        if sharing(prompts, replies, min(slots, replies)):
+            return slots
+    return room // row_bytes(config, prompt + reply)
+
+
+def slots_for(
+    config: Any, replies: int, group: int, prompt: int, reply: int, slots: int = 0, *, shares: bool = True
+) -> int:
+    """Slots for so many replies, in whole groups, at most all of them; see `fitting`.
 
     `slots`: about how many; 0: all, or what a quarter of the memory holds. Any number gives the same replies.
     """
-    room, prompts = machine_bytes() * jax.process_count() // SHARE, replies // group
-    shared = (room - prompts * row_bytes(config, prompt)) // row_bytes(config, reply)  # a group's prompt stands once
-    wanted = slots or max(shared if shared > prompts else 0, room // row_bytes(config, prompt + reply))
+    room = machine_bytes() * jax.process_count() // SHARE
+    wanted = slots or fitting(config, room, replies, group, prompt, reply, shares=shares)
     return min(max(wanted // group, 1) * group, replies)

@@ -46,6 +46,7 @@ def mixture(model: Model, share: Scalar) -> Model:
         unembed=unembed,
         init_cache=lambda batch, length: (model.init_cache(batch, length), model.init_cache(batch, length)),
         unstack=lambda params: tuple(model.unstack(one) for one in params),
+        join=None,
     )
 
 

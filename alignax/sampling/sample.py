@@ -6,6 +6,7 @@ from jax import Array
 from jaxtyping import Bool, Int
 
 from alignax.sampling import slots as _slots
+from alignax.sampling.memory import sharing
 from alignax.sampling.options import Options
 from alignax.types import Model, Params, Rollout
 
@@ -94,9 +95,8 @@ def sample(
             model, params, layers, kernel, tokens, valid, data, group, capacity, ends, options, limit, report
         )
         said = _slots.nothing(job, pad_id)
-        # prompts stand in the cache once where there are more slots than prompts to read for each token
-        several = model.join is not None and first * group > len(tokens)
-        prompts = _slots.room_for_prompts(job) if several else None
+        shares = model.join is not None and sharing(len(tokens), len(tokens) * group, first * group)
+        prompts = _slots.room_for_prompts(job) if shares else None
         state = _slots.admit(job, 0, first, prompts)
         if first < len(tokens):
             state, said = _slots.refilled(job, state, said, first, max(1, first // 8))

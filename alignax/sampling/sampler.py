@@ -36,19 +36,23 @@ class Sampler(NamedTuple):
     ) -> Rollout:  # fmt: skip
         """`group` replies to each prompt, by one key each; by another `model` than its own if that is given. Pure."""
         fixed = {"capacity": self.capacity, "eos_ids": jnp.asarray(self.ends, jnp.int32), "pad_id": self.pad}
-        slots = slots_for(self.model.config, len(keys), group, tokens.shape[1], self.capacity, self.slots)
+        model, sizes = model or self.model, (len(keys), group, tokens.shape[1], self.capacity, self.slots)
+        slots = slots_for(model.config, *sizes, shares=model.join is not None)
         fixed |= {"options": options, "group": group, "slots": slots, "report": report}
-        return sample(model or self.model, params, tokens, valid, keys, **fixed)
+        return sample(model, params, tokens, valid, keys, **fixed)
 
     def search(self, params: Params, tokens: Array, valid: Array, *, beams: int, n: int = 1) -> Rollout:
-        """The `n` best replies to each prompt that a search of `beams` comes by."""
+        """The `n` best replies to each prompt that a search of `beams` comes by; one that it did not find is empty."""
         fixed = {"capacity": self.capacity, "eos_ids": jnp.asarray(self.ends, jnp.int32), "pad_id": self.pad}
         return beam(self.model, params, tokens, valid, beams=beams, n=n, **fixed).rollout
 
-    def draw(self, params: Params, prompts: dict, key: Array, *, temperature: Scalar = 1.0) -> Rollout:
-        """One reply to each prompt of a batch, whose noise is its row's own under the `key`."""
-        keys = row_keys(key, prompts["row"])
-        return self.reply(params, prompts["tokens"], prompts["valid"], keys, Options(temperature=temperature))
+    def draw(self, params: Params, prompts: dict, key: Array, *, temperature: Scalar = 1.0, group: int = 1) -> Rollout:
+        """`group` replies to each prompt of a batch: reply j of a row has the noise of number group * row + j under the
+        `key`."""
+        numbers = jnp.repeat(group * prompts["row"], group) + jnp.tile(jnp.arange(group), len(prompts["row"]))
+        options = Options(temperature=temperature)
+        given = prompts["tokens"], prompts["valid"], row_keys(key, numbers), options
+        return self.reply(params, *given, group=group)
 
     def texts(self, rollout: Rollout) -> list[str]:
         """The replies as text."""

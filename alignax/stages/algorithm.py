@@ -247,9 +247,11 @@ def check_updates(r: Reader, every: Updates) -> None:
             raise ConfigError(f"config.{r.key('update_args')}.{key} = {getattr(every, key)}: expected 1 or more")
     plans.divides(r, "batch_size", r.batch_size, every.minibatches, "minibatches")
     plans.divides(r, "batch_size", r.batch_size // every.minibatches, every.microbatches, "microbatches")
+    prompts, devices = r.batch_size // every.minibatches // every.microbatches, jax.device_count()
     if r.share_prompts:
-        prompts, devices = r.batch_size // every.minibatches // every.microbatches, jax.device_count()
         plans.divides(r, "share_prompts", prompts, devices, "devices (prompts of a microbatch)")
+    elif r.length_buckets > 1:
+        plans.divides(r, "length_buckets", prompts * r.samples_per_prompt, devices, "devices (replies of a microbatch)")
 
 
 def trial(algorithm: Algorithm) -> Any:

@@ -114,22 +114,20 @@ def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan |
         return Path(workdir)
     p: Plan = stage.plan
 
-    # ---- policy and prompts, each as often as it is sampled
+    # ---- policy and prompts
     tokenizer, mesh = parents.get_tokenizer(stage), parents.get_mesh(p.mesh)
     model, params = parents.new_or_loaded(stage, tokenizer, mesh)
     ((encode, _),) = p.readings()
     prompts, counts, rows = inputs.encoded(p, encode, tokenizer, "train", root)
     K = p.samples_per_prompt
-    each = jax.tree.map(lambda leaf: np.repeat(leaf, K, axis=0), prompts)
-    # every sample is a row of its own to the sampler
-    each |= {"row": K * each["row"] + np.arange(len(each["row"]), dtype=np.int32) % K}
 
     # ---- sample
-    lengths.check_slots(model.config, p.slots, p.max_prompt_length + p.max_new_tokens, key="slots")
+    sizes = K * p.batch_size, K, p.max_prompt_length, p.max_new_tokens
+    lengths.check_slots(model.config, p.slots, *sizes, key="slots")
     own, seed = sampler(model, tokenizer, p.template, p.max_new_tokens, p.slots), jax.random.key(p.seed)
-    draw = jax.jit(lambda params, batch: own.draw(params, batch, seed, temperature=p.temperature))
+    draw = jax.jit(lambda params, batch: own.draw(params, batch, seed, temperature=p.temperature, group=K))
     completions, done = [], []
-    batches = list(eval_batches(each, K * p.batch_size, **host.share()))
+    batches = list(eval_batches(prompts, p.batch_size, **host.share()))
     for batch in progress(batches, f"{stage.workdir.name}: sampling {p.kind}"):
         rollout = host.everywhere(draw(params, sharding.put_batch(batch, mesh)))
         completions += own.texts(rollout)

@@ -48,11 +48,13 @@ def check_context(model: ModelConfig, config: Mapping[str, Any], role: str, pare
                 )
 
 
-def check_slots(config: Any, slots: int, length: int, *, key: str) -> None:
-    """Raises ConfigError, naming the config's `key`, for slots that are more than the memory of all devices holds."""
-    each, there = memory.row_bytes(config, length), memory.machine_bytes() * jax.process_count()
-    if slots * each > there:
+def check_slots(config: Any, slots: int, replies: int, group: int, prompt: int, reply: int, *, key: str) -> None:
+    """Raises ConfigError, naming the config's `key`, for slots that are more than the memory of all devices holds; for
+    the sizes see `memory.fitting`. More slots than replies are as many as these."""
+    there = memory.machine_bytes() * jax.process_count()
+    most = memory.fitting(config, there, replies, group, prompt, reply)
+    if min(slots, replies) > most:
         raise ConfigError(
-            f"config.{key} = {slots}: that many caches of {length} tokens take {slots * each / 1e9:,.1f} GB, and all "
-            f"devices have {there / 1e9:,.1f} GB; expected at most {there // each}, or 0 for what fits"
+            f"config.{key} = {slots}: caches of that many replies of {reply} tokens, with prompts of {prompt}, do not "
+            f"fit into the {there / 1e9:,.1f} GB of all devices; expected at most {max(most, 0)}, or 0 for what fits"
         )

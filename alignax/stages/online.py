@@ -173,8 +173,9 @@ def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan |
     # ---- models: policy and reference, critic from the reward model or the policy
     mesh = parents.get_mesh(p.mesh)
     loaded = roles.load(stage, tokenizer, mesh)
-    length = p.max_prompt_length + p.algorithm.max_new_tokens
-    lengths.check_slots(loaded.model.config, p.slots, length, key="slots")
+    group = p.algorithm.draws[0].replies
+    sizes = p.batch_size * p.oversample * group, group, p.max_prompt_length, p.algorithm.max_new_tokens
+    lengths.check_slots(loaded.model.config, p.slots, *sizes, key="slots")
     own = sampler(loaded.model, tokenizer, p.template, p.algorithm.max_new_tokens, p.slots)
     actors, frozen = Actors(own, loaded.critic_model), loaded.frozen()
 

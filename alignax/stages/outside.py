@@ -7,6 +7,7 @@ HTTP, and what it replied is scored by the learner: their log-probabilities must
 import shutil
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -125,9 +126,9 @@ def judge(algorithm: Algorithm, actors: Actors, frozen: dict) -> Callable[..., t
     arrays, tree = shared({"base": frozen["base"]} if "base" in frozen else {})
 
     def judged(policy, arrays, rollout, temperature):
-        params, rows = online.whole(policy, tree(arrays), "policy"), online.rows_of(algorithm, rollout)
-        given = actors.policy, params, rollout.tokens, rollout.valid
-        logp_BT = forward.token_statistics(*given, temperature=temperature, filters=None, **rows).logp
+        of = partial(forward.token_statistics, actors.policy, online.whole(policy, tree(arrays), "policy"))
+        logp = lambda *given, **rows: of(*given, temperature=temperature, **rows).logp  # noqa: E731
+        logp_BT = online.by_length(algorithm, rollout, logp)
         return logp_BT, mismatch(logp_BT, rollout.old_logp, rollout.mask)
 
     program = jax.jit(judged)

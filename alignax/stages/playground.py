@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+import numpy as np
 
 from alignax.config import ConfigError
 from alignax.data.arrays import pad
@@ -17,14 +17,15 @@ from alignax.data.messages import Turns
 from alignax.data.tokenizer import load_tokenizer, pad_id
 from alignax.manifest import check_parent, read_manifest
 from alignax.ops.checks import Refused
+from alignax.sampling.memory import slots_for
 from alignax.sampling.options import Options
 from alignax.sampling.sample import row_keys
-from alignax.sampling.sampler import sampler
+from alignax.sampling.sampler import Sampler, sampler
 from alignax.sampling.stops import stops
 from alignax.sampling.stream import cut
 from alignax.stages.parents import template_of, whole
 from alignax.stages.plans import POLICY
-from alignax.types import Model, Params, Rollout
+from alignax.types import Model, Params
 
 
 class Policy(NamedTuple):
@@ -77,7 +78,7 @@ def complete(
         raise ConfigError(str(error)) from None
     if beams:
         unread = {"temperature": (temperature, 1), "top_p": (top_p, 1), "top_k": (top_k, 0), "min_p": (min_p, 0)}
-        unread |= {"repetition_penalty": (repetition_penalty, 1), "stop": (len(stop), 0)}
+        unread |= {"repetition_penalty": (repetition_penalty, 1), "stop": (len(stop), 0), "seed": (seed, 0)}
         for name in (name for name, (value, default) in unread.items() if value != default):
             raise ConfigError(
                 f"{name} beside beams = {beams}: a search draws nothing and reads no {name}; leave it out"
@@ -95,15 +96,32 @@ def complete(
         )
     tokens, valid = pad(encoded, max(map(len, encoded)), pad_id(tokenizer), left=True)
     own = sampler(model, tokenizer, policy.template, max_new_tokens)
+    if beams:
+        return searched(own, policy.params, tokens, valid, beams, n)
     options = options.replace(stops=stops(tokenizer, stop) if stop else None)
     keys = row_keys(jax.random.key(seed), jnp.arange(len(prompts) * n, dtype=jnp.int32))
-
-    def draw(params: Params, tokens: Array, valid: Array, keys: Array) -> Rollout:
-        if beams:
-            return own.search(params, tokens, valid, beams=beams, n=n)
-        return own.reply(params, tokens, valid, keys, options, group=n)
-
-    rollout = jax.device_get(jax.jit(draw)(policy.params, tokens, valid, keys))
+    draw = jax.jit(lambda params, tokens, valid, keys: own.reply(params, tokens, valid, keys, options, group=n))
+    rollout = jax.device_get(draw(policy.params, tokens, valid, keys))
     texts = [cut(text, stop) for text in own.texts(rollout)]
     found = list(zip(texts, rollout.finished.tolist(), strict=True))
     return [found[i * n : (i + 1) * n] for i in range(len(prompts))]
+
+
+def searched(
+    own: Sampler, params: Params, tokens: np.ndarray, valid: np.ndarray, beams: int, n: int
+) -> list[list[tuple[str, bool]]]:
+    """The best completions that searches find, of as many prompts at a time as there is room for their beams."""
+    search = jax.jit(lambda params, tokens, valid: own.search(params, tokens, valid, beams=beams, n=n))
+    at_once = (
+        slots_for(own.model.config, len(tokens) * beams, beams, tokens.shape[1], own.capacity, shares=False) // beams
+    )
+    out = []
+    for first in range(0, len(tokens), at_once):
+        rows = np.minimum(np.arange(first, first + at_once), len(tokens) - 1)  # the last prompts again, for one shape
+        found = jax.device_get(search(params, tokens[rows], valid[rows]))
+        said, there = own.texts(found), found.mask.any(1)  # fewer than n may be found
+        each = [
+            [(said[i], bool(found.finished[i])) for i in range(p * n, p * n + n) if there[i]] for p in range(at_once)
+        ]
+        out += each[: len(tokens) - first]
+    return out

@@ -102,7 +102,8 @@ def build(
         options = {"key": plan.key, "bases": bases}
         proxy = parents.load_reward(stage, "proxy", plan.reward_weights, tokenizer, mesh, **options)
     reward_model, reward_params = proxy or (None, None)
-    lengths.check_slots(model.config, plan.slots, plan.max_prompt_length + plan.max_new_tokens, key="probe.slots")
+    sizes = plan.batch_size, 1, plan.max_prompt_length, plan.max_new_tokens
+    lengths.check_slots(model.config, plan.slots, *sizes, key="probe.slots")
     own = sampler(model, tokenizer, plan.template, plan.max_new_tokens, plan.slots)
     run, asked = make_measure(own, reward_model), [rows[i] for i in prompts["row"]]
 

@@ -4,16 +4,16 @@ Every program has the frozen arrays as arguments, each once (`roles.shared`), an
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from alignax import host, sharding
+from alignax import forward, host, sharding
 from alignax.log import console
 from alignax.ops.checks import needs
-from alignax.rewards import model as reward_model
 from alignax.rewards.text import TextReward, Workers, score_texts
 from alignax.sampling.sampler import Sampler
 from alignax.stages.roles import shared
@@ -31,10 +31,8 @@ def on_device(algorithm: Algorithm, models: dict[str, Model]) -> Score:
     """The rewards of models, {name: its model}, whose parameters are frozen["reward"]."""
 
     def score(frozen: dict, rollout: Rollout) -> dict[str, jax.Array]:
-        rows = online.rows_of(algorithm, rollout) if algorithm.share_prompts else {}
-        return {
-            name: reward_model.score(model, frozen["reward"][name], rollout, **rows) for name, model in models.items()
-        }
+        of = lambda name, model: partial(forward.score, model, frozen["reward"][name])  # noqa: E731
+        return {name: online.by_length(algorithm, rollout, of(name, model)) for name, model in models.items()}
 
     return score
 

@@ -20,6 +20,7 @@ from alignax.ops.advantages import scorable
 from alignax.ops.checks import Scalar, needs
 from alignax.ops.masked import masked_mean, masked_sum, masked_var
 from alignax.ops.mismatch import mismatch
+from alignax.replies import fitted
 from alignax.sampling.opponents import Author
 from alignax.sampling.options import Options
 from alignax.sampling.sample import row_keys
@@ -176,7 +177,7 @@ def rooms(algorithm: Algorithm) -> list[int]:
     return sorted({-(-whole * i // algorithm.length_buckets) for i in range(1, algorithm.length_buckets + 1)})
 
 
-def by_length(algorithm: Algorithm, rollout: Rollout, f: Callable[..., Array]) -> Float[Array, "B T"]:
+def by_length(algorithm: Algorithm, rollout: Rollout, f: Callable[..., Array]) -> Float[Array, "B ..."]:
     """f(tokens, valid, **rows), of each microbatch of an update by the program for as much as its replies take."""
     rows, every = rows_of(algorithm, rollout), algorithm.updates()
     parts = every.minibatches * every.microbatches
@@ -184,7 +185,7 @@ def by_length(algorithm: Algorithm, rollout: Rollout, f: Callable[..., Array]) -
         return f(rollout.tokens, rollout.valid, **rows)
 
     def one(part: tuple[Array, Array]) -> Array:
-        return forward.fitted(lambda room: f(*part, **rows, room=room), rooms(algorithm), part[1], **rows)
+        return fitted(lambda room: f(*part, **rows, room=room), rooms(algorithm), part[1], **rows)
 
     both = (rollout.tokens, rollout.valid)
     return uncut(jax.lax.map(one, cut(both, parts, rows["group"])), rows["group"])
@@ -322,7 +323,7 @@ def update(
     optimizers = algorithm.policy_optimizer(), algorithm.value_optimizer and algorithm.value_optimizer()
 
     def choose(f: Callable[[int], Any], part: Rollout) -> Any:
-        return forward.fitted(f, rooms(algorithm), part.valid, **rows_of(algorithm, part))
+        return fitted(f, rooms(algorithm), part.valid, **rows_of(algorithm, part))
 
     fit = (lambda f: Fitted(f, choose)) if algorithm.length_buckets > 1 else lambda f: f(0)
     one = Once(fit(policy), fit(critic), *optimizers)

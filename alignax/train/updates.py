@@ -92,9 +92,12 @@ def passed(metrics: dict, kl_limit: Scalar) -> Bool[Array, ""]:
     return (jnp.asarray(kl_limit) > 0) & ~(measured <= kl_limit)
 
 
-def update_once(once: Once, learners: Learners, batch: Rollout, **cut: int) -> tuple[Learners, dict]:
-    """One update of policy and critic, if there is one, on one minibatch; `cut`: see `gradients`."""
+def update_once(
+    once: Once, learners: Learners, batch: Rollout, *, microbatches: int, group: int
+) -> tuple[Learners, dict]:
+    """One update of policy and critic, if there is one, on one minibatch; see `gradients`."""
     policy, critic = learners
+    cut = {"microbatches": microbatches, "group": group}
     grads, metrics = gradients(once.policy, policy.params, batch, **cut)
     metrics = {"loss/policy_total" if name == "loss" else name: value for name, value in metrics.items()}
     policy = apply_gradients(policy, grads, once.policy_optimizer)

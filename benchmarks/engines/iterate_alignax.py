@@ -71,7 +71,7 @@ def main() -> None:
         lengths.append(float(metrics["completions/mean_length"]))
         print(seconds[-1], lengths[-1], float(metrics["objective/scores"]), flush=True)
     peak = timed.peak_mb()
-    made = {"seconds": seconds, "lengths": lengths, "peak_mb": peak, "version": __version__}
+    made = {"parts": micro, "seconds": seconds, "lengths": lengths, "peak_mb": peak, "version": __version__}
     made |= {"compiles": step._cache_size(), "sampling_s": sampling(algorithm, actors, frozen, state, batch)}
     made |= {"rest_s": statistics.median(seconds[1:]) - made["sampling_s"]}
     Path(sys.argv[2]).write_text(json.dumps(made), encoding="utf-8")

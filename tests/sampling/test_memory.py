@@ -30,14 +30,18 @@ def test_slots_are_whole_groups_that_fit(monkeypatch, slots, want):
 
 def test_prompts_that_replies_share_leave_room_for_more_of_them(monkeypatch):
     config = tiny()[0].config
-    of = lambda length: memory.row_bytes(config, length)  # noqa: E731
-    monkeypatch.setattr(memory, "machine_bytes", lambda: 4 * (8 * of(512) + 27 * of(32)))
-    assert memory.slots_for(config, 64, 8, 512, 32) == 24  # 27 beside the 8 prompts; with one each there would be 9
-    assert memory.slots_for(config, 64, 1, 512, 32) == 9
+    room = 8 * memory.cache_bytes(config, 512) + 45 * memory.row_bytes(config, 64)  # a tile is the least of a reply
+    monkeypatch.setattr(memory, "machine_bytes", lambda: 4 * room)
+    assert memory.slots_for(config, 64, 8, 512, 32) == 40  # 45 beside the 8 prompts
+    alone = room // memory.row_bytes(config, 544)
+    assert memory.slots_for(config, 64, 1, 512, 32) == alone < 13
+    assert memory.slots_for(config, 64, 8, 512, 32, shares=False) == 8
+    assert memory.slots_for(config, 256, 8, 512, 32) == 8  # most replies would wait: their prompts are not read for all
 
 
 def test_more_slots_than_memory_are_refused_by_their_key():
     config = tiny()[0].config
-    check_slots(config, 100, 64, key="slots")
+    check_slots(config, 100, 100, 1, 64, 64, key="slots")
+    check_slots(config, 10**9, 100, 1, 64, 64, key="slots")  # all that there are
     with refuses(ConfigError, "config.probe.slots = 1000000000", "or 0"):
-        check_slots(config, 10**9, 64, key="probe.slots")
+        check_slots(config, 10**9, 10**9, 1, 64, 64, key="probe.slots")

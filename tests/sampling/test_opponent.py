@@ -15,9 +15,10 @@ from alignax.train.online import side_by_side
 CAPACITY = 5
 
 
-def draw(model, params, batch, temperature=1.0, key=0):
-    keys = row_keys(jax.random.key(key), batch["row"])
+def draw(model, params, batch, temperature=1.0, key=0, group=1):
+    keys = row_keys(jax.random.key(key), jnp.arange(group * len(batch["row"])))
     options = dict(capacity=CAPACITY, eos_ids=jnp.array([EOS]), pad_id=PAD, options=Options(temperature=temperature))
+    options |= dict(group=group)
     return sample(model, params, batch["tokens"], batch["valid"], keys, **options)
 
 
@@ -48,6 +49,14 @@ def test_the_mixture_is_the_normalised_geometric_mean_token_by_token(policies, s
     want = jnp.take_along_axis(want, rollout.tokens[..., None], axis=-1)[..., 0]
     mask = np.asarray(rollout.mask)
     np.testing.assert_allclose(rollout.old_logp[mask], want[mask], atol=2e-5)
+
+
+def test_several_replies_of_a_mixture_to_a_prompt_are_those_to_as_many_prompts(policies):
+    model, policy, reference = policies
+    batch = prompt_batch(B=3)
+    repeated = jax.tree.map(lambda x: jnp.repeat(x, 2, axis=0), batch)
+    run = lambda *given, **more: draw(mixture(model, 0.4), (policy, reference), *given, **more)  # noqa: E731
+    np.testing.assert_array_equal(run(batch, group=2).tokens, run(repeated).tokens)
 
 
 def test_at_the_ends_it_is_one_of_the_two(policies):

@@ -15,6 +15,7 @@ from alignax.forward import token_statistics
 from alignax.models import decoder as decoders
 from alignax.models.config import ModelConfig
 from alignax.sampling import slots as slot
+from alignax.sampling.memory import sharing
 from alignax.sampling.options import Options
 from alignax.sampling.sample import row_keys, sample
 
@@ -51,6 +52,16 @@ def test_refilled_slots_give_what_all_at_once_give(plain, slots):
     same(draw(model, params, prompt_batch(B=12), group=2, slots=slots), plain)
 
 
+def test_refilled_slots_with_shared_prompts_give_what_repeated_ones_give(monkeypatch):
+    """33 prompts of 3 replies: 22 begin, the others come two at a time, and there are fewer slots at the end."""
+    model, params = tiny(layers=1)
+    monkeypatch.setattr(slot, "LEAST", 4)
+    assert sharing(33, 99, 66) and not sharing(40, 120, 48)
+    got = draw(model, params, prompt_batch(B=33), group=3, slots=66)
+    repeated = jax.tree.map(lambda x: jnp.repeat(x, 3, axis=0), prompt_batch(B=33))
+    same(got, draw(model, params, repeated))
+
+
 def test_a_shared_prompt_gives_what_a_repeated_one_gives(plain):
     model, params = tiny()
     repeated = jax.tree.map(lambda x: jnp.repeat(x, 2, axis=0), prompt_batch(B=12))
@@ -78,13 +89,14 @@ def test_a_cache_in_blocks_gives_what_a_whole_one_gives(changes, monkeypatch):
 
 
 @pytest.mark.parametrize("pattern", [("sliding", "full"), ("sliding",)], ids=["mixed", "sliding alone"])
-@pytest.mark.parametrize("group", [1, 3], ids=["own prompts", "shared prompts"])
+@pytest.mark.parametrize("group", [1, 3], ids=["own prompts", "shared prompts, then joined ones"])
 def test_a_ring_writes_what_the_whole_text_says(pattern, group, monkeypatch):
     """A window of 20 tokens has a ring of two tiles: prompts longer than it, replies that go round in it."""
     monkeypatch.setattr(slot, "LEAST", 2)
     model, params = tiny(pattern=pattern, window=20)
-    prompts = prompt_batch(B=2, P=150)
-    capacity, limit = 140, jnp.array([140, 20, 133, 139, 2, 70])[: 2 * group]
+    prompts = prompt_batch(B=4, P=150)
+    capacity, limit = 140, jnp.array([140, 20, 133, 139, 2, 70, 9, 136, 2, 2, 2, 2])[: 4 * group]
+    assert group == 1 or min(slot.halves(12, 140)) < 4  # fewer slots than prompts
     assert model.init_cache(1, 290)["at"]["sliding"].shape == (1, 128)
     options, never = Options(max_new_tokens=limit), jnp.array([99])
     got = draw(model, params, prompts, capacity=capacity, group=group, ends=never, options=options)
@@ -162,8 +174,9 @@ def spread(plain):
     prompts = sharding.put_batch(jax.tree.map(np.asarray, prompt_batch(B=16)), mesh)
 
     def run(params, prompts):
-        keys = row_keys(jax.random.key(5), jnp.arange(32))
-        fixed = dict(capacity=CAPACITY, eos_ids=ENDS, pad_id=PAD, options=OPTIONS, group=2, slots=16)
+        keys = row_keys(jax.random.key(5), jnp.arange(64))
+        # of each device two prompts of four replies, which share them
+        fixed = dict(capacity=CAPACITY, eos_ids=ENDS, pad_id=PAD, options=OPTIONS, group=4, slots=64)
         return sample(model, params, prompts["tokens"], prompts["valid"], keys, **fixed)
 
     program = jax.jit(run).lower(params, prompts).compile()
@@ -172,7 +185,7 @@ def spread(plain):
 
 def test_eight_devices_give_what_one_gives(spread):
     model, params = tiny()
-    same(jax.device_get(spread[1]), draw(model, params, prompt_batch(B=16), group=2))
+    same(jax.device_get(spread[1]), draw(model, params, prompt_batch(B=16), group=4))
 
 
 def test_devices_have_nothing_to_say_to_each_other_while_they_write(spread):

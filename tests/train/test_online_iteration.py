@@ -27,6 +27,7 @@ from tiny_online import (
 from alignax import forward
 from alignax.checkpoint import Steps
 from alignax.ops.kl import START, adaptive_kl, pid_kl
+from alignax.replies import fitted
 from alignax.rewards.model import score
 from alignax.stages import programs
 from alignax.train import online
@@ -175,14 +176,15 @@ def test_programs_for_short_replies_learn_the_same(together, changes, monkeypatc
     """Rows are cut to their replies, by programs of different room, and one update is made of several microbatches."""
     monkeypatch.setattr(tiny_online, "ENDS", tuple(range(1, 25)))  # of 50: replies of all lengths
     once = dict(update_args=dict(epochs=2, minibatches=1))
-    parted = dict(update_args=dict(epochs=2, minibatches=1, microbatches=4), length_buckets=4)
+    parted = dict(update_args=dict(epochs=2, minibatches=1, microbatches=4))
     want, got = (build_algorithm(**changes, **values) for values in (once, parted))
-    got = dataclasses.replace(got, share_prompts=together)  # a config has one microbatch for all devices of the tests
+    # a config's microbatch is of all devices, of which the tests have eight
+    got = dataclasses.replace(got, share_prompts=together, length_buckets=4)
     used = online.rooms(got)
 
     def room(valid):
         f = lambda room: jnp.int32(room)  # noqa: E731
-        return forward.fitted(f, used, valid, start=P, group=used[-1] // CAPACITY)
+        return fitted(f, used, valid, start=P, group=used[-1] // CAPACITY)
 
     frozen, prompts = build_frozen(), prompt_batch()
     rollout = jax.jit(producer(want))(build_state(want), frozen, prompts)
