@@ -84,12 +84,13 @@ def random_prompts(count: int, vocab: int) -> list[list[int]]:
 def real_prompts(count: int, data: Path, tokenizer_folder: str) -> tuple[list[list[int]], list[int]]:
     """The first prompts of HH's dialogues that have at most 128 tokens, and the ids that end a reply."""
     from alignax.data.encode import encode_prompt
+    from alignax.data.forms import convert
     from alignax.data.sources.hh import hh
     from alignax.data.templates import stop_ids
     from alignax.data.tokenizer import load_tokenizer
 
     tokenizer, template = load_tokenizer(tokenizer_folder), "chat"
-    rows, _ = hh(path=str(data), chat=True)
+    rows, _ = convert(hh(path=str(data))[0], "prompt_only", template=template)
     ids = (encode_prompt(tokenizer, row["prompt"], template) for row in rows)
     return [one for one in ids if len(one) <= 128][:count], sorted(stop_ids(tokenizer, template))
 

@@ -186,6 +186,11 @@ class ModelConfig:
         return (self.query_scale_dim or self.head_dim) ** -0.5
 
     @property
+    def spans(self) -> tuple[str, ...]:
+        """Of each layer how far it looks back, and so what its cache has to keep: "full" or "sliding"."""
+        return tuple("sliding" if kind == "sliding" else "full" for kind in self.kinds)
+
+    @property
     def kinds(self) -> tuple[str, ...]:
         """The kind of attention of each layer."""
         return tuple(self.pattern[i % len(self.pattern)] for i in range(self.layers))

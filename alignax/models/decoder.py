@@ -56,7 +56,7 @@ def decoder(
     kernel_of(config, device)
     block, final = Block(config), norm(config)
     dtype, learned = jnp.dtype(config.dtype), config.positions == "learned"
-    kinds = tuple(dict.fromkeys(config.kinds))  # the kinds of attention that occur
+    kinds, spans = map(tuple, map(dict.fromkeys, (config.kinds, config.spans)))  # those that occur
     # whether blocks of a cache are left out: a GPU would ask its host before
     skip = (device or jax.devices()[0]).platform != "gpu"
     scores = {"scale": config.query_scale, "softcap": config.attention_softcap}
@@ -143,15 +143,15 @@ def decoder(
         blocks = BLOCKS if skip else 1
         width = min(cache.TILE, max(length, beside))
         room = {"full": length, "sliding": min(length, config.window + cache.TILE)}
-        one = lambda kind: cache.empty(batch, room[kind], config.kv_heads, config.head_dim, dtype, blocks, width)  # noqa: E731
-        layers = {i: one(kind) for i, kind in enumerate(config.kinds)}
-        slots = {kind: cache.slots(layers[config.kinds.index(kind)][0]) for kind in kinds}
+        one = lambda span: cache.empty(batch, room[span], config.kv_heads, config.head_dim, dtype, blocks, width)  # noqa: E731
+        layers = [one(span) for span in config.spans]
+        slots = {span: cache.slots(layers[config.spans.index(span)][0]) for span in spans}
         return {
-            "k": [k for k, _ in layers.values()],
-            "v": [v for _, v in layers.values()],
-            # of each kind of layers: position of the token in a slot, -1 for none; and where a row's own slots begin
-            "at": {kind: jnp.full((batch, slots[kind]), -1, jnp.int32) for kind in kinds},
-            "first": {kind: jnp.zeros((batch,), jnp.int32) for kind in kinds},
+            "k": [k for k, _ in layers],
+            "v": [v for _, v in layers],
+            # for each span of layers: position of the token in a slot, -1 for none; and where a row's own slots begin
+            "at": {span: jnp.full((batch, slots[span]), -1, jnp.int32) for span in spans},
+            "first": {span: jnp.zeros((batch,), jnp.int32) for span in spans},
             "position": jnp.zeros((batch,), jnp.int32),  # of the next token, by row
             "index": jnp.zeros((batch,), jnp.int32),  # of the next token among those that went into the row's own slots
         }
@@ -168,13 +168,13 @@ def decoder(
             )
         _, hidden_BTD, (k_L, v_L) = scan(params, tokens, valid, lambda x, k, v: (k, v))
         index_B = jnp.max(jnp.where(valid, jnp.arange(1, tokens.shape[1] + 1)[None], 0), axis=1)
-        put = {kind: cache.newest(empty["at"][kind].shape[1], index_B, tokens.shape[1]) for kind in kinds}
+        put = {span: cache.newest(empty["at"][span].shape[1], index_B, tokens.shape[1]) for span in spans}
         position_BT = jnp.where(valid, positions_of(valid), -1)
-        layers = [cache.filled(empty["k"][i], *map(put[kind], (k_L[i], v_L[i]))) for i, kind in enumerate(config.kinds)]
+        layers = [cache.filled(empty["k"][i], *map(put[span], (k_L[i], v_L[i]))) for i, span in enumerate(config.spans)]
         return finish(params, hidden_BTD), empty | {
             "k": [k for k, _ in layers],
             "v": [v for _, v in layers],
-            "at": {kind: put[kind](position_BT, -1) for kind in kinds},
+            "at": {span: put[span](position_BT, -1) for span in spans},
             "position": valid.sum(1, dtype=jnp.int32),
             "index": index_B,
         }
@@ -201,33 +201,34 @@ def decoder(
         positions_BC = jnp.maximum(before["position"][:, None] + number_BC, 0)
         index_BC = before["index"][:, None] + number_BC
         slot, at = {}, {}
-        for kind in kinds:
-            S, first_B1 = before["at"][kind].shape[1], before["first"][kind][:, None]
-            place_BC = first_B1 + (index_BC % (S - first_B1) if kind == "sliding" else index_BC)
-            slot[kind] = jnp.where(valid, place_BC, S)  # padding goes nowhere
+        for span in spans:
+            S, first_B1 = before["at"][span].shape[1], before["first"][span][:, None]
+            place_BC = first_B1 + (index_BC % (S - first_B1) if span == "sliding" else index_BC)
+            slot[span] = jnp.where(valid, place_BC, S)  # padding goes nowhere
             rows_B1 = jnp.arange(len(tokens))[:, None]
-            at[kind] = before["at"][kind].at[rows_B1, slot[kind]].set(positions_BC, mode="drop")
+            at[span] = before["at"][span].at[rows_B1, slot[span]].set(positions_BC, mode="drop")
 
-        def seen(at_BS: Array, kind: str) -> Bool[Array, "B C S"]:
+        def seen(at_BS: Array, span: str) -> Bool[Array, "B C S"]:
             """Which slots the queries see; what is not there sees nothing: a free row's blocks cost nothing."""
             ahead_BCS = positions_BC[:, :, None] - at_BS[:, None]
             seen_BCS = (at_BS >= 0)[:, None] & (ahead_BCS >= 0) & valid[:, :, None]
-            return seen_BCS & (ahead_BCS < config.window) if kind == "sliding" else seen_BCS
+            return seen_BCS & (ahead_BCS < config.window) if span == "sliding" else seen_BCS
 
-        own, prompt, common = {kind: seen(at[kind], kind) for kind in kinds}, {}, before.get("shared")
+        own, prompt, common = {span: seen(at[span], span) for span in spans}, {}, before.get("shared")
         if common:
             prompt_B = common["place"] // common["row"].shape[1]
-            prompt = {kind: seen(common["at"][kind][prompt_B], kind) for kind in kinds}
+            prompt = {span: seen(common["at"][span][prompt_B], span) for span in spans}
         x, keys, values = embed(params, tokens, positions_BC), [], []
-        for i, (p, kind) in enumerate(zip(params["decoder"]["layers"], config.kinds, strict=True)):
+        layers = zip(params["decoder"]["layers"], config.kinds, config.spans, strict=True)
+        for i, (p, kind, span) in enumerate(layers):
             shared = None
             if common:
-                shared = Shared(common["k"][i], common["v"][i], prompt[kind], common["row"], common["place"])
+                shared = Shared(common["k"][i], common["v"][i], prompt[span], common["row"], common["place"])
 
-            def see(q, k_new, v_new, sinks, i=i, kind=kind, shared=shared):
-                k, v = cache.put(before["k"][i], before["v"][i], k_new, v_new, slot[kind])
+            def see(q, k_new, v_new, sinks, i=i, span=span, shared=shared):
+                k, v = cache.put(before["k"][i], before["v"][i], k_new, v_new, slot[span])
                 q = grown(q, positions_BC)
-                return attend_cached(q, k, v, own[kind], shared=shared, skip=skip, sinks=sinks, **scores), (k, v)
+                return attend_cached(q, k, v, own[span], shared=shared, skip=skip, sinks=sinks, **scores), (k, v)
 
             x, (k, v) = block.apply(p, x, turned(positions_BC, kind), see)
             keys.append(k)

@@ -20,7 +20,7 @@ def cache_bytes(config: Any, length: int, beside: int = 0) -> int:
     `beside`: tokens of another cache, with the same tiles."""
     width = max(min(TILE, max(length, beside)), 1)
     room = {"full": length, "sliding": min(length, config.window + TILE)}
-    slots = sum(-(-room[kind] // width) * width for kind in config.kinds)
+    slots = sum(-(-room[span] // width) * width for span in config.spans)
     return 2 * config.kv_heads * config.head_dim * slots * jnp.dtype(config.dtype).itemsize
 
 

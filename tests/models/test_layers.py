@@ -75,7 +75,7 @@ def test_attention_equals_a_loop_and_one_query_against_a_cache_agrees(kv_heads, 
         weight = np.exp(np.asarray(k)[b, seen, group] @ np.asarray(q)[b, t, n] / np.sqrt(H))
         total = weight.sum() + (0 if sinks is None else np.exp(sinks[n]))
         np.testing.assert_allclose(got[b, t, n], weight / total @ np.asarray(v)[b, seen, group], atol=1e-5)
-    blocks, _ = cache.empty(len(k), k.shape[1], *k.shape[2:], k.dtype, 2)
+    blocks, _ = cache.empty(len(k), k.shape[1], *k.shape[2:], k.dtype, 2, k.shape[1])
     keys, values = cache.filled(blocks, k, v)
     one = attend_cached(q[:, -1:], keys, values, jnp.asarray(mask[:, -1:]), sinks=own)[:, 0]
     np.testing.assert_allclose(one, got[:, -1], atol=1e-5)
