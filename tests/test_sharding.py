@@ -16,6 +16,7 @@ from tiny_online import build_state, compiled
 from alignax import sharding
 from alignax.train.optimizer import adamw
 from alignax.train.step import gradients
+from tests.marks import quick
 
 SPECS = {
     "decoder/embed": P("fsdp", None),
@@ -100,7 +101,7 @@ def test_mesh_that_does_not_fit_says_so(axes):
         sharding.make_mesh(axes)
 
 
-@pytest.mark.parametrize("name", MESHES)
+@pytest.mark.parametrize("name", quick(MESHES, "2x4"))
 def test_put_batch_gives_every_device_its_rows(name):
     batch = sharding.put_batch({"tokens": np.arange(16).reshape(16, 1)}, _mesh(name))
     held = [shard.data.ravel().tolist() for shard in batch["tokens"].addressable_shards]
@@ -155,7 +156,7 @@ def iteration_alone():
     return iteration(build_state(algorithm), frozen, prompt_batch())
 
 
-@pytest.mark.parametrize("name", MESHES)
+@pytest.mark.parametrize("name", quick(MESHES, "2x4"))
 def test_eight_devices_give_the_ppo_iteration_of_one(iteration_alone, name):
     mesh, (algorithm, iteration, frozen) = _mesh(name), compiled()
     args = _placed(build_state(algorithm), mesh), _placed(frozen, mesh), sharding.put_batch(prompt_batch(), mesh)

@@ -98,6 +98,7 @@ def test_parameters_that_are_not_those_of_the_manifest(dpo, copy):
     names(dpo(copy / "sft"), str(copy / "sft"), "changed")
 
 
+@pytest.mark.slow  # of a pipeline's steps: test_pipeline
 def test_a_parent_that_was_made_again_makes_its_children_again(copy):
     """A new content hash in a parent's manifest is reason enough, with the config as it was."""
     before = finished(copy)

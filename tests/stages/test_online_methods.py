@@ -24,7 +24,7 @@ def config(run, recipe, **values):
     return c
 
 
-@pytest.mark.parametrize("name", quick(RECIPES, "grpo", "nash_md"))
+@pytest.mark.parametrize("name", quick(RECIPES, "grpo"))
 def test_a_recipe_runs_and_starts_on_policy(run, tmp_path, name):
     c = config(run, name, **({"oversample": 2} if name == "dapo" else {}))
     first, second = metrics(online.run(c, tmp_path / name))

@@ -13,6 +13,7 @@ from alignax.stages.programs import on_device, two_programs
 from alignax.stages.roles import megabytes, shared
 from alignax.train import online
 from alignax.train.step import gradients
+from tests.marks import quick
 
 ONCE = dict(update_args=dict(epochs=1, minibatches=1))
 RATES = dict(policy=0.5, critic=0.1)
@@ -77,7 +78,7 @@ def by_hand():
     return call
 
 
-@pytest.mark.parametrize("size", [0.0, 0.1])
+@pytest.mark.parametrize("size", quick([0.0, 0.1], 0.1))
 def test_an_update_is_the_one_by_hand_through_the_merged_kernel(program, by_hand, size):
     # W' = W + s A B: dA = s dW B^T and dB = s A^T dW, each times the learning rate of plain gradient descent
     algorithm, iteration = program
