@@ -237,7 +237,7 @@ def drained(job: Job, slots: Slots, said: Said, sizes: tuple[int, ...]) -> Said:
 def halves(slots: int, capacity: int) -> tuple[int, ...]:
     """The numbers of slots to shrink to: each half of the one before, while that is worth a program of its own."""
     sizes = []
-    while slots // 2 >= LEAST and len(sizes) < MOST and capacity >= LEAST:
+    while slots // 2 >= LEAST and len(sizes) < min(MOST, capacity // (2 * LEAST)):
         slots //= 2
         sizes.append(slots)
     return tuple(sizes)
