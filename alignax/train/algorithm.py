@@ -29,6 +29,14 @@ class Draw:
 
 
 @plan_record
+class Combined:
+    """A reward that is made of others."""
+
+    function: Bound  # ([K B]) -> [B]: of `rewards.combine`
+    of: tuple[str, ...] = static()  # their names
+
+
+@plan_record
 class Algorithm:
     """What an iteration does. Numbers are leaves: `jax.vmap` over algorithms is a sweep."""
 
@@ -40,6 +48,7 @@ class Algorithm:
     length_buckets: int = static(default=1)  # programs of scoring and learning, by how much room the replies take
     keep: int = static(default=0)  # groups to learn from, chosen among those sampled; 0 is all of them
     weights: dict[str, Scalar]  # of the rewards, by name
+    combined: dict[str, Combined]  # of them those that are made of others
     scoring: Bound  # (scores, finished, tokens, moments) -> (scores, moments): `shape_scores`
     advantage: Bound  # (rollout, scores, coefficient) -> (rollout, KL, metrics): of `train.advantages`
     correction: Bound | None  # (old_logp, sampler_logp, mask) -> weights of the advantages; None: there are none

@@ -106,6 +106,8 @@ def scored(algorithm: Algorithm, rollout: Rollout, rewards: dict[str, Float[Arra
     A reward that is not finite is missing, and so is then the score; one of weight 0 is for the log alone.
     """
     parts = {name: one_for_each(part, rollout.tokens, name) for name, part in rewards.items()}
+    for name, one in algorithm.combined.items():
+        parts[name] = one_for_each(one.function(jnp.stack([parts[x] for x in one.of])), rollout.tokens, name)
     weighed = {name: jnp.where(jnp.asarray(w) == 0, 0.0, w * parts[name]) for name, w in algorithm.weights.items()}
     total = sum(weighed[name] for name in parts)
     return rollout.replace(rewards=parts, score=total)

@@ -17,7 +17,7 @@ NAMES = [info.name for info in pkgutil.iter_modules(alignax.losses.__path__)]
 
 # Losses that hold part of their value constant: by definition their gradient is not the slope of the value, so finite
 # differences say nothing of it. Their gradients have oracles of their own.
-SURROGATES = ("cispo", "gspo_token", "kl")
+SURROGATES = ("cispo", "gspo_token", "kl", "vespo")
 
 
 def loss(name):

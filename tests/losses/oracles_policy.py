@@ -130,6 +130,54 @@ def gspo_token_gradient(r, clip_low=3e-4, clip_high=4e-4):
     return out
 
 
+def luspo(r, clip_low=3e-4, clip_high=4e-4):
+    table = replies(r, "advantage")
+    values = [len(y) * surrogate(sequence_ratio(y), np.mean([a for _, a in y]), clip_low, clip_high) for y in table]
+    return -np.mean(values), gspo(r, clip_low, clip_high)[1]
+
+
+def gmpo(r, clip_low=0.4, clip_high=0.4):
+    values, ratios, stopped = [], [], {"low": [], "high": []}
+    for reply in replies(r, "advantage"):
+        advantage, product = np.mean([a for _, a in reply]), 1.0
+        for rho, _ in reply:
+            product *= min(rho, math.exp(clip_high)) if advantage > 0 else max(rho, math.exp(-clip_low))
+            stopped["low"].append(rho < math.exp(-clip_low) and advantage < 0)
+            stopped["high"].append(rho > math.exp(clip_high) and advantage > 0)
+        ratios.append(product ** (1 / len(reply)))
+        values.append(-ratios[-1] * advantage)
+    shares = {f"clip_ratio/{end}_mean": np.mean(x) for end, x in stopped.items()}
+    shares["clip_ratio/region_mean"] = sum(shares.values())
+    return np.mean(values), common(r) | shares | {"val/ratio": np.mean(ratios)}
+
+
+def gamma(reply, a, k_pos=2.0, lambda_pos=3.0, k_neg=3.0, lambda_neg=2.0):
+    """w^k e^(lambda (1 - w)) of a reply (its tokens' ratios first), for a token of advantage a."""
+    w = math.prod(token[0] for token in reply)
+    k, rate = (k_pos, lambda_pos) if a >= 0 else (k_neg, lambda_neg)
+    return w**k * math.exp(rate * (1 - w))
+
+
+def vespo(r, **shape):
+    table = replies(r, "logp", "advantage")
+    values = [-gamma(reply, a, **shape) * a * logp for reply in table for _, logp, a in reply]
+    weights = [np.mean([gamma(reply, a, **shape) for _, _, a in reply]) for reply in table]
+    ratios = [math.prod(token[0] for token in reply) for reply in table]
+    return np.mean(values), common(r) | {"val/ratio": np.mean(ratios), "vespo/phi_seq_mean": np.mean(weights)}
+
+
+def vespo_gradient(r, **shape):
+    """-phi(w) A / (number of tokens): the weight is not differentiated."""
+    out = np.zeros(r["mask"].shape)
+    for b in range(len(out)):
+        at = np.flatnonzero(r["mask"][b])
+        reply = [(math.exp(r["logp"][b, t] - r["old_logp"][b, t]),) for t in at]
+        for t in at:
+            a = r["advantage"][b, t]
+            out[b, t] = -gamma(reply, a, **shape) * a / r["mask"].sum()
+    return out
+
+
 def cispo(r, max_ratio=5.0):
     tokens = flat(replies(r, "logp", "advantage"))
     metrics = common(r) | {"cispo_clip_ratio": np.mean([rho > max_ratio and a > 0 for rho, _, a in tokens])}
@@ -218,16 +266,19 @@ ORACLES = {
     "dr_grpo": dr_grpo,
     "entropy": entropy,
     "grpo": grpo,
+    "gmpo": gmpo,
     "gspo": gspo,
     "gspo_token": gspo_token,
     "kl_cov": kl_cov,
+    "luspo": luspo,
     "nash_md": nash_md,
     "ppo_clip": ppo_clip,
     "ppo_dual_clip": ppo_dual_clip,
     "reinforce": reinforce,
     "sapo": sapo,
+    "vespo": vespo,
 }
-GRADIENTS = {"cispo": cispo_gradient, "gspo_token": gspo_token_gradient, "kl": kl_gradient}
+GRADIENTS = {"cispo": cispo_gradient, "gspo_token": gspo_token_gradient, "kl": kl_gradient, "vespo": vespo_gradient}
 SETTINGS = [
     ("cispo", {"max_ratio": 1.1}),
     ("clip_cov", {"fraction": 0.2, "cov_low": 0.1, "cov_high": 2.0, "clip_low": 0.1, "clip_high": 0.3}),
@@ -235,12 +286,15 @@ SETTINGS = [
     ("dapo", {"clip_low": 0.1, "clip_high": 0.4}),
     ("dr_grpo", {"max_tokens": 5.0, "clip_low": 0.1, "clip_high": 0.3}),
     ("grpo", {"clip_low": 0.1, "clip_high": 0.3}),
+    ("gmpo", {"clip_low": 0.1, "clip_high": 0.2}),
     ("gspo", {"clip_low": 0.05, "clip_high": 0.1}),
     ("gspo_token", {"clip_low": 0.05, "clip_high": 0.1}),
     ("kl_cov", {"fraction": 0.3, "coef": 0.5}),
+    ("luspo", {"clip_low": 0.05, "clip_high": 0.1}),
     ("nash_md", {"tau": 0.4}),
     ("ppo_clip", {"clip": 0.1, "clip_higher": 0.15}),
     ("ppo_dual_clip", {"clip_low": 0.1, "clip_high": 0.15, "max_ratio": 1.2}),
     ("reinforce", {"aggregation": "sequence_sum"}),
     ("sapo", {"tau_pos": 2.0, "tau_neg": 0.5}),
+    ("vespo", {"k_pos": 1.0, "lambda_pos": 0.5, "k_neg": 0.5, "lambda_neg": 1.5}),
 ]

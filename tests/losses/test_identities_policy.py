@@ -16,17 +16,20 @@ from alignax.losses.clip_cov import clip_cov
 from alignax.losses.dapo import dapo
 from alignax.losses.dr_grpo import dr_grpo
 from alignax.losses.entropy import entropy
+from alignax.losses.gmpo import gmpo
 from alignax.losses.grpo import grpo
 from alignax.losses.gspo import gspo
 from alignax.losses.gspo_token import gspo_token
 from alignax.losses.kl import kl
 from alignax.losses.kl_cov import kl_cov
+from alignax.losses.luspo import luspo
 from alignax.losses.nash_md import nash_md
 from alignax.losses.ppo_clip import ppo_clip
 from alignax.losses.ppo_dual_clip import ppo_dual_clip
 from alignax.losses.reinforce import reinforce
 from alignax.losses.sapo import sapo
 from alignax.losses.sft import sft
+from alignax.losses.vespo import vespo
 from alignax.ops import advantages as adv
 from alignax.ops.corrections import truncated_weights
 from alignax.ops.masked import masked_sum, reduce, reduce_metrics
@@ -295,6 +298,14 @@ def hand(logp=(HIGH, LOW, NEAR), advantage=(2, -1, 3), **fields):
         # tau 1 and 2: 4 sigmoid(0.5) 2 = 4.979675; 2 sigmoid(-1) (-1) = -0.537883; 4 sigmoid(0.1) 3 = 6.299750.
         # Rows (4.979675 - 0.537883) / 2 = 2.220896 and 6.299750.
         (sapo, {"tau_neg": 2.0}, -(2.220896 + 6.299750) / 2),
+        # As gspo, times the lengths 2 and 1.
+        (luspo, {"clip_low": 0.1, "clip_high": 0.05}, -(2 * 0.433013 + 3.15) / 2),
+        # A = 0.5: min(1.5, e^0.2 = 1.221403) 0.5, whose root is 0.781474; A = 3: 1.1.
+        (gmpo, {"clip_high": 0.2}, -(0.781474 * 0.5 + 3.3) / 2),
+        # w = 0.75 and 1.1. k 1, lambda 2: phi = 0.75 e^0.5 = 1.236541 for the first token, A = 2, 1.1 e^-0.2 = 0.900604
+        # for the third; k 1, lambda 1 for the second, A = -1: 0.75 e^0.25 = 0.963019. Times A log pi, which is
+        # 0.810930, 0.693147 and 0.285931: 1.002748 + 0.667514 + 0.257511.
+        (vespo, {"k_pos": 1.0, "lambda_pos": 2.0, "k_neg": 1.0, "lambda_neg": 1.0}, -1.927773 / 3),
         (entropy, {}, -3.0),
         # mean log pi = -0.192372 / 3 = -0.064124, mean A = 4/3: c = 0.469589 * 0.666667 = 0.313059,
         # -0.629023 * -2.333333 = 1.467721, 0.159434 * 1.666667 = 0.265724. Band (0.2, 0.29): the third token only
@@ -348,7 +359,7 @@ def test_metrics_by_hand():
 
 
 def test_a_row_without_actions_counts_as_absent():
-    for name in ("grpo", "dr_grpo", "gspo", "gspo_token", "sapo", "nash_md"):
+    for name in ("grpo", "dr_grpo", "gmpo", "gspo", "gspo_token", "luspo", "sapo", "nash_md"):
         emptied = with_masks(make(name), lambda mask: mask.at[0].set(False))
         np.testing.assert_array_equal(loss(name)(emptied).weight, [0, 1, 1, 1, 1, 1, 1, 1])
 
@@ -366,6 +377,9 @@ def test_a_row_without_actions_counts_as_absent():
         (cispo, {"max_ratio": 0.0}, "cispo: max_ratio = 0.0:", "positive"),
         (sapo, {"tau_pos": 0.0}, "sapo: tau_pos = 0.0:", "positive"),
         (sapo, {"tau_neg": -1.0}, "sapo: tau_neg = -1.0:", "positive"),
+        (gmpo, {"clip_low": 0.0}, "gmpo: clip_low = 0.0:", "positive"),
+        (vespo, {"k_neg": -1.0}, "vespo: k_neg = -1.0:", "0 (no weight"),
+        (vespo, {"lambda_pos": 0.0}, "vespo: lambda_pos = 0.0:", "positive"),
         (clip_cov, {"fraction": 1.5}, "clip_cov: fraction = 1.5:", "[0, 1]"),
         (clip_cov, {"cov_high": 0.5}, "clip_cov: cov_high = 0.5:", "cov_low = 1.0"),
         (kl_cov, {"fraction": 0.0}, "kl_cov: fraction = 0.0:", "(0, 1]"),

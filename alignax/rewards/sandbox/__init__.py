@@ -1,0 +1,1 @@
+"""Code of a policy, run where it can do no harm."""
