@@ -84,12 +84,22 @@ class Options(Record):
                 raise ValueError(f"{name} has {x.shape[0]} rows: expected one value for all, or {rows}, one for each")
         if self.logit_bias is not None and self.logit_bias.shape[-1] != vocab_size:
             raise ValueError(f"logit_bias has {self.logit_bias.shape[-1]} columns: expected {vocab_size}, the tokens")
+        if known(self.logit_bias):
+            check_bias(np.atleast_2d(np.asarray(self.logit_bias)))
+        if known(self.min_new_tokens) and known(self.max_new_tokens):
+            both = np.broadcast_arrays(np.asarray(self.min_new_tokens), np.asarray(self.max_new_tokens))
+            for row in np.flatnonzero(both[0] > both[1])[:1]:
+                least, most = (x.ravel()[row] for x in both)
+                raise Refused(f"min_new_tokens = {least}, max_new_tokens = {most}, row {row}: expected as many or more")
         if self.prefix is not None and (self.prefix_valid is None or self.prefix_valid.shape != self.prefix.shape):
             raise ValueError(
                 f"prefix has the shape {self.prefix.shape}, prefix_valid "
                 f"{self.prefix_valid is not None and self.prefix_valid.shape}: expected one shape, with True where the "
                 "prefix is"
             )
+        if known(self.prefix) and known(self.prefix_valid):
+            prefix, there = (np.atleast_2d(np.asarray(x)) for x in (self.prefix, self.prefix_valid))
+            check_prefix(prefix, there, vocab_size)
 
 
 # (whether a number fits, what is expected) by setting: here, and where a request is read before there are arrays
@@ -98,9 +108,33 @@ RANGES: dict[str, tuple[Callable[[Any], Any], str]] = {
     "top_p": (between(0.0, 1.0), "a mass in [0, 1], such as 0.95; 1 keeps all"),
     "min_p": (between(0.0, 1.0), "a share in [0, 1], such as 0.05; 0 keeps all"),
     "repetition_penalty": (between(float(np.nextafter(0, 1))), "more than 0, such as 1.1; 1 is none"),
+    "presence_penalty": (np.isfinite, "a finite number, such as 0.5; 0 is none"),
+    "frequency_penalty": (np.isfinite, "a finite number, such as 0.5; 0 is none"),
     "min_new_tokens": (between(0.0), "0 or more"),
     "max_new_tokens": (between(0.0), "0 or more"),
 }
+
+
+def known(x: Any) -> bool:
+    """Whether a setting is there and no program is being traced of it."""
+    return x is not None and not isinstance(x, Tracer)
+
+
+def check_bias(bias_BV: np.ndarray) -> None:
+    """Raises Refused for a bias that is nan or infinite upwards, and where it bans every token."""
+    for row, token in np.argwhere(np.isnan(bias_BV) | (bias_BV == np.inf))[:1]:
+        raise Refused(f"logit_bias of row {row} and token {token} = {bias_BV[row, token]}: expected a number, or -inf")
+    for row in np.flatnonzero((bias_BV == -np.inf).all(axis=1))[:1]:
+        raise Refused(f"logit_bias of row {row} bans all {bias_BV.shape[1]} tokens: expected one or more that are left")
+
+
+def check_prefix(prefix_BF: np.ndarray, valid_BF: np.ndarray, vocab_size: int) -> None:
+    """Raises Refused for a prefix that is not padded on the right, and for a token that is none."""
+    for row in np.flatnonzero((valid_BF[:, 1:] & ~valid_BF[:, :-1]).any(axis=1))[:1]:
+        raise Refused(f"prefix_valid of row {row} = {valid_BF[row].tolist()}: expected a prefix padded on the right")
+    wrong = valid_BF & ((prefix_BF < 0) | (prefix_BF >= vocab_size)) if vocab_size else np.zeros_like(valid_BF)
+    for row, place in np.argwhere(wrong)[:1]:
+        raise Refused(f"prefix of row {row} has the token {prefix_BF[row, place]}: expected 0 to {vocab_size - 1}")
 
 
 def require_each(x, fits, name: str, expected: str) -> None:

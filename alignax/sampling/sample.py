@@ -2,13 +2,18 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
+from jax.core import Tracer
 from jaxtyping import Bool, Int
 
+from alignax.ops.checks import require
 from alignax.sampling import slots as _slots
 from alignax.sampling.memory import sharing
 from alignax.sampling.options import Options
 from alignax.types import Model, Params, Rollout
+
+REPORTS = ("raw_logp", "entropy")
 
 
 def row_keys(key: Array, rows: Int[Array, " B"]) -> Array:
@@ -75,7 +80,12 @@ def sample(
     """
     P = len(tokens)
     R, options = P * group, options or Options()
+    require(group >= 1, f"group = {group}: expected 1 reply to each prompt or more")
+    require(capacity >= 1, f"capacity = {capacity}: expected room for 1 token or more")
+    for name in set(report) - set(REPORTS):
+        raise ValueError(f"report has {name!r}: expected some of {', '.join(REPORTS)}")
     check_prompts(tokens, valid)
+    check_context(getattr(model.config, "context", 0), valid, capacity)
     if len(keys) != R:
         raise ValueError(f"{len(keys)} keys for {P} prompts of {group} replies each: expected {R}, one for each reply")
     N = slots or R
@@ -109,10 +119,21 @@ def sample(
     return rollout_of(tokens, valid, said)
 
 
+def check_context(context: int, valid: Bool[Array, "P L"], capacity: int) -> None:
+    """Raises ValueError for a prompt that, with a whole reply, is longer than the model reads; 0: there is no limit."""
+    longest = 0 if isinstance(valid, Tracer) else int(np.asarray(valid).sum(1).max()) + capacity
+    require(
+        not 0 < context < longest,
+        f"a prompt and capacity = {capacity} make {longest} tokens: this model reads at most {context}; lower capacity",
+    )
+
+
 def check_prompts(tokens: Int[Array, "P L"], valid: Bool[Array, "P L"]) -> None:
     """Raises ValueError unless there are prompts, and a word on each of their tokens whether it is there."""
     if tokens.shape != valid.shape or 0 in tokens.shape:
         raise ValueError(f"prompts {tokens.shape} and their validity {valid.shape} must be one non-empty [P, L] shape")
+    for row in () if isinstance(valid, Tracer) else np.flatnonzero(~np.asarray(valid).any(axis=1))[:1]:
+        raise ValueError(f"prompt {row} has no token: expected one or more in each")
 
 
 def rollout_of(tokens: Int[Array, "P L"], valid: Bool[Array, "P L"], said: _slots.Said) -> Rollout:

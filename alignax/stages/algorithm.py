@@ -29,6 +29,7 @@ from alignax.train.updates import Updates, updates
 from alignax.types import Pair, Rollout
 
 RECORDS = (Rollout, Pair)  # what a loss of the policy may take
+MOST_BUCKETS = 16
 VALUE = ("value_loss", "value_loss_args", "value_optimizer", "value_optimizer_args")  # what a critic reads
 
 
@@ -142,9 +143,9 @@ def check_groups(r: Reader, advantage: Bound, opponent: Bound | None) -> None:
     )
     r.require(r.oversample >= 1, "oversample", "expected 1 (off) or more")
     if r.share_prompts and (group < 2 or opponent):
+        wrong = f"opponent 'none', not {r.opponent!r}" if opponent else f"samples_per_prompt of 2 or more, not {group}"
         raise ConfigError(
-            f"config.{r.key('share_prompts')} puts the policy's own replies to a prompt in one row: expected "
-            f"samples_per_prompt of 2 or more, not {group}, and opponent 'none', not {r.opponent!r}"
+            f"config.{r.key('share_prompts')} puts the policy's own replies to a prompt in one row: expected {wrong}"
         )
     if r.kl_placement == "reward" and pairs and opponent:
         r.require(r.kl_coef == 0, "kl_coef", "in the reward it charges one side of a comparison only; set it to 0")
@@ -248,6 +249,7 @@ def check_updates(r: Reader, every: Updates) -> None:
             raise ConfigError(f"config.{r.key('update_args')}.{key} = {getattr(every, key)}: expected 1 or more")
     plans.divides(r, "batch_size", r.batch_size, every.minibatches, "minibatches")
     plans.divides(r, "batch_size", r.batch_size // every.minibatches, every.microbatches, "microbatches")
+    r.require(r.length_buckets <= MOST_BUCKETS, "length_buckets", f"each is compiled; expected 1 to {MOST_BUCKETS}")
     prompts, devices = r.batch_size // every.minibatches // every.microbatches, jax.device_count()
     if r.share_prompts:
         plans.divides(r, "share_prompts", prompts, devices, "devices (prompts of a microbatch)")

@@ -16,6 +16,23 @@ V, ROWS = 6, 4000
 TABLE = jnp.asarray(np.random.default_rng(3).normal(0, 1, (V, V)), jnp.float32)
 
 
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        (dict(presence_penalty=np.nan), ("presence_penalty = nan:", "finite")),
+        (dict(frequency_penalty=np.inf), ("frequency_penalty = inf:", "finite")),
+        (dict(logit_bias=np.full(9, -np.inf)), ("logit_bias of row 0 bans all 9", "left")),
+        (dict(logit_bias=np.array([0, np.inf, *[0] * 7])), ("logit_bias of row 0 and token 1 = inf", "-inf")),
+        (dict(min_new_tokens=9, max_new_tokens=2), ("min_new_tokens = 9, max_new_tokens = 2", "as many")),
+        (dict(prefix=np.array([0, 4]), prefix_valid=np.array([False, True])), ("prefix_valid of row 0", "right")),
+        (dict(prefix=np.array([3, 400]), prefix_valid=np.ones(2, bool)), ("prefix of row 0 has the token 400", "8")),
+    ],
+)
+def test_settings_that_would_sample_nothing(settings, words):
+    with refuses(ValueError, *words):
+        Options(**settings).check(2, 9)
+
+
 def replies(model, table, options, *, rows=ROWS, capacity=2, start=0, eos=(99,), prompt=None, **more):
     prompts = jnp.full((rows, 1), start, jnp.int32) if prompt is None else jnp.tile(jnp.array([prompt]), (rows, 1))
     keys = row_keys(jax.random.key(11), jnp.arange(rows))
