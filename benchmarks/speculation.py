@@ -23,17 +23,13 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from alignax import sharding
 from alignax.data.arrays import pad
 from alignax.log import replace_file
-from alignax.models.decoder import decoder
-from alignax.models.hf.config import from_hf, read_config
-from alignax.models.hf.weights import load_weights
 from alignax.sampling.options import Options
 from alignax.sampling.sample import row_keys, sample
-from alignax.stages.parents import sharded_shapes
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for what the benchmarks share
+from benchmarks.policies import load  # noqa: E402
 from benchmarks.rollouts import real_prompts  # noqa: E402
 from benchmarks.sampling import READ, ROWS, steps  # noqa: E402
 
@@ -72,10 +68,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", type=Path, help="JSON file for everything, with machine and versions")
     args = parser.parse_args()
-    family, hf_config = read_config(str(args.folder))
-    model = decoder(from_hf(family, hf_config))
-    targets = sharded_shapes(jax.eval_shape(model.init, jax.random.key(0)), sharding.make_mesh({"data": 1, "fsdp": 1}))
-    params = load_weights(str(args.folder), family, model.config, targets)
+    model, params = load(str(args.folder))
     prompts, ends = real_prompts(args.prompts, args.data, str(args.folder))
     tokens, valid = map(jnp.asarray, pad(prompts, max(map(len, prompts)), 0, left=True))
     fixed = {"capacity": args.cap, "eos_ids": jnp.asarray(ends), "pad_id": 0}
@@ -103,7 +96,7 @@ def main() -> None:
     Console(width=110).print(table)
     if args.out:
         machine = {"processor": platform.machine(), "cores": os.cpu_count(), "jax": jax.__version__}
-        asked = {"prompts": len(prompts), "cap": args.cap, "model": hf_config["model_type"], "repeats": args.repeats}
+        asked = {"prompts": len(prompts), "cap": args.cap, "repeats": args.repeats}
         steps_ms = {f"{B} rows read {C}": x for (B, C), x in ms.items()}
         written = {"machine": machine, "settings": asked, "steps_ms": steps_ms, "rows": rows}
         replace_file(args.out, json.dumps(written, indent=1) + "\n")

@@ -1,6 +1,19 @@
-"""What of a table of tests runs every time, and what behind the marker `slow`."""
+"""What of a table of tests runs every time, what behind the marker `slow`, and what a machine has to have."""
 
 import pytest
+
+from alignax.rewards.sandbox.run import SandboxError, run
+
+
+def _has_sandbox() -> bool:
+    """Whether a sandbox runs here; 25 ms."""
+    try:
+        return run("").passed
+    except SandboxError:
+        return False
+
+
+needs_sandbox = pytest.mark.skipif(not _has_sandbox(), reason="no Landlock or seccomp on this machine")
 
 
 def quick(names, *kept):

@@ -1,11 +1,9 @@
 """Verifiers of answers: 1 where a reply's answer is the row's, else 0. Rewards over text (`rewards.text`)."""
 
 import logging
-import math
 import re
 from decimal import Decimal, InvalidOperation
 from fractions import Fraction
-from typing import Any
 
 from alignax.ops.checks import require
 from alignax.rewards.extras import package
@@ -30,7 +28,8 @@ def exact_answer(row: dict, completion: str, *, finished: bool, field: str = "an
       KeyError: a row without the field.
     """
     del finished
-    want, got = behind_mark(_field(row, field)) or str(row[field]), behind_mark(completion)
+    own, got = _field(row, field), behind_mark(completion)
+    want = behind_mark(own) or own
     if number and (value := number_of(want)) is not None:
         if got is None:
             found = NUMBER.findall(completion)
@@ -71,8 +70,8 @@ def math_answer(row: dict, completion: str, *, finished: bool, field: str = "ans
 def behind_mark(text: str) -> str | None:
     """The answer that a text marks; None if it marks none."""
     for mark in MARKS:
-        before, found, after = text.rpartition(mark) if mark in text else _rpartition(text, mark)
-        if found:
+        if places := list(re.finditer(re.escape(mark), text, re.IGNORECASE)):
+            after = text[places[-1].end() :]
             return _closed(after) if mark == "\\boxed{" else re.split(r"</answer>|\n", after)[0].strip().rstrip(".")
     return None
 
@@ -89,12 +88,6 @@ def number_of(text: str) -> Fraction | None:
     except (InvalidOperation, ZeroDivisionError):
         return None
     return value
-
-
-def _rpartition(text: str, mark: str) -> tuple[str, str, str]:
-    """str.rpartition without regard to case."""
-    at = text.lower().rfind(mark)
-    return (text, "", "") if at < 0 else (text[:at], text[at : at + len(mark)], text[at + len(mark) :])
 
 
 def _closed(text: str) -> str:
@@ -114,7 +107,4 @@ def _words(text: str) -> str:
 def _field(row: dict, field: str) -> str:
     if field not in row:
         raise KeyError(f"{field}: expected a column of the data with the answer; this row has {', '.join(sorted(row))}")
-    value: Any = row[field]
-    if isinstance(value, float) and math.isfinite(value) and value == int(value):
-        value = int(value)
-    return str(value)
+    return str(row[field])

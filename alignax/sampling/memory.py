@@ -1,27 +1,23 @@
 """How many replies are written at once: what their caches take, and what a machine has."""
 
 import os
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-TILE = 64  # tokens: a cache is whole tiles, and a layer with a window has one beside it
+from alignax.types import Model
+
 SHARE = 4  # a quarter of the memory is for caches, where nothing is said
 
 
-def row_bytes(config: Any, length: int, beside: int = 0) -> int:
-    """Bytes of one slot: its cache of `length` tokens, and a few rows of logits."""
-    return cache_bytes(config, length, beside) + 3 * 4 * config.vocab_size
+def row_bytes(model: Model, *lengths: int) -> int:
+    """Bytes of one slot: `cache_bytes`, and a few rows of logits."""
+    return cache_bytes(model, *lengths) + 3 * 4 * model.config.vocab_size
 
 
-def cache_bytes(config: Any, length: int, beside: int = 0) -> int:
-    """Bytes of the keys and values of a row of `length` tokens: whole tiles, and of a layer with a window its ring.
-    `beside`: tokens of another cache, with the same tiles."""
-    width = max(min(TILE, max(length, beside)), 1)
-    room = {"full": length, "sliding": min(length, config.window + TILE)}
-    slots = sum(-(-room[span] // width) * width for span in config.spans)
-    return 2 * config.kv_heads * config.head_dim * slots * jnp.dtype(config.dtype).itemsize
+def cache_bytes(model: Model, *lengths: int) -> int:
+    """Bytes of one row of the cache that `model.init_cache` makes for these lengths."""
+    shapes = jax.eval_shape(lambda: model.init_cache(1, *lengths))
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes))
 
 
 def machine_bytes() -> int:
@@ -36,23 +32,21 @@ def sharing(prompts: int, replies: int, slots: int) -> bool:
     return 2 * prompts <= slots and replies <= 2 * slots
 
 
-def fitting(config: Any, room: int, replies: int, group: int, prompt: int, reply: int, *, shares: bool = True) -> int:
-    """Slots that `room` bytes hold; `prompt`, `reply`: tokens of each. `shares`: of a model that can share prompts."""
+def fitting(model: Model, room: int, replies: int, group: int, prompt: int, reply: int) -> int:
+    """Slots that `room` bytes hold; `prompt`, `reply`: tokens of each."""
     prompts = replies // group
-    if shares:
-        slots = (room - prompts * cache_bytes(config, prompt, reply)) // row_bytes(config, reply, prompt)
+    if model.join is not None:
+        slots = (room - prompts * cache_bytes(model, prompt, reply)) // row_bytes(model, reply, prompt)
         if sharing(prompts, replies, min(slots, replies)):
             return slots
-    return room // row_bytes(config, prompt + reply)
+    return room // row_bytes(model, prompt + reply)
 
 
-def slots_for(
-    config: Any, replies: int, group: int, prompt: int, reply: int, slots: int = 0, *, shares: bool = True
-) -> int:
+def slots_for(model: Model, replies: int, group: int, prompt: int, reply: int, slots: int = 0) -> int:
     """Slots for so many replies, in whole groups, at most all of them; see `fitting`.
 
     `slots`: about how many; 0: all, or what a quarter of the memory holds. Any number gives the same replies.
     """
     room = machine_bytes() * jax.process_count() // SHARE
-    wanted = slots or fitting(config, room, replies, group, prompt, reply, shares=shares)
+    wanted = slots or fitting(model, room, replies, group, prompt, reply)
     return min(max(wanted // group, 1) * group, replies)

@@ -85,7 +85,9 @@ def sample(
     for name in set(report) - set(REPORTS):
         raise ValueError(f"report has {name!r}: expected some of {', '.join(REPORTS)}")
     check_prompts(tokens, valid)
-    check_context(getattr(model.config, "context", 0), valid, capacity)
+    if not isinstance(valid, Tracer):
+        longest = int(np.asarray(valid).sum(1).max())
+        check_context(getattr(model.config, "context", 0), longest, capacity, "capacity")
     if len(keys) != R:
         raise ValueError(f"{len(keys)} keys for {P} prompts of {group} replies each: expected {R}, one for each reply")
     N = slots or R
@@ -119,12 +121,12 @@ def sample(
     return rollout_of(tokens, valid, said)
 
 
-def check_context(context: int, valid: Bool[Array, "P L"], capacity: int) -> None:
-    """Raises ValueError for a prompt that, with a whole reply, is longer than the model reads; 0: there is no limit."""
-    longest = 0 if isinstance(valid, Tracer) else int(np.asarray(valid).sum(1).max()) + capacity
+def check_context(context: int, prompt: int, reply: int, name: str) -> None:
+    """Raises Refused for a prompt that, with a whole reply, is longer than the model reads; a `context` of 0 has no
+    end. `name`: what the reply's length is called."""
     require(
-        not 0 < context < longest,
-        f"a prompt and capacity = {capacity} make {longest} tokens: this model reads at most {context}; lower capacity",
+        not 0 < context < prompt + reply,
+        f"a prompt and {name} = {reply} make {prompt + reply} tokens: this model reads at most {context}; lower {name}",
     )
 
 

@@ -37,8 +37,7 @@ class Sampler(NamedTuple):
         """`group` replies to each prompt, by one key each; by another `model` than its own if that is given. Pure."""
         fixed = {"capacity": self.capacity, "eos_ids": jnp.asarray(self.ends, jnp.int32), "pad_id": self.pad}
         model, sizes = model or self.model, (len(keys), group, tokens.shape[1], self.capacity, self.slots)
-        slots = slots_for(model.config, *sizes, shares=model.join is not None)
-        fixed |= {"options": options, "group": group, "slots": slots, "report": report}
+        fixed |= {"options": options, "group": group, "slots": slots_for(model, *sizes), "report": report}
         return sample(model, params, tokens, valid, keys, **fixed)
 
     def search(self, params: Params, tokens: Array, valid: Array, *, beams: int, n: int = 1) -> Rollout:

@@ -123,7 +123,7 @@ def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan |
 
     # ---- sample
     sizes = K * p.batch_size, K, p.max_prompt_length, p.max_new_tokens
-    lengths.check_slots(model.config, p.slots, *sizes, key="slots")
+    lengths.check_slots(model, p.slots, *sizes, key="slots")
     own, seed = sampler(model, tokenizer, p.template, p.max_new_tokens, p.slots), jax.random.key(p.seed)
     draw = jax.jit(lambda params, batch: own.draw(params, batch, seed, temperature=p.temperature, group=K))
     completions, done = [], []

@@ -9,6 +9,7 @@ from alignax.config import ConfigError
 from alignax.models.config import ModelConfig
 from alignax.sampling import memory
 from alignax.stages.plans import Parent
+from alignax.types import Model
 
 READ, SAMPLED = ("max_length",), ("max_prompt_length", "max_new_tokens")  # of the data; what a policy writes, together
 
@@ -48,11 +49,11 @@ def check_context(model: ModelConfig, config: Mapping[str, Any], role: str, pare
                 )
 
 
-def check_slots(config: Any, slots: int, replies: int, group: int, prompt: int, reply: int, *, key: str) -> None:
+def check_slots(model: Model, slots: int, replies: int, group: int, prompt: int, reply: int, *, key: str) -> None:
     """Raises ConfigError, naming the config's `key`, for slots that are more than the memory of all devices holds; for
     the sizes see `memory.fitting`. More slots than replies are as many as these."""
     there = memory.machine_bytes() * jax.process_count()
-    most = memory.fitting(config, there, replies, group, prompt, reply)
+    most = memory.fitting(model, there, replies, group, prompt, reply)
     if min(slots, replies) > most:
         raise ConfigError(
             f"config.{key} = {slots}: caches of that many replies of {reply} tokens, with prompts of {prompt}, do not "

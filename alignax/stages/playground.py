@@ -19,7 +19,7 @@ from alignax.manifest import check_parent, read_manifest
 from alignax.ops.checks import Refused
 from alignax.sampling.memory import slots_for
 from alignax.sampling.options import Options
-from alignax.sampling.sample import row_keys
+from alignax.sampling.sample import check_context, row_keys
 from alignax.sampling.sampler import Sampler, sampler
 from alignax.sampling.stops import stops
 from alignax.sampling.stream import cut
@@ -88,12 +88,10 @@ def complete(
     policy = load(checkpoint)
     model, tokenizer = policy.model, policy.tokenizer
     encoded = [policy.encode(prompt) for prompt in prompts]
-    longest = max(map(len, encoded)) + max_new_tokens
-    if 0 < model.config.context < longest:
-        raise ConfigError(
-            f"a prompt and max_new_tokens = {max_new_tokens} make {longest} tokens: this model reads at most "
-            f"{model.config.context}; lower max_new_tokens"
-        )
+    try:
+        check_context(model.config.context, max(map(len, encoded)), max_new_tokens, "max_new_tokens")
+    except Refused as error:
+        raise ConfigError(str(error)) from None
     tokens, valid = pad(encoded, max(map(len, encoded)), pad_id(tokenizer), left=True)
     own = sampler(model, tokenizer, policy.template, max_new_tokens)
     if beams:
@@ -112,9 +110,8 @@ def searched(
 ) -> list[list[tuple[str, bool]]]:
     """The best completions that searches find, of as many prompts at a time as there is room for their beams."""
     search = jax.jit(lambda params, tokens, valid: own.search(params, tokens, valid, beams=beams, n=n))
-    at_once = (
-        slots_for(own.model.config, len(tokens) * beams, beams, tokens.shape[1], own.capacity, shares=False) // beams
-    )
+    model = own.model._replace(join=None)  # beams share no prompt
+    at_once = slots_for(model, len(tokens) * beams, beams, tokens.shape[1], own.capacity) // beams
     out = []
     for first in range(0, len(tokens), at_once):
         rows = np.minimum(np.arange(first, first + at_once), len(tokens) - 1)  # the last prompts again, for one shape

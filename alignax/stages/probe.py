@@ -103,7 +103,7 @@ def build(
         proxy = parents.load_reward(stage, "proxy", plan.reward_weights, tokenizer, mesh, **options)
     reward_model, reward_params = proxy or (None, None)
     sizes = plan.batch_size, 1, plan.max_prompt_length, plan.max_new_tokens
-    lengths.check_slots(model.config, plan.slots, *sizes, key="probe.slots")
+    lengths.check_slots(model, plan.slots, *sizes, key="probe.slots")
     own = sampler(model, tokenizer, plan.template, plan.max_new_tokens, plan.slots)
     run, asked = make_measure(own, reward_model), [rows[i] for i in prompts["row"]]
 

@@ -327,7 +327,6 @@ def update(
     def choose(f: Callable[[int], Any], part: Rollout) -> Any:
         return fitted(f, rooms(algorithm), part.valid, **rows_of(algorithm, part))
 
-    fit = (lambda f: Fitted(f, choose)) if algorithm.length_buckets > 1 else lambda f: f(0)
-    one = Once(fit(policy), fit(critic), *optimizers)
+    one = Once(Fitted(policy, choose), Fitted(critic, choose), *optimizers)
     with refusals(f"{algorithm.updates.key}.kl_limit"):
         return epochs_over(one, algorithm.updates(), (state.policy, state.critic), rollout, key, group=algorithm.learnt)

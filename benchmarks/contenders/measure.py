@@ -10,6 +10,9 @@ import sys
 import time
 from pathlib import Path
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # for what the benchmarks share
+from peak import peak_mb  # noqa: E402, F401
+
 
 def load() -> tuple[dict, list[dict]]:
     """The settings, and the pairs: each has "prompt", "chosen", "rejected" as text, and as ids under "..._ids"."""
@@ -25,12 +28,6 @@ def real_tokens(loss: str, pair: dict) -> int:
     """
     prompt, chosen, rejected = (len(pair[f"{name}_ids"]) for name in ("prompt", "chosen", "rejected"))
     return prompt + chosen if loss == "sft" else 2 * prompt + chosen + rejected
-
-
-def peak_mb() -> float:
-    """The most memory that this process has held so far (MB); `getrusage` would begin with what its parent had."""
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    return int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e6
 
 
 class Ends:

@@ -10,18 +10,15 @@ import jax
 import jax.numpy as jnp
 import timed
 
-from alignax import __version__, sharding
+from alignax import __version__
 from alignax.config import plain
 from alignax.data.arrays import pad
-from alignax.models.decoder import decoder
-from alignax.models.hf.config import from_hf, read_config
-from alignax.models.hf.weights import load_weights
 from alignax.sampling.sampler import Sampler
 from alignax.stages import online
-from alignax.stages.parents import sharded_shapes
 from alignax.train import online as loop
 from alignax.train.algorithm import Actors, Algorithm
 from alignax.train.state import OnlineState
+from benchmarks.policies import load
 
 METHODS = {
     "grpo": {"advantage": "group_baseline", "critic_init": "none", "kl_placement": "loss", "kl_estimator": "k3"},
@@ -39,11 +36,7 @@ def brief(row: dict, completion: str, *, finished: bool) -> float:
 def main() -> None:
     """The command line."""
     asked = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    family, hf_config = read_config(asked["folder"])
-    model = decoder(from_hf(family, hf_config))
-    shapes = jax.eval_shape(model.init, jax.random.key(0))
-    targets = sharded_shapes(shapes, sharding.make_mesh({"data": 1, "fsdp": 1}))
-    loaded = load_weights(asked["folder"], family, model.config, targets)
+    model, loaded = load(asked["folder"])
     policy = jax.tree.map(jnp.asarray, jax.device_get(loaded))  # on no mesh, as a step's result: else it compiles twice
     c = plain(online.get_config()) | METHODS[asked["method"]]
     c |= {"init_from": "policy", "reward": brief, "data": {"path": "prompts.jsonl"}}  # names: nothing is read here

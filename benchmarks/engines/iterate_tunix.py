@@ -15,14 +15,11 @@ from importlib.metadata import version
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import timed
 import with_tunix
 from jax.sharding import AxisType
-from tunix.models.llama3.model import Llama3, ModelConfig
-from tunix.models.llama3.params import create_model_from_safe_tensors
 from tunix.rl.grpo.grpo_learner import GRPOConfig, GRPOLearner
 from tunix.rl.rl_cluster import ClusterConfig, RLCluster, RLTrainingConfig, Role
 from tunix.rl.rollout.base_rollout import RolloutConfig
@@ -54,20 +51,6 @@ class Rewards:
         return [sum(i % 2 == 0 for i in ids) / max(len(ids), 1) for ids in replies]
 
 
-def load(folder: str, mesh: jax.sharding.Mesh) -> Llama3:
-    """A checkpoint of Llama's form."""
-    c = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
-    theta = (c.get("rope_parameters") or c).get("rope_theta", 10_000.0)
-    heads = c["num_attention_heads"]
-    config = ModelConfig(
-        num_layers=c["num_hidden_layers"], vocab_size=c["vocab_size"], embed_dim=c["hidden_size"],
-        hidden_dim=c["intermediate_size"], num_heads=heads, head_dim=c.get("head_dim") or c["hidden_size"] // heads,
-        num_kv_heads=c["num_key_value_heads"], rope_theta=int(theta), norm_eps=c["rms_norm_eps"],
-        weight_tying=c["tie_word_embeddings"],
-    )  # fmt: skip
-    return create_model_from_safe_tensors(folder, config, mesh, dtype=jnp.float32)
-
-
 def main() -> None:
     """The command line."""
     asked = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
@@ -83,7 +66,8 @@ def main() -> None:
         train_micro_batch_size=count // asked["micro"], rollout_micro_batch_size=count,
     )  # fmt: skip
     cluster = RLCluster(
-        actor=load(asked["folder"], mesh), reference=load(asked["folder"], mesh), tokenizer=Ids(asked["end"]),
+        actor=with_tunix.load(asked["folder"], mesh), reference=with_tunix.load(asked["folder"], mesh),
+        tokenizer=Ids(asked["end"]),
         cluster_config=ClusterConfig(
             role_to_mesh=dict.fromkeys((Role.ACTOR, Role.REFERENCE, Role.ROLLOUT), mesh), rollout_engine="vanilla",
             training_config=training, rollout_config=rollout,

@@ -9,16 +9,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # for what the benchmarks share
+from peak import peak_mb  # noqa: E402, F401
+
 
 def settings() -> dict:
     """What is asked."""
     return json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-
-
-def peak_mb() -> float:
-    """Most memory that this process had, MB; `getrusage` would begin with what its parent had."""
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    return int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e6
 
 
 def run(asked: dict, version: str, rollout: Callable[[int], list[int]], **fields) -> None:

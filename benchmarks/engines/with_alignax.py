@@ -7,14 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import timed
 
-from alignax import __version__, sharding
+from alignax import __version__
 from alignax.data.arrays import pad
 from alignax.models import decoder as decoders
-from alignax.models.hf.config import from_hf, read_config
-from alignax.models.hf.weights import load_weights
 from alignax.sampling import slots
 from alignax.sampling.sample import row_keys, sample
-from alignax.stages.parents import sharded_shapes
+from benchmarks.policies import load
 
 
 def main() -> None:
@@ -22,13 +20,8 @@ def main() -> None:
     asked = timed.settings()
     if asked["plain"]:
         slots.LEAST, decoders.BLOCKS = 1 << 30, 1
-    family, hf_config = read_config(asked["folder"])
-    config = from_hf(family, hf_config)
-    model = decoders.decoder(config)
-    shapes = jax.eval_shape(model.init, jax.random.key(0))
-    targets = sharded_shapes(shapes, sharding.make_mesh({"data": 1, "fsdp": 1}))
-    params = load_weights(asked["folder"], family, config, targets)
-    model = decoders.decoder(dataclasses.replace(config, dtype=asked["dtype"]))
+    model, params = load(asked["folder"])
+    model = decoders.decoder(dataclasses.replace(model.config, dtype=asked["dtype"]))
     prompts, M = asked["prompts"], 1 if asked["plain"] else asked["samples"]
     each = [prompt for prompt in prompts for _ in range(asked["samples"] // M)]
     tokens, valid = pad(each, max(map(len, prompts)), 0, left=True)

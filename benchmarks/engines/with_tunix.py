@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import timed
 from jax.sharding import AxisType
 from tunix.generate.sampler import CacheConfig, Sampler
-from tunix.models.llama3.model import ModelConfig
+from tunix.models.llama3.model import Llama3, ModelConfig
 from tunix.models.llama3.params import create_model_from_safe_tensors
 
 
@@ -32,10 +32,9 @@ class Ids:
         return 0
 
 
-def main() -> None:
-    """The command line."""
-    asked = timed.settings()
-    c = json.loads((Path(asked["folder"]) / "config.json").read_text(encoding="utf-8"))
+def load(folder: str, mesh: jax.sharding.Mesh, dtype: str = "float32") -> Llama3:
+    """A checkpoint of Llama's form."""
+    c = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
     theta = (c.get("rope_parameters") or c).get("rope_theta", 10_000.0)
     heads = c["num_attention_heads"]
     config = ModelConfig(
@@ -44,8 +43,16 @@ def main() -> None:
         num_kv_heads=c["num_key_value_heads"], rope_theta=int(theta), norm_eps=c["rms_norm_eps"],
         weight_tying=c["tie_word_embeddings"],
     )  # fmt: skip
-    mesh = jax.make_mesh((1, 1), ("fsdp", "tp"), axis_types=(AxisType.Auto,) * 2)
-    model = create_model_from_safe_tensors(asked["folder"], config, mesh, dtype=jnp.dtype(asked["dtype"]))
+    return create_model_from_safe_tensors(folder, config, mesh, dtype=jnp.dtype(dtype))
+
+
+def main() -> None:
+    """The command line."""
+    asked = timed.settings()
+    model = load(
+        asked["folder"], jax.make_mesh((1, 1), ("fsdp", "tp"), axis_types=(AxisType.Auto,) * 2), asked["dtype"]
+    )
+    config = model.config
     longest = max(map(len, asked["prompts"]))
     cache = CacheConfig(longest + asked["cap"], config.num_layers, config.num_kv_heads, config.head_dim)
     sampler = Sampler(model, Ids(), cache)

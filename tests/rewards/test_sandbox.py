@@ -2,25 +2,19 @@
 
 import os
 import socket
+import tempfile
 import time
 
 import pytest
 from errors import refuses
 
 from alignax.rewards.sandbox.run import Limits, SandboxError, run
+from tests.marks import needs_sandbox
 
 SHORT = Limits(timeout_s=1.0, memory_mb=256, files_mb=1, output_kb=16)
 
 
-def works() -> bool:
-    """Whether this machine has what a sandbox needs."""
-    try:
-        return run("").passed
-    except SandboxError:
-        return False
-
-
-pytestmark = pytest.mark.skipif(not works(), reason="no Landlock or seccomp on this machine")
+pytestmark = needs_sandbox
 
 
 def test_code_and_tests_share_their_names_and_input_and_output_are_there():
@@ -87,7 +81,7 @@ ATTEMPTS = {
     "sleep": "import time; time.sleep(60); print('ESCAPED')",
     "deaf to signals": "import signal\nfor s in (15, 24, 1, 2): signal.signal(s, signal.SIG_IGN)\nwhile True: pass",
     "output closed, then on": "import os, time; os.close(1); os.close(2); time.sleep(60)",
-    "a file outside": "open('/tmp/escaped-sandbox', 'w').write('x'); print('ESCAPED')",
+    "a file outside": "open('OUTSIDE', 'w').write('x'); print('ESCAPED')",
     "a file beside its folder": "open('../escaped-sandbox', 'w').write('x'); print('ESCAPED')",
     "a file of the parent": "open('SECRET', 'a').write('x'); print('ESCAPED')",
     "reading a file of the parent": "print('ESCAPED', open('SECRET').read())",
@@ -128,7 +122,9 @@ def test_nothing_comes_through(name, tmp_path):
     secret.write_text("sugar")
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(0.0)
-        code = ATTEMPTS[name].replace("SECRET", str(secret)).replace("PARENT", str(os.getpid()))
+        code = ATTEMPTS[name]
+        for word, value in {"OUTSIDE": tmp_path / "new", "SECRET": secret, "PARENT": os.getpid()}.items():
+            code = code.replace(word, str(value))
         start = time.monotonic()
         ran = run(code.replace("PORT", str(server.getsockname()[1])), "assert False, 'the tests'", limits=SHORT)
         assert time.monotonic() - start < 10  # a second, on a machine that is busy
@@ -136,7 +132,7 @@ def test_nothing_comes_through(name, tmp_path):
             server.accept()
     assert not ran.passed and "ESCAPED" not in ran.output and "sugar" not in ran.output
     assert secret.read_text() == "sugar" and [p.name for p in tmp_path.iterdir()] == ["secret.txt"]
-    assert not any(os.path.exists(path) for path in ("/tmp/escaped-sandbox", f"{os.getcwd()}/escaped-sandbox"))
+    assert not os.path.exists(os.path.join(tempfile.gettempdir(), "escaped-sandbox"))
     assert len(ran.output) <= 16 << 10 and len(ran.error) <= 16 << 10
 
 

@@ -7,7 +7,7 @@ from errors import refuses
 
 from alignax.rewards import answers, code, forms, style
 from alignax.rewards.answers import exact_answer, math_answer, number_of
-from alignax.rewards.sandbox.run import SandboxError, run
+from tests.marks import needs_sandbox
 
 SOLUTION = "Natalia sold 48/2 = <<48/2=24>>24 clips in May.\nNatalia sold 48+24 = 72 altogether.\n#### 72"
 
@@ -129,11 +129,8 @@ def test_json_of_a_schema():
 REPLY = "Of course.\n```python\ndef square(x):\n    return x * x\n```\nIt multiplies."
 
 
+@needs_sandbox
 def test_code_by_its_tests():
-    try:
-        run("")
-    except SandboxError:
-        pytest.skip("no sandbox on this machine")
     tests = ["assert square(3) == 9", "assert square(-2) == 4", "assert square(2) == 5"]
     assert score(code.unit_tests, REPLY, {"tests": tests}) == {"total": 2 / 3, "passed": 2.0}
     assert score(code.unit_tests, REPLY, {"tests": tests}, share=False)["total"] == 0
