@@ -11,10 +11,11 @@ from alignax.bound import Args, Bound, fill, plan_record, static
 from alignax.config import plain
 from alignax.data.arrays import fingerprint
 from alignax.data.encode import prompt_rows
+from alignax.manifest import read_manifest
 from alignax.rewards.config import Reward, rewards_of
 from alignax.rewards.text import Workers
 from alignax.sampling.sampler import sampler
-from alignax.stages import fitting, folder, inputs, lengths, outside, parents, plans, probe, programs, roles
+from alignax.stages import alarms, fitting, folder, inputs, lengths, outside, parents, plans, probe, programs, roles
 from alignax.stages.algorithm import algorithm_of, trial
 from alignax.stages.plans import Declaration, Parent, Readings
 from alignax.train import online
@@ -109,6 +110,7 @@ def get_config() -> ConfigDict:
     c.save_every_steps = 10
     c.keep_checkpoints = 2
     c.tensorboard = False
+    c.alarms = alarms.get_config("online")  # metrics that are watched, by name (docs/online.md); {} is none
     c.probe = probe.get_config()
     return c
 
@@ -191,12 +193,13 @@ def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan |
         step_fn = programs.two_programs(p.algorithm, actors, on_device, scorer, frozen, state, mesh, engine)
     else:
         step_fn = programs.one_program(p.algorithm, actors, on_device, frozen, state)
+    step_fn = programs.with_drift(step_fn, calibrations(stage))
 
     # ---- train
     proxy = next(iter(loaded.rewards.values())) if len(loaded.rewards) == 1 else None
     watch = probe.build(stage, p.probe, loaded.model, tokenizer, mesh, proxy=proxy, bases=loaded.bases)
     base = loaded.base["policy"] if loaded.base else {}
-    measured = (lambda s: probe.summary(watch.measure(base | s.policy.params, loaded.reference))) if watch else None
+    measured = (lambda s: watch.summary(base | s.policy.params, loaded.reference)) if watch else None
     evaluate = fitting.once_per_step(measured) if measured else None
     loader = fitting.make_loader(p, prompts, p.batch_size * p.oversample)
     put = lambda batch: sharding.put_batch(batch, mesh)  # noqa: E731
@@ -214,3 +217,10 @@ def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan |
         data={"fingerprint": fingerprint(prompts), "counts": counts},
         metrics=evaluate(state) if evaluate else {},
     )
+
+
+def calibrations(stage: folder.Stage) -> dict[str, dict]:
+    """{name: mean and deviation of its scores on held-out replies} of the reward models whose single score is used."""
+    models = {name: one.role for name, one in stage.plan.rewards.items() if one.role and not one.attributes}
+    known = {name: read_manifest(stage.parents[role]).get("calibration") for name, role in models.items()}
+    return {name: one for name, one in known.items() if one}

@@ -18,6 +18,7 @@ from alignax.models.config import ModelConfig
 from alignax.models.kernels import kernel_of
 from alignax.ops.checks import between, fact
 from alignax.sharding import make_mesh
+from alignax.stages.alarms import planned
 from alignax.types import Layout
 
 POLICY, REWARD, FILES = "policy", "reward", "files"  # what a stage makes
@@ -167,6 +168,7 @@ class Learning(Reading):
     save_every_steps: int = static()
     keep_checkpoints: int = static()
     tensorboard: bool = static()
+    alarms: Args = static(default=Args())
 
     def draws(self, form: str) -> int:
         """How many rows of this form a run reads: a batch per step."""
@@ -186,7 +188,8 @@ def shared(r: Reader, *, batches: Mapping[str, int] | None = None, sides: int = 
         raise ConfigError(f"config.{r.key('mesh')}: {error}") from None
     for name, size in (batches or {}).items():
         divides(r, name, size, jax.device_count(), "devices")
-    return {"mesh": Args(r.mesh.items()), "compute": Args(r.compute.items())}
+    watched = {"alarms": planned(r)} if "alarms" in r else {}
+    return {"mesh": Args(r.mesh.items()), "compute": Args(r.compute.items())} | watched
 
 
 def check_compute(r: Reader, sides: int = 1) -> None:

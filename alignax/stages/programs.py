@@ -101,6 +101,21 @@ def two_programs(
     return step
 
 
+def with_drift(step: Step, calibrations: Mapping[str, Mapping[str, float]]) -> Step:
+    """The step with rewards/NAME/drift of reward models: (mean score - m) / sd, in the units of the replies that each
+    was measured on when it was made, whose scores had the mean m and the deviation sd. Far from 0 it judges what it has
+    not seen."""
+
+    def drifting(state: OnlineState, prompts: dict) -> tuple[OnlineState, dict]:
+        state, metrics = step(state, prompts)
+        for name, known in calibrations.items():
+            mean = metrics.get(f"rewards/{name}/mean", metrics["objective/scores"])
+            metrics[f"rewards/{name}/drift"] = (mean - known["mean"]) / max(known["sd"], 1e-8)
+        return state, metrics
+
+    return drifting if calibrations else step
+
+
 def text_scorer(
     rewards: Mapping[str, TextReward], rows: list[dict], sampler: Sampler, group: int, workers: Workers
 ) -> HostScore:

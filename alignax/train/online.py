@@ -24,6 +24,7 @@ from alignax.replies import fitted
 from alignax.sampling.opponents import Author
 from alignax.sampling.options import Options
 from alignax.sampling.sample import row_keys
+from alignax.train import watch
 from alignax.train.algorithm import Actors, Algorithm, Score
 from alignax.train.optimizer import updates_done
 from alignax.train.scores import keep_informative, only_scored
@@ -144,13 +145,14 @@ def learn(
     """
     # metrics and moments are of all that was sampled, so they come before anything is left out
     (score_B, finished_B), own = needs(rollout, "score", "finished"), rollout.own.sum()
-    sampled = metrics_of_samples(rollout)
+    sampled = metrics_of_samples(rollout) | watch.of_replies(rollout, algorithm.group)
     shaped_B, moments = algorithm.scoring(score_B, finished_B, rollout.mask.sum(1), state.moments)
     if algorithm.keep:
         rows_B = keep_informative(score_B, group=algorithm.group, keep=algorithm.keep)
         rollout, shaped_B = jax.tree.map(lambda x: x[rows_B], (rollout, shaped_B))
     critic = state.critic.params if state.critic else None
     rollout = annotate(algorithm, actors, frozen, state.policy.params, critic, rollout)
+    sampled |= watch.of_kl(rollout)
     rollout, kl, metrics = advantages(algorithm, rollout, shaped_B, state.kl_coef)
     rollout = first_of_each(only_scored(rollout, shaped_B), algorithm.group, algorithm.learnt)
     policy, critic, more = update(algorithm, actors, frozen, state, rollout, jax.random.fold_in(step_key(state), 1))
