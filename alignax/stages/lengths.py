@@ -15,8 +15,10 @@ READ, SAMPLED = ("max_length",), ("max_prompt_length", "max_new_tokens")  # of t
 
 
 def longest_of(config: Mapping[str, Any]) -> int:
-    """Tokens that a text of one stage may have, of its data or of its samples."""
-    return max((longest for _, longest in _lengths(config)), default=0)
+    """Tokens that a text of one stage may have, of its data, of data beside it or of its samples."""
+    beside = config.get("data_loss", {})
+    groups = (config, beside) if beside.get("loss") else (config,)
+    return max((longest for group in groups for _, longest in _lengths(group)), default=0)
 
 
 def longest_text(manifest: Mapping[str, Any]) -> int:
@@ -37,7 +39,7 @@ def _lengths(group: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], int]]:
 def check_context(model: ModelConfig, config: Mapping[str, Any], role: str, parent: Parent) -> None:
     """Raises ConfigError if the texts that a parent reads may be longer than its model can (`ModelConfig.context`)."""
     for prefix in parent.reads:
-        group = config if not prefix else config.get("probe", {})
+        group = config if not prefix else config.get(prefix[:-1], {})
         if prefix and not group.get("source"):
             continue
         for keys, longest in _lengths(group):

@@ -35,7 +35,7 @@ class Parent(NamedTuple):
     key: str  # of the config: its folder. "*" is every name of a group: "policies.*"
     makes: str | tuple[str, ...] = POLICY  # what it has to be
     # groups of the config whose texts it reads: the stage's own, the probe's
-    reads: tuple[str, ...] = ("", "probe.")
+    reads: tuple[str, ...] = ("", "probe.", "data_loss.")
 
 
 class Declaration(NamedTuple):
