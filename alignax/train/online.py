@@ -15,7 +15,7 @@ from jax import Array
 from jaxtyping import Float
 
 from alignax import forward
-from alignax.bound import refusals
+from alignax.bound import refusals, takes
 from alignax.ops.advantages import scorable
 from alignax.ops.checks import Scalar, needs
 from alignax.ops.masked import masked_mean, masked_sum, masked_var
@@ -247,7 +247,8 @@ def advantages(
     algorithm: Algorithm, rollout: Rollout, score_B: Float[Array, " B"], kl_coef: Float[Array, ""]
 ) -> tuple[Rollout, Float[Array, ""], dict]:
     """The advantages, weighted where the sampler is not quite the learner; a token of weight 0 is no action."""
-    rollout, kl, metrics = algorithm.advantage(rollout, score_B, kl_coef)
+    weights = {"weights": algorithm.weights} if takes(algorithm.advantage.function, "weights") else {}
+    rollout, kl, metrics = algorithm.advantage(rollout, score_B, kl_coef, **weights)
     if not algorithm.correction:
         return rollout, kl, metrics
     (sampler_BT,), mask_BT = needs(rollout, "sampler_logp"), rollout.mask

@@ -10,6 +10,7 @@ from alignax.stages import online, probe
 from configs.world.online import RECIPES
 from tests.marks import quick
 
+GOLD = "alignax.worlds.gold:gold"
 RIVALS = ("remax", "vbon", "nash_md", "xpo")  # compared with the reply of another policy
 
 
@@ -17,7 +18,11 @@ def config(run, recipe, **values):
     """The recipe of configs/world, made tiny, with these settings."""
     c = file_config(f"world/online.py:{recipe}")
     c.init_from, c.total_steps, c.eval_every_steps, c.save_every_steps = str(run / "sft"), 2, 0, 2
-    c.reward_from, c.reward, c.probe = "", "alignax.worlds.gold:gold", probe.get_config()
+    c.reward_from, c.probe = "", probe.get_config()
+    if c.rewards:
+        c.rewards.judge = dict(function=GOLD, weight=1.0)
+    else:
+        c.reward = GOLD
     c.data.count, c.max_new_tokens, c.batch_size = 64, 24, 8
     for name, value in values.items():
         c[name] = value
@@ -142,6 +147,15 @@ def test_the_config_names_its_recipes():
             "kl_coef = 0.0:",
             "adaptive_kl",
         ),
+        ("gdpo", dict(samples_per_prompt=1), "samples_per_prompt = 1:", "others"),
+        (
+            "gdpo",
+            dict(scoring_args=dict(clip=5.0)),
+            "config.scoring_args.normalize = True:",
+            "alignax.rewards.style:ended",
+        ),
+        ("gdpo", dict(kl_coef=0.1), "config.kl_coef = 0.1:", "kl_placement to 'loss'"),
+        ("gdpo", dict(advantage_args=dict(weights={})), "config.advantage_args.weights:", "argument"),
         ("grpo", dict(update_args=dict(minibatches=0)), "config.update_args.minibatches = 0:", "1"),
         ("grpo", dict(loss="kl_cov", update_args=dict(microbatches=2)), "'kl_cov'", "rows"),
     ],
