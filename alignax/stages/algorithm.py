@@ -21,7 +21,7 @@ from alignax.ops.corrections import truncated_weights
 from alignax.ops.kl import check_placement
 from alignax.rewards.config import Reward
 from alignax.sampling.sampler import Sampler
-from alignax.stages import plans
+from alignax.stages import moving, plans
 from alignax.train import online
 from alignax.train.algorithm import Actors, Algorithm, Combined, Draw
 from alignax.train.scores import shape_scores
@@ -75,6 +75,9 @@ def algorithm_of(r: Reader, rewards: dict[str, Reward], defaults: dict[str, Any]
         updates=update,
         policy_optimizer=plans.optimizer(r, "optimizer", steps),
         value_optimizer=plans.optimizer(r, "value_optimizer", steps) if value else None,
+        entropy_controller=moving.entropy_controller_of(r),
+        follow=moving.follow_of(r),
+        ema=moving.ema_of(r),
     )
 
 
@@ -296,7 +299,7 @@ def trial(algorithm: Algorithm) -> Any:
     prompts = bigram.prompts(2 * kept if algorithm.keep else kept)
 
     def whole(policy: Any, critic: Any, prompts: Any) -> Any:
-        state = online.start(algorithm, policy, critic, 0)
+        state = online.start(algorithm, policy, critic, 0, policy)
         given = [name for name in algorithm.weights if name not in algorithm.combined]
         score = lambda frozen, rollout: dict.fromkeys(given, jnp.zeros(rollout.tokens.shape[0]))  # noqa: E731
         return online.iteration(algorithm, actors, score, state, {"reference": policy}, prompts)

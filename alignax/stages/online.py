@@ -17,7 +17,7 @@ from alignax.sampling.sampler import sampler
 from alignax.stages import fitting, folder, inputs, lengths, outside, parents, plans, probe, programs, roles
 from alignax.stages.algorithm import algorithm_of, trial
 from alignax.stages.plans import Declaration, Parent, Readings
-from alignax.train import online
+from alignax.train import moving, online
 from alignax.train.algorithm import Actors, Algorithm
 
 STAGE = Declaration(
@@ -51,6 +51,10 @@ def get_config() -> ConfigDict:
     c.engine = ""
     c.engine_args = ConfigDict()  # of alignax.sampling.engine.engine
     c.reference_from = ""  # folder of the reference policy; "": the policy's own start
+    # of alignax.train.reference.follow, which counts iterations here; empty: the reference stands still
+    c.reference_args = ConfigDict()
+    # decay, per iteration, of an average of the policy, which the run measures and saves in its place; 0: off
+    c.ema = 0.0
     # one reward: the folder of a finished reward model, or module:function of (row, completion, *, finished) -> number
     # or None. Or several, name = dict(function=..., its arguments, weight=...) or {"from": folder, "attributes": {...},
     # "weight": ...}: their weighted sum, each part in the log
@@ -86,6 +90,9 @@ def get_config() -> ConfigDict:
     c.loss = "ppo_clip"  # function of alignax.losses, or module:function, of a Rollout, or of a Pair: best and worst
     c.loss_args = ConfigDict()
     c.terms = ConfigDict()  # losses added to it: name = dict(coefficient=..., and its arguments); entropy, for example
+    # of the coefficient of terms.entropy, which is where it starts: function of alignax.ops.entropy; "": it stays
+    c.entropy_controller = ""
+    c.entropy_controller_args = ConfigDict()
     # weights of the advantages, for a sampler that is not the learner to the last bit: function of
     # alignax.ops.corrections, or module:function; "": off, or truncated_weights where it has arguments
     c.correction = ""
@@ -180,8 +187,9 @@ def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan |
     actors, frozen = Actors(own, loaded.critic_model), loaded.frozen()
 
     # ---- produce and learn, as one program if the rewards are on the device
-    build = lambda policy, critic: online.start(p.algorithm, policy, critic, p.seed)  # noqa: E731
-    state = parents.place(build, loaded.policy, loaded.critic, mesh=mesh)
+    build = lambda policy, critic, at: online.start(p.algorithm, policy, critic, p.seed, at)  # noqa: E731
+    at = loaded.reference if p.algorithm.follow else None
+    state = parents.place(build, loaded.policy, loaded.critic, at, mesh=mesh)
     on_device = programs.on_device(p.algorithm, {name: model for name, (model, _) in loaded.rewards.items()})
     on_host = {name: one.function for name, one in p.rewards.items() if one.function}
     workers = Workers(p.reward_workers, p.reward_timeout_s)
@@ -196,7 +204,7 @@ def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan |
     proxy = next(iter(loaded.rewards.values())) if len(loaded.rewards) == 1 else None
     watch = probe.build(stage, p.probe, loaded.model, tokenizer, mesh, proxy=proxy, bases=loaded.bases)
     base = loaded.base["policy"] if loaded.base else {}
-    measured = (lambda s: probe.summary(watch.measure(base | s.policy.params, loaded.reference))) if watch else None
+    measured = (lambda s: probe.summary(watch.measure(base | moving.result(s), loaded.reference))) if watch else None
     evaluate = fitting.once_per_step(measured) if measured else None
     loader = fitting.make_loader(p, prompts, p.batch_size * p.oversample)
     put = lambda batch: sharding.put_batch(batch, mesh)  # noqa: E731
@@ -206,7 +214,7 @@ def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan |
     # ---- checkpoint
     return folder.finish(
         stage,
-        params=state.policy.params,
+        params=moving.result(state),
         step=p.total_steps,
         model=loaded.model,
         tokenizer=tokenizer,

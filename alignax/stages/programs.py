@@ -19,6 +19,7 @@ from alignax.sampling.sampler import Sampler
 from alignax.stages.roles import shared
 from alignax.train import online
 from alignax.train.algorithm import Actors, Algorithm, Score
+from alignax.train.moving import present
 from alignax.train.state import OnlineState
 from alignax.types import Model, Rollout
 
@@ -62,7 +63,7 @@ def two_programs(
     of_text = on_host or (lambda rollout, prompts: {})
 
     def sampled(state, arrays, prompts):
-        key, frozen = jax.random.wrap_key_data(state.key), tree(arrays)
+        key, frozen = jax.random.wrap_key_data(state.key), present(tree(arrays), state)
         rollout = online.produce(algorithm, actors, frozen, state.policy.params, prompts, key, state.step)
         return rollout, score(frozen, rollout)
 
@@ -71,7 +72,8 @@ def two_programs(
 
     def annotated(state, arrays, rollout):
         critic = state.critic.params if state.critic else None
-        return online.annotate(algorithm, actors, tree(arrays), state.policy.params, critic, rollout)
+        frozen = present(tree(arrays), state)
+        return online.annotate(algorithm, actors, frozen, state.policy.params, critic, rollout)
 
     def learnt(state, arrays, rollout, rewards):
         return online.learn(algorithm, actors, tree(arrays), state, online.scored(algorithm, rollout, rewards))

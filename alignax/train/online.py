@@ -25,6 +25,7 @@ from alignax.sampling.opponents import Author
 from alignax.sampling.options import Options
 from alignax.sampling.sample import row_keys
 from alignax.train.algorithm import Actors, Algorithm, Score
+from alignax.train.moving import averages, entropy_bonus, present
 from alignax.train.optimizer import updates_done
 from alignax.train.scores import keep_informative, only_scored
 from alignax.train.state import Learner, OnlineState, new_online_state, step_key
@@ -46,11 +47,23 @@ def whole(params: Params, frozen: dict, role: str) -> Params:
     return frozen["base"][role] | params if frozen.get("base") else params
 
 
-def start(algorithm: Algorithm, policy: Params, critic: Params | None, seed: int | Array) -> OnlineState:
-    """Iteration 0. A sweep maps it over algorithms or seeds: a state with one axis more is many runs."""
+def start(
+    algorithm: Algorithm, policy: Params, critic: Params | None, seed: int | Array, reference: Params | None = None
+) -> OnlineState:
+    """Iteration 0. A sweep maps it over algorithms or seeds: a state with one axis more is many runs.
+
+    `reference` is where one that moves begins; any other is no state.
+    """
     value = algorithm.value_optimizer
     optimizers = algorithm.policy_optimizer(), value() if value and critic is not None else None
-    return new_online_state(policy, critic, *optimizers, algorithm.kl_coef, seed, algorithm.memory)
+    more: dict[str, Any] = {"averaged": algorithm.ema is not None}
+    if algorithm.follow:
+        if reference is None:
+            raise ValueError("start: the reference of this algorithm moves (follow): give the one that it begins at")
+        more["reference"] = reference
+    if algorithm.entropy_controller:
+        more["entropy_coef"] = algorithm.policy["entropy"][0]
+    return new_online_state(policy, critic, *optimizers, algorithm.kl_coef, seed, algorithm.memory, **more)
 
 
 # ---- produce
@@ -127,7 +140,7 @@ def iteration(
     algorithm: Algorithm, actors: Actors, score: Score, state: OnlineState, frozen: dict, prompts: dict
 ) -> tuple[OnlineState, dict]:
     """One whole iteration with the rewards on the device. Jit it as one program."""
-    key = jax.random.wrap_key_data(state.key)
+    key, frozen = jax.random.wrap_key_data(state.key), present(frozen, state)
     rollout = produce(algorithm, actors, frozen, state.policy.params, prompts, key, state.step)
     return learn(algorithm, actors, frozen, state, scored(algorithm, rollout, score(frozen, rollout)))
 
@@ -144,6 +157,7 @@ def learn(
     """
     # metrics and moments are of all that was sampled, so they come before anything is left out
     (score_B, finished_B), own = needs(rollout, "score", "finished"), rollout.own.sum()
+    frozen = present(frozen, state)
     sampled = metrics_of_samples(rollout)
     shaped_B, moments = algorithm.scoring(score_B, finished_B, rollout.mask.sum(1), state.moments)
     if algorithm.keep:
@@ -151,19 +165,21 @@ def learn(
         rollout, shaped_B = jax.tree.map(lambda x: x[rows_B], (rollout, shaped_B))
     critic = state.critic.params if state.critic else None
     rollout = annotate(algorithm, actors, frozen, state.policy.params, critic, rollout)
+    algorithm, entropy_coef, of_entropy = entropy_bonus(algorithm, state, rollout)
     rollout, kl, metrics = advantages(algorithm, rollout, shaped_B, state.kl_coef)
     rollout = first_of_each(only_scored(rollout, shaped_B), algorithm.group, algorithm.learnt)
     policy, critic, more = update(algorithm, actors, frozen, state, rollout, jax.random.fold_in(step_key(state), 1))
     coef, memory = next_coefficient(algorithm, state, kl)
     used = algorithm.updates()
     done = updates_done(state.policy.opt_state, state.step * used.epochs * used.minibatches)
-    metrics |= sampled | more
+    metrics |= sampled | more | of_entropy
     metrics |= {
         "objective/kl_coef": state.kl_coef,
         "lr": jnp.float32(algorithm.policy_optimizer().learning_rate(done)),  # of the first update of this iteration
         "episode": ((state.step + 1) * own).astype(jnp.float32),
     }
-    learners = {"policy": policy, "critic": critic}
+    learners = {"policy": policy, "critic": critic, "entropy_coef": entropy_coef}
+    learners |= averages(algorithm, state, policy.params)
     return state.replace(**learners, kl_coef=coef, kl_memory=memory, moments=moments, step=state.step + 1), metrics
 
 
