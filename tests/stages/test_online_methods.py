@@ -1,10 +1,12 @@
 """Every critic-free recipe from its config: two iterations on the tiny policy, rewarded by the gold program."""
 
+import jax
 import numpy as np
 import pytest
 from errors import refuses
 from stage_runs import file_config, metrics
 
+from alignax.checkpoint import load_params
 from alignax.config import ConfigError
 from alignax.stages import online, probe
 from configs.world.online import RECIPES
@@ -64,6 +66,27 @@ def test_further_terms_a_correction_and_a_length_penalty(run, tmp_path):
     want = full[0]["objective/scores"] - full[0]["completions/mean_length"] / 24
     assert full[0]["objective/rlhf_reward"] == pytest.approx(want, rel=1e-4)
     assert full[0]["objective/scores"] == plain[0]["objective/scores"]
+
+
+def test_a_run_saves_the_average_of_its_policy_where_it_keeps_one(run, tmp_path):
+    """One iteration with a decay of 0.75, beside a reference and an entropy's coefficient that move after it."""
+    more = dict(
+        ema=0.75,
+        reference_args=dict(alpha=0.5, every=1),
+        terms=dict(entropy=dict(coefficient=0.0)),
+        entropy_controller="adaptive_entropy",
+        entropy_controller_args=dict(target=100.0),
+    )
+    plain, averaged = (
+        online.run(config(run, "grpo", total_steps=1, **values), tmp_path / name)
+        for name, values in (("plain", {}), ("averaged", more))
+    )
+    first, learnt, saved = (load_params(folder / "params") for folder in (run / "sft", plain, averaged))
+    want = jax.tree.map(lambda a, b: 0.75 * np.asarray(a) + 0.25 * np.asarray(b), first, learnt)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), saved, want)
+    moved = jax.tree.map(lambda a, b: np.abs(np.asarray(a) - np.asarray(b)).max(), learnt, saved)
+    assert max(jax.tree.leaves(moved)) > 1e-4
+    assert metrics(averaged)[0]["objective/entropy_coef"] == 0.0
 
 
 def test_the_config_names_its_recipes():
