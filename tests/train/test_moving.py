@@ -1,4 +1,4 @@
-"""What moves beside policy and critic: the entropy's coefficient, a reference that follows, an average of the policy."""
+"""What moves beside policy and critic: the entropy's coefficient, a reference that follows, an average."""
 
 import jax
 import jax.numpy as jnp
