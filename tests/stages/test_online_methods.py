@@ -1,5 +1,7 @@
 """Every critic-free recipe from its config: two iterations on the tiny policy, rewarded by the gold program."""
 
+import shutil
+
 import jax
 import numpy as np
 import pytest
@@ -68,18 +70,20 @@ def test_further_terms_a_correction_and_a_length_penalty(run, tmp_path):
     assert full[0]["objective/scores"] == plain[0]["objective/scores"]
 
 
+MOVING = dict(
+    ema=0.75,
+    reference_args=dict(alpha=0.5, every=1),
+    terms=dict(entropy=dict(coefficient=0.0)),
+    entropy_controller="adaptive_entropy",
+    entropy_controller_args=dict(target=100.0),
+)
+
+
 def test_a_run_saves_the_average_of_its_policy_where_it_keeps_one(run, tmp_path):
     """One iteration with a decay of 0.75, beside a reference and an entropy's coefficient that move after it."""
-    more = dict(
-        ema=0.75,
-        reference_args=dict(alpha=0.5, every=1),
-        terms=dict(entropy=dict(coefficient=0.0)),
-        entropy_controller="adaptive_entropy",
-        entropy_controller_args=dict(target=100.0),
-    )
     plain, averaged = (
         online.run(config(run, "grpo", total_steps=1, **values), tmp_path / name)
-        for name, values in (("plain", {}), ("averaged", more))
+        for name, values in (("plain", {}), ("averaged", MOVING))
     )
     first, learnt, saved = (load_params(folder / "params") for folder in (run / "sft", plain, averaged))
     want = jax.tree.map(lambda a, b: 0.75 * np.asarray(a) + 0.25 * np.asarray(b), first, learnt)
@@ -87,6 +91,18 @@ def test_a_run_saves_the_average_of_its_policy_where_it_keeps_one(run, tmp_path)
     moved = jax.tree.map(lambda a, b: np.abs(np.asarray(a) - np.asarray(b)).max(), learnt, saved)
     assert max(jax.tree.leaves(moved)) > 1e-4
     assert metrics(averaged)[0]["objective/entropy_coef"] == 0.0
+
+
+@pytest.mark.slow  # through the arrays of a checkpoint: train/test_moving.py
+def test_what_moves_goes_on_from_the_last_save(run, tmp_path):
+    """Killed after its second iteration and before anything of it was kept: the same average, bit for bit."""
+    c = config(run, "grpo", save_every_steps=1, **MOVING)
+    whole = load_params(online.run(c, tmp_path / "x") / "params")
+    for name in ("params", "steps/2"):
+        shutil.rmtree(tmp_path / "x" / name)
+    (tmp_path / "x/manifest.json").unlink()
+    jax.tree.map(np.testing.assert_array_equal, load_params(online.run(c, tmp_path / "x") / "params"), whole)
+    assert [row["objective/entropy_coef"] for row in metrics(tmp_path / "x")] == pytest.approx([0.0, 0.005])
 
 
 def test_the_config_names_its_recipes():
