@@ -64,6 +64,25 @@ def group_standardise(score_B: Float[Array, " B"], *, group: int, eps: Scalar = 
     return group_mean(score_B, group=group) / (jnp.repeat(std_P, group) + eps)
 
 
+def decoupled(
+    rewards_KB: Float[Array, "K B"], weights_K: Float[Array, " K"], *, group: int, eps: Scalar = 1e-4
+) -> Float[Array, " B"]:
+    """sum_k w_k (r_ki - mean_k) / (std_k + eps), each of K rewards standardised over the group by itself: GDPO.
+
+    Liu et al. 2026 (arXiv 2601.05242), who whiten it over the batch then; `group_standardise` with the batch as one
+    group does. Of two groups of two replies with two rewards of 0 or 1, let the better reply of one be better in one
+    reward, that of the other in both. Standardised sums are the same for both; here the second counts twice as much.
+
+    A row that misses one of its rewards is missing, and so no part of any statistic; a reward of weight 0 is not looked
+    at.
+    """
+    looked_at_K1 = (weights_K != 0)[:, None]
+    known_B = jnp.all(jnp.isfinite(rewards_KB) | ~looked_at_K1, axis=0)
+    standardise = jax.vmap(lambda reward_B: group_standardise(reward_B, group=group, eps=eps))
+    standard_KB = jnp.where(looked_at_K1, standardise(jnp.where(known_B, rewards_KB, jnp.nan)), 0.0)
+    return jnp.sum(weights_K[:, None] * standard_KB, axis=0)
+
+
 def informative(score_B: Float[Array, " B"], *, group: int) -> Bool[Array, " B"]:
     """Rows whose group has two different scores: DAPO's dynamic sampling keeps these (Yu et al. 2025, 2503.14476).
 

@@ -62,6 +62,7 @@ FACTS = {
     "opponents": Fact(tuple, None, "the opponents that it is defined with, 'none' for no opponent; None is any"),
     "compares": Fact(bool, False, "compares the replies to a prompt: it needs 2 or more"),
     "chosen_only": Fact(bool, False, "learns from chosen replies only, whose KL is not the policy's: none in the loss"),
+    "reads_parts": Fact(bool, False, "reads the rewards by themselves, and no score that was shaped or charged"),
     "pairs": Fact(
         bool,
         False,

@@ -20,7 +20,7 @@ from alignax.ops.corrections import truncated_weights
 from alignax.ops.kl import check_placement
 from alignax.rewards.config import Reward
 from alignax.sampling.sampler import Sampler
-from alignax.stages import plans
+from alignax.stages import moving, plans
 from alignax.train import online
 from alignax.train.algorithm import Actors, Algorithm, Combined, DataLoss, Draw
 from alignax.train.scores import shape_scores
@@ -29,6 +29,7 @@ from alignax.types import Pair, Rollout
 
 RECORDS = (Rollout, Pair)  # what a loss of the policy may take
 MOST_BUCKETS = 16
+UNSHAPED = dict(normalize=False, clip=0.0, missing_eos_penalty=0.0, overlong_buffer=0)  # `shape_scores` that is off
 VALUE = ("value_loss", "value_loss_args", "value_optimizer", "value_optimizer_args")  # what a critic reads
 
 
@@ -42,9 +43,11 @@ def algorithm_of(
     every = update()
     terms, record = plans.terms(r, RECORDS, microbatches=every.microbatches)
     given = {"kl_in_reward": r.kl_placement == "reward", "group": group}
-    advantage = chosen(r, "advantage", "alignax.train.advantages", given)
+    advantage = chosen(r, "advantage", "alignax.train.advantages", given, later=("weights",))
     value = critic_of(r, advantage, rewards, defaults)
     check_groups(r, advantage, opponent)
+    scoring = fixed(r, "scoring_args", shape_scores, {"max_tokens": r.max_new_tokens})
+    check_parts(r, advantage, scoring)
     check_updates(r, every)
     check_losses(r, advantage, opponent, terms, record)
     controller, memory = controller_of(r, (1 if opponent else group) * r.batch_size * r.oversample)
@@ -60,7 +63,7 @@ def algorithm_of(
         keep=r.batch_size if r.oversample > 1 else 0,
         weights={name: reward.weight for name, reward in rewards.items()},
         combined={name: Combined(function=one.combine, of=one.of) for name, one in rewards.items() if one.combine},
-        scoring=fixed(r, "scoring_args", shape_scores, {"max_tokens": r.max_new_tokens}),
+        scoring=scoring,
         advantage=advantage,
         correction=correction_of(r),
         policy={"policy": loss[1]} | dict(further),
@@ -75,6 +78,9 @@ def algorithm_of(
         updates=update,
         policy_optimizer=plans.optimizer(r, "optimizer", steps),
         value_optimizer=plans.optimizer(r, "value_optimizer", steps) if value and r.critic_init != "shared" else None,
+        entropy_controller=moving.entropy_controller_of(r),
+        follow=moving.follow_of(r),
+        ema=moving.ema_of(r),
     )
 
 
@@ -90,9 +96,12 @@ def filters_of(r: Reader) -> dict[str, Any]:
     return {name: x for name, x in values.items() if isinstance(x, Tracer) or x != off[name]}
 
 
-def chosen(r: Reader, name: str, package: str, given: dict[str, Any]) -> Bound:
-    """A function that a config has to name, with what the stage gives it: what of that it has no parameter for, not."""
-    found = of_config(r, name, package, given=tuple(given))
+def chosen(r: Reader, name: str, package: str, given: dict[str, Any], later: tuple[str, ...] = ()) -> Bound:
+    """A function that a config has to name, with what the stage gives it: what of that it has no parameter for, not.
+
+    `later` names what it is given when it is called.
+    """
+    found = of_config(r, name, package, given=(*given, *later))
     if found is None:
         raise r.error(name, f"expected a function of {package}, or module:function")
     return found.given(**{key: value for key, value in given.items() if takes(found.function, key)})
@@ -152,6 +161,24 @@ def check_groups(r: Reader, advantage: Bound, opponent: Bound | None) -> None:
         )
     if r.kl_placement == "reward" and pairs and opponent:
         r.require(r.kl_coef == 0, "kl_coef", "in the reward it charges one side of a comparison only; set it to 0")
+
+
+def check_parts(r: Reader, advantage: Bound, scoring: Bound) -> None:
+    """An advantage that reads the rewards by themselves sees nothing of what is made of their sum."""
+    if not fact(advantage.function, "reads_parts"):
+        return
+    settings = scoring.options | scoring.numbers
+    for name, off in UNSHAPED.items():
+        if isinstance(settings[name], Tracer) or settings[name] != off:
+            raise ConfigError(
+                f"config.{r.key('scoring_args')}.{name} = {settings[name]}: advantage {r.advantage!r} reads the "
+                f"rewards, and not the score that this shapes; set scoring_args to {UNSHAPED}. A missing end, and "
+                "length, can be rewards of their own: alignax.rewards.style:ended, :length"
+            )
+    if r.kl_placement == "reward":
+        r.require(
+            r.kl_coef == 0, "kl_coef", f"{advantage.name} charges no score; set it to 0, or kl_placement to 'loss'"
+        )
 
 
 def check_losses(r: Reader, advantage: Bound, opponent: Bound | None, terms: Terms, record: type) -> None:
@@ -283,7 +310,7 @@ def trial(algorithm: Algorithm) -> Any:
     prompts = bigram.prompts(2 * kept if algorithm.keep else kept)
 
     def whole(policy: Any, critic: Any, prompts: Any) -> Any:
-        state = online.start(algorithm, policy, critic, 0)
+        state = online.start(algorithm, policy, critic, 0, policy)
         given = [name for name in algorithm.weights if name not in algorithm.combined]
         score = lambda frozen, rollout: dict.fromkeys(given, jnp.zeros(rollout.tokens.shape[0]))  # noqa: E731
         return online.iteration(algorithm, actors, score, state, {"reference": bare}, prompts)

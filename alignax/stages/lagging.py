@@ -66,20 +66,22 @@ def sampler(algorithm: Algorithm, actors: Actors, frozen: Mapping, mesh: Mesh, d
     there = Actors(actors.sampler._replace(model=model))
     whole, rows = sharding.replicated(own), sharding.batch_sharding(own)
     reads = {name: frozen[name] for name in ("reference", "base") if frozen.get(name)}
-    if all(draw.author is None for draw in algorithm.draws):
+    if alone := all(draw.author is None for draw in algorithm.draws):
         reads.pop("reference", None)
     copied = jax.device_put(reads, whole)
     draw = jax.jit(lambda state, frozen, prompts: online.sampled(algorithm, there, frozen, state, prompts))
 
     def produce(state: OnlineState, prompts: dict) -> tuple[Rollout, dict]:
-        needed = jax.device_put(slim(state), whole)
+        needed = jax.device_put(slim(state, alone), whole)
         rollout = draw(needed, copied, jax.device_put(prompts, rows))
         return jax.device_put(rollout, sharding.batch_sharding(mesh)), {}
 
     return produce
 
 
-def slim(state: OnlineState) -> OnlineState:
-    """What of a state a sampler reads; of what waits no more than how much it is."""
-    policy = state.policy.replace(opt_state=())
-    return state.replace(policy=policy, critic=None, kl_memory=(), pending=((),) * len(state.pending))
+def slim(state: OnlineState, alone: bool) -> OnlineState:
+    """What of a state a sampler reads, a reference that moves unless it is `alone`; of what waits how much it is."""
+    reference = None if alone else state.reference
+    kept = {"policy": state.policy.replace(opt_state=()), "reference": reference}
+    left_out = dict.fromkeys(("critic", "ema", "entropy_coef"))
+    return state.replace(**kept, **left_out, kl_memory=(), pending=((),) * len(state.pending))

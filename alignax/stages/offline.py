@@ -7,16 +7,15 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from alignax import forward, sharding
-from alignax.bound import Bound, bound, plan_record, static
+from alignax.bound import Bound, plan_record, static
 from alignax.config import ConfigError, Reader
 from alignax.data.arrays import fingerprint
 from alignax.data.encode import pair_rows
 from alignax.data.thumbs import unpaired_rows
 from alignax.ops.checks import fact
-from alignax.stages import fitting, folder, inputs, parents, plans, probe, supervised
+from alignax.stages import fitting, folder, inputs, moving, parents, plans, probe, supervised
 from alignax.stages.plans import Declaration, Parent, Readings
 from alignax.stages.reference import with_logp
-from alignax.train import reference as moving
 from alignax.train.state import new_state
 from alignax.types import Model, Pair, Unpaired
 
@@ -60,10 +59,7 @@ class Plan(supervised.Supervised):
 def plan(config: Any, prefix: str = "") -> Plan:
     """The config as bound functions and numbers. Raises ConfigError for what does not fit."""
     r = plans.read(config, STAGE, get_config(), prefix)
-    follow, key = None, r.key("reference_args")
-    if r.reference_args:
-        follow = bound(moving.follow, r.reference_args, key=key, args_key=key)
-        plans.tried(lambda: follow({}, {}, 1))
+    follow = moving.follow_of(r)
     check_reference(r)
     watch = probe.plan(r.probe, r.template)
     fields = {"follow": follow, "probe": watch, "batches": probe.batches(watch), "sides": 2}
@@ -82,12 +78,7 @@ def plan(config: Any, prefix: str = "") -> Plan:
 
 
 def check_reference(r: Reader) -> None:
-    """A reference that moves is no mixture of adapters; what is cached stands still, and nobody else asks for it."""
-    if r.reference_args and r.lora_args:
-        raise ConfigError(
-            f"config.{r.key('reference_args')} with lora_args: a mixture of two adapters is no mixture of the models; "
-            "set one of them"
-        )
+    """What is cached stands still, and nobody else asks for it."""
     if r.one_of("reference", ("online", "cached")) == "cached" and r.reference_args:
         raise r.error(
             "reference",

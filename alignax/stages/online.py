@@ -12,7 +12,6 @@ from alignax.bound import Args, Bound, fill, plan_record, static
 from alignax.config import plain
 from alignax.data.arrays import fingerprint
 from alignax.data.encode import prompt_rows
-from alignax.manifest import read_manifest
 from alignax.rewards.config import Reward, rewards_of
 from alignax.rewards.text import Workers
 from alignax.sampling.sampler import sampler
@@ -33,7 +32,7 @@ from alignax.stages import (
 )
 from alignax.stages.algorithm import algorithm_of, fixed, trial
 from alignax.stages.plans import Declaration, Parent, Readings
-from alignax.train import online
+from alignax.train import moving, online
 from alignax.train.algorithm import Actors, Algorithm
 from alignax.train.updates import updates
 
@@ -68,6 +67,10 @@ def get_config() -> ConfigDict:
     c.engine = ""
     c.engine_args = ConfigDict()  # of alignax.sampling.engine.engine
     c.reference_from = ""  # folder of the reference policy; "": the policy's own start
+    # of alignax.train.reference.follow, which counts iterations here; empty: the reference stands still
+    c.reference_args = ConfigDict()
+    # decay, per iteration, of an average of the policy, which the run measures and saves in its place; 0: off
+    c.ema = 0.0
     # one reward: the folder of a finished reward model, or module:function of (row, completion, *, finished) -> number
     # or None. Or several, name = dict(function=..., its arguments, weight=...) or {"from": folder, "attributes": {...},
     # "weight": ...}: their weighted sum, each part in the log
@@ -107,6 +110,9 @@ def get_config() -> ConfigDict:
     c.loss = "ppo_clip"  # function of alignax.losses, or module:function, of a Rollout, or of a Pair: best and worst
     c.loss_args = ConfigDict()
     c.terms = ConfigDict()  # losses added to it: name = dict(coefficient=..., and its arguments); entropy, for example
+    # of the coefficient of terms.entropy, which is where it starts: function of alignax.ops.entropy; "": it stays
+    c.entropy_controller = ""
+    c.entropy_controller_args = ConfigDict()
     # weights of the advantages, for a sampler that is not the learner to the last bit: function of
     # alignax.ops.corrections, or module:function; "": off, or truncated_weights where it has arguments
     c.correction = ""
@@ -213,8 +219,9 @@ def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan |
     actors, frozen = Actors(own, loaded.critic_model), loaded.frozen()
 
     # ---- produce and learn, as one program if the rewards are on the device
-    build = lambda policy, critic: online.start(p.algorithm, policy, critic, p.seed)  # noqa: E731
-    state = parents.place(build, loaded.policy, loaded.critic, mesh=mesh)
+    build = lambda policy, critic, at: online.start(p.algorithm, policy, critic, p.seed, at)  # noqa: E731
+    at = loaded.reference if p.algorithm.follow else None
+    state = parents.place(build, loaded.policy, loaded.critic, at, mesh=mesh)
     on_device = programs.on_device(p.algorithm, {name: model for name, (model, _) in loaded.rewards.items()})
     on_host = {name: one.function for name, one in p.rewards.items() if one.function}
     workers = Workers(p.reward_workers, p.reward_timeout_s)
@@ -236,13 +243,13 @@ def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan |
     else:
         step_fn = programs.one_program(p.algorithm, actors, on_device, frozen, state)
     step_fn = lagging.filled_first(step_fn, sample, lambda i: put(loader.batch(i)), lag)
-    step_fn = programs.with_drift(step_fn, calibrations(stage))
+    step_fn = programs.with_drift(step_fn, roles.calibrations(stage))
 
     # ---- train
     proxy = next(iter(loaded.rewards.values())) if len(loaded.rewards) == 1 else None
     watch = probe.build(stage, p.probe, loaded.model, tokenizer, mesh, proxy=proxy, bases=loaded.bases)
     base = loaded.base["policy"] if loaded.base else {}
-    measured = (lambda s: watch.summary(base | roles.headless(s.policy.params), loaded.reference)) if watch else None
+    measured = (lambda s: watch.summary(base | moving.result(s), loaded.reference)) if watch else None
     evaluate = fitting.once_per_step(measured) if measured else None
     show = ("objective/scores", "objective/kl", "policy/approxkl_avg")
     batch = lambda step: loader.batch(step + lag) | data(step)  # noqa: E731
@@ -251,7 +258,7 @@ def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan |
     # ---- checkpoint
     return folder.finish(
         stage,
-        params=roles.headless(state.policy.params),
+        params=moving.result(state),
         step=p.total_steps,
         model=loaded.model,
         tokenizer=tokenizer,
@@ -259,10 +266,3 @@ def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan |
         data={"fingerprint": fingerprint(prompts), "counts": counts},
         metrics=evaluate(state) if evaluate else {},
     )
-
-
-def calibrations(stage: folder.Stage) -> dict[str, dict]:
-    """{name: mean and deviation of its scores on held-out replies} of the reward models whose single score is used."""
-    models = {name: one.role for name, one in stage.plan.rewards.items() if one.role and not one.attributes}
-    known = {name: read_manifest(stage.parents[role]).get("calibration") for name, role in models.items()}
-    return {name: one for name, one in known.items() if one}

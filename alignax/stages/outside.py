@@ -28,9 +28,10 @@ from alignax.sampling.engine import Engine, checked, engine
 from alignax.sampling.options import Options
 from alignax.stages.folder import Stage, say
 from alignax.stages.programs import Produce
-from alignax.stages.roles import headless, shared
+from alignax.stages.roles import shared
 from alignax.train import online
 from alignax.train.algorithm import Actors, Algorithm
+from alignax.train.moving import headless
 from alignax.train.state import OnlineState
 from alignax.types import Params, Rollout
 

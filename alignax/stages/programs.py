@@ -19,6 +19,7 @@ from alignax.sampling.sampler import Sampler
 from alignax.stages.roles import shared
 from alignax.train import online
 from alignax.train.algorithm import Actors, Algorithm, Score
+from alignax.train.moving import present
 from alignax.train.state import OnlineState
 from alignax.types import Model, Rollout
 
@@ -64,8 +65,8 @@ def two_programs(
         return score(tree(arrays), rollout)
 
     def annotated(state, arrays, rollout):
-        critic = online.critic_of(algorithm, state)
-        return online.annotate(algorithm, actors, tree(arrays), state.policy.params, critic, rollout)
+        critic, frozen = online.critic_of(algorithm, state), present(tree(arrays), state)
+        return online.annotate(algorithm, actors, frozen, state.policy.params, critic, rollout)
 
     def learnt(state, arrays, rollout, rewards, data):
         return online.learn(algorithm, actors, tree(arrays), state, online.scored(algorithm, rollout, rewards), data)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from alignax.manifest import read_manifest
 from alignax.stages import parents
 from alignax.stages.folder import Stage, say
 from alignax.types import Model, Params
@@ -78,9 +79,11 @@ def start_of_critic(plan: Any, model: Model, policy: Params, rewards: dict[str, 
     return model, policy | {"scalar": model.init_scalar(jax.random.fold_in(jax.random.key(plan.seed), 1))}
 
 
-def headless(params: Params) -> Params:
-    """A policy's parameters without the value head that they may have."""
-    return {name: x for name, x in params.items() if name != "scalar"}
+def calibrations(stage: Stage) -> dict[str, dict]:
+    """{name: mean and deviation of its scores on held-out replies} of the reward models whose single score is used."""
+    models = {name: one.role for name, one in stage.plan.rewards.items() if one.role and not one.attributes}
+    known = {name: read_manifest(stage.parents[role]).get("calibration") for name, role in models.items()}
+    return {name: one for name, one in known.items() if one}
 
 
 def described(standing: dict[str, Params], learning: dict[str, Params]) -> str:

@@ -1,8 +1,9 @@
 """Advantage estimators of the online stage: (rollout, scores, KL coefficient) -> (rollout to learn from, KL, metrics).
 
-Each takes keyword-only `kl_in_reward` (False where the KL penalty is a term of the loss) and `group`, the replies per
-prompt, which are neighbours among the rows; the config's `advantage_args` are the others. A rollout comes back with
-`advantage`, and with `returns` where a critic learns. The mathematics is in `ops.returns` and `ops.advantages`.
+Each takes keyword-only `kl_in_reward` (False where the KL penalty is a term of the loss), `group`, the replies per
+prompt, which are neighbours among the rows, and `weights`, of the rewards by name, or those of them that it reads; the
+config's `advantage_args` are the others. A rollout comes back with `advantage`, and with `returns` where a critic
+learns. The mathematics is in `ops.returns` and `ops.advantages`.
 
 A reply whose score or KL is not finite teaches nothing: its row is masked, for policy and critic, and no statistic sees
 it. So is one whose opponents all lack a score; where some have one, it is compared with those.
@@ -10,6 +11,8 @@ it. So is one whose opponents all lack a score; where some have one, it is compa
 Where an opponent replies as well (`Rollout.source`), the first reply of each group is the policy's, and KL, entropy
 and the metrics are of the policy's alone.
 """
+
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -77,6 +80,31 @@ def group_baseline(
         advantage_BT = whiten(advantage_BT, mask_BT)
     metrics |= _of_groups(rollout, score_B, reward_B, group)
     return rollout.replace(mask=mask_BT, advantage=advantage_BT), kl, metrics
+
+
+@declares(critic=False, opponents=("none",), compares=True, reads_parts=True)
+def gdpo(
+    rollout: Rollout, score_B: Float[Array, " B"], kl_coef: Float[Array, ""], *, group: int,
+    weights: Mapping[str, Scalar], whiten_advantages: bool = True,
+) -> Advantages:  # fmt: skip
+    """GDPO: each reward of the rollout standardised in its group by itself, their weighted sum whitened over replies.
+
+    Liu et al. 2026 (arXiv 2601.05242), TRL's "normalize_then_sum": see `ops.advantages.decoupled`. `weights` are those
+    of the rewards, by name. Of the score it reads only whether it is there, as shaping a sum changes no part of it; a
+    KL is a term of the loss. With one reward and without whitening it is GRPO's advantage. Raises ValueError for a
+    group of 1.
+    """
+    (rewards,) = needs(rollout, "rewards")
+    _, kl, _, metrics = _penalty(rollout, kl_coef, False)
+    keep_B = ops.comparable(score_B, group=group)
+    rewards_KB = jnp.where(keep_B, jnp.stack([rewards[name] for name in weights]), jnp.nan)
+    weights_K = jnp.stack([jnp.asarray(weight, jnp.float32) for weight in weights.values()])
+    advantage_B = ops.decoupled(rewards_KB, weights_K, group=group)
+    metrics |= _of_groups(rollout, jnp.where(keep_B, advantage_B, jnp.nan), score_B, group)
+    if whiten_advantages:  # the batch as one group
+        advantage_B = ops.group_standardise(jnp.where(keep_B, advantage_B, jnp.nan), group=len(advantage_B))
+    mask_BT = rollout.mask & keep_B[:, None]
+    return rollout.replace(mask=mask_BT, advantage=ops.spread(advantage_B, mask_BT)), kl, metrics
 
 
 @declares(critic=False, opponents=("none",))

@@ -73,6 +73,9 @@ class Algorithm:
     updates: Bound  # () -> Updates
     policy_optimizer: Bound  # () -> Optimizer
     value_optimizer: Bound | None
+    entropy_controller: Bound | None = None  # (coefficient, entropy) -> (applied, the next): of `ops.entropy`
+    follow: Bound | None = None  # (reference, parameters, step) -> reference: `train.reference`. None: it stands still
+    ema: Scalar | None = None  # decay, per iteration, of an average of the policy; None: there is none
 
     @property
     def group(self) -> int:

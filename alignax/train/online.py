@@ -15,7 +15,7 @@ from jax import Array
 from jaxtyping import Float
 
 from alignax import forward
-from alignax.bound import refusals
+from alignax.bound import refusals, takes
 from alignax.ops.advantages import scorable
 from alignax.ops.checks import Scalar, needs
 from alignax.ops.masked import masked_mean, masked_sum, masked_var
@@ -26,6 +26,7 @@ from alignax.sampling.options import Options
 from alignax.sampling.sample import row_keys
 from alignax.train import watch
 from alignax.train.algorithm import Actors, Algorithm, Score
+from alignax.train.moving import averages, entropy_bonus, present
 from alignax.train.optimizer import updates_done
 from alignax.train.scores import keep_informative, only_scored
 from alignax.train.state import Learner, OnlineState, new_online_state, step_key
@@ -47,11 +48,23 @@ def whole(params: Params, frozen: dict, role: str) -> Params:
     return frozen["base"][role] | params if frozen.get("base") else params
 
 
-def start(algorithm: Algorithm, policy: Params, critic: Params | None, seed: int | Array) -> OnlineState:
-    """Iteration 0. A sweep maps it over algorithms or seeds: a state with one axis more is many runs."""
+def start(
+    algorithm: Algorithm, policy: Params, critic: Params | None, seed: int | Array, reference: Params | None = None
+) -> OnlineState:
+    """Iteration 0. A sweep maps it over algorithms or seeds: a state with one axis more is many runs.
+
+    `reference` is where one that moves begins; any other is no state.
+    """
     value = algorithm.value_optimizer
     optimizers = algorithm.policy_optimizer(), value() if value and critic is not None else None
-    return new_online_state(policy, critic, *optimizers, algorithm.kl_coef, seed, algorithm.memory)
+    more: dict[str, Any] = {"averaged": algorithm.ema is not None}
+    if algorithm.follow:
+        if reference is None:
+            raise ValueError("start: the reference of this algorithm moves (follow): give the one that it begins at")
+        more["reference"] = reference
+    if algorithm.entropy_controller:
+        more["entropy_coef"] = algorithm.policy["entropy"][0]
+    return new_online_state(policy, critic, *optimizers, algorithm.kl_coef, seed, algorithm.memory, **more)
 
 
 # ---- produce
@@ -89,7 +102,7 @@ def sampled(algorithm: Algorithm, actors: Actors, frozen: dict, state: OnlineSta
     The noise is the batch's own, so that the first is the same whatever waits.
     """
     key, batch = jax.random.wrap_key_data(state.key), state.step + len(state.pending)
-    rollout = produce(algorithm, actors, frozen, state.policy.params, prompts, key, batch)
+    rollout = produce(algorithm, actors, present(frozen, state), state.policy.params, prompts, key, batch)
     return rollout.replace(version=jnp.full(rollout.tokens.shape[0], state.step, jnp.int32))
 
 
@@ -164,6 +177,7 @@ def learn(
     """
     # metrics and moments are of all that was sampled, so they come before anything is left out
     (score_B, finished_B), own = needs(rollout, "score", "finished"), rollout.own.sum()
+    frozen = present(frozen, state)
     of_samples = metrics_of_samples(rollout) | watch.of_replies(rollout, algorithm.group)
     shaped_B, moments = algorithm.scoring(score_B, finished_B, rollout.mask.sum(1), state.moments)
     if algorithm.keep:
@@ -172,6 +186,7 @@ def learn(
     critic = critic_of(algorithm, state)
     rollout = annotate(algorithm, actors, frozen, state.policy.params, critic, rollout)
     of_samples |= watch.of_kl(rollout)
+    algorithm, entropy_coef, of_entropy = entropy_bonus(algorithm, state, rollout)
     rollout, kl, metrics = advantages(algorithm, rollout, shaped_B, state.kl_coef)
     rollout = first_of_each(only_scored(rollout, shaped_B), algorithm.group, algorithm.learnt)
     policy, critic, more = update(
@@ -180,14 +195,15 @@ def learn(
     coef, memory = next_coefficient(algorithm, state, kl)
     used = algorithm.updates()
     done = updates_done(state.policy.opt_state, state.step * used.epochs * used.minibatches)
-    metrics |= of_samples | more
+    metrics |= of_samples | more | of_entropy
     metrics |= {"sampling/staleness": staleness(state, rollout)}
     metrics |= {
         "objective/kl_coef": state.kl_coef,
         "lr": jnp.float32(algorithm.policy_optimizer().learning_rate(done)),  # of the first update of this iteration
         "episode": ((state.step + 1) * own).astype(jnp.float32),
     }
-    learners = {"policy": policy, "critic": critic}
+    learners = {"policy": policy, "critic": critic, "entropy_coef": entropy_coef}
+    learners |= averages(algorithm, state, policy.params)
     return state.replace(**learners, kl_coef=coef, kl_memory=memory, moments=moments, step=state.step + 1), metrics
 
 
@@ -286,7 +302,8 @@ def advantages(
     algorithm: Algorithm, rollout: Rollout, score_B: Float[Array, " B"], kl_coef: Float[Array, ""]
 ) -> tuple[Rollout, Float[Array, ""], dict]:
     """The advantages, weighted where the sampler is not quite the learner; a token of weight 0 is no action."""
-    rollout, kl, metrics = algorithm.advantage(rollout, score_B, kl_coef)
+    weights = {"weights": algorithm.weights} if takes(algorithm.advantage.function, "weights") else {}
+    rollout, kl, metrics = algorithm.advantage(rollout, score_B, kl_coef, **weights)
     if not algorithm.correction:
         return rollout, kl, metrics
     (sampler_BT,), mask_BT = needs(rollout, "sampler_logp"), rollout.mask
@@ -305,8 +322,8 @@ def policy_objective(
     """The terms of the policy's loss on a minibatch."""
     params, rows = whole(params, frozen, "policy"), rows_of(algorithm, rollout) | {"room": room}
     how: dict[str, Any] = {"temperature": algorithm.temperature, "filters": algorithm.learnt_filters}
-    valued = algorithm.value_coef is not None
-    view = forward.policy_view(actors.policy, params, rollout, **how, **rows, valued=valued)
+    how |= rows | {"valued": algorithm.value_coef is not None}
+    view = forward.policy_view(actors.policy, params, rollout, **how)
     record = forward.best_and_worst(view, algorithm.learnt) if algorithm.on_pairs else view
     terms = {f"loss/{name}_avg": (coef, term(record)) for name, (coef, term) in algorithm.policy.items()}
     if algorithm.value_coef is not None and algorithm.value is not None:

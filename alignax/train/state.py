@@ -50,6 +50,9 @@ class OnlineState(Record):
     key: UInt32[Array, " K"]  # never advanced: the randomness of a step is fold_in(key, step)
     step: Int[Array, ""]
     pending: tuple = ()  # (rollout, its prompts) of k batches that wait to be learnt from, the oldest first
+    entropy_coef: Float[Array, ""] | None = None  # where it follows the entropy
+    reference: Params | None = None  # where it moves
+    ema: Params | None = None  # the average of what the policy has learnt, where the run wants one
 
 
 def new_learner(params: Params, optimizer: Optimizer) -> Learner:
@@ -65,12 +68,15 @@ def new_state(params: Params, optimizer: Optimizer, reference: Params | None = N
 
 def new_online_state(
     policy: Params, critic: Params | None, policy_optimizer: Optimizer, critic_optimizer: Optimizer | None,
-    kl_coef: Scalar, seed: int | Array, kl_memory: Any = (),
+    kl_coef: Scalar, seed: int | Array, kl_memory: Any = (), entropy_coef: Scalar | None = None,
+    reference: Params | None = None, averaged: bool = False,
 ) -> OnlineState:  # fmt: skip
     """Iteration 0. A sweep maps it over `seed` or `kl_coef`: a state with one axis more is many runs.
 
-    `kl_memory` is what the KL controller remembers at the start: `Algorithm.memory`.
+    `kl_memory` is what the KL controller remembers at the start: `Algorithm.memory`. `entropy_coef` is given if it is
+    controlled, `reference` if it moves; `averaged` keeps an average of the policy.
     """
+    copy = lambda tree: jax.tree.map(jnp.copy, tree)  # often the same arrays as `policy`, and a step donates all  # noqa: E731
     return OnlineState(
         policy=new_learner(policy, policy_optimizer),
         critic=new_learner(critic, critic_optimizer) if critic_optimizer else None,
@@ -79,6 +85,9 @@ def new_online_state(
         moments=Moments(count=jnp.float32(0), mean=jnp.float32(0), square=jnp.float32(0)),  # no buffer twice
         key=jax.random.key_data(jax.random.key(seed)),
         step=jnp.int32(0),
+        entropy_coef=None if entropy_coef is None else jnp.float32(entropy_coef),
+        reference=copy(reference),
+        ema=copy(policy) if averaged else None,
     )
 
 

@@ -2,7 +2,7 @@
 
 Command: alignax run --config=configs/world/online.py:grpo --config.init_from=runs/quickstart/sft --workdir=runs/grpo
 Recipes: reinforce, reinforce_plus_plus, reinforce_plus_plus_baseline, rloo, grpo, dr_grpo, dapo, gspo, gspo_token,
-cispo, sapo, clip_cov, kl_cov, ppo_dual_clip, raft, remax, vbon, nash_md, xpo, online_dpo
+cispo, sapo, luspo, gmpo, vespo, clip_cov, kl_cov, ppo_dual_clip, gdpo, raft, remax, vbon, nash_md, xpo, online_dpo
 """
 
 from ml_collections import ConfigDict
@@ -51,9 +51,21 @@ RECIPES = {  # what each says besides the shared settings below
     "gspo_token": STANDARDISED | dict(loss="gspo_token", kl_coef=0.0),
     "cispo": STANDARDISED | dict(loss="cispo", kl_coef=0.0),
     "sapo": STANDARDISED | dict(loss="sapo", kl_coef=0.0),
+    # clips of the paper's section 5.1, wider than the loss's, which are GSPO's
+    "luspo": STANDARDISED | dict(loss="luspo", loss_args=dict(clip_low=2e-3, clip_high=2.5e-3), kl_coef=0.0),
+    "gmpo": STANDARDISED | dict(loss="gmpo", kl_coef=0.0),  # the clips of the paper's section 4 are the loss's
+    "vespo": STANDARDISED | dict(loss="vespo", kl_coef=0.0),  # the shapes of the authors' code are the loss's
     "clip_cov": STANDARDISED | dict(loss="clip_cov", kl_coef=0.0),
     "kl_cov": STANDARDISED | dict(loss="kl_cov", kl_coef=0.0),
     "ppo_dual_clip": STANDARDISED | dict(loss="ppo_dual_clip"),
+    # several rewards: a missing end, which the others are charged for in the score, is one of its own
+    "gdpo": dict(
+        loss="grpo",
+        advantage="gdpo",
+        kl_coef=0.0,
+        scoring_args=dict(normalize=False, clip=0.0, missing_eos_penalty=0.0),
+        rewards=dict(judge={"from": "", "weight": 1.0}, ended=dict(function="alignax.rewards.style:ended", weight=1.0)),
+    ),
     "raft": dict(loss="reinforce", advantage="winners", update_args=ONCE, kl_coef=0.0),
     "remax": AGAINST
     | dict(loss="reinforce", loss_args=dict(aggregation="sequence_sum"), opponent="greedy", advantage="remax"),
@@ -89,4 +101,6 @@ def get_config(recipe="grpo"):
     c.kl_controller, c.kl_controller_args = "fixed_kl", ConfigDict()  # each recipe's KL coefficient is its own
     for name, value in RECIPES[recipe].items():
         c[name] = ConfigDict(value) if isinstance(value, dict) else value
+    if c.rewards:
+        c.rewards.judge["from"], c.reward_from = c.get_ref("init_from") + "/../reward", ""
     return c

@@ -65,7 +65,8 @@ def config_of(name: str, base: Path, seed: int):
     if name in REWARDS:
         c.data.seed = seed  # and reward_from: see run_one
     elif kind == "online":
-        c.reward_from, c.data.seed = str(base / "reward"), seed
+        group, key = (c.rewards.judge, "from") if c.rewards else (c, "reward_from")
+        group[key], c.data.seed = str(base / "reward"), seed
     elif kind == "distillation":
         c.teacher_from, c.data.seed = str(base / "ppo"), seed
     else:

@@ -10,12 +10,14 @@ import pytest
 from loss_inputs import loss
 
 from alignax.ops.masked import reduce, reduce_metrics
+from alignax.train import advantages
 from alignax.types import Distill, Pair, Rollout, Scored, Side, Unpaired
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 DATA = {which: np.load(GOLDENS / f"trl_{which}.npz") for which in ("current", "retired")}
 SETTINGS = {which: json.loads(str(data["settings"])) for which, data in DATA.items()}
 CASES = [(which, case) for which, settings in SETTINGS.items() for case in settings]
+ADVANTAGES = json.loads(str(DATA["current"]["advantages"]))
 
 
 def record(fields):
@@ -67,3 +69,22 @@ def test_rollouts_reach_both_sides_of_every_clip():
     shares = {key: share for key, share in shares.items() if "clip" in key and "reinforce" not in key}
     assert len(shares) > 20
     assert not {key: share for key, share in shares.items() if not 0 < share < 1}
+
+
+@pytest.mark.parametrize("case", ADVANTAGES)
+def test_trl_agrees_on_advantages_of_several_rewards(case):
+    values_KB, given = jnp.asarray(DATA["current"]["in/rewards/values"]), ADVANTAGES[case]
+    weights, B = given["weights"], values_KB.shape[1]
+    zeros, ones = jnp.zeros((B, 1)), jnp.ones((B, 1), bool)
+    rollout = Rollout(
+        tokens=jnp.zeros((B, 1), jnp.int32), valid=ones, mask=ones, old_logp=zeros, ref_logp=zeros,
+        rewards={str(k): value_B for k, value_B in enumerate(values_KB)},
+    )  # fmt: skip
+    score_B = jnp.tensordot(jnp.array(weights), values_KB, 1)
+    if given["aggregation"] == "normalize_then_sum":
+        named = {str(k): weight for k, weight in enumerate(weights)}
+        got = advantages.gdpo(rollout, score_B, jnp.float32(0), group=given["group"], weights=named)[0]
+    else:
+        options = dict(kl_in_reward=False, group=given["group"], baseline="standardise")
+        got = advantages.group_baseline(rollout, score_B, jnp.float32(0), **options)[0]
+    np.testing.assert_allclose(got.advantage[:, 0], DATA["current"][f"advantage/{case}"], rtol=1e-5, atol=1e-6)

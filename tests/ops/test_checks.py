@@ -43,6 +43,7 @@ def test_what_every_advantage_declares():
     assert declared(ADVANTAGES) == {
         "gae": alone | {"critic": True},
         "group_baseline": alone | free | {"compares": True},
+        "gdpo": alone | free | {"compares": True, "reads_parts": True},
         "reinforce_plus_plus": alone | free,
         "winners": alone | free | {"compares": True, "chosen_only": True},
         "best_and_worst": free

@@ -262,6 +262,12 @@ def main(which):
         arrays |= {f"grad/{case}/{field}": grad for field, grad in grads.items()}
         arrays |= {f"metric/{case}/{name}": np.float32(metric) for name, metric in metrics.items()}
         print(f"{case:20s} {value:.6f}")
+    if which == "current":
+        values = arrays["in/rewards/values"] = records["rewards"]["values"]
+        arrays["advantages"] = np.array(json.dumps(trl_rollouts.ADVANTAGES))
+        for case, given in trl_rollouts.ADVANTAGES.items():
+            arrays[f"advantage/{case}"] = trl_rollouts.advantages(values, **given)
+            print(f"{case:20s} {arrays[f'advantage/{case}']}")
     np.savez_compressed(GOLDENS / f"trl_{which}.npz", **arrays)
 
 

@@ -1,10 +1,11 @@
 """TRL's losses on rollouts, scores and logits, called for trl_losses.py: GRPO's family, RLOO, rewards, distillation.
 
-Left out, since TRL has them only inside a training loop: PPO's policy loss (here by GRPOTrainer, which takes advantages
-per token) and value loss, and online DPO. Left out, since no loss here is their counterpart: GRPOTrainer's "luspo" and
-"vespo", its masks of tokens and replies, its importance weights, GMPO and A2PO.
+And the advantages that GRPOTrainer makes of several rewards. Left out, since TRL has them only inside a training loop:
+PPO's policy loss (here by GRPOTrainer, which takes advantages per token) and value loss, and online DPO. Left out,
+since no loss here is their counterpart: GRPOTrainer's masks of tokens and replies, its importance weights, and A2PO.
 """
 
+from collections import defaultdict
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,13 +14,14 @@ from trl_stand_ins import B, StandIn, T, bare, one
 
 CLIP = dict(clip_low=0.2, clip_high=0.28)  # unequal, and token ratios leave them on both sides
 NARROW = dict(clip_low=0.05, clip_high=0.08)  # for the ratio of whole replies, which stays closer to 1
+WIDE = dict(clip_low=0.4, clip_high=0.3)  # of log-ratios
 WEIGHTED = {"estimator": "k3"}
 K3 = WEIGHTED | {"importance_weighted": False}
 METRICS = {  # TRL's name: ours, which may be two
     "entropy": ["policy/entropy_avg"],
     "clip_ratio/region_mean": ["clip_ratio/region_mean", "policy/clipfrac_avg"],
     **{name: [name] for name in ("clip_ratio/low_mean", "clip_ratio/high_mean", "cispo_clip_ratio", "kl")},
-    **{name: [name] for name in ("accuracy", "margin", "mean_reward")},
+    **{name: [name] for name in ("accuracy", "margin", "mean_reward", "vespo/phi_seq_mean")},
 }
 
 
@@ -55,6 +57,7 @@ def inputs(rng):
         "scored": {"chosen": scores[0], "rejected": scores[1], "margin": np.abs(scores[2]), "mask": np.ones(B, bool)},
         "distill": {"logits": logits[0], "teacher_logits": logits[1], "mask": completion(stop)},
         "masked": rollout(np.where(np.arange(B)[:, None] == 2, 1, stop), per_reply()),  # row 2 has no action token
+        "rewards": {"values": rng.normal(size=(3, B)).astype(np.float32)},  # of three kinds
     }
 
 
@@ -72,7 +75,7 @@ def grpo(
 
     args = SimpleNamespace(
         delta=delta, use_bias_correction_kl=corrected, steps_per_generation=1, sapo_temperature_pos=1.0,
-        sapo_temperature_neg=1.05,
+        sapo_temperature_neg=1.05, vespo_k_pos=2.0, vespo_lambda_pos=3.0, vespo_k_neg=3.0, vespo_lambda_neg=2.0,
     )  # fmt: skip
     made = bare(
         trainer or GRPOTrainer, model=StandIn(None), args=args, loss_type=loss_type, importance_sampling_level=level,
@@ -103,6 +106,34 @@ def gspo_token(x, **settings):
     from trl.experimental.gspo_token import GRPOTrainer
 
     return grpo(x, "grpo", trainer=GRPOTrainer, level="sequence_token", outputs=2, **settings)
+
+
+def gmpo(x, **settings):
+    from trl.experimental.gmpo import GMPOTrainer
+
+    return grpo(x, None, trainer=GMPOTrainer, **settings)
+
+
+def advantages(values, *, aggregation, weights, group):
+    """GRPOTrainer's advantages of rewards [K B]: the whole of its method, around a sampler that wrote one token."""
+    from trl import GRPOTrainer
+
+    args = SimpleNamespace(
+        per_device_train_batch_size=B, steps_per_generation=1, gradient_accumulation_steps=1,
+        gradient_checkpointing_kwargs=None,
+    )  # fmt: skip
+    ones, names = [[1]] * B, [str(k) for k in range(len(values))]
+    made = bare(
+        GRPOTrainer, model=StandIn(None), args=args, environment_factories=None, environments=None, tools=None,
+        pad_to_multiple_of=None, mask_truncated_completions=False, num_iterations=1, use_vllm=False, beta=0.0,
+        num_generations=group, multi_objective_aggregation=aggregation, scale_rewards="group", reward_funcs=names,
+        reward_func_names=names, reward_weights=torch.tensor(weights), _is_vlm=False, _pending_extra_logs={},
+        _pending_metrics={}, _tokenizer=SimpleNamespace(pad_token_id=0), log_multimodal=False,
+        _logs=defaultdict(list, rewards=defaultdict(list)),
+        _generate=lambda prompts: (ones, ones, None, [""] * B, None, {}, None, None),
+        _calculate_rewards=lambda *_: torch.tensor(values.T),
+    )  # fmt: skip
+    return made._generate_and_score_completions([{"prompt": ""}] * B)["advantages"].numpy()
 
 
 def rloo(x):
@@ -190,8 +221,14 @@ CURRENT = {
             ("dr_grpo", lambda x: grpo(x, "dr_grpo", max_tokens=10, **CLIP)[0], {"max_tokens": 10.0, **CLIP}),
             ("sapo", lambda x: grpo(x, "sapo")[0], {}),
             ("gspo", lambda x: grpo(x, "grpo", level="sequence", **NARROW)[0], NARROW),
+            ("luspo", lambda x: grpo(x, "luspo", level="sequence", **NARROW)[0], NARROW),
+            ("gmpo", lambda x: gmpo(x, **WIDE)[0], WIDE),
         )
     },
+    "luspo": ("replies", lambda x: grpo(x, "luspo", level="sequence", **NARROW), one("luspo", **NARROW)),
+    "gmpo": ("replies", lambda x: gmpo(x, **WIDE), one("gmpo", **WIDE)),
+    "vespo": ("replies", lambda x: grpo(x, "vespo"), one("vespo")),
+    "vespo_masked": ("masked", lambda x: grpo(x, "vespo")[0], one("vespo")),
     "reinforce": (  # at ratio 1 no bound holds, and CISPO is REINFORCE
         "tokens", lambda x: grpo(x, "cispo", clip_high=5.0, per_token=True, on_policy=True), one("reinforce"),
     ),
@@ -213,6 +250,11 @@ RETIRED = {
     "nash_md_score": ("replies", lambda x: nash_md(x, tau=0.0), one("nash_md", tau=0.0)),
     "nash_md": ("single", lambda x: nash_md(x, tau=0.3), one("nash_md", tau=0.3)),
 }
-# The values are other functions with the same slope: the mean of A and not of A log pi, and a held log-ratio times
-# log pi where ours is half a square.
-GRADIENT_ONLY = ("rloo", "nash_md")
+# Advantages of the record "rewards": {case: settings of TRL's}
+ADVANTAGES = {
+    "gdpo": dict(aggregation="normalize_then_sum", weights=[1.0, 0.5, -0.3], group=3),
+    "grpo_sum": dict(aggregation="sum_then_normalize", weights=[1.0, 0.5, -0.3], group=3),
+}
+# The values are other functions with the same slope: the mean of A and not of A log pi, a held log-ratio times log pi
+# where ours is half a square, and a geometric mean of no ratio, which is 1 and weighs the advantage of row 2.
+GRADIENT_ONLY = ("rloo", "nash_md", "gmpo_masked")

@@ -12,6 +12,7 @@ class Accelerator:
     device = torch.device("cpu")
     use_distributed = False
     num_processes = 1
+    process_index = 0
     gather = gather_for_metrics = staticmethod(lambda x: x)
     reduce = staticmethod(lambda x, reduction: x)
 

@@ -1,15 +1,20 @@
 """Every critic-free recipe from its config: two iterations on the tiny policy, rewarded by the gold program."""
 
+import shutil
+
+import jax
 import numpy as np
 import pytest
 from errors import refuses
 from stage_runs import file_config, metrics
 
+from alignax.checkpoint import load_params
 from alignax.config import ConfigError
 from alignax.stages import online, probe
 from configs.world.online import RECIPES
 from tests.marks import quick
 
+GOLD = "alignax.worlds.gold:gold"
 RIVALS = ("remax", "vbon", "nash_md", "xpo")  # compared with the reply of another policy
 
 
@@ -17,7 +22,11 @@ def config(run, recipe, **values):
     """The recipe of configs/world, made tiny, with these settings."""
     c = file_config(f"world/online.py:{recipe}")
     c.init_from, c.total_steps, c.eval_every_steps, c.save_every_steps = str(run / "sft"), 2, 0, 2
-    c.reward_from, c.reward, c.probe = "", "alignax.worlds.gold:gold", probe.get_config()
+    c.reward_from, c.probe = "", probe.get_config()
+    if c.rewards:
+        c.rewards.judge = dict(function=GOLD, weight=1.0)
+    else:
+        c.reward = GOLD
     c.data.count, c.max_new_tokens, c.batch_size = 64, 24, 8
     for name, value in values.items():
         c[name] = value
@@ -59,6 +68,41 @@ def test_further_terms_a_correction_and_a_length_penalty(run, tmp_path):
     want = full[0]["objective/scores"] - full[0]["completions/mean_length"] / 24
     assert full[0]["objective/rlhf_reward"] == pytest.approx(want, rel=1e-4)
     assert full[0]["objective/scores"] == plain[0]["objective/scores"]
+
+
+MOVING = dict(
+    ema=0.75,
+    reference_args=dict(alpha=0.5, every=1),
+    terms=dict(entropy=dict(coefficient=0.0)),
+    entropy_controller="adaptive_entropy",
+    entropy_controller_args=dict(target=100.0),
+)
+
+
+def test_a_run_saves_the_average_of_its_policy_where_it_keeps_one(run, tmp_path):
+    """One iteration with a decay of 0.75, beside a reference and an entropy's coefficient that move after it."""
+    plain, averaged = (
+        online.run(config(run, "grpo", total_steps=1, **values), tmp_path / name)
+        for name, values in (("plain", {}), ("averaged", MOVING))
+    )
+    first, learnt, saved = (load_params(folder / "params") for folder in (run / "sft", plain, averaged))
+    want = jax.tree.map(lambda a, b: 0.75 * np.asarray(a) + 0.25 * np.asarray(b), first, learnt)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), saved, want)
+    moved = jax.tree.map(lambda a, b: np.abs(np.asarray(a) - np.asarray(b)).max(), learnt, saved)
+    assert max(jax.tree.leaves(moved)) > 1e-4
+    assert metrics(averaged)[0]["objective/entropy_coef"] == 0.0
+
+
+@pytest.mark.slow  # through the arrays of a checkpoint: train/test_moving.py
+def test_what_moves_goes_on_from_the_last_save(run, tmp_path):
+    """Killed after its second iteration and before anything of it was kept: the same average, bit for bit."""
+    c = config(run, "grpo", save_every_steps=1, **MOVING)
+    whole = load_params(online.run(c, tmp_path / "x") / "params")
+    for name in ("params", "steps/2"):
+        shutil.rmtree(tmp_path / "x" / name)
+    (tmp_path / "x/manifest.json").unlink()
+    jax.tree.map(np.testing.assert_array_equal, load_params(online.run(c, tmp_path / "x") / "params"), whole)
+    assert [row["objective/entropy_coef"] for row in metrics(tmp_path / "x")] == pytest.approx([0.0, 0.005])
 
 
 def test_the_config_names_its_recipes():
@@ -142,6 +186,15 @@ def test_the_config_names_its_recipes():
             "kl_coef = 0.0:",
             "adaptive_kl",
         ),
+        ("gdpo", dict(samples_per_prompt=1), "samples_per_prompt = 1:", "others"),
+        (
+            "gdpo",
+            dict(scoring_args=dict(clip=5.0)),
+            "config.scoring_args.normalize = True:",
+            "alignax.rewards.style:ended",
+        ),
+        ("gdpo", dict(kl_coef=0.1), "config.kl_coef = 0.1:", "kl_placement to 'loss'"),
+        ("gdpo", dict(advantage_args=dict(weights={})), "config.advantage_args.weights:", "argument"),
         ("grpo", dict(update_args=dict(minibatches=0)), "config.update_args.minibatches = 0:", "1"),
         ("grpo", dict(loss="kl_cov", update_args=dict(microbatches=2)), "'kl_cov'", "rows"),
     ],

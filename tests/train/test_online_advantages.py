@@ -85,6 +85,80 @@ def test_a_lone_scored_reply_has_no_baseline_and_teaches_nothing(options):
     np.testing.assert_array_equal(best.mask.any(1), [False, True, False, False])
 
 
+WEIGHTS = {"right": 1.0, "brief": 1.0}
+
+
+def decoupled(right, brief, weights=WEIGHTS, mask=MASK, **options):
+    """GDPO's (advantage of each row, rollout, metrics) for two rewards of four replies to two prompts."""
+    rewards = {"right": jnp.array(right), "brief": jnp.array(brief)}
+    score = sum(weight * rewards[name] for name, weight in weights.items())
+    one = rollout().replace(rewards=rewards)
+    found, _, metrics = advantages.gdpo(one, score, jnp.float32(0), group=2, weights=weights, **options)
+    return np.asarray(found.advantage[:, 1]), found, metrics
+
+
+def test_gdpo_tells_groups_apart_whose_sums_are_standardised_to_the_same():
+    """Figure 2 of Liu et al. 2026: sums (0, 1) and (0, 2), of which the second is better in both rewards."""
+    right, brief = [0.0, 1.0, 0.0, 1.0], [0.0, 0.0, 0.0, 1.0]
+    one = 0.5 / (0.5**0.5 + 1e-4)  # 0 and 1: mean 1/2, sd sqrt(1/2)
+    grpo = estimate(advantages.group_baseline, scores=jnp.array(right) + jnp.array(brief), baseline="standardise")[0]
+    np.testing.assert_allclose(grpo.advantage[:, 1], [-one, one, -one, one], rtol=1e-3)
+    got, found, metrics = decoupled(right, brief, whiten_advantages=False)
+    np.testing.assert_allclose(got, [-one, one, -2 * one, 2 * one], rtol=1e-6)
+    assert metrics["frac_reward_zero_std"] == 0 and metrics["objective/rlhf_reward"] == 0.75
+    np.testing.assert_array_equal(found.mask, MASK)
+    # whitened: mean 0, and variance (1 + 1 + 4 + 4) / 3 in units of one^2, over replies and not over tokens
+    np.testing.assert_allclose(decoupled(right, brief)[0], np.array([-1, 1, -2, 2]) / (10 / 3) ** 0.5, rtol=2e-4)
+
+
+def test_weights_of_gdpo_come_after_the_division_by_the_spread():
+    right, brief = [0.0, 1.0, 0.0, 1.0], [100.0, 0.0, 0.0, 300.0]
+    of = lambda apart: apart / 2 / (apart / 2**0.5 + 1e-4)  # of the better of two replies  # noqa: E731
+    got = decoupled(right, brief, {"right": 1.0, "brief": 0.5}, whiten_advantages=False)[0]
+    np.testing.assert_allclose(got[1::2], [of(1) - 0.5 * of(100), of(1) + 0.5 * of(300)], rtol=1e-5)
+    np.testing.assert_array_equal(got[::2], -got[1::2])
+    # rewards that say the opposite with the same weight teach nothing, and that is counted
+    got, _, metrics = decoupled([0.0, 1.0, 0.0, 1.0], [1.0, 0.0, 0.0, 1.0])
+    assert not got[:2].any() and metrics["frac_reward_zero_std"] == 0.5
+
+
+def test_gdpo_of_one_reward_is_grpo():
+    score = jnp.array([1.0, 3.0, 5.0, 7.5])
+    grpo = estimate(advantages.group_baseline, scores=score, baseline="standardise")[0]
+    for brief, weights in ((score, {"brief": 1.0}), (jnp.array([jnp.nan, 1, 2, 3]), {"right": 1.0, "brief": 0.0})):
+        rewards = {"right": score, "brief": brief}
+        one = rollout().replace(rewards=rewards)
+        options = dict(group=2, weights=weights, whiten_advantages=False)
+        got = advantages.gdpo(one, score, jnp.float32(0), **options)[0]
+        np.testing.assert_array_equal(got.advantage, grpo.advantage)
+
+
+def test_gdpo_leaves_out_a_reply_without_one_of_its_rewards():
+    """A group of three, of which one lacks a reward: the other two are as they would be alone."""
+    three = jax.tree.map(lambda x: jnp.concatenate([x, x[:2]]), rollout())  # six rows
+    right, brief = jnp.array([0.0, 1, 9, 0, 1, 4]), jnp.array([0.0, 0, jnp.nan, 0, 1, 4])
+    kept = np.array([0, 1, 3, 4, 5])
+
+    def learnt(right, brief):
+        one = three.replace(rewards={"right": right, "brief": brief})
+        return advantages.gdpo(one, right + brief, jnp.float32(0), group=3, weights=WEIGHTS)[0]
+
+    got, other = learnt(right, brief), learnt(right.at[2].set(-50.0), brief)
+    assert not got.mask[2].any() and np.isfinite(got.advantage).all() and not np.any(got.advantage[2])
+    np.testing.assert_array_equal(got.advantage, other.advantage)  # nothing of the row is in a statistic
+    of_two = 0.5 / (0.5**0.5 + 1e-4)
+    raw = np.array([-of_two, of_two, *(2 * (np.array([0, 1, 4]) - 5 / 3) / ((13 / 3) ** 0.5 + 1e-4))])
+    want = (raw - raw.mean()) / (raw.std(ddof=1) + 1e-4)
+    np.testing.assert_allclose(got.advantage[kept, 1], want, rtol=1e-5)
+    assert got.mask[kept].any(1).all()
+
+
+def test_gdpo_refuses_a_group_of_one():
+    one = rollout().replace(rewards={"right": SCORES})
+    with refuses(ValueError, "group = 1:", "2 replies"):
+        advantages.gdpo(one, SCORES, jnp.float32(0), group=1, weights={"right": 1.0})
+
+
 def with_critic():
     return rollout().replace(old_value=jnp.asarray(MASK * np.array([[0.5, -1.0, 2.0]]), jnp.float32))
 
@@ -121,9 +195,11 @@ def test_a_kl_that_is_not_finite_masks_its_row_too():
 @pytest.mark.parametrize("name", [*names_of("alignax.train.advantages")])
 def test_a_batch_without_any_score_teaches_nothing_and_reads_as_zeros(name):
     record = with_critic().replace(source=jnp.array([0, 1, 0, 1]) if name in OPPONENTS else None)
-    found, kl, metrics = getattr(advantages, name)(
-        record, jnp.full(4, jnp.nan), jnp.float32(0.1), kl_in_reward=True, group=2
-    )
+    if name == "gdpo":
+        record, given = record.replace(rewards={"right": jnp.full(4, jnp.nan)}), {"weights": {"right": 1.0}}
+    else:
+        given = {"kl_in_reward": True}
+    found, kl, metrics = getattr(advantages, name)(record, jnp.full(4, jnp.nan), jnp.float32(0.1), group=2, **given)
     assert not found.mask.any() and not found.advantage.any()
     assert np.isfinite([*metrics.values()]).all() and np.isfinite(kl)
 
