@@ -68,7 +68,7 @@ def check_signature(reward: Bound, key: str) -> None:
     except TypeError as error:
         raise ConfigError(
             f"config.{key} = {reward.name!r}: {error}; expected (row, completion, *, finished, ...) -> a number, None "
-            'where there is none, or parts with a "total"'
+            'where there is none, or parts with a "total"; or (rows, completions, *, finished, ...) -> a list of these'
         ) from None
     except ValueError:  # a builtin that does not say
         pass

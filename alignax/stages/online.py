@@ -12,7 +12,8 @@ from alignax.config import plain
 from alignax.data.arrays import fingerprint
 from alignax.data.encode import prompt_rows
 from alignax.rewards.config import Reward, rewards_of
-from alignax.rewards.text import Workers
+from alignax.rewards.text import Trouble
+from alignax.rewards.workers import Workers
 from alignax.sampling.sampler import sampler
 from alignax.stages import fitting, folder, inputs, lengths, outside, parents, plans, probe, programs, roles
 from alignax.stages.algorithm import algorithm_of, trial
@@ -63,6 +64,10 @@ def get_config() -> ConfigDict:
     c.reward_timeout_s = (
         300.0  # seconds for those of a batch; a reply that is not scored then has no score. 0: no limit
     )
+    c.reward_retries = 0  # calls again of a reward over text that raises or gives no number
+    # one that goes on failing: "stop" ends the run, which goes on from its last checkpoint; "missing": the replies of
+    # that call have no score, and are counted in rewards/NAME/failed
+    c.reward_failure = "stop"
     c.scoring_args = ConfigDict()  # of alignax.train.scores.shape_scores
     c.samples_per_prompt = 1  # replies to each prompt of a batch; a group estimator needs 2 or more
     # in scoring and learning each prompt stands once before all its replies, as branches of one row: worth it where
@@ -121,6 +126,8 @@ class Plan(plans.Learning):
     rewards: dict[str, Reward]
     reward_workers: int = static()
     reward_timeout_s: float = static()
+    reward_retries: int = static()
+    reward_failure: str = static()
     max_prompt_length: int = static()
     slots: int = static()
     oversample: int = static()
@@ -146,6 +153,8 @@ def plan(config: Any, prefix: str = "") -> Plan:
     rewards, watch = rewards_of(r), probe.plan(r.probe, r.template)
     r.require(r.reward_workers >= 1, "reward_workers", "expected a number of threads, 1 or more")
     r.require(r.reward_timeout_s >= 0, "reward_timeout_s", "expected seconds, or 0 for no limit")
+    r.require(r.reward_retries >= 0, "reward_retries", "expected a number of further calls, 0 or more")
+    r.one_of("reward_failure", ("stop", "missing"))
     if r.lora_args:
         plans.check_lora(r)
     fields = plans.shared(r, batches={"batch_size": r.batch_size} | probe.batches(watch))
@@ -185,7 +194,8 @@ def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan |
     on_device = programs.on_device(p.algorithm, {name: model for name, (model, _) in loaded.rewards.items()})
     on_host = {name: one.function for name, one in p.rewards.items() if one.function}
     workers = Workers(p.reward_workers, p.reward_timeout_s)
-    scorer = programs.text_scorer(on_host, rows, own, p.algorithm.group, workers) if on_host else None
+    trouble = Trouble(p.reward_retries, p.reward_failure == "missing")
+    scorer = programs.text_scorer(on_host, rows, own, p.algorithm.group, workers, trouble) if on_host else None
     engine = outside.producer(stage, actors, frozen, tokenizer, mesh) if p.engine else None
     if scorer or engine:
         step_fn = programs.two_programs(p.algorithm, actors, on_device, scorer, frozen, state, mesh, engine)

@@ -5,16 +5,19 @@ Every program has the frozen arrays as arguments, each once (`roles.shared`), an
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from rich.markup import escape
 
 from alignax import forward, host, sharding
 from alignax.log import console
 from alignax.ops.checks import needs
-from alignax.rewards.text import TextReward, Workers, score_texts
+from alignax.rewards.text import STOP, AnyReward, Scores, Trouble, score_texts
+from alignax.rewards.workers import Workers
 from alignax.sampling.sampler import Sampler
 from alignax.stages.roles import shared
 from alignax.train import online
@@ -22,9 +25,16 @@ from alignax.train.algorithm import Actors, Algorithm, Score
 from alignax.train.state import OnlineState
 from alignax.types import Model, Rollout
 
-HostScore = Callable[[Rollout, dict], dict[str, np.ndarray]]  # of own rows, with the prompts that they answer
+HostScore = Callable[[Rollout, dict], "Said"]  # of own rows, with the prompts that they answer
 Step = Callable[[OnlineState, dict], tuple[OnlineState, dict]]
 Produce = Callable[[OnlineState, dict], tuple[Rollout, dict]]  # (state, prompts) -> (rollout, metrics)
+
+
+class Said(NamedTuple):
+    """What rewards over text say of a process's own rows, by their names."""
+
+    scores: dict[str, Any]  # [B], nan where there is none
+    failed: dict[str, Any]  # [B]: it was asked and did not score the reply: it raised, gave no number or was late
 
 
 def on_device(algorithm: Algorithm, models: dict[str, Model]) -> Score:
@@ -59,7 +69,7 @@ def two_programs(
     are left out by their scores: theirs need not be computed at all.
     """
     arrays, tree = shared(frozen)
-    of_text = on_host or (lambda rollout, prompts: {})
+    of_text = on_host or (lambda rollout, prompts: Said({}, {}))
 
     def sampled(state, arrays, prompts):
         key, frozen = jax.random.wrap_key_data(state.key), tree(arrays)
@@ -73,8 +83,11 @@ def two_programs(
         critic = state.critic.params if state.critic else None
         return online.annotate(algorithm, actors, tree(arrays), state.policy.params, critic, rollout)
 
-    def learnt(state, arrays, rollout, rewards):
-        return online.learn(algorithm, actors, tree(arrays), state, online.scored(algorithm, rollout, rewards))
+    def learnt(state, arrays, rollout, rewards, said):
+        scored = online.scored(algorithm, rollout, rewards | said.scores)
+        state, metrics = online.learn(algorithm, actors, tree(arrays), state, scored)
+        failed = {f"rewards/{name}/failed": jnp.sum(x, dtype=jnp.float32) for name, x in said.failed.items()}
+        return state, metrics | failed
 
     # each process reads its own rows
     rows: dict[str, Any] = {"out_shardings": sharding.batch_sharding(mesh)} if mesh else {}
@@ -87,40 +100,52 @@ def two_programs(
         rollout, metrics = outside(state, prompts)
         return rollout, judge(arrays, rollout), metrics
 
-    def read(rollout: Rollout, prompts: dict) -> dict[str, jax.Array]:
+    def read(rollout: Rollout, prompts: dict) -> Said:
         (finished,) = needs(rollout, "finished")
-        found = host.together(lambda: of_text(rollout, prompts))
-        return {name: host.rows_like(x, finished) for name, x in found.items()}
+        said = host.together(lambda: of_text(rollout, prompts))
+        return jax.tree.map(lambda x: host.rows_like(x, finished), said)
 
     def step(state: OnlineState, prompts: dict) -> tuple[OnlineState, dict]:
         rollout, rewards, of_sampler = produced(state, prompts)
         noted = rollout if algorithm.keep else annotate(state, arrays, rollout)  # goes on while the host reads
-        state, metrics = learn(state, arrays, noted, rewards | read(rollout, prompts))
+        state, metrics = learn(state, arrays, noted, rewards, read(rollout, prompts))
         return state, of_sampler | metrics
 
     return step
 
 
 def text_scorer(
-    rewards: Mapping[str, TextReward], rows: list[dict], sampler: Sampler, group: int, workers: Workers
-) -> HostScore:
+    rewards: Mapping[str, AnyReward], rows: list[dict], sampler: Sampler, group: int, workers: Workers,
+    trouble: Trouble = STOP,
+) -> HostScore:  # fmt: skip
     """Rewards over text of this process's rows; a reply finds its row of the data by the id that came with its prompt.
 
-    One that a reward cannot score (None or nan), or does not in time, has the score nan.
+    One that a reward cannot score (None or nan), or does not in time, has the score nan, and so has one where it fails
+    and `trouble` allows for it.
     """
 
-    def score(rollout: Rollout, prompts: dict) -> dict[str, np.ndarray]:
+    def score(rollout: Rollout, prompts: dict) -> Said:
         needed = (rollout.tokens, rollout.mask, rollout.finished, prompts["row"])  # no more leaves the device
         tokens, mask, finished, ids = map(host.own_rows, needed)
         completions, ids = sampler.texts_of(tokens, mask), np.repeat(ids, group)
-        of = [rows[row] for row in ids]
-        out = {}
+        of, said = [rows[row] for row in ids], Said({}, {})
         for name, reward in rewards.items():
-            out[name], late = score_texts(reward, of, completions, finished, workers)
-            if late:
-                slow = f"did not score {len(late)} of {len(ids)} replies in {workers.timeout_s:g} s"
-                first = f"the first of them to row {ids[late[0]]} of the data: they teach nothing"
-                console.print(f"[yellow]the reward {name!r} {slow}, {first}[/]")
-        return out
+            found = score_texts(reward, of, completions, finished, workers, group=group, trouble=trouble)
+            report(name, found, ids, workers.timeout_s)
+            said.scores[name], said.failed[name] = found.values, np.zeros(len(ids), bool)
+            said.failed[name][[*found.late, *found.failed]] = True
+        return said
 
     return score
+
+
+def report(name: str, found: Scores, ids: np.ndarray, timeout_s: float) -> None:
+    """Says on the console which replies a reward has not scored, late or failed: the first of each by its row."""
+    first = lambda some: f"the first of them to row {ids[min(some)]} of the data"  # noqa: E731
+    if found.late:
+        slow = f"did not score {len(found.late)} of {len(ids)} replies in {timeout_s:g} s"
+        console.print(f"[yellow]the reward {name!r} {slow}, {first(found.late)}: they teach nothing[/]")
+    if found.failed:
+        error = found.failed[min(found.failed)]
+        why = escape(f"{first(found.failed)}: {type(error).__name__}: {error}")
+        console.print(f"[yellow]the reward {name!r} failed on {len(found.failed)} of {len(ids)} replies, {why}[/]")
