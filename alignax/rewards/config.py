@@ -1,4 +1,8 @@
-"""The rewards of a config: `rewards = {name: {function | from, ..., weight}}`, or one by keys of its own."""
+"""The rewards of a config: `rewards = {name: {function | from, ..., weight}}`, or one by keys of its own.
+
+With `from` and `function` together it is an ensemble, which the function makes one number of: several folders, or the
+heads of one.
+"""
 
 import inspect
 import math
@@ -14,13 +18,14 @@ OWN = ("weight", "from", "function", "attributes", "of")  # keys of a reward; th
 
 @plan_record
 class Reward:
-    """One reward of a plan: a function of text, a reward model that is a parent, or one made of others."""
+    """One reward of a plan: a function of text, a reward model or several that are parents, or one made of others."""
 
     weight: Scalar = 1.0
     function: Bound | None = None  # (row, completion, *, finished) -> number, parts or None
-    combine: Bound | None = None  # ([K B] of other rewards) -> [B]: of `rewards.combine`
-    of: tuple[str, ...] = static(default=())  # their names
-    role: str = static(default="")  # of the reward model among the parents
+    combine: Bound | None = None  # ([K B] of other rewards, or of the members of an ensemble) -> [B]
+    of: tuple[str, ...] = static(default=())  # the names of the others
+    role: str = static(default="")  # of the reward model among the parents; of members role.0, role.1, ...
+    members: int = static(default=0)  # folders of an ensemble; 0: one, whose heads are its members if it is one
     attributes: Args = static(default=Args())  # weights of what it rates
     key: str = static(default="")  # of the config: the arguments of the function, or the weights of the attributes
 
@@ -79,7 +84,7 @@ def one_of(name: str, args: Any, key: str) -> Reward:
     if not name.isidentifier():
         raise ConfigError(f"config.{key}: expected a name such as 'helpful' for a reward, of letters, digits and _")
     made = isinstance(args, Mapping) and "of" in args
-    if not isinstance(args, Mapping) or (bool(args.get("from")) == bool(args.get("function")) and not made):
+    if not isinstance(args, Mapping) or not (args.get("from") or args.get("function") or made):
         raise ConfigError(
             f"config.{key} = {args!r}: expected dict(function=..., weight=...), a reward over text with its arguments, "
             "or {'from': folder, 'weight': ...}, a reward model"
@@ -89,6 +94,8 @@ def one_of(name: str, args: Any, key: str) -> Reward:
         raise ConfigError(f"config.{key}.weight = {weight}: expected a finite number")
     if made:
         return combined(args, weight, key)
+    if args.get("from") and args.get("function"):
+        return ensemble(name, args, weight, key)
     if args.get("function"):
         own = {name: value for name, value in args.items() if name not in ("weight", "function")}
         function = bound(args["function"], own, key=f"{key}.function", args_key=key, given=("finished",))
@@ -97,7 +104,10 @@ def one_of(name: str, args: Any, key: str) -> Reward:
     if unknown := set(args) - set(OWN):
         raise ConfigError(f"config.{key}.{min(unknown)}: a reward model takes 'from', 'weight' and 'attributes' alone")
     if not isinstance(args["from"], str) or not isinstance(args.get("attributes", {}), Mapping):
-        raise ConfigError(f"config.{key} = {args!r}: expected a folder under 'from', and weights under 'attributes'")
+        raise ConfigError(
+            f"config.{key} = {args!r}: expected a folder under 'from', and weights under 'attributes'; with several "
+            "folders a function of alignax.rewards.combine as well"
+        )
     return Reward(
         weight=weight, role=f"reward.{name}", attributes=Args(args.get("attributes", {})), key=f"{key}.attributes"
     )
@@ -114,3 +124,29 @@ def combined(args: Mapping[str, Any], weight: Scalar, key: str) -> Reward:
     own = {name: value for name, value in args.items() if name not in ("weight", "function", "of")}
     function = bound(args["function"], own, key=f"{key}.function", args_key=key)
     return Reward(weight=weight, combine=function, of=tuple(of), key=key)
+
+
+def ensemble(name: str, args: Mapping[str, Any], weight: Scalar, key: str) -> Reward:
+    """One number of what the members of an ensemble say: several reward models, or one with heads. Raises ConfigError.
+
+    Each rates with its own attributes' weights of 1, or with one score.
+    """
+    folders, several = args["from"], not isinstance(args["from"], str)
+    if several and (len(folders) < 2 or not all(isinstance(one, str) and one for one in folders)):
+        raise ConfigError(
+            f"config.{key}.from = {folders!r}: expected the folders of 2 reward models or more, or of one"
+        )
+    if several and len(set(folders)) < len(folders):
+        raise ConfigError(f"config.{key}.from = {folders!r}: expected different folders")
+    own = {name: value for name, value in args.items() if name not in ("weight", "function", "from")}
+    function = bound(args["function"], own, key=f"{key}.function", args_key=key)
+    try:
+        inspect.signature(function.function).bind(None, **function.options, **function.numbers)
+    except TypeError as error:
+        raise ConfigError(
+            f"config.{key}.function = {function.name!r}: {error}; with 'from' expected a function of what its members "
+            "say [K B], as those of alignax.rewards.combine"
+        ) from None
+    return Reward(
+        weight=weight, combine=function, role=f"reward.{name}", members=len(folders) if several else 0, key=key
+    )

@@ -189,7 +189,7 @@ def critic_of(r: Reader, advantage: Bound, rewards: dict[str, Reward], defaults:
         return None
     if learns is False:
         raise r.error("critic_init", f"advantage {r.advantage!r} has no critic; set critic_init to 'none'")
-    if how == "reward" and sum(bool(one.role) for one in rewards.values()) != 1:
+    if how == "reward" and sum(bool(one.role and not one.combine) for one in rewards.values()) != 1:
         raise r.error(
             "critic_init",
             "it needs config.reward_from, one reward model to start from; with a text reward, or several models, use "
@@ -273,8 +273,12 @@ def trial(algorithm: Algorithm) -> Any:
 
     def whole(policy: Any, critic: Any, prompts: Any) -> Any:
         state = online.start(algorithm, policy, critic, 0)
-        given = [name for name in algorithm.weights if name not in algorithm.combined]
-        score = lambda frozen, rollout: dict.fromkeys(given, jnp.zeros(rollout.tokens.shape[0]))  # noqa: E731
+        made = algorithm.combined
+        given = {name: (2,) if name in made else () for name in algorithm.weights}
+        given = {name: members for name, members in given.items() if name not in made or not made[name].of}
+        score = lambda frozen, rollout: {  # noqa: E731
+            name: jnp.zeros((rollout.tokens.shape[0], *members)) for name, members in given.items()
+        }
         return online.iteration(algorithm, actors, score, state, {"reference": policy}, prompts)
 
     return plans.tried(whole, policy, params if algorithm.value else None, prompts)

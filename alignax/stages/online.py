@@ -203,7 +203,8 @@ def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan |
         step_fn = programs.one_program(p.algorithm, actors, on_device, frozen, state)
 
     # ---- train
-    proxy = next(iter(loaded.rewards.values())) if len(loaded.rewards) == 1 else None
+    alone = [found for name, found in loaded.rewards.items() if not p.rewards[name].combine]
+    proxy = alone[0] if len(loaded.rewards) == len(alone) == 1 else None
     watch = probe.build(stage, p.probe, loaded.model, tokenizer, mesh, proxy=proxy, bases=loaded.bases)
     base = loaded.base["policy"] if loaded.base else {}
     measured = (lambda s: probe.summary(watch.measure(base | s.policy.params, loaded.reference))) if watch else None

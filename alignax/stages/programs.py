@@ -16,6 +16,7 @@ from rich.markup import escape
 from alignax import forward, host, sharding
 from alignax.log import console
 from alignax.ops.checks import needs
+from alignax.rewards import ensemble
 from alignax.rewards.text import STOP, AnyReward, Scores, Trouble, score_texts
 from alignax.rewards.workers import Workers
 from alignax.sampling.sampler import Sampler
@@ -38,11 +39,14 @@ class Said(NamedTuple):
 
 
 def on_device(algorithm: Algorithm, models: dict[str, Model]) -> Score:
-    """The rewards of models, {name: its model}, whose parameters are frozen["reward"]."""
+    """The rewards of models, {name: its model}, whose parameters are frozen["reward"]; of ensembles [B K]."""
+
+    def of(frozen: dict, name: str) -> Callable[..., jax.Array]:
+        params = frozen["reward"][name]
+        return partial(ensemble.scores if ensemble.is_ensemble(params) else forward.score, models[name], params)
 
     def score(frozen: dict, rollout: Rollout) -> dict[str, jax.Array]:
-        of = lambda name, model: partial(forward.score, model, frozen["reward"][name])  # noqa: E731
-        return {name: online.by_length(algorithm, rollout, of(name, model)) for name, model in models.items()}
+        return {name: online.by_length(algorithm, rollout, of(frozen, name)) for name in models}
 
     return score
 

@@ -15,8 +15,8 @@ from alignax.types import Model, Rollout
 class Score(Protocol):
     """A reward on the device."""
 
-    def __call__(self, frozen: dict, rollout: Rollout) -> dict[str, Float[Array, " B"]]:
-        """{name: one number for each row}, from the frozen parameters and the rollout."""
+    def __call__(self, frozen: dict, rollout: Rollout) -> dict[str, Float[Array, "B *K"]]:
+        """{name: one number for each row, or, of an ensemble, [B K]}, from the frozen parameters and the rollout."""
         ...
 
 
@@ -30,10 +30,10 @@ class Draw:
 
 @plan_record
 class Combined:
-    """A reward that is made of others."""
+    """A reward that is made of others, or of what the members of an ensemble say."""
 
     function: Bound  # ([K B]) -> [B]: of `rewards.combine`
-    of: tuple[str, ...] = static()  # their names
+    of: tuple[str, ...] = static(default=())  # the names of the others; (): it is an ensemble
 
 
 @plan_record

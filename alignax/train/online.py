@@ -100,17 +100,27 @@ def side_by_side(drawn: list[Rollout], replies: list[int]) -> Rollout:
     return jax.tree.map(join, *marked)
 
 
-def scored(algorithm: Algorithm, rollout: Rollout, rewards: dict[str, Float[Array, " B"]]) -> Rollout:
+def scored(algorithm: Algorithm, rollout: Rollout, rewards: dict[str, Float[Array, "B *K"]]) -> Rollout:
     """The rollout with its rewards, and their weighted sum as its score. Raises ValueError unless one is for each row.
 
-    A reward that is not finite is missing, and so is then the score; one of weight 0 is for the log alone.
+    A reward that is not finite is missing, and so is then the score; one of weight 0 is for the log alone. Of an
+    ensemble, whose members' scores are [B K], the standard deviation over them is logged beside what is made of them.
     """
-    parts = {name: one_for_each(part, rollout.tokens, name) for name, part in rewards.items()}
-    for name, one in algorithm.combined.items():
-        parts[name] = one_for_each(one.function(jnp.stack([parts[x] for x in one.of])), rollout.tokens, name)
+    parts = {name: one_for_each(part, rollout.tokens, name) for name, part in combined(algorithm, rewards).items()}
+    spread = {f"{name}/disagreement": jnp.std(x, axis=1) for name, x in rewards.items() if jnp.ndim(x) == 2}
     weighed = {name: jnp.where(jnp.asarray(w) == 0, 0.0, w * parts[name]) for name, w in algorithm.weights.items()}
     total = sum(weighed[name] for name in parts)
-    return rollout.replace(rewards=parts, score=total)
+    return rollout.replace(rewards=parts | spread, score=total)
+
+
+def combined(algorithm: Algorithm, rewards: dict[str, Float[Array, "B *K"]]) -> dict[str, Float[Array, " B"]]:
+    """The rewards with those that are made of members, and then of others."""
+    made = algorithm.combined
+    parts = {name: made[name].function(x.T) if name in made else x for name, x in rewards.items()}
+    for name, one in made.items():
+        if one.of:
+            parts[name] = one.function(jnp.stack([parts[x] for x in one.of]))
+    return parts
 
 
 def one_for_each(part: Any, tokens: Array, name: str) -> Array:
