@@ -210,6 +210,7 @@ class Rollout(Record):
     version: Int[Array, " B"] | None = None  # the step whose weights sampled the row
     score: Float[Array, " B"] | None = None  # the sum of its rewards; not finite: it has none
     rewards: dict[str, Float[Array, " B"]] | None = None  # the parts of the score, before their weights
+    step_rewards: Float[Array, "B T"] | None = None  # what of the score is of steps, weighted, at their last tokens
     sampler_logp: Float[Array, "B T"] | None = None  # under the sampler, where old_logp was recomputed by the learner
     raw_logp: Float[Array, "B T"] | None = None  # under the sampling policy, untempered and unfiltered
 

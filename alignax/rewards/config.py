@@ -4,6 +4,7 @@ With `from` and `function` together it is an ensemble, which the function makes 
 heads of one.
 """
 
+import dataclasses
 import inspect
 import math
 from collections.abc import Mapping
@@ -12,8 +13,11 @@ from typing import Any
 from alignax.bound import Args, Bound, bound, of_config, plan_record, static
 from alignax.config import ConfigError, Reader, typed
 from alignax.ops.checks import Scalar
+from alignax.rewards.steps import OF_LOGITS, is_stepwise
 
 OWN = ("weight", "from", "function", "attributes", "of")  # keys of a reward; the others are the function's arguments
+LIMITS = {"at_least": 1.0, "at_most": -1.0}  # keys of a constraint, and the sign of its margin
+DUAL = {"learning_rate": 0.1, "multiplier": 1.0, "max_multiplier": 10.0}  # further ones, and their defaults
 
 
 @plan_record
@@ -28,6 +32,9 @@ class Reward:
     members: int = static(default=0)  # folders of an ensemble; 0: one, whose heads are its members if it is one
     attributes: Args = static(default=Args())  # weights of what it rates
     key: str = static(default="")  # of the config: the arguments of the function, or the weights of the attributes
+    constraint: dict[str, Scalar] = dataclasses.field(default_factory=dict)  # of `train.algorithm.Constraint`; {}: none
+    per_step: str = static(default="")  # of a process reward model: what is made of its logits (`rewards.steps`)
+    step_ends: str = static(default="")  # the text with which a step ends; "": it is no reward of steps
 
 
 def rewards_of(r: Reader) -> dict[str, Reward]:
@@ -89,9 +96,21 @@ def one_of(name: str, args: Any, key: str) -> Reward:
             f"config.{key} = {args!r}: expected dict(function=..., weight=...), a reward over text with its arguments, "
             "or {'from': folder, 'weight': ...}, a reward model"
         )
+    if limits := set(args) & set(LIMITS):
+        if len(limits) > 1 or "weight" in args:
+            raise ConfigError(f"config.{key}: a constraint has 'at_least' or 'at_most', and no 'weight'")
+        dual = {name: args[name] for name in DUAL if name in args}
+        limit = limits.pop()
+        rest = {name: value for name, value in args.items() if name not in (*DUAL, limit)}
+        found = one_of(name, rest | {"weight": 0.0}, key)
+        if found.step_ends:
+            raise ConfigError(f"config.{key}.{limit}: a constraint is on the mean of a whole reply, not on its steps")
+        return dataclasses.replace(found, constraint=constraint(dual, limit, args[limit], key))
     weight = typed(args.get("weight", 1.0), float, key=f"{key}.weight")
     if isinstance(weight, float) and not math.isfinite(weight):
         raise ConfigError(f"config.{key}.weight = {weight}: expected a finite number")
+    if "step_ends" in args or "per_step" in args:
+        return stepwise(name, args, key)
     if made:
         return combined(args, weight, key)
     if args.get("from") and args.get("function"):
@@ -99,6 +118,8 @@ def one_of(name: str, args: Any, key: str) -> Reward:
     if args.get("function"):
         own = {name: value for name, value in args.items() if name not in ("weight", "function")}
         function = bound(args["function"], own, key=f"{key}.function", args_key=key, given=("finished",))
+        if is_stepwise(function):
+            raise ConfigError(f"config.{key}: {function.name!r} scores steps; say with what these end, step_ends='\\n'")
         check_signature(function, f"{key}.function")
         return Reward(weight=weight, function=function, key=key)
     if unknown := set(args) - set(OWN):
@@ -150,3 +171,39 @@ def ensemble(name: str, args: Mapping[str, Any], weight: Scalar, key: str) -> Re
     return Reward(
         weight=weight, combine=function, role=f"reward.{name}", members=len(folders) if several else 0, key=key
     )
+
+
+def constraint(dual: Mapping[str, Any], name: str, limit: Any, key: str) -> dict[str, Scalar]:
+    """The settings of a constraint. Raises ConfigError."""
+    found = {name: typed(value, float, key=f"{key}.{name}") for name, value in (DUAL | dict(dual)).items()}
+    for setting, value in found.items():
+        if isinstance(value, float) and not 0 < value < math.inf:
+            raise ConfigError(f"config.{key}.{setting} = {value}: expected a positive number")
+    limit = typed(limit, float, key=f"{key}.{name}")
+    if isinstance(limit, float) and not math.isfinite(limit):
+        raise ConfigError(f"config.{key}.{name} = {limit}: expected a finite number")
+    return found | {"limit": limit, "sign": LIMITS[name]}
+
+
+def stepwise(name: str, args: Mapping[str, Any], key: str) -> Reward:
+    """A reward of the steps of a reply: a process reward model's, or a function of their texts. Raises ConfigError."""
+    marker, kind = args.get("step_ends"), args.get("per_step", "")
+    if not isinstance(marker, str) or not marker:
+        raise ConfigError(f"config.{key}.step_ends = {marker!r}: expected the text with which a step ends, '\\n' say")
+    rest = {name: value for name, value in args.items() if name not in ("step_ends", "per_step")}
+    if args.get("from") and not args.get("function"):
+        if kind not in OF_LOGITS:
+            raise ConfigError(f"config.{key}.per_step = {kind!r}: expected one of {', '.join(map(repr, OF_LOGITS))}")
+        return dataclasses.replace(one_of(name, rest, key), per_step=kind, step_ends=marker)
+    if kind or "from" in args or "of" in args:
+        raise ConfigError(f"config.{key}.per_step is of a process reward model alone, {{'from': folder, ...}}")
+    own = {name: value for name, value in rest.items() if name not in ("weight", "function")}
+    function = bound(args["function"], own, key=f"{key}.function", args_key=key, given=("finished",))
+    if not is_stepwise(function):
+        raise ConfigError(
+            f"config.{key}.function = {function.name!r} takes no steps; with 'step_ends' expected (row, steps, *, "
+            "finished, ...) -> a number for each"
+        )
+    check_signature(function, f"{key}.function")
+    weight = typed(args.get("weight", 1.0), float, key=f"{key}.weight")
+    return Reward(weight=weight, function=function, key=key, step_ends=marker)

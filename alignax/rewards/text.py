@@ -110,13 +110,17 @@ def score_texts(
     return Scores(values, late, failed)
 
 
-def guarded(reward: AnyReward, trouble: Trouble) -> Callable:
-    """A call of the reward (rows, completions, finished) -> totals, or the exception that a missing score is for."""
+def guarded(reward: Callable, trouble: Trouble, read: Callable | None = None) -> Callable:
+    """A call of the reward (rows, completions, finished) -> what `read` makes of its value, totals unless given.
+
+    Or the exception that a missing score is for.
+    """
+    read = read or totals
 
     def act(*call: Any) -> Any:
         for left in range(trouble.retries, -1, -1):
             try:
-                return totals(reward, asked(reward, *call), *call)
+                return read(reward, asked(reward, *call), *call)
             except Exception as error:
                 if (failure := trouble.after(error, left)) is not None:
                     return failure
@@ -125,7 +129,7 @@ def guarded(reward: AnyReward, trouble: Trouble) -> Callable:
     async def act_async(*call: Any) -> Any:
         for left in range(trouble.retries, -1, -1):
             try:
-                return totals(reward, await asked(reward, *call), *call)
+                return read(reward, await asked(reward, *call), *call)
             except Exception as error:
                 if (failure := trouble.after(error, left)) is not None:
                     return failure
@@ -194,6 +198,11 @@ def parts_of(value: Any, completion: str, *, missing: bool) -> dict[str, float]:
     if "total" not in parts or not all(fits):
         raise ValueError(refusal)
     return parts
+
+
+def number(value: Any, text: str) -> float:
+    """A finite number, or nan for None. Raises ValueError for what is none."""
+    return parts_of({"total": value}, text, missing=True)["total"]
 
 
 def _number(value: Any) -> float:

@@ -23,7 +23,7 @@ from alignax.rewards.config import Reward
 from alignax.sampling.sampler import Sampler
 from alignax.stages import plans
 from alignax.train import online
-from alignax.train.algorithm import Actors, Algorithm, Combined, Draw
+from alignax.train.algorithm import Actors, Algorithm, Combined, Constraint, Draw
 from alignax.train.scores import shape_scores
 from alignax.train.updates import Updates, updates
 from alignax.types import Pair, Rollout
@@ -59,6 +59,8 @@ def algorithm_of(r: Reader, rewards: dict[str, Reward], defaults: dict[str, Any]
         keep=r.batch_size if r.oversample > 1 else 0,
         weights={name: reward.weight for name, reward in rewards.items()},
         combined={name: Combined(function=one.combine, of=one.of) for name, one in rewards.items() if one.combine},
+        constraints={name: Constraint(**one.constraint) for name, one in rewards.items() if one.constraint},
+        per_step=per_step_of(r, rewards),
         scoring=fixed(r, "scoring_args", shape_scores, {"max_tokens": r.max_new_tokens}),
         advantage=advantage,
         correction=correction_of(r),
@@ -73,6 +75,17 @@ def algorithm_of(r: Reader, rewards: dict[str, Reward], defaults: dict[str, Any]
         policy_optimizer=plans.optimizer(r, "optimizer", steps),
         value_optimizer=plans.optimizer(r, "value_optimizer", steps) if value else None,
     )
+
+
+def per_step_of(r: Reader, rewards: dict[str, Reward]) -> tuple[str, ...]:
+    """The names of the rewards of steps, whose numbers stay where they are."""
+    found = tuple(name for name, one in rewards.items() if one.step_ends)
+    if found and (r.scoring_args.get("normalize", True) or r.scoring_args.get("clip", 5.0)):
+        raise ConfigError(
+            f"config.{r.key('scoring_args')}: {found[0]!r} is a reward of steps, whose numbers stand at their tokens: "
+            "the score of a whole reply cannot be normalised or clipped beside it; set normalize=False, clip=0.0"
+        )
+    return found
 
 
 def filters_of(r: Reader) -> dict[str, Any]:
@@ -276,8 +289,9 @@ def trial(algorithm: Algorithm) -> Any:
         made = algorithm.combined
         given = {name: (2,) if name in made else () for name in algorithm.weights}
         given = {name: members for name, members in given.items() if name not in made or not made[name].of}
+        given |= dict.fromkeys(algorithm.per_step, (prompts["tokens"].shape[1] + algorithm.max_new_tokens,))
         score = lambda frozen, rollout: {  # noqa: E731
-            name: jnp.zeros((rollout.tokens.shape[0], *members)) for name, members in given.items()
+            name: jnp.zeros((len(rollout.tokens), *more)) for name, more in given.items()
         }
         return online.iteration(algorithm, actors, score, state, {"reference": policy}, prompts)
 

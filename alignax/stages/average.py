@@ -16,10 +16,8 @@ from alignax.stages.alike import check_alike
 from alignax.stages.plans import Declaration, Parent
 from alignax.types import Params
 
-# it makes what its members are
-STAGE = Declaration(
-    "average", plans.POLICY, {"member": Parent("members", makes=(plans.POLICY, plans.REWARD), reads=())}
-)
+MEMBER = Parent("members", makes=(plans.POLICY, plans.REWARD), reads=())
+STAGE = Declaration("average", plans.POLICY, {"member": MEMBER})  # or what its members are
 
 
 def get_config() -> ConfigDict:

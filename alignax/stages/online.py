@@ -191,11 +191,15 @@ def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan |
     # ---- produce and learn, as one program if the rewards are on the device
     build = lambda policy, critic: online.start(p.algorithm, policy, critic, p.seed)  # noqa: E731
     state = parents.place(build, loaded.policy, loaded.critic, mesh=mesh)
-    on_device = programs.on_device(p.algorithm, {name: model for name, (model, _) in loaded.rewards.items()})
+    steps = programs.step_marks(p.rewards, loaded.model, tokenizer)
+    frozen |= {"step_ends": {name: steps[name] for name in steps if name in loaded.rewards}} if steps else {}
+    per_step = {name: one.per_step for name, one in p.rewards.items() if one.per_step}
+    models = {name: model for name, (model, _) in loaded.rewards.items()}
+    on_device = programs.on_device(p.algorithm, models, per_step, own.ends)
     on_host = {name: one.function for name, one in p.rewards.items() if one.function}
     workers = Workers(p.reward_workers, p.reward_timeout_s)
     trouble = Trouble(p.reward_retries, p.reward_failure == "missing")
-    scorer = programs.text_scorer(on_host, rows, own, p.algorithm.group, workers, trouble) if on_host else None
+    scorer = programs.text_scorer(on_host, rows, own, p.algorithm.group, workers, trouble, steps) if on_host else None
     engine = outside.producer(stage, actors, frozen, tokenizer, mesh) if p.engine else None
     if scorer or engine:
         step_fn = programs.two_programs(p.algorithm, actors, on_device, scorer, frozen, state, mesh, engine)

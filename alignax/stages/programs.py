@@ -3,7 +3,7 @@
 Every program has the frozen arrays as arguments, each once (`roles.shared`), and donates the state.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,9 +14,12 @@ from jax.sharding import Mesh
 from rich.markup import escape
 
 from alignax import forward, host, sharding
+from alignax.config import ConfigError
 from alignax.log import console
 from alignax.ops.checks import needs
 from alignax.rewards import ensemble
+from alignax.rewards.config import Reward
+from alignax.rewards.steps import OF_LOGITS, marks, score_steps, step_ends, step_texts
 from alignax.rewards.text import STOP, AnyReward, Scores, Trouble, score_texts
 from alignax.rewards.workers import Workers
 from alignax.sampling.sampler import Sampler
@@ -34,21 +37,46 @@ Produce = Callable[[OnlineState, dict], tuple[Rollout, dict]]  # (state, prompts
 class Said(NamedTuple):
     """What rewards over text say of a process's own rows, by their names."""
 
-    scores: dict[str, Any]  # [B], nan where there is none
+    scores: dict[str, Any]  # [B], nan where there is none; [B T] of rewards of steps
     failed: dict[str, Any]  # [B]: it was asked and did not score the reply: it raised, gave no number or was late
 
 
-def on_device(algorithm: Algorithm, models: dict[str, Model]) -> Score:
-    """The rewards of models, {name: its model}, whose parameters are frozen["reward"]; of ensembles [B K]."""
+def on_device(
+    algorithm: Algorithm, models: dict[str, Model], per_step: Mapping[str, str] | None = None,
+    ends: Sequence[int] = (),
+) -> Score:  # fmt: skip
+    """The rewards of models, {name: its model}, whose parameters are frozen["reward"]; of ensembles [B K].
+
+    `per_step`, {name: what is made of its logits} (`rewards.steps.OF_LOGITS`): those of process reward models, [B T],
+    whose steps end at the ids that frozen["step_ends"] marks; `ends`: the ids that end a reply.
+    """
+    steps = per_step or {}
 
     def of(frozen: dict, name: str) -> Callable[..., jax.Array]:
         params = frozen["reward"][name]
-        return partial(ensemble.scores if ensemble.is_ensemble(params) else forward.score, models[name], params)
+        single = forward.verdicts if name in steps else forward.score
+        return partial(ensemble.scores if ensemble.is_ensemble(params) else single, models[name], params)
 
     def score(frozen: dict, rollout: Rollout) -> dict[str, jax.Array]:
-        return {name: online.by_length(algorithm, rollout, of(frozen, name)) for name in models}
+        found = {name: online.by_length(algorithm, rollout, of(frozen, name)) for name in models}
+        for name, kind in steps.items():
+            ends_BT = step_ends(rollout.tokens, rollout.mask, frozen["step_ends"][name], ends)
+            found[name] = jnp.where(ends_BT, OF_LOGITS[kind](found[name]), 0.0)
+        return found
 
     return score
+
+
+def step_marks(rewards: Mapping[str, Reward], model: Model, tokenizer: Any) -> dict[str, jax.Array]:
+    """{name: the ids that end a step} of the rewards of steps. Raises ConfigError for a marker that no token has."""
+    found = {}
+    for name, one in rewards.items():
+        if one.step_ends:
+            try:
+                found[name] = jnp.asarray(marks(tokenizer, model.config.padded_vocab, one.step_ends))
+            except ValueError as error:
+                raise ConfigError(f"config.rewards.{name}.{error}") from None
+    return found
 
 
 def one_program(algorithm: Algorithm, actors: Actors, score: Score, frozen: dict, state: OnlineState) -> Step:
@@ -88,7 +116,7 @@ def two_programs(
         return online.annotate(algorithm, actors, tree(arrays), state.policy.params, critic, rollout)
 
     def learnt(state, arrays, rollout, rewards, said):
-        scored = online.scored(algorithm, rollout, rewards | said.scores)
+        scored = online.scored(algorithm, rollout, rewards | said.scores, state.multipliers)
         state, metrics = online.learn(algorithm, actors, tree(arrays), state, scored)
         failed = {f"rewards/{name}/failed": jnp.sum(x, dtype=jnp.float32) for name, x in said.failed.items()}
         return state, metrics | failed
@@ -105,9 +133,9 @@ def two_programs(
         return rollout, judge(arrays, rollout), metrics
 
     def read(rollout: Rollout, prompts: dict) -> Said:
-        (finished,) = needs(rollout, "finished")
+        (finished,), tokens = needs(rollout, "finished"), rollout.tokens
         said = host.together(lambda: of_text(rollout, prompts))
-        return jax.tree.map(lambda x: host.rows_like(x, finished), said)
+        return jax.tree.map(lambda x: host.rows_like(x, finished if x.ndim == 1 else tokens), said)
 
     def step(state: OnlineState, prompts: dict) -> tuple[OnlineState, dict]:
         rollout, rewards, of_sampler = produced(state, prompts)
@@ -120,12 +148,12 @@ def two_programs(
 
 def text_scorer(
     rewards: Mapping[str, AnyReward], rows: list[dict], sampler: Sampler, group: int, workers: Workers,
-    trouble: Trouble = STOP,
+    trouble: Trouble = STOP, markers: Mapping[str, jax.Array] | None = None,
 ) -> HostScore:  # fmt: skip
     """Rewards over text of this process's rows; a reply finds its row of the data by the id that came with its prompt.
 
     One that a reward cannot score (None or nan), or does not in time, has the score nan, and so has one where it fails
-    and `trouble` allows for it.
+    and `trouble` allows for it. `markers`, {name: the ids that end a step}: of rewards of steps.
     """
 
     def score(rollout: Rollout, prompts: dict) -> Said:
@@ -134,9 +162,15 @@ def text_scorer(
         completions, ids = sampler.texts_of(tokens, mask), np.repeat(ids, group)
         of, said = [rows[row] for row in ids], Said({}, {})
         for name, reward in rewards.items():
-            found = score_texts(reward, of, completions, finished, workers, group=group, trouble=trouble)
+            if markers and name in markers:
+                ends = np.asarray(step_ends(jnp.asarray(tokens), jnp.asarray(mask), markers[name], sampler.ends))
+                steps = step_texts(sampler.texts_of, tokens, mask, ends)
+                values, found = score_steps(reward, of, steps, finished, ends, workers, trouble=trouble)
+            else:
+                found = score_texts(reward, of, completions, finished, workers, group=group, trouble=trouble)
+                values = found.values
             report(name, found, ids, workers.timeout_s)
-            said.scores[name], said.failed[name] = found.values, np.zeros(len(ids), bool)
+            said.scores[name], said.failed[name] = values, np.zeros(len(ids), bool)
             said.failed[name][[*found.late, *found.failed]] = True
         return said
 

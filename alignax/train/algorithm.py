@@ -1,5 +1,6 @@
 """What an online iteration is made of: functions with their settings, and the models that they run."""
 
+import dataclasses
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax.numpy as jnp
@@ -37,6 +38,17 @@ class Combined:
 
 
 @plan_record
+class Constraint:
+    """A reward that has to keep a limit in the mean; see `train.constraints`."""
+
+    limit: Scalar
+    sign: Scalar  # 1: at least the limit; -1: at most
+    learning_rate: Scalar = 0.1  # of the ascent of ln lambda
+    multiplier: Scalar = 1.0  # lambda at the start
+    max_multiplier: Scalar = 10.0
+
+
+@plan_record
 class Algorithm:
     """What an iteration does. Numbers are leaves: `jax.vmap` over algorithms is a sweep."""
 
@@ -49,6 +61,8 @@ class Algorithm:
     keep: int = static(default=0)  # groups to learn from, chosen among those sampled; 0 is all of them
     weights: dict[str, Scalar]  # of the rewards, by name
     combined: dict[str, Combined]  # of them those that are made of others
+    constraints: dict[str, Constraint] = dataclasses.field(default_factory=dict)  # those that are; their weight is 0
+    per_step: tuple[str, ...] = static(default=())  # those that come by token, [B T], at the last one of each step
     scoring: Bound  # (scores, finished, tokens, moments) -> (scores, moments): `shape_scores`
     advantage: Bound  # (rollout, scores, coefficient) -> (rollout, KL, metrics): of `train.advantages`
     correction: Bound | None  # (old_logp, sampler_logp, mask) -> weights of the advantages; None: there are none

@@ -25,6 +25,7 @@ from alignax.sampling.opponents import Author
 from alignax.sampling.options import Options
 from alignax.sampling.sample import row_keys
 from alignax.train.algorithm import Actors, Algorithm, Score
+from alignax.train.constraints import ascended, divisor, first_multipliers, lagrangian
 from alignax.train.optimizer import updates_done
 from alignax.train.scores import keep_informative, only_scored
 from alignax.train.state import Learner, OnlineState, new_online_state, step_key
@@ -50,7 +51,8 @@ def start(algorithm: Algorithm, policy: Params, critic: Params | None, seed: int
     """Iteration 0. A sweep maps it over algorithms or seeds: a state with one axis more is many runs."""
     value = algorithm.value_optimizer
     optimizers = algorithm.policy_optimizer(), value() if value and critic is not None else None
-    return new_online_state(policy, critic, *optimizers, algorithm.kl_coef, seed, algorithm.memory)
+    remembered = algorithm.memory, first_multipliers(algorithm)
+    return new_online_state(policy, critic, *optimizers, algorithm.kl_coef, seed, *remembered)
 
 
 # ---- produce
@@ -100,17 +102,45 @@ def side_by_side(drawn: list[Rollout], replies: list[int]) -> Rollout:
     return jax.tree.map(join, *marked)
 
 
-def scored(algorithm: Algorithm, rollout: Rollout, rewards: dict[str, Float[Array, "B *K"]]) -> Rollout:
+def scored(
+    algorithm: Algorithm, rollout: Rollout, rewards: dict[str, Float[Array, "B *K"]], multipliers: Any = ()
+) -> Rollout:
     """The rollout with its rewards, and their weighted sum as its score. Raises ValueError unless one is for each row.
 
     A reward that is not finite is missing, and so is then the score; one of weight 0 is for the log alone. Of an
     ensemble, whose members' scores are [B K], the standard deviation over them is logged beside what is made of them.
+    Of rewards of steps, [B T], the sum is in the score. `multipliers`: of constraints, `OnlineState.multipliers`.
     """
+    rewards, steps_BT = by_reply(algorithm, rollout, rewards)
+    if steps_BT is not None:
+        steps_BT = steps_BT / divisor(algorithm, multipliers)
     parts = {name: one_for_each(part, rollout.tokens, name) for name, part in combined(algorithm, rewards).items()}
     spread = {f"{name}/disagreement": jnp.std(x, axis=1) for name, x in rewards.items() if jnp.ndim(x) == 2}
+    score = total(algorithm, parts, multipliers)
+    return rollout.replace(rewards=parts | spread, score=score, step_rewards=steps_BT)
+
+
+def total(algorithm: Algorithm, parts: dict[str, Float[Array, "*B"]], multipliers: Any = ()) -> Float[Array, "*B"]:
+    """The weighted sum of rewards, and what those that are constraints make of it."""
     weighed = {name: jnp.where(jnp.asarray(w) == 0, 0.0, w * parts[name]) for name, w in algorithm.weights.items()}
-    total = sum(weighed[name] for name in parts)
-    return rollout.replace(rewards=parts | spread, score=total)
+    return lagrangian(algorithm, sum(weighed[name] for name in parts), parts, multipliers)  # pyright: ignore[reportArgumentType]
+
+
+def by_reply(algorithm: Algorithm, rollout: Rollout, rewards: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+    """(the rewards, of steps their sums; the weighted rewards of steps at their tokens, None where there are none)."""
+    if not algorithm.per_step:
+        return rewards, None
+    tokens = rollout.tokens
+    given = {name: jnp.asarray(rewards[name], jnp.float32) for name in algorithm.per_step}
+    for name, x in given.items():
+        if x.shape != tokens.shape:
+            raise ValueError(
+                f"the reward {name!r} gave the shape {x.shape} for tokens {tokens.shape}: expected the same"
+            )
+    given = {name: jnp.where(rollout.mask, x, 0.0) for name, x in given.items()}
+    weights = {name: jnp.asarray(algorithm.weights[name]) for name in given}
+    weighed = [jnp.where(weights[name] == 0, 0.0, weights[name] * x) for name, x in given.items()]
+    return rewards | {name: x.sum(1) for name, x in given.items()}, sum(weighed)
 
 
 def combined(algorithm: Algorithm, rewards: dict[str, Float[Array, "B *K"]]) -> dict[str, Float[Array, " B"]]:
@@ -139,7 +169,8 @@ def iteration(
     """One whole iteration with the rewards on the device. Jit it as one program."""
     key = jax.random.wrap_key_data(state.key)
     rollout = produce(algorithm, actors, frozen, state.policy.params, prompts, key, state.step)
-    return learn(algorithm, actors, frozen, state, scored(algorithm, rollout, score(frozen, rollout)))
+    rollout = scored(algorithm, rollout, score(frozen, rollout), state.multipliers)
+    return learn(algorithm, actors, frozen, state, rollout)
 
 
 # ---- learn
@@ -154,7 +185,8 @@ def learn(
     """
     # metrics and moments are of all that was sampled, so they come before anything is left out
     (score_B, finished_B), own = needs(rollout, "score", "finished"), rollout.own.sum()
-    sampled = metrics_of_samples(rollout)
+    multipliers, of_constraints = ascended(algorithm, rollout, state.multipliers)
+    sampled = metrics_of_samples(rollout) | of_constraints
     shaped_B, moments = algorithm.scoring(score_B, finished_B, rollout.mask.sum(1), state.moments)
     if algorithm.keep:
         rows_B = keep_informative(score_B, group=algorithm.group, keep=algorithm.keep)
@@ -173,7 +205,7 @@ def learn(
         "lr": jnp.float32(algorithm.policy_optimizer().learning_rate(done)),  # of the first update of this iteration
         "episode": ((state.step + 1) * own).astype(jnp.float32),
     }
-    learners = {"policy": policy, "critic": critic}
+    learners = {"policy": policy, "critic": critic, "multipliers": multipliers}
     return state.replace(**learners, kl_coef=coef, kl_memory=memory, moments=moments, step=state.step + 1), metrics
 
 

@@ -47,6 +47,7 @@ class OnlineState(Record):
     kl_coef: Float[Array, ""]
     kl_memory: Any = ()  # of a KL controller that has one
     moments: Moments
+    multipliers: Any = ()  # {name: ln lambda} of the rewards that are constraints (`train.constraints`)
     key: UInt32[Array, " K"]  # never advanced: the randomness of a step is fold_in(key, step)
     step: Int[Array, ""]
 
@@ -64,17 +65,18 @@ def new_state(params: Params, optimizer: Optimizer, reference: Params | None = N
 
 def new_online_state(
     policy: Params, critic: Params | None, policy_optimizer: Optimizer, critic_optimizer: Optimizer | None,
-    kl_coef: Scalar, seed: int | Array, kl_memory: Any = (),
+    kl_coef: Scalar, seed: int | Array, kl_memory: Any = (), multipliers: Any = (),
 ) -> OnlineState:  # fmt: skip
     """Iteration 0. A sweep maps it over `seed` or `kl_coef`: a state with one axis more is many runs.
 
-    `kl_memory` is what the KL controller remembers at the start: `Algorithm.memory`.
+    `kl_memory` is what the KL controller remembers at the start: `Algorithm.memory`; `multipliers`: of constraints.
     """
     return OnlineState(
         policy=new_learner(policy, policy_optimizer),
         critic=new_learner(critic, critic_optimizer) if critic_optimizer else None,
         kl_coef=jnp.float32(kl_coef),
         kl_memory=jax.tree.map(jnp.float32, kl_memory),
+        multipliers=jax.tree.map(jnp.float32, multipliers),
         moments=Moments(count=jnp.float32(0), mean=jnp.float32(0), square=jnp.float32(0)),  # no buffer twice
         key=jax.random.key_data(jax.random.key(seed)),
         step=jnp.int32(0),

@@ -12,7 +12,7 @@ from stage_runs import read, tiny
 from alignax import lora
 from alignax.checkpoint import load_params
 from alignax.config import ConfigError, plain
-from alignax.lineage import tree
+from alignax.lineage import lineage
 from alignax.manifest import CheckpointError
 from alignax.stages import average, offline, parents, probe, reward
 
@@ -32,13 +32,12 @@ def test_policies_by_their_weights_make_a_policy_with_all_as_parents(run, tmp_pa
     assert [one["content_hash"] for one in manifest["parents"].values()] == [
         read(folder / "manifest.json")["content_hash"] for folder in folders
     ]
-    assert all(str(folder.name) in tree(made) for folder in folders)
+    assert all(str(folder.name) in lineage(made) for folder in folders)
     assert manifest["longest_text"] == read(run / "sft/manifest.json")["longest_text"]
     # it starts what a policy starts
     c = plain(tiny()["dpo"]) | {"init_from": str(made), "total_steps": 1, "eval_every_steps": 0}
-    offline.run(
-        c | {"probe": plain(probe.get_config()), "data": c["data"] | {"path": str(run / "collect")}}, tmp_path / "dpo"
-    )
+    c |= {"probe": plain(probe.get_config()), "data": c["data"] | {"path": str(run / "collect")}}
+    offline.run(c, tmp_path / "dpo")
 
 
 def test_reward_models_make_one_and_heads_may_share_their_start(run, tmp_path):
@@ -52,8 +51,14 @@ def test_reward_models_make_one_and_heads_may_share_their_start(run, tmp_path):
     np.testing.assert_allclose(load_params(made / "params")["scalar"]["kernel"], (heads[0] + heads[1]) / 2, atol=1e-6)
 
 
-@pytest.mark.parametrize("field, value, word", [("layers", 9, "architecture.layers: 2 and 9"), ("tokenizer_hash", "0" * 64, "tokenizer_hash"),
-                                                ("template_hash", "1" * 64, "template_hash")])  # fmt: skip
+@pytest.mark.parametrize(
+    "field, value, word",
+    [
+        ("layers", 9, "architecture.layers: 2 and 9"),
+        ("tokenizer_hash", "0" * 64, "tokenizer_hash"),
+        ("template_hash", "1" * 64, "template_hash"),
+    ],
+)
 def test_members_that_are_not_alike_are_refused(run, tmp_path, field, value, word):
     other = shutil.copytree(run / "ppo", tmp_path / "other")
     manifest = read(other / "manifest.json")

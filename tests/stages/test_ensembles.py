@@ -56,9 +56,8 @@ def test_the_loss_of_heads_is_the_mean_of_theirs_and_bootstrap_leaves_rows_out_f
     whole = reward.view_of_heads(reward.plan(c), model, tree, {}, batch)
     alone = [forward.scored(model, tree | {"scalar": jax.tree.map(lambda x, i=i: x[..., i], tree["scalar"])}, batch)
              for i in range(3)]  # fmt: skip
-    np.testing.assert_allclose(
-        reduce(bradley_terry(whole)), np.mean([reduce(bradley_terry(x)) for x in alone]), rtol=1e-5
-    )
+    mean = np.mean([reduce(bradley_terry(one)) for one in alone])
+    np.testing.assert_allclose(reduce(bradley_terry(whole)), mean, rtol=1e-5)
     np.testing.assert_allclose(whole.chosen.reshape(16, 3).T, [x.chosen for x in alone], rtol=1e-5, atol=1e-6)
     half = reward.view_of_heads(reward.plan(c | {"bootstrap": 0.5}), model, tree, {}, batch)
     masks = np.asarray(half.mask).reshape(16, 3)
