@@ -25,6 +25,7 @@ _OWN = (
     "metrics.jsonl",
     "samples.jsonl",
     "reference.npz",
+    "reference_rewards.npz",
     "steps",
     "params",
     "tokenizer",

@@ -138,8 +138,11 @@ def guarded(reward: Callable, trouble: Trouble, read: Callable | None = None) ->
     return act_async if is_async(reward) else act
 
 
-def asked(reward: Callable, rows: Sequence[dict], completions: Sequence[str], finished: Sequence[bool]) -> Any:
-    """What a reward gives for replies: for all at once, or for the one that there is. A note says for which."""
+def asked(reward: Callable, rows: Sequence[dict], completions: Sequence[Any], finished: Sequence[bool]) -> Any:
+    """What a reward gives for replies, texts or lists of steps: for all at once, or for the one that there is.
+
+    A note on what it raises says for which.
+    """
     try:
         if is_grouped(reward):
             return reward(rows, completions, finished=finished)

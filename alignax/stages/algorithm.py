@@ -61,6 +61,7 @@ def algorithm_of(r: Reader, rewards: dict[str, Reward], defaults: dict[str, Any]
         combined={name: Combined(function=one.combine, of=one.of) for name, one in rewards.items() if one.combine},
         constraints={name: Constraint(**one.constraint) for name, one in rewards.items() if one.constraint},
         per_step=per_step_of(r, rewards),
+        shaping=shaping_of(r, rewards),
         scoring=fixed(r, "scoring_args", shape_scores, {"max_tokens": r.max_new_tokens}),
         advantage=advantage,
         correction=correction_of(r),
@@ -84,6 +85,17 @@ def per_step_of(r: Reader, rewards: dict[str, Reward]) -> tuple[str, ...]:
         raise ConfigError(
             f"config.{r.key('scoring_args')}: {found[0]!r} is a reward of steps, whose numbers stand at their tokens: "
             "the score of a whole reply cannot be normalised or clipped beside it; set normalize=False, clip=0.0"
+        )
+    return found
+
+
+def shaping_of(r: Reader, rewards: dict[str, Reward]) -> Bound | None:
+    """What is made of scores beside the reference's. Raises ConfigError beside rewards of steps."""
+    found = of_config(r, "reward_shaping", "alignax.rewards.shaping")
+    r.require(r.reference_replies >= 1, "reference_replies", "expected a number of replies to each prompt, 1 or more")
+    if found and any(one.step_ends for one in rewards.values()):
+        raise r.error(
+            "reward_shaping", "it shapes the score of a whole reply, and a reward here is of steps; leave it out"
         )
     return found
 
@@ -293,6 +305,9 @@ def trial(algorithm: Algorithm) -> Any:
         score = lambda frozen, rollout: {  # noqa: E731
             name: jnp.zeros((len(rollout.tokens), *more)) for name, more in given.items()
         }
-        return online.iteration(algorithm, actors, score, state, {"reference": policy}, prompts)
+        frozen: dict[str, Any] = {"reference": policy}
+        if algorithm.shaping:
+            frozen["reference_rewards"] = {name: jnp.zeros((1, 2)) for name in algorithm.weights}
+        return online.iteration(algorithm, actors, score, state, frozen, prompts)
 
     return plans.tried(whole, policy, params if algorithm.value else None, prompts)

@@ -15,7 +15,19 @@ from alignax.rewards.config import Reward, rewards_of
 from alignax.rewards.text import Trouble
 from alignax.rewards.workers import Workers
 from alignax.sampling.sampler import sampler
-from alignax.stages import fitting, folder, inputs, lengths, outside, parents, plans, probe, programs, roles
+from alignax.stages import (
+    fitting,
+    folder,
+    inputs,
+    lengths,
+    outside,
+    parents,
+    plans,
+    probe,
+    programs,
+    reference_rewards,
+    roles,
+)
 from alignax.stages.algorithm import algorithm_of, trial
 from alignax.stages.plans import Declaration, Parent, Readings
 from alignax.train import online
@@ -68,6 +80,11 @@ def get_config() -> ConfigDict:
     # one that goes on failing: "stop" ends the run, which goes on from its last checkpoint; "missing": the replies of
     # that call have no score, and are counted in rewards/NAME/failed
     c.reward_failure = "stop"
+    # what is made of the score beside the scores of the reference's replies to the same prompt: function of
+    # alignax.rewards.shaping, or module:function: "preference" (PAR's sigmoid), "centred"; "": nothing
+    c.reward_shaping = ""
+    c.reward_shaping_args = ConfigDict()
+    c.reference_replies = 1  # of the reference to each prompt, sampled and scored once, before the first iteration
     c.scoring_args = ConfigDict()  # of alignax.train.scores.shape_scores
     c.samples_per_prompt = 1  # replies to each prompt of a batch; a group estimator needs 2 or more
     # in scoring and learning each prompt stands once before all its replies, as branches of one row: worth it where
@@ -127,6 +144,7 @@ class Plan(plans.Learning):
     reward_workers: int = static()
     reward_timeout_s: float = static()
     reward_retries: int = static()
+    reference_replies: int = static()
     reward_failure: str = static()
     max_prompt_length: int = static()
     slots: int = static()
@@ -195,11 +213,18 @@ def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan |
     frozen |= {"step_ends": {name: steps[name] for name in steps if name in loaded.rewards}} if steps else {}
     per_step = {name: one.per_step for name, one in p.rewards.items() if one.per_step}
     models = {name: model for name, (model, _) in loaded.rewards.items()}
-    on_device = programs.on_device(p.algorithm, models, per_step, own.ends)
+    reward_of = lambda algorithm: programs.on_device(algorithm, models, per_step, own.ends)  # noqa: E731
+    on_device = reward_of(p.algorithm)
     on_host = {name: one.function for name, one in p.rewards.items() if one.function}
     workers = Workers(p.reward_workers, p.reward_timeout_s)
     trouble = Trouble(p.reward_retries, p.reward_failure == "missing")
-    scorer = programs.text_scorer(on_host, rows, own, p.algorithm.group, workers, trouble, steps) if on_host else None
+    of_groups = lambda group: programs.text_scorer(on_host, rows, own, group, workers, trouble, steps)  # noqa: E731
+    scorer = of_groups(p.algorithm.group) if on_host else None
+    loader = fitting.make_loader(p, prompts, p.batch_size * p.oversample)
+    if p.algorithm.shaping:
+        of_reference = of_groups(p.reference_replies) if on_host else None
+        given = actors, frozen, reward_of, of_reference, prompts, loader, len(rows), mesh
+        frozen |= {"reference_rewards": reference_rewards.table(stage, *given)}
     engine = outside.producer(stage, actors, frozen, tokenizer, mesh) if p.engine else None
     if scorer or engine:
         step_fn = programs.two_programs(p.algorithm, actors, on_device, scorer, frozen, state, mesh, engine)
@@ -213,7 +238,6 @@ def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan |
     base = loaded.base["policy"] if loaded.base else {}
     measured = (lambda s: probe.summary(watch.measure(base | s.policy.params, loaded.reference))) if watch else None
     evaluate = fitting.once_per_step(measured) if measured else None
-    loader = fitting.make_loader(p, prompts, p.batch_size * p.oversample)
     put = lambda batch: sharding.put_batch(batch, mesh)  # noqa: E731
     show = ("objective/scores", "objective/kl", "policy/approxkl_avg")
     state = fitting.loop(stage, state, step_fn, loader.batch, put, evaluate, show=show)

@@ -31,6 +31,7 @@ from alignax.types import Model, Rollout
 
 HostScore = Callable[[Rollout, dict], "Said"]  # of own rows, with the prompts that they answer
 Step = Callable[[OnlineState, dict], tuple[OnlineState, dict]]
+RewardOf = Callable[[Algorithm], Score]
 Produce = Callable[[OnlineState, dict], tuple[Rollout, dict]]  # (state, prompts) -> (rollout, metrics)
 
 
@@ -108,8 +109,10 @@ def two_programs(
         rollout = online.produce(algorithm, actors, frozen, state.policy.params, prompts, key, state.step)
         return rollout, score(frozen, rollout)
 
-    def judged(arrays, rollout):
-        return score(tree(arrays), rollout)
+    def judged(arrays, rollout, prompts):
+        frozen = tree(arrays)
+        rollout = online.beside_reference(frozen, rollout, prompts, algorithm.group)
+        return rollout, score(frozen, rollout)
 
     def annotated(state, arrays, rollout):
         critic = state.critic.params if state.critic else None
@@ -130,7 +133,7 @@ def two_programs(
         if outside is None:
             return *inside(state, arrays, prompts), {}
         rollout, metrics = outside(state, prompts)
-        return rollout, judge(arrays, rollout), metrics
+        return *judge(arrays, rollout, prompts), metrics
 
     def read(rollout: Rollout, prompts: dict) -> Said:
         (finished,), tokens = needs(rollout, "finished"), rollout.tokens

@@ -63,6 +63,7 @@ class Algorithm:
     combined: dict[str, Combined]  # of them those that are made of others
     constraints: dict[str, Constraint] = dataclasses.field(default_factory=dict)  # those that are; their weight is 0
     per_step: tuple[str, ...] = static(default=())  # those that come by token, [B T], at the last one of each step
+    shaping: Bound | None = None  # (scores, [B M] of the reference's replies) -> scores: of `rewards.shaping`
     scoring: Bound  # (scores, finished, tokens, moments) -> (scores, moments): `shape_scores`
     advantage: Bound  # (rollout, scores, coefficient) -> (rollout, KL, metrics): of `train.advantages`
     correction: Bound | None  # (old_logp, sampler_logp, mask) -> weights of the advantages; None: there are none

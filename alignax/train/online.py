@@ -81,7 +81,16 @@ def produce(
         drawn.append(actors.sampler.reply(author.params, prompts["tokens"], prompts["valid"], keys, options, **more))
         first += draw.replies
     rollout = side_by_side(drawn, [draw.replies for draw in algorithm.draws])
-    return rollout.replace(version=jnp.full(rollout.tokens.shape[0], step, jnp.int32))
+    rollout = rollout.replace(version=jnp.full(rollout.tokens.shape[0], step, jnp.int32))
+    return beside_reference(frozen, rollout, prompts, group)
+
+
+def beside_reference(frozen: dict, rollout: Rollout, prompts: dict, group: int) -> Rollout:
+    """The rollout with the rewards of the reference's replies to its prompts, where there is a table of them."""
+    if "reference_rewards" not in frozen:
+        return rollout
+    rows_B = jnp.repeat(prompts["row"], group)
+    return rollout.replace(reference_rewards={name: x[rows_B] for name, x in frozen["reference_rewards"].items()})
 
 
 def side_by_side(drawn: list[Rollout], replies: list[int]) -> Rollout:
@@ -187,7 +196,9 @@ def learn(
     (score_B, finished_B), own = needs(rollout, "score", "finished"), rollout.own.sum()
     multipliers, of_constraints = ascended(algorithm, rollout, state.multipliers)
     sampled = metrics_of_samples(rollout) | of_constraints
-    shaped_B, moments = algorithm.scoring(score_B, finished_B, rollout.mask.sum(1), state.moments)
+    shaped_B, moments = algorithm.scoring(
+        shaped(algorithm, state, rollout), finished_B, rollout.mask.sum(1), state.moments
+    )
     if algorithm.keep:
         rows_B = keep_informative(score_B, group=algorithm.group, keep=algorithm.keep)
         rollout, shaped_B = jax.tree.map(lambda x: x[rows_B], (rollout, shaped_B))
@@ -207,6 +218,15 @@ def learn(
     }
     learners = {"policy": policy, "critic": critic, "multipliers": multipliers}
     return state.replace(**learners, kl_coef=coef, kl_memory=memory, moments=moments, step=state.step + 1), metrics
+
+
+def shaped(algorithm: Algorithm, state: OnlineState, rollout: Rollout) -> Float[Array, " B"]:
+    """The scores beside those of the reference's replies to the same prompts, where a function asks for them."""
+    (score_B,) = needs(rollout, "score")
+    if algorithm.shaping is None:
+        return score_B
+    (reference,) = needs(rollout, "reference_rewards")
+    return algorithm.shaping(score_B, total(algorithm, reference, state.multipliers))
 
 
 def rows_of(algorithm: Algorithm, rollout: Rollout) -> dict[str, int]:

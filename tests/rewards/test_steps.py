@@ -122,12 +122,11 @@ def test_estimators_of_tokens_see_when_a_step_was_rewarded_and_those_of_replies_
     plain_one = estimator(rollout, score, jnp.float32(0), **given)[0].advantage
     np.testing.assert_array_equal(of(at_last), plain_one)
     assert np.abs(of(spread) - plain_one).max() > 0.1
-    group = lambda steps: (
-        advantages.group_baseline(  # noqa: E731
-            rollout.replace(step_rewards=steps), score, jnp.float32(0), group=2, **given
-        )[0].advantage
-    )
-    np.testing.assert_array_equal(group(spread), group(None))
+    whole = [
+        advantages.group_baseline(rollout.replace(step_rewards=x), score, jnp.float32(0), group=2, **given)[0].advantage
+        for x in (spread, None)
+    ]
+    np.testing.assert_array_equal(*whole)
 
 
 def test_a_process_reward_model_on_the_device():
@@ -147,7 +146,9 @@ def test_a_process_reward_model_on_the_device():
     found = judge(frozen, rollout)["reward"]
     ends = np.asarray(step_ends(rollout.tokens, rollout.mask, marked, actors.sampler.ends))
     reply = {"tokens": rollout.tokens, "valid": rollout.valid}
-    logit = forward.stepwise(model, params, {"reply": reply, "target": None, "step_end": None}).logit
+    logit = forward.stepwise(
+        model, params, {"reply": reply, "target": jnp.zeros(ends.shape), "step_end": jnp.asarray(ends)}
+    ).logit
     want = np.where(ends, OF_LOGITS["log_probability"](logit), 0.0)
     np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-5)
     assert (ends.sum(1) > 1).any()
