@@ -49,6 +49,8 @@ def rewards_of(r: Reader) -> dict[str, Reward]:
     if not isinstance(group, Mapping):
         raise ConfigError(f"config.{r.key('rewards')} = {group!r}: expected name = dict(function=..., weight=...), ...")
     if text:
+        if is_stepwise(text):
+            raise r.error("reward", "it scores steps: name it under config.rewards, with the text that ends a step")
         check_signature(text, r.key("reward"))
         return {"reward": Reward(function=text, key=text.key)}
     if judge:

@@ -94,9 +94,7 @@ def shaping_of(r: Reader, rewards: dict[str, Reward]) -> Bound | None:
     found = of_config(r, "reward_shaping", "alignax.rewards.shaping")
     r.require(r.reference_replies >= 1, "reference_replies", "expected a number of replies to each prompt, 1 or more")
     if found and any(one.step_ends for one in rewards.values()):
-        raise r.error(
-            "reward_shaping", "it shapes the score of a whole reply, and a reward here is of steps; leave it out"
-        )
+        raise r.error("reward_shaping", "it shapes the score of a whole reply, and a reward here is of steps")
     return found
 
 

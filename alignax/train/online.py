@@ -196,9 +196,8 @@ def learn(
     (score_B, finished_B), own = needs(rollout, "score", "finished"), rollout.own.sum()
     multipliers, of_constraints = ascended(algorithm, rollout, state.multipliers)
     sampled = metrics_of_samples(rollout) | of_constraints
-    shaped_B, moments = algorithm.scoring(
-        shaped(algorithm, state, rollout), finished_B, rollout.mask.sum(1), state.moments
-    )
+    relative_B = shaped(algorithm, state, rollout)
+    shaped_B, moments = algorithm.scoring(relative_B, finished_B, rollout.mask.sum(1), state.moments)
     if algorithm.keep:
         rows_B = keep_informative(score_B, group=algorithm.group, keep=algorithm.keep)
         rollout, shaped_B = jax.tree.map(lambda x: x[rows_B], (rollout, shaped_B))

@@ -146,9 +146,8 @@ def test_a_process_reward_model_on_the_device():
     found = judge(frozen, rollout)["reward"]
     ends = np.asarray(step_ends(rollout.tokens, rollout.mask, marked, actors.sampler.ends))
     reply = {"tokens": rollout.tokens, "valid": rollout.valid}
-    logit = forward.stepwise(
-        model, params, {"reply": reply, "target": jnp.zeros(ends.shape), "step_end": jnp.asarray(ends)}
-    ).logit
+    judged = {"reply": reply, "target": jnp.zeros(ends.shape), "step_end": jnp.asarray(ends)}
+    logit = forward.stepwise(model, params, judged).logit
     want = np.where(ends, OF_LOGITS["log_probability"](logit), 0.0)
     np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-5)
     assert (ends.sum(1) > 1).any()
