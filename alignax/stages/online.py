@@ -4,6 +4,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 from alignax import sharding
@@ -66,7 +67,8 @@ def get_config() -> ConfigDict:
     c.reference_from = ""  # folder of the reference policy; "": the policy's own start
     # one reward: the folder of a finished reward model, or module:function of (row, completion, *, finished) -> number
     # or None. Or several, name = dict(function=..., its arguments, weight=...) or {"from": folder, "attributes": {...},
-    # "weight": ...}: their weighted sum, each part in the log
+    # "weight": ...}: their weighted sum, each part in the log. Folders with a function are an ensemble, of=(...) is made
+    # of others, at_least or at_most is a constraint, step_ends rewards each step: docs/online.md
     c.reward_from = ""
     c.reward_weights = ConfigDict()  # of its attributes, where it rates several; 1 each where nothing is said
     c.reward = ""
@@ -210,7 +212,8 @@ def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan |
     build = lambda policy, critic: online.start(p.algorithm, policy, critic, p.seed)  # noqa: E731
     state = parents.place(build, loaded.policy, loaded.critic, mesh=mesh)
     steps = programs.step_marks(p.rewards, loaded.model, tokenizer)
-    frozen |= {"step_ends": {name: steps[name] for name in steps if name in loaded.rewards}} if steps else {}
+    on_models = {name: steps[name] for name in steps if name in loaded.rewards}
+    frozen |= {"step_ends": jax.device_put(on_models, sharding.replicated(mesh))} if on_models else {}
     per_step = {name: one.per_step for name, one in p.rewards.items() if one.per_step}
     models = {name: model for name, (model, _) in loaded.rewards.items()}
     reward_of = lambda algorithm: programs.on_device(algorithm, models, per_step, own.ends)  # noqa: E731

@@ -3,7 +3,8 @@
 Every program has the frozen arrays as arguments, each once (`roles.shared`), and donates the state.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -68,13 +69,13 @@ def on_device(
     return score
 
 
-def step_marks(rewards: Mapping[str, Reward], model: Model, tokenizer: Any) -> dict[str, jax.Array]:
+def step_marks(rewards: Mapping[str, Reward], model: Model, tokenizer: Any) -> dict[str, np.ndarray]:
     """{name: the ids that end a step} of the rewards of steps. Raises ConfigError for a marker that no token has."""
     found = {}
     for name, one in rewards.items():
         if one.step_ends:
             try:
-                found[name] = jnp.asarray(marks(tokenizer, model.config.padded_vocab, one.step_ends))
+                found[name] = marks(tokenizer, model.config.padded_vocab, one.step_ends)
             except ValueError as error:
                 raise ConfigError(f"config.rewards.{name}.{error}") from None
     return found
@@ -151,7 +152,7 @@ def two_programs(
 
 def text_scorer(
     rewards: Mapping[str, AnyReward], rows: list[dict], sampler: Sampler, group: int, workers: Workers,
-    trouble: Trouble = STOP, markers: Mapping[str, jax.Array] | None = None,
+    trouble: Trouble = STOP, markers: Mapping[str, np.ndarray] | None = None,
 ) -> HostScore:  # fmt: skip
     """Rewards over text of this process's rows; a reply finds its row of the data by the id that came with its prompt.
 
@@ -165,19 +166,31 @@ def text_scorer(
         completions, ids = sampler.texts_of(tokens, mask), np.repeat(ids, group)
         of, said = [rows[row] for row in ids], Said({}, {})
         for name, reward in rewards.items():
-            if markers and name in markers:
-                ends = np.asarray(step_ends(jnp.asarray(tokens), jnp.asarray(mask), markers[name], sampler.ends))
-                steps = step_texts(sampler.texts_of, tokens, mask, ends)
-                values, found = score_steps(reward, of, steps, finished, ends, workers, trouble=trouble)
-            else:
-                found = score_texts(reward, of, completions, finished, workers, group=group, trouble=trouble)
-                values = found.values
-            report(name, found, ids, workers.timeout_s)
-            said.scores[name], said.failed[name] = values, np.zeros(len(ids), bool)
-            said.failed[name][[*found.late, *found.failed]] = True
+            with named(name):
+                if markers and name in markers:
+                    given = map(jnp.asarray, (tokens, mask, markers[name]))
+                    ends = np.asarray(step_ends(*given, sampler.ends))
+                    steps = step_texts(sampler.texts_of, tokens, mask, ends)
+                    values, found = score_steps(reward, of, steps, finished, ends, workers, trouble=trouble)
+                else:
+                    found = score_texts(reward, of, completions, finished, workers, group=group, trouble=trouble)
+                    values = found.values
+                report(name, found, ids, workers.timeout_s)
+                said.scores[name], said.failed[name] = values, np.zeros(len(ids), bool)
+                said.failed[name][[*found.late, *found.failed]] = True
         return said
 
     return score
+
+
+@contextlib.contextmanager
+def named(name: str) -> Iterator[None]:
+    """Within it, an exception of a reward's call says which reward it is, and what would do without the call."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"(the reward {name!r}; reward_retries calls again, reward_failure = 'missing' does without)")
+        raise
 
 
 def report(name: str, found: Scores, ids: np.ndarray, timeout_s: float) -> None:

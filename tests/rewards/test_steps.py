@@ -199,6 +199,11 @@ def test_rewards_of_steps_that_no_config_can_hold(reward, key, word):
         rewards_of(config(x=reward))
 
 
+def test_the_one_reward_of_a_config_is_not_of_steps():
+    with refuses(ConfigError, "config.reward = ", "config.rewards"):
+        rewards_of(Reader(plain(stage.get_config()) | {"reward": lengths}))
+
+
 def test_a_config_names_steps_of_text_and_of_a_model():
     found = rewards_of(config(prm=PRM | {"weight": 2.0}, text={"function": lengths, "step_ends": "."}))
     assert found["prm"].per_step == "probability" and found["prm"].weight == 2.0 and found["prm"].step_ends == "\n"

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from errors import refuses
-from tiny import close, prompt_batch
+from tiny import close, prompt_batch, rollout_batch
 from tiny_online import ALONE, build_actors, build_algorithm, build_frozen, build_state
 
 from alignax.checkpoint import Steps
@@ -109,6 +109,16 @@ def test_a_config_says_the_limit_and_its_numbers_are_leaves():
     assert algorithm.weights == {"r": 1.0, "safe": 0.0}
     want = Constraint(limit=0.2, sign=-1.0, learning_rate=0.05, multiplier=2.0, max_multiplier=10.0)
     assert algorithm.constraints == {"safe": want} and len(jax.tree.leaves(want)) == 5
+
+
+def test_what_is_made_of_others_may_be_a_constraint():
+    both = dict(function="alignax.rewards.combine:minimum", of=("a", "b"), at_most=3.0)
+    r = config(a=TEXT, b=TEXT | dict(weight=0.0), both=both)
+    algorithm = algorithm_of(r, rewards_of(r), plain(stage.get_config()))
+    rollout = rollout_batch()
+    given = {"a": jnp.full(8, 2.0), "b": jnp.full(8, 1.0)}
+    got = online.scored(algorithm, rollout, given, {"both": jnp.log(jnp.float32(0.5))})
+    np.testing.assert_allclose(got.score, (2.0 + 0.5 * (3.0 - 1.0)) / 1.5, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
