@@ -67,8 +67,8 @@ def get_config() -> ConfigDict:
     c.reference_from = ""  # folder of the reference policy; "": the policy's own start
     # one reward: the folder of a finished reward model, or module:function of (row, completion, *, finished) -> number
     # or None. Or several, name = dict(function=..., its arguments, weight=...) or {"from": folder, "attributes": {...},
-    # "weight": ...}: their weighted sum, each part in the log. Folders with a function are an ensemble, of=(...) is made
-    # of others, at_least or at_most is a constraint, step_ends rewards each step: docs/online.md
+    # "weight": ...}: their weighted sum, each part in the log. Folders with a function are an ensemble, of=(...) is of
+    # others, at_least or at_most is a constraint, step_ends rewards each step: docs/online.md
     c.reward_from = ""
     c.reward_weights = ConfigDict()  # of its attributes, where it rates several; 1 each where nothing is said
     c.reward = ""

@@ -168,8 +168,8 @@ def text_scorer(
         for name, reward in rewards.items():
             with named(name):
                 if markers and name in markers:
-                    given = map(jnp.asarray, (tokens, mask, markers[name]))
-                    ends = np.asarray(step_ends(*given, sampler.ends))
+                    tokens_BT, mask_BT, marks_V = map(jnp.asarray, (tokens, mask, markers[name]))
+                    ends = np.asarray(step_ends(tokens_BT, mask_BT, marks_V, sampler.ends))
                     steps = step_texts(sampler.texts_of, tokens, mask, ends)
                     values, found = score_steps(reward, of, steps, finished, ends, workers, trouble=trouble)
                 else:
