@@ -131,6 +131,7 @@ def guarded(reward: Callable, trouble: Trouble, read: Callable | None = None) ->
             try:
                 return read(reward, await asked(reward, *call), *call)
             except Exception as error:
+                tell(error, *call[:2])
                 if (failure := trouble.after(error, left)) is not None:
                     return failure
         return None
@@ -148,9 +149,14 @@ def asked(reward: Callable, rows: Sequence[dict], completions: Sequence[Any], fi
             return reward(rows, completions, finished=finished)
         return reward(rows[0], completions[0], finished=finished[0])
     except Exception as error:
-        whose = f"reply {completions[0]!r}" if len(completions) == 1 else f"replies {completions!r}"
-        error.add_note(f"(of the {whose} to the row {rows[0]!r})")
+        tell(error, rows, completions)
         raise
+
+
+def tell(error: Exception, rows: Sequence[dict], completions: Sequence[Any]) -> None:
+    """Adds to an exception for which replies it was raised."""
+    whose = f"reply {completions[0]!r}" if len(completions) == 1 else f"replies {completions!r}"
+    error.add_note(f"(of the {whose} to the row {rows[0]!r})")
 
 
 def totals(reward: AnyReward, value: Any, rows: Sequence[dict], completions: Sequence[str], finished: Any) -> list:

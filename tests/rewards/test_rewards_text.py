@@ -292,8 +292,9 @@ def test_async_groups_and_failures_are_as_those_of_threads():
     found = score_texts(reward, rows, texts, np.ones(4, bool), Workers(2, 5.0), group=2, trouble=Trouble(1, True))
     np.testing.assert_array_equal(found.values, [np.nan, np.nan, 0.0, 1.0])
     assert list(found.failed) == [0, 1] and found.late == []
-    with pytest.raises(TimeoutError, match="no answer"):
+    with pytest.raises(TimeoutError, match="no answer") as caught:
         score_texts(reward, rows, texts, np.ones(4, bool), Workers(2, 5.0), group=2)
+    assert "'fails': True" in caught.value.__notes__[-1]
 
 
 # ---- TRL's form
