@@ -50,15 +50,16 @@ class Workers:
         out: list[Any] = [LATE] * len(calls)
         running = asyncio.run_coroutine_threadsafe(self._gathered(function, calls, out), self._loop)
         try:
-            running.result(self.timeout_s + GRACE_S if self.timeout_s else None)
-        except concurrent.futures.TimeoutError:
-            if not running.done():  # a call blocks the loop: what it has not said yet is late
-                self._loop = None
-                return list(out)
-            raise  # a call's own
+            raised = running.result(self.timeout_s + GRACE_S if self.timeout_s else None)
+        except concurrent.futures.TimeoutError:  # a call blocks the loop: what it has not said yet is late
+            self._loop = None
+            return list(out)
+        if raised is not None:
+            raise raised
         return out
 
-    async def _gathered(self, function: Callable[..., Any], calls: Sequence[tuple], out: list[Any]) -> None:
+    async def _gathered(self, function: Callable[..., Any], calls: Sequence[tuple], out: list[Any]) -> Any:
+        """Fills `out`; the first exception of a call, as a value: one that is raised here would be another there."""
         free = asyncio.Semaphore(self.count)
 
         async def one(i: int, call: tuple) -> None:
@@ -67,10 +68,8 @@ class Workers:
 
         tasks = [asyncio.create_task(one(i, call)) for i, call in enumerate(calls)]
         if not tasks:
-            return
+            return None
         done, late = await asyncio.wait(tasks, timeout=self.timeout_s or None, return_when=asyncio.FIRST_EXCEPTION)
         for task in late:
             task.cancel()
-        for task in tasks:
-            if task in done:
-                task.result()  # raises what it raised
+        return next((error for task in tasks if task in done and (error := task.exception())), None)
