@@ -249,6 +249,22 @@ def score(
     return model.scalar(params, read(model, params, tokens, valid, start=start, group=group, room=room).last)
 
 
+def verdicts(
+    model: Model, params: Params, tokens: Int[Array, "B T"], valid: Bool[Array, "B T"], *, start: int = 1,
+    group: int = 1, room: int = 0,
+) -> Float[Array, "B T"]:  # fmt: skip
+    """Scalar head at each token of the reply, from `start` on; a process reward model's logits of its steps.
+
+    No shift, as in `stepwise`: the state at a token is the one before the next, and that at the last token `score`'s.
+    """
+    found = read(model, params, tokens, valid, start=start, group=group, room=room)
+    before_BT = found.placed(model.scalar(params, found.before))
+    last_B = tokens.shape[1] - 1 - jnp.argmax(valid[:, ::-1], axis=1)
+    at_BT = jnp.pad(before_BT[:, 1:], ((0, 0), (0, 1)))
+    is_last_BT = jnp.arange(tokens.shape[1])[None] == last_B[:, None]
+    return jnp.where(is_last_BT, model.scalar(params, found.last)[:, None], at_BT)
+
+
 def values(
     model: Model, params: Params, tokens: Int[Array, "B T"], valid: Bool[Array, "B T"], *, start: int = 1,
     group: int = 1, room: int = 0,

@@ -28,6 +28,7 @@ _OWN = (
     "alarms.jsonl",
     "samples.jsonl",
     "reference.npz",
+    "reference_rewards.npz",
     "steps",
     "params",
     "tokenizer",
@@ -194,8 +195,8 @@ def check_parent(
             wrong.append(f"{name}: parent {_short(manifest.get(name))}, config {_short(expected)}")
     if architecture is not None:
         parent, config = manifest.get("architecture") or {}, _plain(architecture)
-        changes = _changes(_without(parent, ignore), _without(config, ignore))
-        wrong += [f"architecture.{key}: parent {was}, config {now}" for key, was, now in changes]
+        found = changes(_without(parent, ignore), _without(config, ignore))
+        wrong += [f"architecture.{key}: parent {was}, config {now}" for key, was, now in found]
     if wrong:
         label = f"{manifest.get('name', '?')!r} (stage {manifest['stage']}, content {_short(manifest['content_hash'])})"
         raise CheckpointError(
@@ -258,24 +259,24 @@ def is_current(workdir: str | Path, config: Mapping[str, Any], parents: Mapping[
 
 def _difference(was: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
     before, after = (_without(side["config"], WATCHES) for side in (was, now))
-    changes = [f"config.{key}: was {old}, now {new}" for key, old, new in _changes(before, after)]
+    found = [f"config.{key}: was {old}, now {new}" for key, old, new in changes(before, after)]
     for role in sorted({*was["parents"], *now["parents"]}):
         old, new = (side["parents"].get(role, {}).get("content_hash") for side in (was, now))
         if old != new:
-            changes.append(f"parent {role}: content was {_short(old)}, now {_short(new)}")
+            found.append(f"parent {role}: content was {_short(old)}, now {_short(new)}")
     before, after = was.get("code") or {}, now["code"] or {}
     other = [key for key in sorted({*before} & {*after}) if before[key] != after[key]]
-    changes += [f"config.{key}: the code of the function is another" for key in other]
-    return "; ".join(changes) or None
+    found += [f"config.{key}: the code of the function is another" for key in other]
+    return "; ".join(found) or None
 
 
-def _changes(was: Any, now: Any, key: str = "") -> list[tuple[str, str, str]]:
+def changes(was: Any, now: Any, key: str = "") -> list[tuple[str, str, str]]:
     """(dotted key, old, new) for every leaf that differs."""
     if isinstance(was, Mapping) and isinstance(now, Mapping):
         names = sorted({*was, *now})
         missing = object()
         pairs = [(f"{key}.{name}".lstrip("."), was.get(name, missing), now.get(name, missing)) for name in names]
-        return [change for name, a, b in pairs for change in _changes(a, b, name)]
+        return [change for name, a, b in pairs for change in changes(a, b, name)]
     if type(was) is type(now) and was == now:
         return []
     old, new = ("nothing" if type(value) is object else repr(value) for value in (was, now))

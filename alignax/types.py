@@ -210,6 +210,9 @@ class Rollout(Record):
     version: Int[Array, " B"] | None = None  # the step whose weights sampled the row
     score: Float[Array, " B"] | None = None  # the sum of its rewards; not finite: it has none
     rewards: dict[str, Float[Array, " B"]] | None = None  # the parts of the score, before their weights
+    # of the reference's M replies to the prompt of each row, before their weights: what shapes its score
+    reference_rewards: dict[str, Float[Array, "B M"]] | None = None
+    step_rewards: Float[Array, "B T"] | None = None  # what of the score is of steps, weighted, at their last tokens
     sampler_logp: Float[Array, "B T"] | None = None  # under the sampler, where old_logp was recomputed by the learner
     raw_logp: Float[Array, "B T"] | None = None  # under the sampling policy, untempered and unfiltered
 

@@ -32,7 +32,7 @@ ALLOWED = {
     "sampling": {"types", "ops", "data"},  # what ends a reply, and how it is read
     "rewards": {"config", "bound", "types", "ops", "forward", "models"},
     # asks another process, in threads and with a time limit, as host rewards do
-    "sampling.engine": {"types", "ops", "bound", "rewards.text", "sampling"},
+    "sampling.engine": {"types", "ops", "bound", "rewards.workers", "sampling"},
     "evals": {"types", "ops", "forward", "sampling"},
     # model and loss are arguments
     "train": {"types", "ops", "bound", "forward", "replies", "sampling", "sharding", "data", "checkpoint", "log"},

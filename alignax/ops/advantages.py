@@ -150,6 +150,7 @@ def reinforce_plus_plus(
     *,
     gamma: Scalar = 1.0,
     eps: Scalar = 1e-8,
+    steps_BT: Float[Array, "B T"] | None = None,
 ) -> Float[Array, "B T"]:
     """REINFORCE++ (Hu 2025, arXiv 2501.03262): the reward to go of every action token, whitened over the batch.
 
@@ -157,7 +158,7 @@ def reinforce_plus_plus(
     estimate fit for a reward (k1), nats. Rows without a score are left out of mean and variance, and are 0.
     """
     mask_BT = mask_BT & scorable(score_B)[:, None]
-    rewards_BT = token_rewards(jnp.where(scorable(score_B), score_B, 0.0), kl_BT, mask_BT, coef)
+    rewards_BT = token_rewards(jnp.where(scorable(score_B), score_B, 0.0), kl_BT, mask_BT, coef, steps_BT)
     to_go_BT, _ = gae(rewards_BT, jnp.zeros_like(rewards_BT), mask_BT, gamma=gamma, lam=1.0)
     return whiten(to_go_BT, mask_BT, eps=eps)
 

@@ -13,9 +13,12 @@ from alignax.ops.checks import Scalar, require
 
 
 def token_rewards(
-    score_B: Float[Array, " B"], kl_BT: Float[Array, "B T"], mask_BT: Bool[Array, "B T"], coef: Scalar
-) -> Float[Array, "B T"]:
+    score_B: Float[Array, " B"], kl_BT: Float[Array, "B T"], mask_BT: Bool[Array, "B T"], coef: Scalar,
+    steps_BT: Float[Array, "B T"] | None = None,
+) -> Float[Array, "B T"]:  # fmt: skip
     """-coef * kl at every action token, plus the score at the last one (Ziegler et al. 2019); zeros elsewhere.
+
+    What of the score is of steps (`steps_BT`, whose sum is in it) is at their tokens, and the rest at the last one.
 
     kl_BT: an estimate of KL per token, nats, fit for a reward (see `ops.kl.check_placement`). A row without action
     tokens is all zeros: its score has no token to go to.
@@ -23,6 +26,9 @@ def token_rewards(
     actions_left_BT = jnp.cumsum(mask_BT[:, ::-1], axis=1)[:, ::-1]
     last_BT = mask_BT & (actions_left_BT == 1)
     penalty_BT = jnp.where(mask_BT, -coef * kl_BT.astype(jnp.float32), 0.0)
+    if steps_BT is not None:
+        steps_BT = jnp.where(mask_BT, steps_BT.astype(jnp.float32), 0.0)
+        penalty_BT, score_B = penalty_BT + steps_BT, score_B - steps_BT.sum(1)
     return penalty_BT + jnp.where(last_BT, score_B.astype(jnp.float32)[:, None], 0.0)
 
 

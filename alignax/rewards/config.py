@@ -1,5 +1,10 @@
-"""The rewards of a config: `rewards = {name: {function | from, ..., weight}}`, or one by keys of its own."""
+"""The rewards of a config: `rewards = {name: {function | from, ..., weight}}`, or one by keys of its own.
 
+With `from` and `function` together it is an ensemble, which the function makes one number of: several folders, or the
+heads of one.
+"""
+
+import dataclasses
 import inspect
 import math
 from collections.abc import Mapping
@@ -8,21 +13,28 @@ from typing import Any
 from alignax.bound import Args, Bound, bound, of_config, plan_record, static
 from alignax.config import ConfigError, Reader, typed
 from alignax.ops.checks import Scalar
+from alignax.rewards.steps import OF_LOGITS, is_stepwise
 
 OWN = ("weight", "from", "function", "attributes", "of")  # keys of a reward; the others are the function's arguments
+LIMITS = {"at_least": 1.0, "at_most": -1.0}  # keys of a constraint, and the sign of its margin
+DUAL = {"learning_rate": 0.1, "multiplier": 1.0, "max_multiplier": 10.0}  # further ones, and their defaults
 
 
 @plan_record
 class Reward:
-    """One reward of a plan: a function of text, a reward model that is a parent, or one made of others."""
+    """One reward of a plan: a function of text, a reward model or several that are parents, or one made of others."""
 
     weight: Scalar = 1.0
     function: Bound | None = None  # (row, completion, *, finished) -> number, parts or None
-    combine: Bound | None = None  # ([K B] of other rewards) -> [B]: of `rewards.combine`
-    of: tuple[str, ...] = static(default=())  # their names
-    role: str = static(default="")  # of the reward model among the parents
+    combine: Bound | None = None  # ([K B] of other rewards, or of the members of an ensemble) -> [B]
+    of: tuple[str, ...] = static(default=())  # the names of the others
+    role: str = static(default="")  # of the reward model among the parents; of members role.0, role.1, ...
+    members: int = static(default=0)  # folders of an ensemble; 0: one, whose heads are its members if it is one
     attributes: Args = static(default=Args())  # weights of what it rates
     key: str = static(default="")  # of the config: the arguments of the function, or the weights of the attributes
+    constraint: dict[str, Scalar] = dataclasses.field(default_factory=dict)  # of `train.algorithm.Constraint`; {}: none
+    per_step: str = static(default="")  # of a process reward model: what is made of its logits (`rewards.steps`)
+    step_ends: str = static(default="")  # the text with which a step ends; "": it is no reward of steps
 
 
 def rewards_of(r: Reader) -> dict[str, Reward]:
@@ -37,6 +49,8 @@ def rewards_of(r: Reader) -> dict[str, Reward]:
     if not isinstance(group, Mapping):
         raise ConfigError(f"config.{r.key('rewards')} = {group!r}: expected name = dict(function=..., weight=...), ...")
     if text:
+        if is_stepwise(text):
+            raise r.error("reward", "it scores steps: name it under config.rewards, with the text that ends a step")
         check_signature(text, r.key("reward"))
         return {"reward": Reward(function=text, key=text.key)}
     if judge:
@@ -68,7 +82,7 @@ def check_signature(reward: Bound, key: str) -> None:
     except TypeError as error:
         raise ConfigError(
             f"config.{key} = {reward.name!r}: {error}; expected (row, completion, *, finished, ...) -> a number, None "
-            'where there is none, or parts with a "total"'
+            'where there is none, or parts with a "total"; or (rows, completions, *, finished, ...) -> a list of these'
         ) from None
     except ValueError:  # a builtin that does not say
         pass
@@ -79,25 +93,44 @@ def one_of(name: str, args: Any, key: str) -> Reward:
     if not name.isidentifier():
         raise ConfigError(f"config.{key}: expected a name such as 'helpful' for a reward, of letters, digits and _")
     made = isinstance(args, Mapping) and "of" in args
-    if not isinstance(args, Mapping) or (bool(args.get("from")) == bool(args.get("function")) and not made):
+    if not isinstance(args, Mapping) or not (args.get("from") or args.get("function") or made):
         raise ConfigError(
             f"config.{key} = {args!r}: expected dict(function=..., weight=...), a reward over text with its arguments, "
             "or {'from': folder, 'weight': ...}, a reward model"
         )
+    if limits := set(args) & set(LIMITS):
+        if len(limits) > 1 or "weight" in args:
+            raise ConfigError(f"config.{key}: a constraint has 'at_least' or 'at_most', and no 'weight'")
+        dual = {name: args[name] for name in DUAL if name in args}
+        limit = limits.pop()
+        rest = {name: value for name, value in args.items() if name not in (*DUAL, limit)}
+        found = one_of(name, rest | {"weight": 0.0}, key)
+        if found.step_ends:
+            raise ConfigError(f"config.{key}.{limit}: a constraint is on the mean of a whole reply, not on its steps")
+        return dataclasses.replace(found, constraint=constraint(dual, limit, args[limit], key))
     weight = typed(args.get("weight", 1.0), float, key=f"{key}.weight")
     if isinstance(weight, float) and not math.isfinite(weight):
         raise ConfigError(f"config.{key}.weight = {weight}: expected a finite number")
+    if "step_ends" in args or "per_step" in args:
+        return stepwise(name, args, key)
     if made:
         return combined(args, weight, key)
+    if args.get("from") and args.get("function"):
+        return ensemble(name, args, weight, key)
     if args.get("function"):
         own = {name: value for name, value in args.items() if name not in ("weight", "function")}
         function = bound(args["function"], own, key=f"{key}.function", args_key=key, given=("finished",))
+        if is_stepwise(function):
+            raise ConfigError(f"config.{key}: {function.name!r} scores steps; say with what these end, step_ends='\\n'")
         check_signature(function, f"{key}.function")
         return Reward(weight=weight, function=function, key=key)
     if unknown := set(args) - set(OWN):
         raise ConfigError(f"config.{key}.{min(unknown)}: a reward model takes 'from', 'weight' and 'attributes' alone")
     if not isinstance(args["from"], str) or not isinstance(args.get("attributes", {}), Mapping):
-        raise ConfigError(f"config.{key} = {args!r}: expected a folder under 'from', and weights under 'attributes'")
+        raise ConfigError(
+            f"config.{key} = {args!r}: expected a folder under 'from', and weights under 'attributes'; with several "
+            "folders a function of alignax.rewards.combine as well"
+        )
     return Reward(
         weight=weight, role=f"reward.{name}", attributes=Args(args.get("attributes", {})), key=f"{key}.attributes"
     )
@@ -114,3 +147,65 @@ def combined(args: Mapping[str, Any], weight: Scalar, key: str) -> Reward:
     own = {name: value for name, value in args.items() if name not in ("weight", "function", "of")}
     function = bound(args["function"], own, key=f"{key}.function", args_key=key)
     return Reward(weight=weight, combine=function, of=tuple(of), key=key)
+
+
+def ensemble(name: str, args: Mapping[str, Any], weight: Scalar, key: str) -> Reward:
+    """One number of what the members of an ensemble say: several reward models, or one with heads. Raises ConfigError.
+
+    Each rates with its own attributes' weights of 1, or with one score.
+    """
+    folders, several = args["from"], not isinstance(args["from"], str)
+    if several and (len(folders) < 2 or not all(isinstance(one, str) and one for one in folders)):
+        raise ConfigError(
+            f"config.{key}.from = {folders!r}: expected the folders of 2 reward models or more, or of one"
+        )
+    if several and len(set(folders)) < len(folders):
+        raise ConfigError(f"config.{key}.from = {folders!r}: expected different folders")
+    own = {name: value for name, value in args.items() if name not in ("weight", "function", "from")}
+    function = bound(args["function"], own, key=f"{key}.function", args_key=key)
+    try:
+        inspect.signature(function.function).bind(None, **function.options, **function.numbers)
+    except TypeError as error:
+        raise ConfigError(
+            f"config.{key}.function = {function.name!r}: {error}; with 'from' expected a function of what its members "
+            "say [K B], as those of alignax.rewards.combine"
+        ) from None
+    return Reward(
+        weight=weight, combine=function, role=f"reward.{name}", members=len(folders) if several else 0, key=key
+    )
+
+
+def constraint(dual: Mapping[str, Any], name: str, limit: Any, key: str) -> dict[str, Scalar]:
+    """The settings of a constraint. Raises ConfigError."""
+    found = {name: typed(value, float, key=f"{key}.{name}") for name, value in (DUAL | dict(dual)).items()}
+    for setting, value in found.items():
+        if isinstance(value, float) and not 0 < value < math.inf:
+            raise ConfigError(f"config.{key}.{setting} = {value}: expected a positive number")
+    limit = typed(limit, float, key=f"{key}.{name}")
+    if isinstance(limit, float) and not math.isfinite(limit):
+        raise ConfigError(f"config.{key}.{name} = {limit}: expected a finite number")
+    return found | {"limit": limit, "sign": LIMITS[name]}
+
+
+def stepwise(name: str, args: Mapping[str, Any], key: str) -> Reward:
+    """A reward of the steps of a reply: a process reward model's, or a function of their texts. Raises ConfigError."""
+    marker, kind = args.get("step_ends"), args.get("per_step", "")
+    if not isinstance(marker, str) or not marker:
+        raise ConfigError(f"config.{key}.step_ends = {marker!r}: expected the text with which a step ends, '\\n' say")
+    rest = {name: value for name, value in args.items() if name not in ("step_ends", "per_step")}
+    if args.get("from") and not args.get("function"):
+        if kind not in OF_LOGITS:
+            raise ConfigError(f"config.{key}.per_step = {kind!r}: expected one of {', '.join(map(repr, OF_LOGITS))}")
+        return dataclasses.replace(one_of(name, rest, key), per_step=kind, step_ends=marker)
+    if kind or "from" in args or "of" in args:
+        raise ConfigError(f"config.{key}.per_step is of a process reward model alone, {{'from': folder, ...}}")
+    own = {name: value for name, value in rest.items() if name not in ("weight", "function")}
+    function = bound(args["function"], own, key=f"{key}.function", args_key=key, given=("finished",))
+    if not is_stepwise(function):
+        raise ConfigError(
+            f"config.{key}.function = {function.name!r} takes no steps; with 'step_ends' expected (row, steps, *, "
+            "finished, ...) -> a number for each"
+        )
+    check_signature(function, f"{key}.function")
+    weight = typed(args.get("weight", 1.0), float, key=f"{key}.weight")
+    return Reward(weight=weight, function=function, key=key, step_ends=marker)

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Int
 
 from alignax.bound import Bound, bound
 from alignax.ops.checks import require
-from alignax.rewards.text import LATE, Workers
+from alignax.rewards.workers import LATE, Workers
 from alignax.sampling.endpoint import Endpoint, EngineError, NotThere
 from alignax.sampling.options import Options
 from alignax.sampling.slots import END, LENGTH

@@ -22,7 +22,7 @@ from alignax.rewards.config import Reward
 from alignax.sampling.sampler import Sampler
 from alignax.stages import moving, plans
 from alignax.train import online
-from alignax.train.algorithm import Actors, Algorithm, Combined, DataLoss, Draw
+from alignax.train.algorithm import Actors, Algorithm, Combined, Constraint, DataLoss, Draw
 from alignax.train.scores import shape_scores
 from alignax.train.updates import Updates, updates
 from alignax.types import Pair, Rollout
@@ -63,6 +63,9 @@ def algorithm_of(
         keep=r.batch_size if r.oversample > 1 else 0,
         weights={name: reward.weight for name, reward in rewards.items()},
         combined={name: Combined(function=one.combine, of=one.of) for name, one in rewards.items() if one.combine},
+        constraints={name: Constraint(**one.constraint) for name, one in rewards.items() if one.constraint},
+        per_step=per_step_of(r, rewards),
+        shaping=shaping_of(r, rewards),
         scoring=scoring,
         advantage=advantage,
         correction=correction_of(r),
@@ -82,6 +85,26 @@ def algorithm_of(
         follow=moving.follow_of(r),
         ema=moving.ema_of(r),
     )
+
+
+def per_step_of(r: Reader, rewards: dict[str, Reward]) -> tuple[str, ...]:
+    """The names of the rewards of steps, whose numbers stay where they are."""
+    found = tuple(name for name, one in rewards.items() if one.step_ends)
+    if found and (r.scoring_args.get("normalize", True) or r.scoring_args.get("clip", 5.0)):
+        raise ConfigError(
+            f"config.{r.key('scoring_args')}: {found[0]!r} is a reward of steps, whose numbers stand at their tokens: "
+            "the score of a whole reply cannot be normalised or clipped beside it; set normalize=False, clip=0.0"
+        )
+    return found
+
+
+def shaping_of(r: Reader, rewards: dict[str, Reward]) -> Bound | None:
+    """What is made of scores beside the reference's. Raises ConfigError beside rewards of steps."""
+    found = of_config(r, "reward_shaping", "alignax.rewards.shaping")
+    r.require(r.reference_replies >= 1, "reference_replies", "expected a number of replies to each prompt, 1 or more")
+    if found and any(one.step_ends for one in rewards.values()):
+        raise r.error("reward_shaping", "it shapes the score of a whole reply, and a reward here is of steps")
+    return found
 
 
 def filters_of(r: Reader) -> dict[str, Any]:
@@ -225,7 +248,7 @@ def critic_of(r: Reader, advantage: Bound, rewards: dict[str, Reward], defaults:
         return None
     if learns is False:
         raise r.error("critic_init", f"advantage {r.advantage!r} has no critic; set critic_init to 'none'")
-    if how == "reward" and sum(bool(one.role) for one in rewards.values()) != 1:
+    if how == "reward" and sum(bool(one.role and not one.combine) for one in rewards.values()) != 1:
         raise r.error(
             "critic_init",
             "it needs config.reward_from, one reward model to start from; with a text reward, or several models, use "
@@ -311,8 +334,16 @@ def trial(algorithm: Algorithm) -> Any:
 
     def whole(policy: Any, critic: Any, prompts: Any) -> Any:
         state = online.start(algorithm, policy, critic, 0, policy)
-        given = [name for name in algorithm.weights if name not in algorithm.combined]
-        score = lambda frozen, rollout: dict.fromkeys(given, jnp.zeros(rollout.tokens.shape[0]))  # noqa: E731
-        return online.iteration(algorithm, actors, score, state, {"reference": bare}, prompts)
+        made = algorithm.combined
+        given = {name: (2,) if name in made else () for name in algorithm.weights}
+        given = {name: members for name, members in given.items() if name not in made or not made[name].of}
+        given |= dict.fromkeys(algorithm.per_step, (prompts["tokens"].shape[1] + algorithm.max_new_tokens,))
+        score = lambda frozen, rollout: {  # noqa: E731
+            name: jnp.zeros((len(rollout.tokens), *more)) for name, more in given.items()
+        }
+        frozen: dict[str, Any] = {"reference": bare}
+        if algorithm.shaping:
+            frozen["reference_rewards"] = {name: jnp.zeros((1, 2)) for name in algorithm.weights}
+        return online.iteration(algorithm, actors, score, state, frozen, prompts)
 
     return plans.tried(whole, policy, params if apart else None, prompts)

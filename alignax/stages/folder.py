@@ -14,7 +14,7 @@ from alignax.log import console
 from alignax.manifest import check_parent, parent_record, read_manifest, start, why_stale, write_manifest
 from alignax.models.config import ModelConfig
 from alignax.stages.lengths import check_context, longest_of, longest_text
-from alignax.stages.plans import Declaration, Parent, parents_of
+from alignax.stages.plans import Declaration, Parent, parents_of, value_at
 from alignax.types import Model, Params
 
 
@@ -89,15 +89,8 @@ def named(declared: Declaration, config: Mapping[str, Any]) -> dict[str, tuple[P
     data = data_parents(config)
     for prefix, group in groups.items():
         data |= data_parents(group, prefix)
-    found = {role: (one, str(_get(config, one.key))) for role, one in (parents_of(declared, config) | data).items()}
+    found = {role: (one, str(value_at(config, one.key))) for role, one in (parents_of(declared, config) | data).items()}
     return {role: one for role, one in found.items() if one[1] and (role not in data or is_step(one[1]))}
-
-
-def _get(config: Mapping[str, Any], key: str) -> Any:
-    value: Any = config
-    for name in key.split("."):
-        value = value.get(name, "") if isinstance(value, Mapping) else ""
-    return value
 
 
 def is_step(path: str) -> bool:
@@ -123,20 +116,22 @@ def base_of(folder: Path) -> Path:
 
 def finish(
     stage: Stage, *, params: Params | None, step: int, model: Model | None = None, tokenizer: Any = None,
-    template: str | None = None, files: tuple[str, ...] = (), content: str = "", makes: str = "", **fields: Any,
+    template: str | None = None, files: tuple[str, ...] = (), content: str = "", makes: str = "",
+    first: str = "policy", **fields: Any,
 ) -> Path:  # fmt: skip
     """Saves the final parameters and the tokenizer, then the manifest, which makes the stage complete.
 
-    `makes`: what was made, where that is not what the stage declares. Returns the folder.
+    `makes`: what was made, where that is not what the stage declares; `first`: the role of the parent that it goes on
+    from. Returns the folder.
     """
     if params is not None:
         save_params(stage.workdir / "params", params)
         content = content_hash(params)
-    origin = stage.parents["policy"] / "hf" if "policy" in stage.parents else None
+    origin = stage.parents[first] / "hf" if first in stage.parents else None
     adapted = params is not None and "lora" in params
-    before = longest_text(read_manifest(stage.parents["policy"])) if "policy" in stage.parents else 0
+    before = longest_text(read_manifest(stage.parents[first])) if first in stage.parents else 0
     fields |= dict(
-        base=parent_record(stage.workdir, base_of(stage.parents["policy"])) if adapted else None,
+        base=parent_record(stage.workdir, base_of(stage.parents[first])) if adapted else None,
         stage=stage.declared.name,
         makes=makes or stage.declared.makes,
         name=stage.workdir.name,

@@ -13,7 +13,8 @@ from alignax.config import plain
 from alignax.data.arrays import fingerprint
 from alignax.data.encode import prompt_rows
 from alignax.rewards.config import Reward, rewards_of
-from alignax.rewards.text import Workers
+from alignax.rewards.text import Trouble
+from alignax.rewards.workers import Workers
 from alignax.sampling.sampler import sampler
 from alignax.stages import (
     alarms,
@@ -28,6 +29,7 @@ from alignax.stages import (
     plans,
     probe,
     programs,
+    reference_rewards,
     roles,
 )
 from alignax.stages.algorithm import algorithm_of, fixed, trial
@@ -73,7 +75,8 @@ def get_config() -> ConfigDict:
     c.ema = 0.0
     # one reward: the folder of a finished reward model, or module:function of (row, completion, *, finished) -> number
     # or None. Or several, name = dict(function=..., its arguments, weight=...) or {"from": folder, "attributes": {...},
-    # "weight": ...}: their weighted sum, each part in the log
+    # "weight": ...}: their weighted sum, each part in the log. Folders with a function are an ensemble, of=(...) is of
+    # others, at_least or at_most is a constraint, step_ends rewards each step: docs/online.md
     c.reward_from = ""
     c.reward_weights = ConfigDict()  # of its attributes, where it rates several; 1 each where nothing is said
     c.reward = ""
@@ -83,6 +86,15 @@ def get_config() -> ConfigDict:
     c.reward_timeout_s = (
         300.0  # seconds for those of a batch; a reply that is not scored then has no score. 0: no limit
     )
+    c.reward_retries = 0  # calls again of a reward over text that raises or gives no number
+    # one that goes on failing: "stop" ends the run, which goes on from its last checkpoint; "missing": the replies of
+    # that call have no score, and are counted in rewards/NAME/failed
+    c.reward_failure = "stop"
+    # what is made of the score beside the scores of the reference's replies to the same prompt: function of
+    # alignax.rewards.shaping, or module:function: "preference" (PAR's sigmoid), "centred"; "": nothing
+    c.reward_shaping = ""
+    c.reward_shaping_args = ConfigDict()
+    c.reference_replies = 1  # of the reference to each prompt, sampled and scored once, before the first iteration
     c.scoring_args = ConfigDict()  # of alignax.train.scores.shape_scores
     c.samples_per_prompt = 1  # replies to each prompt of a batch; a group estimator needs 2 or more
     # in scoring and learning each prompt stands once before all its replies, as branches of one row: worth it where
@@ -153,6 +165,9 @@ class Plan(plans.Learning):
     rewards: dict[str, Reward]
     reward_workers: int = static()
     reward_timeout_s: float = static()
+    reward_retries: int = static()
+    reference_replies: int = static()
+    reward_failure: str = static()
     max_prompt_length: int = static()
     slots: int = static()
     oversample: int = static()
@@ -183,6 +198,8 @@ def plan(config: Any, prefix: str = "") -> Plan:
     more = beside.plan(r.data_loss, r.template, r.total_steps, every)
     r.require(r.reward_workers >= 1, "reward_workers", "expected a number of threads, 1 or more")
     r.require(r.reward_timeout_s >= 0, "reward_timeout_s", "expected seconds, or 0 for no limit")
+    r.require(r.reward_retries >= 0, "reward_retries", "expected a number of further calls, 0 or more")
+    r.one_of("reward_failure", ("stop", "missing"))
     if r.lora_args:
         plans.check_lora(r)
     lagging.check(r)
@@ -222,10 +239,23 @@ def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan |
     build = lambda policy, critic, at: online.start(p.algorithm, policy, critic, p.seed, at)  # noqa: E731
     at = loaded.reference if p.algorithm.follow else None
     state = parents.place(build, loaded.policy, loaded.critic, at, mesh=mesh)
-    on_device = programs.on_device(p.algorithm, {name: model for name, (model, _) in loaded.rewards.items()})
+    steps = programs.step_marks(p.rewards, loaded.model, tokenizer)
+    on_models = {name: steps[name] for name in steps if name in loaded.rewards}
+    frozen |= {"step_ends": jax.device_put(on_models, sharding.replicated(mesh))} if on_models else {}
+    per_step = {name: one.per_step for name, one in p.rewards.items() if one.per_step}
+    models = {name: model for name, (model, _) in loaded.rewards.items()}
+    reward_of = lambda algorithm: programs.on_device(algorithm, models, per_step, own.ends)  # noqa: E731
+    on_device = reward_of(p.algorithm)
     on_host = {name: one.function for name, one in p.rewards.items() if one.function}
     workers = Workers(p.reward_workers, p.reward_timeout_s)
-    scorer = programs.text_scorer(on_host, rows, own, p.algorithm.group, workers) if on_host else None
+    trouble = Trouble(p.reward_retries, p.reward_failure == "missing")
+    of_groups = lambda group: programs.text_scorer(on_host, rows, own, group, workers, trouble, steps)  # noqa: E731
+    scorer = of_groups(p.algorithm.group) if on_host else None
+    loader = fitting.make_loader(p, prompts, p.batch_size * p.oversample)
+    if p.algorithm.shaping:
+        of_reference = of_groups(p.reference_replies) if on_host else None
+        given = actors, frozen, reward_of, of_reference, prompts, loader, len(rows), mesh
+        frozen |= {"reference_rewards": reference_rewards.table(stage, *given)}
     elsewhere = p.engine or p.sampler_devices
     if p.engine:
         sample = outside.producer(stage, actors, frozen, tokenizer, mesh)
@@ -234,8 +264,7 @@ def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan |
     else:
         sample = programs.sampling(p.algorithm, actors, frozen, mesh)
     data = beside.loader(stage, p.data_loss, tokenizer)
-    loader, lag = fitting.make_loader(p, prompts, p.batch_size * p.oversample), p.steps_off_policy
-    put = lambda batch: sharding.put_batch(batch, mesh)  # noqa: E731
+    lag, put = p.steps_off_policy, lambda batch: sharding.put_batch(batch, mesh)
     here = lambda state, batch: online.sampled(p.algorithm, actors, frozen, state, batch)  # noqa: E731
     state = lagging.with_pending(state, here, put(loader.batch(0)), lag, mesh)
     if scorer or elsewhere:
@@ -246,7 +275,8 @@ def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan |
     step_fn = programs.with_drift(step_fn, roles.calibrations(stage))
 
     # ---- train
-    proxy = next(iter(loaded.rewards.values())) if len(loaded.rewards) == 1 else None
+    alone = [found for name, found in loaded.rewards.items() if not p.rewards[name].combine]
+    proxy = alone[0] if len(loaded.rewards) == len(alone) == 1 else None
     watch = probe.build(stage, p.probe, loaded.model, tokenizer, mesh, proxy=proxy, bases=loaded.bases)
     base = loaded.base["policy"] if loaded.base else {}
     measured = (lambda s: watch.summary(base | moving.result(s), loaded.reference)) if watch else None

@@ -111,13 +111,16 @@ def load_reward(
 ) -> tuple[Model, Params]:  # fmt: skip
     """Model and parameters of a reward model with one score.
 
-    The head of one that rates attributes is folded into the scalar head of sum_a weights_a score_a. A process reward
-    model scores a reply by its verdict at the last token, which for a whole reply is that on the last step. `bases`:
-    see `load_model`. Raises ConfigError for `weights`, the config's `key`, that do not fit the model.
+    The head of one that rates attributes is folded into the scalar head of sum_a weights_a score_a; of one with several
+    heads, where nothing says their weights, into their mean. A process reward model scores a reply by its verdict at
+    the last token, which for a whole reply is that on the last step. `bases`: see `load_model`. Raises ConfigError for
+    `weights`, the config's `key`, that do not fit the model.
     """
     folder = stage.parents[role]
     manifest = read_manifest(folder)
     known, imported = rated_attributes(manifest), manifest["config"]["stage"] == "imported"
+    if heads := (manifest["data"] or {}).get("heads"):
+        weights = dict.fromkeys(known, 1.0 / heads) | dict(weights)
     check_weights(known, weights, key=key, folder=folder, imported=imported)
     model, params, _ = load_model(stage, role, tokenizer, mesh, bases=bases)
     if not known:

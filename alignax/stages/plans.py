@@ -80,14 +80,28 @@ def made(config: Mapping[str, Any], prefix: str = "") -> Any:
 
 
 def parents_of(declared: Declaration, config: Mapping[str, Any]) -> dict[str, Parent]:
-    """Role -> parent, for every folder that a config names, those of its data too where they may be steps."""
+    """Role -> parent, for every folder that a config names; of a list of folders, "role.0", "role.1", ..."""
     found = {}
     for role, parent in declared.reads.items():
         group, _, rest = parent.key.partition(".*")
         names = sorted(config.get(group, {})) if "*" in parent.key else [""]
         for name in names:
-            found[role.replace("*", name)] = parent._replace(key=f"{group}.{name}{rest}" if name else parent.key)
+            one, key = role.replace("*", name), f"{group}.{name}{rest}" if name else parent.key
+            value = value_at(config, key)
+            several = [f".{i}" for i in range(len(value))] if isinstance(value, (list, tuple)) else [""]
+            found |= {f"{one}{i}": parent._replace(key=f"{key}{i}") for i in several}
     return found
+
+
+def value_at(config: Mapping[str, Any], key: str) -> Any:
+    """The value of a dotted key, of which a number is a place in a list; "" where there is none."""
+    value: Any = config
+    for name in key.split("."):
+        if isinstance(value, (list, tuple)):
+            value = value[int(name)]
+        else:
+            value = value.get(name, "") if isinstance(value, Mapping) else ""
+    return value
 
 
 def read(config: Any, declared: Declaration, defaults: Any, prefix: str = "") -> Reader:

@@ -3,18 +3,26 @@
 Every program has the frozen arrays as arguments, each once (`roles.shared`), and donates the state.
 """
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from rich.markup import escape
 
 from alignax import forward, host, sharding
+from alignax.config import ConfigError
 from alignax.log import console
 from alignax.ops.checks import needs
-from alignax.rewards.text import TextReward, Workers, score_texts
+from alignax.rewards import ensemble
+from alignax.rewards.config import Reward
+from alignax.rewards.steps import OF_LOGITS, marks, score_steps, step_ends, step_texts
+from alignax.rewards.text import STOP, AnyReward, Scores, Trouble, score_texts
+from alignax.rewards.workers import Workers
 from alignax.sampling.sampler import Sampler
 from alignax.stages.roles import shared
 from alignax.train import online
@@ -23,19 +31,55 @@ from alignax.train.moving import present
 from alignax.train.state import OnlineState
 from alignax.types import Model, Rollout
 
-HostScore = Callable[[Rollout, dict], dict[str, np.ndarray]]  # of own rows, with the prompts that they answer
+HostScore = Callable[[Rollout, dict], "Said"]  # of own rows, with the prompts that they answer
 Step = Callable[[OnlineState, dict], tuple[OnlineState, dict]]
+RewardOf = Callable[[Algorithm], Score]
 Produce = Callable[[OnlineState, dict], tuple[Rollout, dict]]  # (state, prompts) -> (rollout, metrics)
 
 
-def on_device(algorithm: Algorithm, models: dict[str, Model]) -> Score:
-    """The rewards of models, {name: its model}, whose parameters are frozen["reward"]."""
+class Said(NamedTuple):
+    """What rewards over text say of a process's own rows, by their names."""
+
+    scores: dict[str, Any]  # [B], nan where there is none; [B T] of rewards of steps
+    failed: dict[str, Any]  # [B]: it was asked and did not score the reply: it raised, gave no number or was late
+
+
+def on_device(
+    algorithm: Algorithm, models: dict[str, Model], per_step: Mapping[str, str] | None = None,
+    ends: Sequence[int] = (),
+) -> Score:  # fmt: skip
+    """The rewards of models, {name: its model}, whose parameters are frozen["reward"]; of ensembles [B K].
+
+    `per_step`, {name: what is made of its logits} (`rewards.steps.OF_LOGITS`): those of process reward models, [B T],
+    whose steps end at the ids that frozen["step_ends"] marks; `ends`: the ids that end a reply.
+    """
+    steps = per_step or {}
+
+    def of(frozen: dict, name: str) -> Callable[..., jax.Array]:
+        params = frozen["reward"][name]
+        single = forward.verdicts if name in steps else forward.score
+        return partial(ensemble.scores if ensemble.is_ensemble(params) else single, models[name], params)
 
     def score(frozen: dict, rollout: Rollout) -> dict[str, jax.Array]:
-        of = lambda name, model: partial(forward.score, model, frozen["reward"][name])  # noqa: E731
-        return {name: online.by_length(algorithm, rollout, of(name, model)) for name, model in models.items()}
+        found = {name: online.by_length(algorithm, rollout, of(frozen, name)) for name in models}
+        for name, kind in steps.items():
+            ends_BT = step_ends(rollout.tokens, rollout.mask, frozen["step_ends"][name], ends)
+            found[name] = jnp.where(ends_BT, OF_LOGITS[kind](found[name]), 0.0)
+        return found
 
     return score
+
+
+def step_marks(rewards: Mapping[str, Reward], model: Model, tokenizer: Any) -> dict[str, np.ndarray]:
+    """{name: the ids that end a step} of the rewards of steps. Raises ConfigError for a marker that no token has."""
+    found = {}
+    for name, one in rewards.items():
+        if one.step_ends:
+            try:
+                found[name] = marks(tokenizer, model.config.padded_vocab, one.step_ends)
+            except ValueError as error:
+                raise ConfigError(f"config.rewards.{name}.{error}") from None
+    return found
 
 
 def one_program(algorithm: Algorithm, actors: Actors, score: Score, frozen: dict, state: OnlineState) -> Step:
@@ -59,34 +103,39 @@ def two_programs(
     `learn`, which would wait for the newest of it.
     """
     arrays, tree = shared(frozen)
-    of_text = on_host or (lambda rollout, prompts: {})
+    of_text = on_host or (lambda rollout, prompts: Said({}, {}))
 
-    def judged(arrays, rollout):
-        return score(tree(arrays), rollout)
+    def judged(arrays, rollout, prompts):
+        frozen = tree(arrays)
+        rollout = online.beside_reference(frozen, rollout, prompts, algorithm.group)
+        return rollout, score(frozen, rollout)
 
     def annotated(state, arrays, rollout):
         critic, frozen = online.critic_of(algorithm, state), present(tree(arrays), state)
         return online.annotate(algorithm, actors, frozen, state.policy.params, critic, rollout)
 
-    def learnt(state, arrays, rollout, rewards, data):
-        return online.learn(algorithm, actors, tree(arrays), state, online.scored(algorithm, rollout, rewards), data)
+    def learnt(state, arrays, rollout, rewards, said, data):
+        scored = online.scored(algorithm, rollout, rewards | said.scores, state.multipliers)
+        state, metrics = online.learn(algorithm, actors, tree(arrays), state, scored, data)
+        failed = {f"rewards/{name}/failed": jnp.sum(x, dtype=jnp.float32) for name, x in said.failed.items()}
+        return state, metrics | failed
 
     annotate, judge = jax.jit(annotated), jax.jit(judged, **in_rows(mesh))
     learn = sharding.jit_step(learnt, state.replace(pending=()))
 
-    def read(rollout: Rollout, prompts: dict) -> dict[str, jax.Array]:
-        (finished,) = needs(rollout, "finished")
-        found = host.together(lambda: of_text(rollout, prompts))
-        return {name: host.rows_like(x, finished) for name, x in found.items()}
+    def read(rollout: Rollout, prompts: dict) -> Said:
+        (finished,), tokens = needs(rollout, "finished"), rollout.tokens
+        said = host.together(lambda: of_text(rollout, prompts))
+        return jax.tree.map(lambda x: host.rows_like(x, finished if x.ndim == 1 else tokens), said)
 
     def step(state: OnlineState, batch: dict) -> tuple[OnlineState, dict]:
         prompts, data = online.parted(batch)
         new, of_sampler = sample(state, prompts)
         (rollout, prompts), *pending = *state.pending, (new, prompts)
         state = state.replace(pending=())
-        rewards = judge(arrays, rollout)
-        noted = rollout if algorithm.keep else annotate(state, arrays, rollout)  # goes on while the host reads
-        state, metrics = learn(state, arrays, noted, rewards | read(rollout, prompts), data)
+        marked, rewards = judge(arrays, rollout, prompts)
+        noted = marked if algorithm.keep else annotate(state, arrays, marked)  # goes on while the host reads
+        state, metrics = learn(state, arrays, noted, rewards, read(rollout, prompts), data)
         return state.replace(pending=tuple(pending)), of_sampler | metrics
 
     return step
@@ -121,25 +170,55 @@ def with_drift(step: Step, calibrations: Mapping[str, Mapping[str, float]]) -> S
 
 
 def text_scorer(
-    rewards: Mapping[str, TextReward], rows: list[dict], sampler: Sampler, group: int, workers: Workers
-) -> HostScore:
+    rewards: Mapping[str, AnyReward], rows: list[dict], sampler: Sampler, group: int, workers: Workers,
+    trouble: Trouble = STOP, markers: Mapping[str, np.ndarray] | None = None,
+) -> HostScore:  # fmt: skip
     """Rewards over text of this process's rows; a reply finds its row of the data by the id that came with its prompt.
 
-    One that a reward cannot score (None or nan), or does not in time, has the score nan.
+    One that a reward cannot score (None or nan), or does not in time, has the score nan, and so has one where it fails
+    and `trouble` allows for it. `markers`, {name: the ids that end a step}: of rewards of steps.
     """
 
-    def score(rollout: Rollout, prompts: dict) -> dict[str, np.ndarray]:
+    def score(rollout: Rollout, prompts: dict) -> Said:
         needed = (rollout.tokens, rollout.mask, rollout.finished, prompts["row"])  # no more leaves the device
         tokens, mask, finished, ids = map(host.own_rows, needed)
         completions, ids = sampler.texts_of(tokens, mask), np.repeat(ids, group)
-        of = [rows[row] for row in ids]
-        out = {}
+        of, said = [rows[row] for row in ids], Said({}, {})
         for name, reward in rewards.items():
-            out[name], late = score_texts(reward, of, completions, finished, workers)
-            if late:
-                slow = f"did not score {len(late)} of {len(ids)} replies in {workers.timeout_s:g} s"
-                first = f"the first of them to row {ids[late[0]]} of the data: they teach nothing"
-                console.print(f"[yellow]the reward {name!r} {slow}, {first}[/]")
-        return out
+            with named(name):
+                if markers and name in markers:
+                    tokens_BT, mask_BT, marks_V = map(jnp.asarray, (tokens, mask, markers[name]))
+                    ends = np.asarray(step_ends(tokens_BT, mask_BT, marks_V, sampler.ends))
+                    steps = step_texts(sampler.texts_of, tokens, mask, ends)
+                    values, found = score_steps(reward, of, steps, finished, ends, workers, trouble=trouble)
+                else:
+                    found = score_texts(reward, of, completions, finished, workers, group=group, trouble=trouble)
+                    values = found.values
+                report(name, found, ids, workers.timeout_s)
+                said.scores[name], said.failed[name] = values, np.zeros(len(ids), bool)
+                said.failed[name][[*found.late, *found.failed]] = True
+        return said
 
     return score
+
+
+@contextlib.contextmanager
+def named(name: str) -> Iterator[None]:
+    """Within it, an exception of a reward's call says which reward it is, and what would do without the call."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"(the reward {name!r}; reward_retries calls again, reward_failure = 'missing' does without)")
+        raise
+
+
+def report(name: str, found: Scores, ids: np.ndarray, timeout_s: float) -> None:
+    """Says on the console which replies a reward has not scored, late or failed: the first of each by its row."""
+    first = lambda some: f"the first of them to row {ids[min(some)]} of the data"  # noqa: E731
+    if found.late:
+        slow = f"did not score {len(found.late)} of {len(ids)} replies in {timeout_s:g} s"
+        console.print(f"[yellow]the reward {name!r} {slow}, {first(found.late)}: they teach nothing[/]")
+    if found.failed:
+        error = found.failed[min(found.failed)]
+        why = escape(f"{first(found.failed)}: {type(error).__name__}: {error}")
+        console.print(f"[yellow]the reward {name!r} failed on {len(found.failed)} of {len(ids)} replies, {why}[/]")

@@ -106,11 +106,11 @@ def write(path: Path, key: dict, arrays: dict[str, Any]) -> None:
         raise CheckpointError(f"{path}: was not written: {error}. Remove the cause, then run again") from error
 
 
-def read(path: Path, key: dict) -> dict[str, np.ndarray] | None:
+def read(path: Path, key: dict, *, what: str = "log-probabilities") -> dict[str, np.ndarray] | None:
     """What `write` wrote under the same key; None if there is no file. Raises CheckpointError for any other file."""
     if not path.is_file():
         return None
-    again = "delete it, and the log-probabilities are computed again"
+    again = f"delete it, and the {what} are computed again"
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = dict(file)

@@ -10,13 +10,14 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from alignax import forward, host, sharding
-from alignax.bound import plan_record
+from alignax.bound import plan_record, static
 from alignax.data.arrays import fingerprint
 from alignax.data.counts import DataError
 from alignax.data.encode import pair_rows
 from alignax.data.judged import attributes_of, ranking_rows, rating_rows, step_rows
 from alignax.data.loader import eval_batches
 from alignax.evals import reward_model
+from alignax.models.heads import weighted
 from alignax.stages import fitting, folder, inputs, parents, plans, supervised
 from alignax.stages.plans import Declaration, Parent, Readings
 from alignax.train.state import new_state
@@ -40,12 +41,20 @@ def get_config() -> ConfigDict:
     c = fitting.training_config("reward")
     c.loss = "bradley_terry"  # function of alignax.losses, module:function, or the function, of one of RECORDS
     c.optimizer_args = ConfigDict({"learning_rate": 1e-5})
+    # heads on one trunk, each from its own initialisation, all of one run: members of an ensemble (docs/online.md)
+    c.heads = 1
+    c.head_seed = -1  # of the initialisation of what scores; -1: `seed`. Models that are averaged have one in common
+    c.bootstrap = 1.0  # share of the rows that each head learns from, its own; 1: all of them
     return c
 
 
 @plan_record
 class Plan(supervised.Supervised):
     """What a run does."""
+
+    heads: int = static()
+    head_seed: int = static()
+    bootstrap: float = static()
 
     def readings(self) -> list[Readings]:
         """What makes its arrays."""
@@ -56,12 +65,39 @@ class Plan(supervised.Supervised):
 def plan(config: Any, prefix: str = "") -> Plan:
     """The config as bound functions and numbers. Raises ConfigError for what does not fit."""
     r = plans.read(config, STAGE, get_config(), prefix)
-    return supervised.planned(Plan, r, tuple(RECORDS), sides=2)
+    r.require(r.heads >= 1, "heads", "expected a number of heads, 1 or more")
+    r.require(r.head_seed >= -1, "head_seed", "expected a seed, 0 or more, or -1 for the config's own")
+    r.require(0 < r.bootstrap <= 1, "bootstrap", "expected a share of the rows above 0, at most 1 (all)")
+    r.require(r.bootstrap == 1 or r.heads > 1, "bootstrap", "of one head it leaves rows out for good; set heads")
+    made = supervised.planned(Plan, r, tuple(RECORDS), sides=2)
+    r.require(made.heads == 1 or made.record is not Rated, "heads", f"{r.loss!r} has a score for each attribute; set 1")
+    return made
 
 
 def view(plan: Plan, model: Model, params: Any, frozen: Any, batch: dict) -> Any:
     """What the losses see of a batch; `frozen` is the decoder under an adapter."""
     return RECORDS[plan.record][0](model, frozen | params, batch)
+
+
+def view_of_heads(plan: Plan, model: Model, params: Any, frozen: Any, batch: dict) -> Any:
+    """`view` with one row for each head of each row, in the order of the rows: a mean over it is one over heads.
+
+    The trunk is read once. With `bootstrap` a head's rows are drawn by their ids, once for the whole run.
+    """
+    tree, key = frozen | params, jax.random.key(plan.seed)
+    heads = jax.tree.map(lambda x: jnp.moveaxis(x, -1, 0), tree["scalar"])
+
+    def one(head: Any, number: Any) -> Any:
+        found = RECORDS[plan.record][0](model, tree | {"scalar": head}, batch)
+        if plan.bootstrap == 1:
+            return found
+        row_key = lambda row: jax.random.fold_in(jax.random.fold_in(key, number), row)  # noqa: E731
+        drawn_B = jax.vmap(lambda row: jax.random.bernoulli(row_key(row), plan.bootstrap))(batch["row"])
+        mask = found.mask & drawn_B.reshape(-1, *[1] * (found.mask.ndim - 1))
+        return found.replace(mask=mask)
+
+    by_head = jax.vmap(one)(heads, jnp.arange(plan.heads))
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:]), by_head)
 
 
 def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan | None = None) -> Path:
@@ -87,12 +123,14 @@ def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan |
             f"no row that was kept rates {', '.join(unrated)}: nothing would train that score; leave it out"
         )
 
-    # ---- model: the parent's trunk and a fresh head, of one score or one per attribute
+    # ---- model: the parent's trunk and a fresh head, of one score, or one per attribute, or several
     mesh = parents.get_mesh(p.mesh)
     model, trunk = parents.new_or_loaded(stage, tokenizer, mesh, adapted=True)
-    head = model.init_scalar(jax.random.fold_in(jax.random.key(p.seed), 1), len(attributes) or None)
+    names = list(attributes) or ([f"head_{i}" for i in range(p.heads)] if p.heads > 1 else [])
+    head_key = jax.random.key(p.seed if p.head_seed < 0 else p.head_seed)
+    head = model.init_scalar(jax.random.fold_in(head_key, 1), len(names) or None)
     start, frozen = parents.learner(p, trunk | {"scalar": head})
-    record = partial(view, p, model)
+    record = partial(view_of_heads if p.heads > 1 else view, p, model)
 
     # ---- train
     reads = "steps" if p.record is Stepwise else "ends"
@@ -108,10 +146,10 @@ def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan |
 
     # ---- how good it is on held-out data; mean and spread of the scores, for those who read them
     alike = arrange if p.packing != "bucketed" else None  # batches whose verdicts have one shape, to be joined
-    judge = jax.jit(record)
-    params = state.learner.params
+    judge, params = jax.jit(partial(view, p, model)), state.learner.params
+    judges = params | ({"scalar": weighted(params["scalar"], jnp.full(p.heads, 1 / p.heads))} if p.heads > 1 else {})
     batches = eval_batches(held, p.batch_size, arrange=alike, **host.share())
-    parts = [host.everywhere(judge(params, frozen, sharding.put_batch(batch, mesh))) for batch in batches]
+    parts = [host.everywhere(judge(judges, frozen, sharding.put_batch(batch, mesh))) for batch in batches]
     found = jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(held["row"])], *parts)
     (_, loss), *_ = p.terms.values()
     scores, report = judged(found, [held_text[row] for row in held["row"]], loss, attributes)
@@ -123,7 +161,8 @@ def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan |
         tokenizer=tokenizer,
         template=p.template,
         data={"fingerprint": fingerprint(train), "counts": counts}
-        | ({"attributes": list(attributes)} if attributes else {}),
+        | ({"attributes": names} if names else {})
+        | ({"heads": p.heads} if p.heads > 1 else {}),
         calibration={"mean": float(scores.mean()), "sd": float(scores.std())},
         metrics=report,
     )

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import jax
 
 from alignax.manifest import read_manifest
-from alignax.stages import parents
+from alignax.rewards.ensemble import is_ensemble, joined
+from alignax.stages import ensembles, parents
 from alignax.stages.folder import Stage, say
 from alignax.types import Model, Params
 
@@ -45,7 +46,9 @@ def load(stage: Stage, tokenizer: Any, mesh: Any) -> Roles:
     model, first = parents.new_or_loaded(stage, tokenizer, mesh, bases=bases)
     reference = parents.reference_of(stage, first, model, tokenizer, mesh, bases)
     rewards = {
-        name: parents.load_reward(stage, one.role, one.attributes, tokenizer, mesh, key=one.key, bases=bases)
+        name: ensembles.load(stage, one, tokenizer, mesh, bases)
+        if one.combine
+        else parents.load_reward(stage, one.role, one.attributes, tokenizer, mesh, key=one.key, bases=bases)
         for name, one in plan.rewards.items()
         if one.role
     }
@@ -61,7 +64,8 @@ def load(stage: Stage, tokenizer: Any, mesh: Any) -> Roles:
     base = {"policy": beneath, "critic": beneath_critic} if beneath else None
     if base:
         standing = {"policy": beneath, "reference": reference, "critic": beneath_critic}
-        standing |= {name: params for name, (_, params) in rewards.items()}
+        each = lambda params: joined(**params) if is_ensemble(params) else params  # noqa: E731
+        standing |= {name: each(params) for name, (_, params) in rewards.items()}
         say(f"{stage.workdir.name}: {described(standing, {'policy': policy, 'critic': critic})}")
     return Roles(model, policy, reference, rewards, critic_model, critic, base, bases)
 

@@ -45,7 +45,7 @@ def gae(
     kl_BT, kl, charged, metrics = _penalty(rollout, kl_coef, kl_in_reward)
     known_B = ops.scorable(score_B - charged * kl_BT.sum(1))
     mask_BT = rollout.mask & known_B[:, None]
-    rewards_BT = returns.token_rewards(score_B, kl_BT, mask_BT, charged)
+    rewards_BT = returns.token_rewards(score_B, kl_BT, mask_BT, charged, rollout.step_rewards)
     metrics["objective/rlhf_reward"] = masked_mean(rewards_BT.sum(1), known_B)
     if whiten_rewards:
         rewards_BT = whiten(rewards_BT, mask_BT, shift_mean=False)
@@ -117,7 +117,8 @@ def reinforce_plus_plus(
     kl_BT, kl, charged, metrics = _penalty(rollout, kl_coef, kl_in_reward)
     reward_B = score_B - charged * kl_BT.sum(1)
     mask_BT = rollout.mask & ops.scorable(reward_B)[:, None]
-    advantage_BT = ops.reinforce_plus_plus(score_B, kl_BT, mask_BT, charged, gamma=gamma)
+    steps = {"gamma": gamma, "steps_BT": rollout.step_rewards}
+    advantage_BT = ops.reinforce_plus_plus(score_B, kl_BT, mask_BT, charged, **steps)
     metrics["objective/rlhf_reward"] = _own_mean(rollout, reward_B)
     return rollout.replace(mask=mask_BT, advantage=advantage_BT), kl, metrics
 

@@ -1,5 +1,6 @@
 """What an online iteration is made of: functions with their settings, and the models that they run."""
 
+import dataclasses
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax.numpy as jnp
@@ -15,8 +16,8 @@ from alignax.types import Model, Rollout
 class Score(Protocol):
     """A reward on the device."""
 
-    def __call__(self, frozen: dict, rollout: Rollout) -> dict[str, Float[Array, " B"]]:
-        """{name: one number for each row}, from the frozen parameters and the rollout."""
+    def __call__(self, frozen: dict, rollout: Rollout) -> dict[str, Float[Array, "B *K"]]:
+        """{name: one number for each row, or, of an ensemble, [B K]}, from the frozen parameters and the rollout."""
         ...
 
 
@@ -30,10 +31,21 @@ class Draw:
 
 @plan_record
 class Combined:
-    """A reward that is made of others."""
+    """A reward that is made of others, or of what the members of an ensemble say."""
 
     function: Bound  # ([K B]) -> [B]: of `rewards.combine`
-    of: tuple[str, ...] = static()  # their names
+    of: tuple[str, ...] = static(default=())  # the names of the others; (): it is an ensemble
+
+
+@plan_record
+class Constraint:
+    """A reward that has to keep a limit in the mean; see `train.constraints`."""
+
+    limit: Scalar
+    sign: Scalar  # 1: at least the limit; -1: at most
+    learning_rate: Scalar = 0.1  # of the ascent of ln lambda
+    multiplier: Scalar = 1.0  # lambda at the start
+    max_multiplier: Scalar = 10.0
 
 
 @plan_record
@@ -58,6 +70,9 @@ class Algorithm:
     keep: int = static(default=0)  # groups to learn from, chosen among those sampled; 0 is all of them
     weights: dict[str, Scalar]  # of the rewards, by name
     combined: dict[str, Combined]  # of them those that are made of others
+    constraints: dict[str, Constraint] = dataclasses.field(default_factory=dict)  # those that are; their weight is 0
+    per_step: tuple[str, ...] = static(default=())  # those that come by token, [B T], at the last one of each step
+    shaping: Bound | None = None  # (scores, [B M] of the reference's replies) -> scores: of `rewards.shaping`
     scoring: Bound  # (scores, finished, tokens, moments) -> (scores, moments): `shape_scores`
     advantage: Bound  # (rollout, scores, coefficient) -> (rollout, KL, metrics): of `train.advantages`
     correction: Bound | None  # (old_logp, sampler_logp, mask) -> weights of the advantages; None: there are none

@@ -26,6 +26,7 @@ from alignax.sampling.options import Options
 from alignax.sampling.sample import row_keys
 from alignax.train import watch
 from alignax.train.algorithm import Actors, Algorithm, Score
+from alignax.train.constraints import ascended, divisor, first_multipliers, lagrangian
 from alignax.train.moving import averages, entropy_bonus, present
 from alignax.train.optimizer import updates_done
 from alignax.train.scores import keep_informative, only_scored
@@ -64,7 +65,8 @@ def start(
         more["reference"] = reference
     if algorithm.entropy_controller:
         more["entropy_coef"] = algorithm.policy["entropy"][0]
-    return new_online_state(policy, critic, *optimizers, algorithm.kl_coef, seed, algorithm.memory, **more)
+    remembered = algorithm.memory, first_multipliers(algorithm)
+    return new_online_state(policy, critic, *optimizers, algorithm.kl_coef, seed, *remembered, **more)
 
 
 # ---- produce
@@ -96,6 +98,14 @@ def produce(
     return rollout.replace(version=jnp.full(rollout.tokens.shape[0], step, jnp.int32))
 
 
+def beside_reference(frozen: dict, rollout: Rollout, prompts: dict, group: int) -> Rollout:
+    """The rollout with the rewards of the reference's replies to its prompts, where there is a table of them."""
+    if "reference_rewards" not in frozen:
+        return rollout
+    rows_B = jnp.repeat(prompts["row"], group)
+    return rollout.replace(reference_rewards={name: x[rows_B] for name, x in frozen["reference_rewards"].items()})
+
+
 def sampled(algorithm: Algorithm, actors: Actors, frozen: dict, state: OnlineState, prompts: dict) -> Rollout:
     """The replies of the state's policy to the prompts of batch step + k, where k batches wait.
 
@@ -124,17 +134,55 @@ def side_by_side(drawn: list[Rollout], replies: list[int]) -> Rollout:
     return jax.tree.map(join, *marked)
 
 
-def scored(algorithm: Algorithm, rollout: Rollout, rewards: dict[str, Float[Array, " B"]]) -> Rollout:
+def scored(
+    algorithm: Algorithm, rollout: Rollout, rewards: dict[str, Float[Array, "B *K"]], multipliers: Any = ()
+) -> Rollout:
     """The rollout with its rewards, and their weighted sum as its score. Raises ValueError unless one is for each row.
 
-    A reward that is not finite is missing, and so is then the score; one of weight 0 is for the log alone.
+    A reward that is not finite is missing, and so is then the score; one of weight 0 is for the log alone. Of an
+    ensemble, whose members' scores are [B K], the standard deviation over them is logged beside what is made of them.
+    Of rewards of steps, [B T], the sum is in the score. `multipliers`: of constraints, `OnlineState.multipliers`.
     """
-    parts = {name: one_for_each(part, rollout.tokens, name) for name, part in rewards.items()}
-    for name, one in algorithm.combined.items():
-        parts[name] = one_for_each(one.function(jnp.stack([parts[x] for x in one.of])), rollout.tokens, name)
+    rewards, steps_BT = by_reply(algorithm, rollout, rewards)
+    if steps_BT is not None:
+        steps_BT = steps_BT / divisor(algorithm, multipliers)
+    parts = {name: one_for_each(part, rollout.tokens, name) for name, part in combined(algorithm, rewards).items()}
+    spread = {f"{name}/disagreement": jnp.std(x, axis=1) for name, x in rewards.items() if jnp.ndim(x) == 2}
+    score = total(algorithm, parts, multipliers)
+    return rollout.replace(rewards=parts | spread, score=score, step_rewards=steps_BT)
+
+
+def total(algorithm: Algorithm, parts: dict[str, Float[Array, "*B"]], multipliers: Any = ()) -> Float[Array, "*B"]:
+    """The weighted sum of rewards, and what those that are constraints make of it."""
     weighed = {name: jnp.where(jnp.asarray(w) == 0, 0.0, w * parts[name]) for name, w in algorithm.weights.items()}
-    total = sum(weighed[name] for name in parts)
-    return rollout.replace(rewards=parts, score=total)
+    return lagrangian(algorithm, sum(weighed[name] for name in parts), parts, multipliers)  # pyright: ignore[reportArgumentType]
+
+
+def by_reply(algorithm: Algorithm, rollout: Rollout, rewards: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+    """(the rewards, of steps their sums; the weighted rewards of steps at their tokens, None where there are none)."""
+    if not algorithm.per_step:
+        return rewards, None
+    tokens = rollout.tokens
+    given = {name: jnp.asarray(rewards[name], jnp.float32) for name in algorithm.per_step}
+    for name, x in given.items():
+        if x.shape != tokens.shape:
+            raise ValueError(
+                f"the reward {name!r} gave the shape {x.shape} for tokens {tokens.shape}: expected the same"
+            )
+    given = {name: jnp.where(rollout.mask, x, 0.0) for name, x in given.items()}
+    weights = {name: jnp.asarray(algorithm.weights[name]) for name in given}
+    weighed = [jnp.where(weights[name] == 0, 0.0, weights[name] * x) for name, x in given.items()]
+    return rewards | {name: x.sum(1) for name, x in given.items()}, sum(weighed)
+
+
+def combined(algorithm: Algorithm, rewards: dict[str, Float[Array, "B *K"]]) -> dict[str, Float[Array, " B"]]:
+    """The rewards with those that are made of members, and then of others."""
+    made = algorithm.combined
+    parts = {name: made[name].function(x.T) if name in made else x for name, x in rewards.items()}
+    for name, one in made.items():
+        if one.of:
+            parts[name] = one.function(jnp.stack([parts[x] for x in one.of]))
+    return parts
 
 
 def one_for_each(part: Any, tokens: Array, name: str) -> Array:
@@ -153,9 +201,10 @@ def iteration(
     """One whole iteration with the rewards on the device. Jit it as one program. `batch`: see `parted`."""
     prompts, data = parted(batch)
     rollout = sampled(algorithm, actors, frozen, state, prompts)
-    (rollout, _), *pending = *state.pending, (rollout, prompts)
-    state = state.replace(pending=tuple(pending))
-    return learn(algorithm, actors, frozen, state, scored(algorithm, rollout, score(frozen, rollout)), data)
+    (rollout, prompts), *pending = *state.pending, (rollout, prompts)
+    state, rollout = state.replace(pending=tuple(pending)), beside_reference(frozen, rollout, prompts, algorithm.group)
+    rollout = scored(algorithm, rollout, score(frozen, rollout), state.multipliers)
+    return learn(algorithm, actors, frozen, state, rollout, data)
 
 
 def parted(batch: dict) -> tuple[dict, Any]:
@@ -178,8 +227,10 @@ def learn(
     # metrics and moments are of all that was sampled, so they come before anything is left out
     (score_B, finished_B), own = needs(rollout, "score", "finished"), rollout.own.sum()
     frozen = present(frozen, state)
-    of_samples = metrics_of_samples(rollout) | watch.of_replies(rollout, algorithm.group)
-    shaped_B, moments = algorithm.scoring(score_B, finished_B, rollout.mask.sum(1), state.moments)
+    multipliers, of_constraints = ascended(algorithm, rollout, state.multipliers)
+    of_samples = metrics_of_samples(rollout) | watch.of_replies(rollout, algorithm.group) | of_constraints
+    relative_B = shaped(algorithm, state, rollout)
+    shaped_B, moments = algorithm.scoring(relative_B, finished_B, rollout.mask.sum(1), state.moments)
     if algorithm.keep:
         rows_B = keep_informative(score_B, group=algorithm.group, keep=algorithm.keep)
         rollout, shaped_B = jax.tree.map(lambda x: x[rows_B], (rollout, shaped_B))
@@ -202,7 +253,7 @@ def learn(
         "lr": jnp.float32(algorithm.policy_optimizer().learning_rate(done)),  # of the first update of this iteration
         "episode": ((state.step + 1) * own).astype(jnp.float32),
     }
-    learners = {"policy": policy, "critic": critic, "entropy_coef": entropy_coef}
+    learners = {"policy": policy, "critic": critic, "entropy_coef": entropy_coef, "multipliers": multipliers}
     learners |= averages(algorithm, state, policy.params)
     return state.replace(**learners, kl_coef=coef, kl_memory=memory, moments=moments, step=state.step + 1), metrics
 
@@ -219,6 +270,15 @@ def staleness(state: OnlineState, rollout: Rollout) -> Float[Array, ""]:
     if rollout.version is None:
         return jnp.float32(0)
     return masked_mean((state.step - rollout.version).astype(jnp.float32), rollout.own)
+
+
+def shaped(algorithm: Algorithm, state: OnlineState, rollout: Rollout) -> Float[Array, " B"]:
+    """The scores beside those of the reference's replies to the same prompts, where a function asks for them."""
+    (score_B,) = needs(rollout, "score")
+    if algorithm.shaping is None:
+        return score_B
+    (reference,) = needs(rollout, "reference_rewards")
+    return algorithm.shaping(score_B, total(algorithm, reference, state.multipliers))
 
 
 def rows_of(algorithm: Algorithm, rollout: Rollout) -> dict[str, int]:

@@ -47,6 +47,7 @@ class OnlineState(Record):
     kl_coef: Float[Array, ""]
     kl_memory: Any = ()  # of a KL controller that has one
     moments: Moments
+    multipliers: Any = ()  # {name: ln lambda} of the rewards that are constraints (`train.constraints`)
     key: UInt32[Array, " K"]  # never advanced: the randomness of a step is fold_in(key, step)
     step: Int[Array, ""]
     pending: tuple = ()  # (rollout, its prompts) of k batches that wait to be learnt from, the oldest first
@@ -68,13 +69,13 @@ def new_state(params: Params, optimizer: Optimizer, reference: Params | None = N
 
 def new_online_state(
     policy: Params, critic: Params | None, policy_optimizer: Optimizer, critic_optimizer: Optimizer | None,
-    kl_coef: Scalar, seed: int | Array, kl_memory: Any = (), entropy_coef: Scalar | None = None,
-    reference: Params | None = None, averaged: bool = False,
+    kl_coef: Scalar, seed: int | Array, kl_memory: Any = (), multipliers: Any = (),
+    entropy_coef: Scalar | None = None, reference: Params | None = None, averaged: bool = False,
 ) -> OnlineState:  # fmt: skip
     """Iteration 0. A sweep maps it over `seed` or `kl_coef`: a state with one axis more is many runs.
 
-    `kl_memory` is what the KL controller remembers at the start: `Algorithm.memory`. `entropy_coef` is given if it is
-    controlled, `reference` if it moves; `averaged` keeps an average of the policy.
+    `kl_memory` is what the KL controller remembers at the start: `Algorithm.memory`; `multipliers`: of constraints.
+    `entropy_coef` is given if it is controlled, `reference` if it moves; `averaged` keeps an average of the policy.
     """
     copy = lambda tree: jax.tree.map(jnp.copy, tree)  # often the same arrays as `policy`, and a step donates all  # noqa: E731
     return OnlineState(
@@ -82,6 +83,7 @@ def new_online_state(
         critic=new_learner(critic, critic_optimizer) if critic_optimizer else None,
         kl_coef=jnp.float32(kl_coef),
         kl_memory=jax.tree.map(jnp.float32, kl_memory),
+        multipliers=jax.tree.map(jnp.float32, multipliers),
         moments=Moments(count=jnp.float32(0), mean=jnp.float32(0), square=jnp.float32(0)),  # no buffer twice
         key=jax.random.key_data(jax.random.key(seed)),
         step=jnp.int32(0),

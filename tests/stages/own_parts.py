@@ -30,6 +30,13 @@ def slow_for_some(row: dict, completion: str, *, finished: bool, seconds: float 
     return 1.0
 
 
+async def raises_for_some(rows: list, completions: list, *, finished: list) -> list:
+    """The length of each reply, but nothing for groups whose prompts have an odd number of letters."""
+    if len(str(rows[0]["prompt"])) % 2:
+        raise OSError("no answer")
+    return [float(len(text)) for text in completions]
+
+
 @declares(deterministic=True)
 def greedy_reference(model: Model, policy: Params, reference: Params, temperature: Scalar) -> Author:
     """The reference at temperature 0."""

@@ -52,6 +52,18 @@ def test_a_reward_that_is_late_leaves_its_replies_without_a_score(run, tmp_path,
     assert "the reward 'slow' did not score" in " ".join(capsys.readouterr().err.split())
 
 
+def test_a_reward_that_fails_ends_the_run_or_leaves_its_replies_without_a_score(run, tmp_path, capsys):
+    fails = ppo(run, rewards={"all": {"function": "own_parts:raises_for_some"}}, samples_per_prompt=2, batch_size=16)
+    with refuses(OSError, "no answer"):
+        online.run(fails, tmp_path / "ppo")
+    rows = metrics(online.run(fails | {"reward_failure": "missing", "reward_retries": 1}, tmp_path / "missing"))
+    assert len(rows) == 2 and all(0 < row["rewards/all/failed"] < 32 for row in rows)
+    for row in rows:
+        assert row["objective/missing_scores"] == pytest.approx(row["rewards/all/failed"] / 32)
+    assert "the reward 'all' failed on" in (said := " ".join(capsys.readouterr().err.split()))
+    assert "to row" in said and "OSError: no answer" in said
+
+
 @pytest.mark.parametrize(
     "rewards, key, word",
     [

@@ -155,7 +155,7 @@ def test_one_program_equals_two_with_the_reward_on_the_host():
 
     def on_host(rollout, prompts):
         seen.append((rollout.finished.shape, prompts["row"].tolist()))
-        return {"reward": np.asarray(reward(frozen["reward"]["reward"], rollout))}
+        return programs.Said({"reward": np.asarray(reward(frozen["reward"]["reward"], rollout))}, {})
 
     want, numbers = one(state, frozen, prompt_batch())
     own = jax.tree.map(jnp.copy, state)  # which the second program may overwrite
