@@ -5,7 +5,7 @@ What a function fits, it says itself (`ops.checks.FACTS`): one of another packag
 
 import dataclasses
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -23,7 +23,7 @@ from alignax.rewards.config import Reward
 from alignax.sampling.sampler import Sampler
 from alignax.stages import plans
 from alignax.train import online
-from alignax.train.algorithm import Actors, Algorithm, Combined, Draw
+from alignax.train.algorithm import Actors, Algorithm, Combined, Draw, Weighing
 from alignax.train.scores import shape_scores
 from alignax.train.updates import Updates, updates
 from alignax.types import Pair, Rollout
@@ -57,8 +57,7 @@ def algorithm_of(r: Reader, rewards: dict[str, Reward], defaults: dict[str, Any]
         share_prompts=r.share_prompts,
         length_buckets=r.length_buckets,
         keep=r.batch_size if r.oversample > 1 else 0,
-        weights={name: reward.weight for name, reward in rewards.items()},
-        combined={name: Combined(function=one.combine, of=one.of) for name, one in rewards.items() if one.combine},
+        **weighing_of(rewards)._asdict(),
         scoring=fixed(r, "scoring_args", shape_scores, {"max_tokens": r.max_new_tokens}),
         advantage=advantage,
         correction=correction_of(r),
@@ -73,6 +72,12 @@ def algorithm_of(r: Reader, rewards: dict[str, Reward], defaults: dict[str, Any]
         policy_optimizer=plans.optimizer(r, "optimizer", steps),
         value_optimizer=plans.optimizer(r, "value_optimizer", steps) if value else None,
     )
+
+
+def weighing_of(rewards: Mapping[str, Reward]) -> Weighing:
+    """How the rewards of a config become one score."""
+    combined = {name: Combined(function=one.combine, of=one.of) for name, one in rewards.items() if one.combine}
+    return Weighing(weights={name: reward.weight for name, reward in rewards.items()}, combined=combined)
 
 
 def filters_of(r: Reader) -> dict[str, Any]:

@@ -4,11 +4,12 @@ With `lora_args` the learners, policy and critic, hold an adapter each, and the 
 stand on is loaded once for all roles whose base has the same content, and goes into a program once.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 
+from alignax.rewards.config import Reward
 from alignax.stages import parents
 from alignax.stages.folder import Stage, say
 from alignax.types import Model, Params
@@ -43,11 +44,7 @@ def load(stage: Stage, tokenizer: Any, mesh: Any) -> Roles:
     bases = {} if plan.lora_args else None
     model, first = parents.new_or_loaded(stage, tokenizer, mesh, bases=bases)
     reference = parents.reference_of(stage, first, model, tokenizer, mesh, bases)
-    rewards = {
-        name: parents.load_reward(stage, one.role, one.attributes, tokenizer, mesh, key=one.key, bases=bases)
-        for name, one in plan.rewards.items()
-        if one.role
-    }
+    rewards = reward_models(stage, plan.rewards, tokenizer, mesh, bases)
     policy, beneath = parents.learner(plan, first)
     critic_model, critic = start_of_critic(plan, model, first, rewards)
     beneath_critic = {}
@@ -60,6 +57,17 @@ def load(stage: Stage, tokenizer: Any, mesh: Any) -> Roles:
         standing |= {name: params for name, (_, params) in rewards.items()}
         say(f"{stage.workdir.name}: {described(standing, {'policy': policy, 'critic': critic})}")
     return Roles(model, policy, reference, rewards, critic_model, critic, base, bases)
+
+
+def reward_models(
+    stage: Stage, rewards: Mapping[str, Reward], tokenizer: Any, mesh: Any, bases: dict[str, Params] | None = None
+) -> dict[str, tuple[Model, Params]]:
+    """The reward models among the rewards of a plan, by their names; `bases`: see `parents.load_model`."""
+    return {
+        name: parents.load_reward(stage, one.role, one.attributes, tokenizer, mesh, key=one.key, bases=bases)
+        for name, one in rewards.items()
+        if one.role
+    }
 
 
 def start_of_critic(plan: Any, model: Model, policy: Params, rewards: dict[str, tuple]) -> tuple:

@@ -36,6 +36,13 @@ class Combined:
     of: tuple[str, ...] = static()  # their names
 
 
+class Weighing(NamedTuple):
+    """How rewards become one score: what `train.online.scored` reads, of an `Algorithm` or of this alone."""
+
+    weights: dict[str, Scalar]  # of the rewards, by name
+    combined: dict[str, Combined]  # of them those that are made of others
+
+
 @plan_record
 class Algorithm:
     """What an iteration does. Numbers are leaves: `jax.vmap` over algorithms is a sweep."""

@@ -24,7 +24,7 @@ from alignax.replies import fitted
 from alignax.sampling.opponents import Author
 from alignax.sampling.options import Options
 from alignax.sampling.sample import row_keys
-from alignax.train.algorithm import Actors, Algorithm, Score
+from alignax.train.algorithm import Actors, Algorithm, Score, Weighing
 from alignax.train.optimizer import updates_done
 from alignax.train.scores import keep_informative, only_scored
 from alignax.train.state import Learner, OnlineState, new_online_state, step_key
@@ -100,7 +100,7 @@ def side_by_side(drawn: list[Rollout], replies: list[int]) -> Rollout:
     return jax.tree.map(join, *marked)
 
 
-def scored(algorithm: Algorithm, rollout: Rollout, rewards: dict[str, Float[Array, " B"]]) -> Rollout:
+def scored(algorithm: Algorithm | Weighing, rollout: Rollout, rewards: dict[str, Float[Array, " B"]]) -> Rollout:
     """The rollout with its rewards, and their weighted sum as its score. Raises ValueError unless one is for each row.
 
     A reward that is not finite is missing, and so is then the score; one of weight 0 is for the log alone.
