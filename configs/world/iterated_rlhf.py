@@ -45,7 +45,8 @@ def evaluate_config(policies, reward_from=""):
 def seeded(c, seed):
     """A pipeline with one seed to choose: it is added to each step's own, which counts the rounds."""
     for name in c.steps:
-        c[name].seed = seed + int(c[name].seed)
+        own = seed + int(c[name].seed)
+        c[name].seed = own
         if "count" in c[name].get("data", {}):  # of the world's texts
-            c[name].data.seed = c[name].seed
+            c[name].data.seed = own
     return c
