@@ -87,11 +87,14 @@ def _cleared(workdir: Path, reason: str | None) -> None:
 
 
 def named(declared: Declaration, config: Mapping[str, Any]) -> dict[str, tuple[Parent, str]]:
-    """{role: (parent, folder as it is written)} of the parents that a config names, its data and its probe's included.
+    """{role: (parent, folder as it is written)} of the parents that a config names, its data and its probe's and golden
+    set's included.
 
     Data may come from a step that made it, which is then a parent, or from a file or the hub, which is none.
     """
-    data = data_parents(config) | data_parents(config.get("probe", {}), "probe.")
+    data = data_parents(config)
+    for group in ("probe", "golden"):
+        data |= data_parents(config.get(group, {}), f"{group}.")
     found = {role: (one, str(_get(config, one.key))) for role, one in (parents_of(declared, config) | data).items()}
     return {role: one for role, one in found.items() if one[1] and (role not in data or is_step(one[1]))}
 

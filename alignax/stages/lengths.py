@@ -37,7 +37,7 @@ def _lengths(group: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], int]]:
 def check_context(model: ModelConfig, config: Mapping[str, Any], role: str, parent: Parent) -> None:
     """Raises ConfigError if the texts that a parent reads may be longer than its model can (`ModelConfig.context`)."""
     for prefix in parent.reads:
-        group = config if not prefix else config.get("probe", {})
+        group = config if not prefix else config.get(prefix[:-1], {})
         if prefix and not group.get("source"):
             continue
         for keys, longest in _lengths(group):

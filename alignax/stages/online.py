@@ -14,7 +14,7 @@ from alignax.data.encode import prompt_rows
 from alignax.rewards.config import Reward, rewards_of
 from alignax.rewards.text import Workers
 from alignax.sampling.sampler import sampler
-from alignax.stages import fitting, folder, inputs, lengths, outside, parents, plans, probe, programs, roles
+from alignax.stages import fitting, folder, golden, inputs, lengths, outside, parents, plans, probe, programs, roles
 from alignax.stages.algorithm import algorithm_of, trial
 from alignax.stages.plans import Declaration, Parent, Readings
 from alignax.train import online
@@ -26,8 +26,8 @@ STAGE = Declaration(
     {
         "policy": Parent("init_from"),
         "reference": Parent("reference_from"),
-        "reward": Parent("reward_from", makes=plans.REWARD, reads=("",)),
-        "reward.*": Parent("rewards.*.from", makes=plans.REWARD, reads=("",)),
+        "reward": Parent("reward_from", makes=plans.REWARD, reads=("", "golden.")),
+        "reward.*": Parent("rewards.*.from", makes=plans.REWARD, reads=("", "golden.")),
     }
     | probe.READS,
 )
@@ -110,6 +110,7 @@ def get_config() -> ConfigDict:
     c.keep_checkpoints = 2
     c.tensorboard = False
     c.probe = probe.get_config()
+    c.golden = golden.get_config()  # pairs that policy and reward model are asked for at each evaluation
     return c
 
 
@@ -128,6 +129,7 @@ class Plan(plans.Learning):
     engine: Bound | None
     lora_args: Args = static()
     probe: probe.Plan | None
+    golden: golden.Plan | None
 
     def draws(self, form: str) -> int:
         """Prompts that a run reads: as many as it samples for, whatever it learns from."""
@@ -143,15 +145,15 @@ class Plan(plans.Learning):
 def plan(config: Any, prefix: str = "") -> Plan:
     """The config as bound functions and numbers. Raises ConfigError for what does not fit."""
     r = plans.read(config, STAGE, get_config(), prefix)
-    rewards, watch = rewards_of(r), probe.plan(r.probe, r.template)
+    rewards, watch, known = rewards_of(r), probe.plan(r.probe, r.template), golden.plan(r.golden, r.template)
     r.require(r.reward_workers >= 1, "reward_workers", "expected a number of threads, 1 or more")
     r.require(r.reward_timeout_s >= 0, "reward_timeout_s", "expected seconds, or 0 for no limit")
     if r.lora_args:
         plans.check_lora(r)
-    fields = plans.shared(r, batches={"batch_size": r.batch_size} | probe.batches(watch))
+    fields = plans.shared(r, batches={"batch_size": r.batch_size} | probe.batches(watch) | golden.batches(known))
     algorithm = algorithm_of(r, rewards, plain(get_config()))
     fields |= {"engine": outside.engine_of(r), "source": plans.source(r)}
-    made = fill(Plan, r, algorithm=algorithm, rewards=rewards, probe=watch, **fields)
+    made = fill(Plan, r, algorithm=algorithm, rewards=rewards, probe=watch, golden=known, **fields)
     r.finish()
     trial(algorithm)
     return made
@@ -196,8 +198,13 @@ def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan |
     proxy = next(iter(loaded.rewards.values())) if len(loaded.rewards) == 1 else None
     watch = probe.build(stage, p.probe, loaded.model, tokenizer, mesh, proxy=proxy, bases=loaded.bases)
     base = loaded.base["policy"] if loaded.base else {}
-    measured = (lambda s: probe.summary(watch.measure(base | s.policy.params, loaded.reference))) if watch else None
-    evaluate = fitting.once_per_step(measured) if measured else None
+    ordered = golden.watch(golden.build(stage, p.golden, tokenizer, mesh), loaded.model, loaded.reference, proxy)
+
+    def measured(state: Any) -> dict[str, float]:
+        params = base | state.policy.params
+        return (probe.summary(watch.measure(params, loaded.reference)) if watch else {}) | ordered(params)
+
+    evaluate = fitting.once_per_step(measured) if p.probe or p.golden else None
     loader = fitting.make_loader(p, prompts, p.batch_size * p.oversample)
     put = lambda batch: sharding.put_batch(batch, mesh)  # noqa: E731
     show = ("objective/scores", "objective/kl", "policy/approxkl_avg")

@@ -17,7 +17,7 @@ from alignax.data.encode import pair_rows
 from alignax.data.judged import attributes_of, ranking_rows, rating_rows, step_rows
 from alignax.data.loader import eval_batches
 from alignax.evals import reward_model
-from alignax.stages import fitting, folder, inputs, parents, plans, supervised
+from alignax.stages import fitting, folder, golden, inputs, parents, plans, supervised
 from alignax.stages.plans import Declaration, Parent, Readings
 from alignax.train.state import new_state
 from alignax.types import Model, Ranked, Rated, Scored, Stepwise
@@ -40,12 +40,15 @@ def get_config() -> ConfigDict:
     c = fitting.training_config("reward")
     c.loss = "bradley_terry"  # function of alignax.losses, module:function, or the function, of one of RECORDS
     c.optimizer_args = ConfigDict({"learning_rate": 1e-5})
+    c.golden = golden.get_config()  # pairs that it is asked for at each evaluation
     return c
 
 
 @plan_record
 class Plan(supervised.Supervised):
     """What a run does."""
+
+    golden: golden.Plan | None
 
     def readings(self) -> list[Readings]:
         """What makes its arrays."""
@@ -56,7 +59,8 @@ class Plan(supervised.Supervised):
 def plan(config: Any, prefix: str = "") -> Plan:
     """The config as bound functions and numbers. Raises ConfigError for what does not fit."""
     r = plans.read(config, STAGE, get_config(), prefix)
-    return supervised.planned(Plan, r, tuple(RECORDS), sides=2)
+    known = golden.plan(r.golden, r.template)
+    return supervised.planned(Plan, r, tuple(RECORDS), sides=2, golden=known, batches=golden.batches(known))
 
 
 def view(plan: Plan, model: Model, params: Any, frozen: Any, batch: dict) -> Any:
@@ -99,7 +103,9 @@ def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan |
     arrange = fitting.arrangement(p, held, mesh, reads=reads)
     metrics = lambda state, frozen, batch: supervised.metrics_of(p.terms, record(state.learner.params, frozen, batch))  # noqa: E731
     held_out = fitting.evaluator(metrics, held, p.batch_size, mesh, arrange)
-    evaluate = lambda state: held_out(state, frozen)  # noqa: E731
+    known = golden.build(stage, p.golden, tokenizer, mesh)
+    ordered = known.measure(partial(golden.of_reward, model)) if known else lambda params: {}
+    evaluate = lambda state: held_out(state, frozen) | ordered(frozen | state.learner.params)  # noqa: E731
     state = parents.place(lambda params: new_state(params, p.optimizer()), start, mesh=mesh)
     step = sharding.jit_step(supervised.update(p, record), state)
     step_fn = lambda state, batch: step(state, batch, frozen)  # noqa: E731
@@ -125,7 +131,7 @@ def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan |
         data={"fingerprint": fingerprint(train), "counts": counts}
         | ({"attributes": list(attributes)} if attributes else {}),
         calibration={"mean": float(scores.mean()), "sd": float(scores.std())},
-        metrics=report,
+        metrics=report | {name.removeprefix("eval/"): value for name, value in ordered(frozen | params).items()},
     )
 
 

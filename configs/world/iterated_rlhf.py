@@ -1,6 +1,6 @@
 """Iterated RLHF on the harbour desk: three rounds of labels, a reward model refitted on all of them, and PPO.
 
-Command: alignax run --config=configs/world/iterated_rlhf.py --workdir=runs/iterated    (10 to 20 minutes on 2 CPU cores)
+Command: alignax run --config=configs/world/iterated_rlhf.py --workdir=runs/iterated
 Fewer rounds: alignax run --config=configs/world/iterated_rlhf.py:2 --workdir=runs/two_rounds
 
 Each round collects pairs of the policy that the one before made, fits a reward model to the pairs of all rounds so far,
