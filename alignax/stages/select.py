@@ -153,10 +153,11 @@ def pair(replies: Replies, best: int, worst: int) -> dict:
     scores = replies.scores["score"]
     texts = {"chosen": replies.texts[best], "rejected": replies.texts[worst]}
     judged = {"score_chosen": scores[best], "score_rejected": scores[worst], "margin": scores[best] - scores[worst]}
+    judged |= {"tie": False}  # as the pairs of collect have it, so that both may be read together
     return question(replies.row) | texts | judged
 
 
-def metrics(p: Plan, drawn: list[Replies], kept: list[dict]) -> dict[str, float]:
+def metrics(p: Plan, drawn: list[Replies], kept: list[dict]) -> dict[str, Any]:
     """What was sampled and what is kept: mean scores, the share of the replies, and of the prompts."""
     all_KP = np.array([replies.scores["score"] for replies in drawn])
     known = np.isfinite(all_KP)

@@ -60,7 +60,7 @@ def test_demonstrations_are_chosen_by_score(values, expected, lost):
 
 def test_a_pair_is_the_best_and_the_worst():
     (row,), dropped = chosen(SAID, keep="best_and_worst")
-    judged = {"score_chosen": 3.0, "score_rejected": 1.0, "margin": 2.0}
+    judged = {"score_chosen": 3.0, "score_rejected": 1.0, "margin": 2.0, "tie": False}
     assert row == {"prompt": "p", "chosen": "b", "rejected": "a"} | judged
     assert sorted(dropped) == sorted([*LOST, "between"])
     assert chosen(SAID, keep="best_and_worst", least_margin=2.5) == ([], LOST + ["level"] * 3)
