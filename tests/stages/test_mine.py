@@ -160,7 +160,7 @@ def test_a_pipeline_mines_and_learns_from_it_by_name(run, tmp_path):
     counts = read(folder / "ppo/manifest.json")["data"]["counts"]
     assert counts["rows"] == 32 + 5 and set(counts["epochs"]) == {"world", "hard"}
     whole["ppo"]["data"]["parts"]["hard"]["path"] = "@mine/replies.jsonl"
-    with refuses(ConfigError, "config.data.parts.hard.path", "makes pairs.jsonl, prompts.jsonl", "replies.jsonl"):
+    with refuses(ConfigError, "config.ppo.data.parts.hard.path", "makes pairs.jsonl, prompts.jsonl", "replies.jsonl"):
         pipeline.run(whole, folder)
 
 
