@@ -162,7 +162,7 @@ def contradiction(
     gap = float(proxy_M[worse] - gold_M[worse])
     if not (proxy_M[worse] - proxy_M[better] > p.proxy_margin and gold_M[better] - gold_M[worse] > p.gold_margin):
         return Found(replies.row, None, gap, ["agreed"])
-    told = {"chosen": replies.texts[better], "rejected": replies.texts[worse]}
+    told: dict[str, Any] = {"chosen": replies.texts[better], "rejected": replies.texts[worse]}
     for name in ("gold", "proxy"):
         told |= {f"{name}_chosen": replies.scores[name][better], f"{name}_rejected": replies.scores[name][worse]}
     told |= {"margin": told["gold_chosen"] - told["gold_rejected"], "tie": False}  # as the pairs of collect have them
