@@ -5,6 +5,7 @@ configs/world/hard_negatives.py, where the pairs teach the next reward model and
 """
 
 import dataclasses
+import math
 from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,7 +46,7 @@ def get_config() -> ConfigDict:
     c.gold = ConfigDict(dict(reward="", reward_args={}, reward_from="", reward_weights={}))
     c.proxy_margin = 0.0  # by how much the proxy has to prefer the worse reply, in its standard deviations
     c.gold_margin = 0.5  # and by how much gold the other one, in its own
-    c.prompts = 64  # the most prompts that are kept, those of the largest gaps first; 0: none
+    c.prompts = 64  # the most prompts that are kept, of those that the proxy overrates the worst first; 0: none
     return c
 
 
@@ -114,11 +115,12 @@ def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan |
     of = {name: standardised([replies.scores[name] for replies in drawn]) for name in judges}
     found = [contradiction(p, *one) for one in zip(drawn, of["proxy"], of["gold"], strict=True)]
     pairs = [one.pair for one in found if one.pair]
-    gaps = sorted((one for one in found if one.gap is not None), key=lambda one: -one.gap)  # pyright: ignore
-    prompts = [one.row | {"gap": one.gap} for one in gaps[: p.prompts]]
-    dropped = Counter(reason for one in found for reason in one.lost)
+    overrated = sorted((one.row | {"gap": one.gap} for one in found if one.gap > 0), key=lambda row: -row["gap"])
+    prompts = overrated[: p.prompts]
+    dropped, lost = Counter(one.lost for one in found), Counter(x for one in drawn for x in usable(one)[1])
     counts = dict(asked.counts) | {"pairs": len(pairs), "prompts": len(prompts)}
-    counts |= {f"dropped_{name}": n for name, n in dropped.items()}
+    counts |= {f"dropped_{name}": n for name, n in dropped.items() if name}
+    counts |= {f"dropped_replies_{name}": n for name, n in lost.items()}
     folder.say(f"{stage.workdir.name}: {counts}")
     if not pairs:
         raise DataError(
@@ -137,8 +139,8 @@ class Found(NamedTuple):
 
     row: dict  # of the prompt
     pair: dict | None  # gold's reply and the proxy's, where they contradict each other
-    gap: float | None  # of the proxy's reply, proxy - gold, standardised
-    lost: list[str]  # why there is no pair
+    gap: float  # of the proxy's reply, proxy - gold, standardised; nan where no reply can be compared
+    lost: str  # why there is no pair
 
 
 def standardised(scores: list[list[float]]) -> Float[np.ndarray, "P M"]:
@@ -155,25 +157,25 @@ def contradiction(
     p: Plan, replies: Replies, proxy_M: Float[np.ndarray, " M"], gold_M: Float[np.ndarray, " M"]
 ) -> Found:
     """The proxy's favourite as rejected, gold's as chosen, where each is preferred by more than its margin."""
-    known, lost = usable(replies)
+    known, _ = usable(replies)
     if not known:
-        return Found(replies.row, None, None, ["unusable"])
+        return Found(replies.row, None, math.nan, "unusable")
     worse, better = (max(known, key=lambda i: score_M[i]) for score_M in (proxy_M, gold_M))
     gap = float(proxy_M[worse] - gold_M[worse])
     if not (proxy_M[worse] - proxy_M[better] > p.proxy_margin and gold_M[better] - gold_M[worse] > p.gold_margin):
-        return Found(replies.row, None, gap, ["agreed"])
+        return Found(replies.row, None, gap, "agreed")
     told: dict[str, Any] = {"chosen": replies.texts[better], "rejected": replies.texts[worse]}
     for name in ("gold", "proxy"):
         told |= {f"{name}_chosen": replies.scores[name][better], f"{name}_rejected": replies.scores[name][worse]}
     told |= {"margin": told["gold_chosen"] - told["gold_rejected"], "tie": False}  # as the pairs of collect have them
-    return Found(replies.row, question(replies.row) | told, gap, [])
+    return Found(replies.row, question(replies.row) | told, gap, "")
 
 
 def metrics(drawn: list[Replies], of: dict[str, np.ndarray], found: list[Found]) -> dict[str, Any]:
     """How often the two contradict each other, and how far apart they are."""
     known = np.isfinite(of["proxy"]) & np.isfinite(of["gold"])
     proxy, gold = of["proxy"][known], of["gold"][known]
-    gaps = [one.gap for one in found if one.gap is not None]
+    gaps = [one.gap for one in found if math.isfinite(one.gap)]
     raw = {name: np.array([replies.scores[name] for replies in drawn])[known] for name in of}
     varied = proxy.std() > 0 and gold.std() > 0
     return {

@@ -42,7 +42,7 @@ def test_a_pair_is_golds_reply_against_the_proxys():
         "prompt": "p", "chosen": "a", "rejected": "b", "gold_chosen": 1.5, "gold_rejected": -1.0, "proxy_chosen": 0.0,
         "proxy_rejected": 2.0, "margin": 2.5, "tie": False,
     }  # fmt: skip
-    assert found.gap == 3.0 and found.lost == [] and found.row == {"prompt": "p", "n": 1}
+    assert found.gap == 3.0 and found.lost == "" and found.row == {"prompt": "p", "n": 1}
 
 
 @pytest.mark.parametrize(
@@ -57,13 +57,13 @@ def test_a_pair_is_golds_reply_against_the_proxys():
 )
 def test_what_is_no_contradiction(proxy, gold, values, gap):
     found = compared(proxy, gold, **values)
-    assert found.pair is None and found.lost == ["agreed"] and found.gap == gap
+    assert found.pair is None and found.lost == "agreed" and found.gap == gap
 
 
 def test_a_reply_that_was_cut_off_is_in_no_pair():
     assert compared([0.0, 2.0, 1.0], [1.5, -1.0, 0.0], done=(True, False, True)).pair["rejected"] == "c"
     none = compared([0.0, 2.0, 1.0], [1.5, -1.0, 0.0], done=(False,) * 3)
-    assert none.pair is None and none.gap is None and none.lost == ["unusable"]
+    assert none.pair is None and math.isnan(none.gap) and none.lost == "unusable"
 
 
 def test_scores_are_read_in_their_standard_deviations():
@@ -83,7 +83,12 @@ def test_every_pair_contradicts_the_reward_model(mined):
     for row in pairs:
         assert row["gold_chosen"] > row["gold_rejected"] and row["proxy_rejected"] > row["proxy_chosen"]
     gaps = [row["gap"] for row in prompts]
-    assert len(prompts) == 5 and gaps == sorted(gaps, reverse=True) and gaps[0] >= manifest["metrics"]["mean_gap"]
+    assert (
+        len(prompts) == 5
+        and gaps == sorted(gaps, reverse=True)
+        and gaps[-1] > 0
+        and gaps[0] >= manifest["metrics"]["mean_gap"]
+    )
     assert all(row["family"] for row in prompts)  # whole rows: a reward over text may need what else they say
     counts = manifest["data"]["counts"]
     assert len(pairs) == counts["pairs"] == 32 - counts.get("dropped_agreed", 0) - counts.get("dropped_unusable", 0)
