@@ -187,8 +187,9 @@ def check(config: Mapping[str, Any], defaults: Mapping[str, Any], *, prefix: str
 
 
 def is_args(name: str) -> bool:
-    """Whether the names under a key are free: arguments of a function that another key names, or folders."""
-    free = ("data", "policies", "terms", "rewards", "reward_weights")
+    """Whether the names under a key are free: arguments of a function that another key names, folders,
+    or what the config itself names."""
+    free = ("data", "policies", "terms", "rewards", "reward_weights", "alarms", "phrases")
     return any(part in free or part.endswith("_args") for part in name.split("."))
 
 

@@ -82,7 +82,7 @@ class Log:
         self._show, self._file, self._events = show, None, None
         if write:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            _truncate(self.path, resume_step)
+            keep_rows(self.path, resume_step)
             self._file = self.path.open("a", encoding="utf-8")
             self._events = _events(self.path.parent, resume_step) if tensorboard else None
         self._bar = _Bar(title, total_steps, start=resume_step, quiet=quiet or not write)
@@ -142,8 +142,8 @@ def _scalar(value: Any) -> int | float:
     return value if isinstance(value, int) else float(value)
 
 
-def _truncate(path: Path, step: int) -> None:
-    """Keeps the rows up to `step`, byte for byte."""
+def keep_rows(path: Path, step: int) -> None:
+    """Keeps the rows of a file up to `step`, byte for byte; at step 0 none."""
     if not path.exists():
         return
     rows, lines = read_metrics(path), path.read_text(encoding="utf-8", errors="replace").split("\n")

@@ -19,10 +19,13 @@ from alignax.log import plain_json, replace_file
 FORMAT = 1
 # what stages made before manifests said it, if no policy
 MADE = {"reward": "reward", "collect": "files", "evaluate": "files"}
+# keys of a config that decide what is said of a run, and nothing of what it makes
+WATCHES = ("alarms",)
 _OWN = (
     "manifest.json",
     "config.json",
     "metrics.jsonl",
+    "alarms.jsonl",
     "samples.jsonl",
     "reference.npz",
     "steps",
@@ -221,6 +224,8 @@ def start(
     was = json.loads(marker.read_text(encoding="utf-8")) if marker.is_file() else None
     reason = None if was is None else _difference(was, now)
     if was is not None and reason is None:
+        if was["config"] != now["config"]:  # what it watches for
+            replace_file(workdir / "config.json", json.dumps(now["config"], indent=1) + "\n")
         return None
     workdir.mkdir(parents=True, exist_ok=True)
     replace_file(marker, '{"config": {}, "parents": {}}\n')  # killed while clearing: fits no config, cleared again
@@ -252,7 +257,8 @@ def is_current(workdir: str | Path, config: Mapping[str, Any], parents: Mapping[
 
 
 def _difference(was: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    changes = [f"config.{key}: was {old}, now {new}" for key, old, new in _changes(was["config"], now["config"])]
+    before, after = (_without(side["config"], WATCHES) for side in (was, now))
+    changes = [f"config.{key}: was {old}, now {new}" for key, old, new in _changes(before, after)]
     for role in sorted({*was["parents"], *now["parents"]}):
         old, new = (side["parents"].get(role, {}).get("content_hash") for side in (was, now))
         if old != new:

@@ -36,6 +36,7 @@ class Stage:
     config: dict[str, Any] | None
     metrics: list[dict[str, Any]]  # rows of metrics.jsonl, in file order
     samples: list[dict[str, Any]]  # rows of samples.jsonl
+    alarms: list[dict[str, Any]] = dataclasses.field(default_factory=list)  # rows of alarms.jsonl
 
     @property
     def policy(self) -> str:
@@ -132,7 +133,8 @@ def _read_stage(folder: Path, root: Path, notes: list[str]) -> Stage:
     if not metrics and kind not in ("evaluate", "collect", "select", "mine"):
         notes.append(f"{name}: no metrics.jsonl or no line in it, so no learning curves")
     config = _read_json(folder / "config.json", root, notes) or (manifest or {}).get("config")
-    return Stage(name, kind, folder, manifest, config, metrics, _read_lines(folder / "samples.jsonl", root, notes))
+    samples, alarms = (_read_lines(folder / f"{name}.jsonl", root, notes) for name in ("samples", "alarms"))
+    return Stage(name, kind, folder, manifest, config, metrics, samples, alarms)
 
 
 def _guess_kind(name: str, metrics: list[dict[str, Any]]) -> str:

@@ -47,6 +47,7 @@ def html(run: Run) -> str:
             pictures=_pictures(run),
             curves=[(stage, curves) for stage in run.stages if (curves := _markup(plots.learning_curves(stage)))],
             samples=samples.choose(run),
+            watched=[stage for stage in run.stages if stage.alarms or (stage.config or {}).get("alarms")],
             tree=lineage.tree(run),
             marks={"up": "▲", "down": "▼", "open": "○", "note": "·"},
             state=table.state,

@@ -43,6 +43,10 @@ PANELS: dict[str, tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...]] = {
         ("approximate KL of an update", ("policy/approxkl_avg",), ()),
         ("value loss", ("loss/value_avg",), ()),
         ("reply length (tokens)", ("completions/mean_length",), ()),
+        ("correlation of score and length", ("rewards/length_correlation",), ()),
+        ("different pairs of tokens", ("completions/distinct", "completions/distinct_in_group"), ()),
+        ("repeated runs of three tokens", ("completions/repeated",), ()),
+        ("self-BLEU of the replies", (), ("eval/self_bleu",)),
     ),
     "offline": (
         ("gold reward", (), ("eval/gold_reward",)),

@@ -92,6 +92,18 @@ reward model's score, which PPO maximises; KL is from SFT; win rate is against S
 </ul>
 <p class="soft">Each policy is one training run: the intervals do not cover what another seed would give.</p>
 {% endif %}
+{% if watched %}
+<h3>Alarms</h3>
+<ul class="readings">
+{% for stage in watched %}
+{% for alarm in stage.alarms %}
+<li><b class="down">▼</b>{{ stage.name }}, step {{ alarm.step }}: {{ alarm.alarm }}: {{ alarm.message }}.</li>
+{% else %}
+<li><b>·</b>{{ stage.name }}: none of {{ stage.config.alarms | list | join(", ") }}.</li>
+{% endfor %}
+{% endfor %}
+</ul>
+{% endif %}
 {% if run.notes %}
 <h3>What this page cannot show</h3>
 <ul class="soft">{% for note in run.notes %}<li>{{ note }}</li>{% endfor %}</ul>

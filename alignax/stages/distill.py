@@ -155,7 +155,7 @@ def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan |
 
     @fitting.once_per_step
     def evaluate(state):
-        probed = probe.summary(watch.measure(state.learner.params, start)) if watch else {}
+        probed = watch.summary(state.learner.params, start) if watch else {}
         if fresh:
             probed.pop("eval/kl", None)  # random parameters are nothing to stay near to
         return heldout(state, teacher) | probed

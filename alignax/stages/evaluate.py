@@ -69,15 +69,16 @@ def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan |
     assert watch is not None
 
     # ---- every policy with the same noise per prompt, so that differences are paired
-    measured = {}
+    measured, texts = {}, {}
     for name in p.policies:
         params = parents.load_model(stage, name, tokenizer, mesh, expected=model.config)[1]
         measured[name] = watch.measure(params, reference)
+        texts[name] = watch.look(params, reference, measured[name])
         folder.say(f"{workdir.name}: {name} measured on {len(measured[name])} prompts")
 
     # ---- write
     base = measured[p.policies[0]]
-    table = {name: describe(rows, base, watch.prompts) for name, rows in measured.items()}
+    table = {name: describe(rows, base, watch.prompts) | texts[name] for name, rows in measured.items()}
     reward = read_manifest(stage.parents["proxy"])["metrics"] if "proxy" in stage.parents else {}
     samples = side_by_side(watch.prompts, measured)
     files = {FILES[0]: json.dumps({"policies": table, "reward_model": reward}, indent=1) + "\n"}

@@ -15,6 +15,7 @@ from alignax.data.loader import Arrange, Loader, eval_batches
 from alignax.log import Log
 from alignax.models.flops import batch_flops, ideal_seconds
 from alignax.ops.masked import metric_ratios, metric_sums
+from alignax.stages import alarms
 from alignax.stages.folder import Stage, say
 from alignax.stages.plans import REWARD, Learning
 from alignax.stages.supervised import Supervised
@@ -60,6 +61,7 @@ def training_config(stage: str) -> ConfigDict:
     c.save_every_steps = 100
     c.keep_checkpoints = 2
     c.tensorboard = False
+    c.alarms = alarms.get_config(stage)  # metrics that are watched, by name (docs/online.md); {} is none
     return c
 
 
@@ -143,8 +145,9 @@ def loop(
         if start:
             say(f"{stage.workdir}: going on from step {start} of {plan.total_steps}")
         with Log(stage.workdir, plan.total_steps, show=show, **options) as log:
+            watch = alarms.of_run(plan, stage.workdir, start, write=first)
             return fit(
                 state, step_fn, make_batch, total_steps=plan.total_steps, steps=steps, log=log, put=put,
                 evaluate=evaluate, save_every_steps=plan.save_every_steps, eval_every_steps=plan.eval_every_steps,
-                ideal_seconds=ideal,
+                ideal_seconds=ideal, alarms=watch,
             )  # fmt: skip

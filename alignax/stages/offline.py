@@ -139,7 +139,7 @@ def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan |
     @fitting.once_per_step
     def evaluate(state):
         # the KL to where the reference began: the distance to one that comes along says little
-        probed = probe.summary(watch.measure(base | state.learner.params, reference)) if watch else {}
+        probed = watch.summary(base | state.learner.params, reference) if watch else {}
         return held_out(state, frozen | {"reference": state.reference} if p.follow else frozen) | probed
 
     moving = reference if p.follow else None  # it goes on from where it is, which may not be the policy's start

@@ -4,6 +4,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 from alignax import sharding
@@ -11,10 +12,25 @@ from alignax.bound import Args, Bound, fill, plan_record, static
 from alignax.config import plain
 from alignax.data.arrays import fingerprint
 from alignax.data.encode import prompt_rows
+from alignax.manifest import read_manifest
 from alignax.rewards.config import Reward, rewards_of
 from alignax.rewards.text import Workers
 from alignax.sampling.sampler import sampler
-from alignax.stages import fitting, folder, golden, inputs, lengths, outside, parents, plans, probe, programs, roles
+from alignax.stages import (
+    alarms,
+    fitting,
+    folder,
+    golden,
+    inputs,
+    lagging,
+    lengths,
+    outside,
+    parents,
+    plans,
+    probe,
+    programs,
+    roles,
+)
 from alignax.stages.algorithm import algorithm_of, trial
 from alignax.stages.plans import Declaration, Parent, Readings
 from alignax.train import online
@@ -104,11 +120,15 @@ def get_config() -> ConfigDict:
     c.value_optimizer = "adamw"
     c.value_optimizer_args = ConfigDict({"learning_rate": 1e-5})
     c.batch_size = 64  # prompts per iteration that are learnt from
+    # a batch is learnt from so many steps after it was sampled (docs/online.md); 0: at once, by the weights it is of
+    c.steps_off_policy = 0
+    c.sampler_devices = 0  # devices that sample alone, the first ones, while the others learn; 0: all do both in turn
     c.total_steps = 100  # iterations
     c.eval_every_steps = 10  # 0: never
     c.save_every_steps = 10
     c.keep_checkpoints = 2
     c.tensorboard = False
+    c.alarms = alarms.get_config("online")  # metrics that are watched, by name (docs/online.md); {} is none
     c.probe = probe.get_config()
     c.golden = golden.get_config()  # pairs that policy and reward model are asked for at each evaluation
     return c
@@ -125,6 +145,8 @@ class Plan(plans.Learning):
     max_prompt_length: int = static()
     slots: int = static()
     oversample: int = static()
+    steps_off_policy: int = static()
+    sampler_devices: int = static()
     critic_init: str = static()
     engine: Bound | None
     lora_args: Args = static()
@@ -134,7 +156,7 @@ class Plan(plans.Learning):
     def draws(self, form: str) -> int:
         """Prompts that a run reads: as many as it samples for, whatever it learns from."""
         del form
-        return self.total_steps * self.batch_size * self.oversample
+        return (self.total_steps + self.steps_off_policy) * self.batch_size * self.oversample
 
     def readings(self) -> list[Readings]:
         """What makes its arrays."""
@@ -150,6 +172,7 @@ def plan(config: Any, prefix: str = "") -> Plan:
     r.require(r.reward_timeout_s >= 0, "reward_timeout_s", "expected seconds, or 0 for no limit")
     if r.lora_args:
         plans.check_lora(r)
+    lagging.check(r)
     fields = plans.shared(r, batches={"batch_size": r.batch_size} | probe.batches(watch) | golden.batches(known))
     algorithm = algorithm_of(r, rewards, plain(get_config()))
     fields |= {"engine": outside.engine_of(r), "source": plans.source(r)}
@@ -173,7 +196,7 @@ def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan |
     folder.say(f"prompts: {counts}")
 
     # ---- models: policy and reference, critic from the reward model or the policy
-    mesh = parents.get_mesh(p.mesh)
+    mesh = parents.get_mesh(p.mesh, jax.devices()[p.sampler_devices :])  # the first ones sample
     loaded = roles.load(stage, tokenizer, mesh)
     group = p.algorithm.draws[0].replies
     sizes = p.batch_size * p.oversample * group, group, p.max_prompt_length, p.algorithm.max_new_tokens
@@ -188,11 +211,23 @@ def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan |
     on_host = {name: one.function for name, one in p.rewards.items() if one.function}
     workers = Workers(p.reward_workers, p.reward_timeout_s)
     scorer = programs.text_scorer(on_host, rows, own, p.algorithm.group, workers) if on_host else None
-    engine = outside.producer(stage, actors, frozen, tokenizer, mesh) if p.engine else None
-    if scorer or engine:
-        step_fn = programs.two_programs(p.algorithm, actors, on_device, scorer, frozen, state, mesh, engine)
+    elsewhere = p.engine or p.sampler_devices
+    if p.engine:
+        sample = outside.producer(stage, actors, frozen, tokenizer, mesh)
+    elif p.sampler_devices:
+        sample = lagging.sampler(p.algorithm, actors, frozen, mesh, p.sampler_devices)
+    else:
+        sample = programs.sampling(p.algorithm, actors, frozen, mesh)
+    loader, lag = fitting.make_loader(p, prompts, p.batch_size * p.oversample), p.steps_off_policy
+    put = lambda batch: sharding.put_batch(batch, mesh)  # noqa: E731
+    here = lambda state, batch: online.sampled(p.algorithm, actors, frozen, state, batch)  # noqa: E731
+    state = lagging.with_pending(state, here, put(loader.batch(0)), lag, mesh)
+    if scorer or elsewhere:
+        step_fn = programs.two_programs(p.algorithm, actors, on_device, scorer, frozen, state, sample, mesh)
     else:
         step_fn = programs.one_program(p.algorithm, actors, on_device, frozen, state)
+    step_fn = lagging.filled_first(step_fn, sample, lambda i: put(loader.batch(i)), lag)
+    step_fn = programs.with_drift(step_fn, calibrations(stage))
 
     # ---- train
     proxy = next(iter(loaded.rewards.values())) if len(loaded.rewards) == 1 else None
@@ -202,13 +237,11 @@ def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan |
 
     def measured(state: Any) -> dict[str, float]:
         params = base | state.policy.params
-        return (probe.summary(watch.measure(params, loaded.reference)) if watch else {}) | ordered(params)
+        return (watch.summary(params, loaded.reference) if watch else {}) | ordered(params)
 
     evaluate = fitting.once_per_step(measured) if p.probe or p.golden else None
-    loader = fitting.make_loader(p, prompts, p.batch_size * p.oversample)
-    put = lambda batch: sharding.put_batch(batch, mesh)  # noqa: E731
     show = ("objective/scores", "objective/kl", "policy/approxkl_avg")
-    state = fitting.loop(stage, state, step_fn, loader.batch, put, evaluate, show=show)
+    state = fitting.loop(stage, state, step_fn, lambda step: loader.batch(step + lag), put, evaluate, show=show)
 
     # ---- checkpoint
     return folder.finish(
@@ -221,3 +254,10 @@ def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan |
         data={"fingerprint": fingerprint(prompts), "counts": counts},
         metrics=evaluate(state) if evaluate else {},
     )
+
+
+def calibrations(stage: folder.Stage) -> dict[str, dict]:
+    """{name: mean and deviation of its scores on held-out replies} of the reward models whose single score is used."""
+    models = {name: one.role for name, one in stage.plan.rewards.items() if one.role and not one.attributes}
+    known = {name: read_manifest(stage.parents[role]).get("calibration") for name, role in models.items()}
+    return {name: one for name, one in known.items() if one}

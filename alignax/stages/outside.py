@@ -92,7 +92,7 @@ def producer(stage: Stage, actors: Actors, frozen: dict, tokenizer: Any, mesh: M
             compared.append(step)
         if algorithm.correction:
             rollout = rollout.replace(old_logp=logp_BT, sampler_logp=rollout.old_logp)
-        return rollout, metrics | seconds | {"sampling/staleness": np.float32(step - version)}
+        return rollout, metrics | seconds
 
     return produce
 

@@ -219,6 +219,6 @@ def place(build: Callable, *args: Any, mesh: Mesh) -> Any:
     return jax.jit(build, out_shardings=sharding.shardings(shapes, mesh))(*args)
 
 
-def get_mesh(axes: Mapping[str, int]) -> Mesh:
-    """The mesh of a plan's `mesh`, {axis: size}."""
-    return sharding.make_mesh({"data": axes["data"], "fsdp": axes["fsdp"]})
+def get_mesh(axes: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
+    """The mesh of a plan's `mesh`, {axis: size}, over these devices or all that there are."""
+    return sharding.make_mesh({"data": axes["data"], "fsdp": axes["fsdp"]}, devices)

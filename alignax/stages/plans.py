@@ -18,6 +18,7 @@ from alignax.models.config import ModelConfig
 from alignax.models.kernels import kernel_of
 from alignax.ops.checks import between, fact
 from alignax.sharding import make_mesh
+from alignax.stages.alarms import planned
 from alignax.types import Layout
 
 POLICY, REWARD, FILES = "policy", "reward", "files"  # what a stage makes
@@ -167,6 +168,7 @@ class Learning(Reading):
     save_every_steps: int = static()
     keep_checkpoints: int = static()
     tensorboard: bool = static()
+    alarms: Args = static(default=Args())
 
     def draws(self, form: str) -> int:
         """How many rows of this form a run reads: a batch per step."""
@@ -181,12 +183,20 @@ def shared(r: Reader, *, batches: Mapping[str, int] | None = None, sides: int = 
     """
     check_compute(r, sides)
     try:
-        make_mesh(dict(r.mesh.items()))
+        make_mesh(dict(r.mesh.items()), devices := learners(r))
     except ValueError as error:
         raise ConfigError(f"config.{r.key('mesh')}: {error}") from None
     for name, size in (batches or {}).items():
-        divides(r, name, size, jax.device_count(), "devices")
-    return {"mesh": Args(r.mesh.items()), "compute": Args(r.compute.items())}
+        divides(r, name, size, len(devices), "devices")
+    watched = {"alarms": planned(r)} if "alarms" in r else {}
+    return {"mesh": Args(r.mesh.items()), "compute": Args(r.compute.items())} | watched
+
+
+def learners(r: Reader) -> list[Any]:
+    """The devices that learn: all but the first ones, where those sample alone."""
+    alone = r.sampler_devices if "sampler_devices" in r else 0
+    r.require(0 <= alone < jax.device_count(), "sampler_devices", f"expected fewer than {jax.device_count()} devices")
+    return jax.devices()[alone:]
 
 
 def check_compute(r: Reader, sides: int = 1) -> None:

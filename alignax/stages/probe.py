@@ -13,10 +13,11 @@ from ml_collections import ConfigDict
 
 from alignax import host, sharding
 from alignax.bound import Args, Bound, fill, of_config, plan_record, static
-from alignax.config import Reader
+from alignax.config import ConfigError, Reader
 from alignax.data.encode import prompt_rows
 from alignax.data.loader import eval_batches
 from alignax.evals.policy import make_measure
+from alignax.evals.texts import PHRASES, self_bleu, shares
 from alignax.ops.checks import Scalar
 from alignax.rewards import config as rewards
 from alignax.rewards.text import total_reward
@@ -42,6 +43,8 @@ def get_config() -> ConfigDict:
     c.reward_args = ConfigDict()
     c.reward_from = ""  # folder of a finished reward model: the proxy reward
     c.reward_weights = ConfigDict()  # of its attributes, where it rates several; 1 each where nothing is said
+    c.repeats = 1  # further replies to the first batch of prompts, for how alike the replies to one prompt are
+    c.phrases = ConfigDict(PHRASES)  # kind = phrases: the share of replies that hold one of them
     return c
 
 
@@ -58,12 +61,15 @@ class Plan:
     batch_size: int = static()
     gold: Bound | None  # (row, completion, *, finished) -> number, parts or None
     reward_weights: Args = static()
+    repeats: int = static()
+    phrases: Args = static()
     key: str = static()
 
 
 def plan(r: Reader, template: str) -> Plan | None:
     """The probe of a config; None where it has no source. Raises ConfigError for what does not fit."""
     plans.sampling(r)
+    check_phrases(r)
     source, gold = plans.source(r, drawn=False, required=False), of_config(r, "reward", given=("finished",))
     rewards.model(r)
     _ = r.reward_from  # open_stage finds the folder
@@ -72,6 +78,14 @@ def plan(r: Reader, template: str) -> Plan | None:
         return None
     key = r.key("reward_weights")
     return fill(Plan, r, source=source, gold=gold, template=template, key=key)
+
+
+def check_phrases(r: Reader) -> None:
+    """Kinds of phrases are lists of texts. Raises ConfigError."""
+    r.require(r.repeats >= 0, "repeats", "expected a number of further replies, or 0 for none")
+    for kind, phrases in r.phrases.items():
+        if not isinstance(phrases, list) or not phrases or not all(isinstance(x, str) and x.strip() for x in phrases):
+            raise ConfigError(f"config.{r.key(f'phrases.{kind}')} = {phrases!r}: expected phrases, ('it depends', ...)")
 
 
 def batches(plan: Plan | None) -> dict[str, int]:
@@ -85,6 +99,12 @@ class Probe(NamedTuple):
     prompts: list[dict]  # text rows
     # (policy, reference) -> one dict per prompt, in their order; "gold" is None where the reply could not be scored
     measure: Callable[[Params, Params], list[dict]]
+    look: Callable[[Params, Params, list[dict]], dict[str, float]]  # how its texts are, those it measured and some more
+
+    def summary(self, params: Params, reference: Params) -> dict[str, float]:
+        """Means over the prompts, and how the texts are, under the names of the log's "eval" rows."""
+        rows = self.measure(params, reference)
+        return means(rows) | {f"eval/{name}": value for name, value in self.look(params, reference, rows).items()}
 
 
 def build(
@@ -106,12 +126,13 @@ def build(
     lengths.check_slots(model, plan.slots, *sizes, key="probe.slots")
     own = sampler(model, tokenizer, plan.template, plan.max_new_tokens, plan.slots)
     run, asked = make_measure(own, reward_model), [rows[i] for i in prompts["row"]]
+    temperature = jnp.float32(plan.temperature)
 
     def measure(params: Params, reference: Params) -> list[dict]:
         out = []
         for batch in eval_batches(prompts, plan.batch_size, **host.share()):
             put = sharding.put_batch(batch, mesh)
-            found = run(params, reference, reward_params, put, key, jnp.float32(plan.temperature))
+            found = run(params, reference, reward_params, put, key, temperature)
             got, ids = host.everywhere((found, put["row"]))
             for i, completion in enumerate(own.texts(got.rollout)):
                 if ids[i] < 0:
@@ -127,7 +148,14 @@ def build(
         said = host.of_first(lambda: [gold_of(gold, *one) for one in zip(asked, out, strict=True)])
         return [entry | more for entry, more in zip(out, said, strict=True)]
 
-    return Probe(asked, measure)
+    def look(params: Params, reference: Params, measured: list[dict]) -> dict[str, float]:
+        texts = [row["completion"] for row in measured]
+        first = sharding.put_batch(next(eval_batches(prompts, plan.batch_size, **host.share())), mesh)
+        again = lambda i: run(params, reference, reward_params, first, jax.random.fold_in(key, i), temperature).rollout  # noqa: E731
+        further = [own.texts(host.everywhere(again(i + 1))) for i in range(plan.repeats)]
+        return of_texts(texts, list(zip(texts, *further)), plan.phrases)
+
+    return Probe(asked, measure, look)
 
 
 def gold_of(reward: Callable, row: dict, reply: dict) -> dict[str, Any]:
@@ -137,7 +165,15 @@ def gold_of(reward: Callable, row: dict, reply: dict) -> dict[str, Any]:
     return {"gold": parts.pop("total", None), "parts": parts}
 
 
-def summary(rows: list[dict]) -> dict[str, float]:
+def of_texts(texts: list[str], to_one_prompt: list[tuple[str, ...]], phrases: Args) -> dict[str, float]:
+    """How alike the replies are, to different prompts and to one, and how many hold a phrase of each kind."""
+    known = [bleu for replies in to_one_prompt if not math.isnan(bleu := self_bleu(replies))]
+    out = {"self_bleu": self_bleu(texts), "self_bleu_in_prompt": float(np.mean(known)) if known else math.nan}
+    out |= {f"phrases/{kind}": share for kind, share in shares(texts, phrases).items()}
+    return {name: value for name, value in out.items() if not math.isnan(value)}
+
+
+def means(rows: list[dict]) -> dict[str, float]:
     """Means over the prompts, under the names of the log's "eval" rows; of the gold reward over those that have one."""
     mean = lambda name, of=rows: float(np.mean([row[name] for row in of]))  # noqa: E731
     out = {"eval/kl": mean("kl"), "eval/mean_length": mean("length"), "eval/eos_rate": mean("finished")}

@@ -49,22 +49,16 @@ def one_program(algorithm: Algorithm, actors: Actors, score: Score, frozen: dict
 
 def two_programs(
     algorithm: Algorithm, actors: Actors, score: Score, on_host: HostScore | None, frozen: dict, state: OnlineState,
-    mesh: Mesh | None = None, outside: Produce | None = None,
+    sample: Produce, mesh: Mesh | None = None,
 ) -> Step:  # fmt: skip
-    """An iteration around what happens on the host: `produce`, then `learn`.
-
-    That is rewards over text, if there are some, and rollouts from `outside`, if they are not sampled here.
+    """An iteration around what happens on the host: `sample`, then `learn`; rewards over text, if there are some.
 
     What the advantages read of the models needs no score: it is computed while the host reads. Not where some groups
-    are left out by their scores: theirs need not be computed at all.
+    are left out by their scores: theirs need not be computed at all. What waits to be learnt from is no argument of
+    `learn`, which would wait for the newest of it.
     """
     arrays, tree = shared(frozen)
     of_text = on_host or (lambda rollout, prompts: {})
-
-    def sampled(state, arrays, prompts):
-        key, frozen = jax.random.wrap_key_data(state.key), tree(arrays)
-        rollout = online.produce(algorithm, actors, frozen, state.policy.params, prompts, key, state.step)
-        return rollout, score(frozen, rollout)
 
     def judged(arrays, rollout):
         return score(tree(arrays), rollout)
@@ -76,16 +70,8 @@ def two_programs(
     def learnt(state, arrays, rollout, rewards):
         return online.learn(algorithm, actors, tree(arrays), state, online.scored(algorithm, rollout, rewards))
 
-    # each process reads its own rows
-    rows: dict[str, Any] = {"out_shardings": sharding.batch_sharding(mesh)} if mesh else {}
-    inside, judge = jax.jit(sampled, **rows), jax.jit(judged, **rows)
-    annotate, learn = jax.jit(annotated), sharding.jit_step(learnt, state)
-
-    def produced(state: OnlineState, prompts: dict) -> tuple[Rollout, dict, dict]:
-        if outside is None:
-            return *inside(state, arrays, prompts), {}
-        rollout, metrics = outside(state, prompts)
-        return rollout, judge(arrays, rollout), metrics
+    annotate, judge = jax.jit(annotated), jax.jit(judged, **in_rows(mesh))
+    learn = sharding.jit_step(learnt, state.replace(pending=()))
 
     def read(rollout: Rollout, prompts: dict) -> dict[str, jax.Array]:
         (finished,) = needs(rollout, "finished")
@@ -93,12 +79,43 @@ def two_programs(
         return {name: host.rows_like(x, finished) for name, x in found.items()}
 
     def step(state: OnlineState, prompts: dict) -> tuple[OnlineState, dict]:
-        rollout, rewards, of_sampler = produced(state, prompts)
+        new, of_sampler = sample(state, prompts)
+        (rollout, prompts), *pending = *state.pending, (new, prompts)
+        state = state.replace(pending=())
+        rewards = judge(arrays, rollout)
         noted = rollout if algorithm.keep else annotate(state, arrays, rollout)  # goes on while the host reads
         state, metrics = learn(state, arrays, noted, rewards | read(rollout, prompts))
-        return state, of_sampler | metrics
+        return state.replace(pending=tuple(pending)), of_sampler | metrics
 
     return step
+
+
+def in_rows(mesh: Mesh | None) -> dict[str, Any]:
+    """Options of a program each of whose results has the rows of a batch: each process reads its own."""
+    return {"out_shardings": sharding.batch_sharding(mesh)} if mesh else {}
+
+
+def sampling(algorithm: Algorithm, actors: Actors, frozen: dict, mesh: Mesh | None = None) -> Produce:
+    """Rollouts that are sampled here, as a program of their own."""
+    arrays, tree = shared(frozen)
+    draw = lambda state, arrays, prompts: online.sampled(algorithm, actors, tree(arrays), state, prompts)  # noqa: E731
+    program = jax.jit(draw, **in_rows(mesh))
+    return lambda state, prompts: (program(state, arrays, prompts), {})
+
+
+def with_drift(step: Step, calibrations: Mapping[str, Mapping[str, float]]) -> Step:
+    """The step with rewards/NAME/drift of reward models: (mean score - m) / sd, in the units of the replies that each
+    was measured on when it was made, whose scores had the mean m and the deviation sd. Far from 0 it judges what it has
+    not seen."""
+
+    def drifting(state: OnlineState, prompts: dict) -> tuple[OnlineState, dict]:
+        state, metrics = step(state, prompts)
+        for name, known in calibrations.items():
+            mean = metrics.get(f"rewards/{name}/mean", metrics["objective/scores"])
+            metrics[f"rewards/{name}/drift"] = (mean - known["mean"]) / max(known["sd"], 1e-8)
+        return state, metrics
+
+    return drifting if calibrations else step
 
 
 def text_scorer(

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from alignax.checkpoint import Steps
 from alignax.data.loader import prefetch
 from alignax.log import Log
+from alignax.train.alarms import Alarms
 
 
 class NonFinite(ArithmeticError):
@@ -30,6 +31,7 @@ def fit(
     evaluate: Callable[[Any], Mapping[str, float]] | None = None,
     eval_every_steps: int = 0,
     ideal_seconds: float | None = None,
+    alarms: Alarms | None = None,
 ) -> Any:
     """Runs `state, metrics = step_fn(state, batch)` from the state's own step to `total_steps`; returns the last state.
 
@@ -37,9 +39,10 @@ def fit(
     step s + 1 runs, so the host never waits for the device between two steps; they are checked before anything is
     saved. `evaluate(state)` runs every `eval_every_steps` (0: never), at the end, and before the first step. With
     `ideal_seconds`, what a step would take at the devices' peak, the log says which share of it each step reached
-    (`time/mfu`).
+    (`time/mfu`). `alarms` look at every row that was logged.
 
-    Raises NonFinite, naming the step and the last good checkpoint, when a loss or gradient norm is not finite.
+    Raises NonFinite, naming the step and the last good checkpoint, when a loss or gradient norm is not finite, and
+    Alarmed when an alarm is to stop the run: after what was logged, before anything else is saved.
     """
     start, pending, begun = int(state.step), None, time.perf_counter()
 
@@ -51,9 +54,17 @@ def fit(
             metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
             _check_finite(done, metrics, steps)
             log.log(done, metrics, times=times)
+            if alarms:
+                alarms.look(done, metrics)
 
-    if evaluate and start == 0:
-        log.log(0, evaluate(state), split="eval")
+    def evaluated(step: int) -> None:
+        if evaluate:
+            log.log(step, found := evaluate(state), split="eval")
+            if alarms:
+                alarms.look(step, found)
+
+    if start == 0:
+        evaluated(0)
     waited = time.perf_counter()
     batches = prefetch(make_batch, start, total_steps, put)
     for step, batch in enumerate(batches, start=start + 1):
@@ -69,8 +80,8 @@ def fit(
         saves, evaluates = step % save_every_steps == 0 or step == total_steps, due(step, eval_every_steps, total_steps)
         if saves or (evaluate and evaluates):
             settle()
-        if evaluate and evaluates:
-            log.log(step, evaluate(state), split="eval")
+        if evaluates:
+            evaluated(step)
         if saves:
             steps.save(step, on_host(state))
         if saves or evaluates:

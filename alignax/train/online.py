@@ -24,6 +24,7 @@ from alignax.replies import fitted
 from alignax.sampling.opponents import Author
 from alignax.sampling.options import Options
 from alignax.sampling.sample import row_keys
+from alignax.train import watch
 from alignax.train.algorithm import Actors, Algorithm, Score, Weighing
 from alignax.train.optimizer import updates_done
 from alignax.train.scores import keep_informative, only_scored
@@ -82,6 +83,16 @@ def produce(
     return rollout.replace(version=jnp.full(rollout.tokens.shape[0], step, jnp.int32))
 
 
+def sampled(algorithm: Algorithm, actors: Actors, frozen: dict, state: OnlineState, prompts: dict) -> Rollout:
+    """The replies of the state's policy to the prompts of batch step + k, where k batches wait.
+
+    The noise is the batch's own, so that the first is the same whatever waits.
+    """
+    key, batch = jax.random.wrap_key_data(state.key), state.step + len(state.pending)
+    rollout = produce(algorithm, actors, frozen, state.policy.params, prompts, key, batch)
+    return rollout.replace(version=jnp.full(rollout.tokens.shape[0], state.step, jnp.int32))
+
+
 def side_by_side(drawn: list[Rollout], replies: list[int]) -> Rollout:
     """The rollouts of several draws as one, the replies to a prompt together: rows [P * M]. `source` numbers the draws.
 
@@ -127,8 +138,9 @@ def iteration(
     algorithm: Algorithm, actors: Actors, score: Score, state: OnlineState, frozen: dict, prompts: dict
 ) -> tuple[OnlineState, dict]:
     """One whole iteration with the rewards on the device. Jit it as one program."""
-    key = jax.random.wrap_key_data(state.key)
-    rollout = produce(algorithm, actors, frozen, state.policy.params, prompts, key, state.step)
+    rollout = sampled(algorithm, actors, frozen, state, prompts)
+    (rollout, _), *pending = *state.pending, (rollout, prompts)
+    state = state.replace(pending=tuple(pending))
     return learn(algorithm, actors, frozen, state, scored(algorithm, rollout, score(frozen, rollout)))
 
 
@@ -144,20 +156,22 @@ def learn(
     """
     # metrics and moments are of all that was sampled, so they come before anything is left out
     (score_B, finished_B), own = needs(rollout, "score", "finished"), rollout.own.sum()
-    sampled = metrics_of_samples(rollout)
+    of_samples = metrics_of_samples(rollout) | watch.of_replies(rollout, algorithm.group)
     shaped_B, moments = algorithm.scoring(score_B, finished_B, rollout.mask.sum(1), state.moments)
     if algorithm.keep:
         rows_B = keep_informative(score_B, group=algorithm.group, keep=algorithm.keep)
         rollout, shaped_B = jax.tree.map(lambda x: x[rows_B], (rollout, shaped_B))
     critic = state.critic.params if state.critic else None
     rollout = annotate(algorithm, actors, frozen, state.policy.params, critic, rollout)
+    of_samples |= watch.of_kl(rollout)
     rollout, kl, metrics = advantages(algorithm, rollout, shaped_B, state.kl_coef)
     rollout = first_of_each(only_scored(rollout, shaped_B), algorithm.group, algorithm.learnt)
     policy, critic, more = update(algorithm, actors, frozen, state, rollout, jax.random.fold_in(step_key(state), 1))
     coef, memory = next_coefficient(algorithm, state, kl)
     used = algorithm.updates()
     done = updates_done(state.policy.opt_state, state.step * used.epochs * used.minibatches)
-    metrics |= sampled | more
+    metrics |= of_samples | more
+    metrics |= {"sampling/staleness": staleness(state, rollout)}
     metrics |= {
         "objective/kl_coef": state.kl_coef,
         "lr": jnp.float32(algorithm.policy_optimizer().learning_rate(done)),  # of the first update of this iteration
@@ -165,6 +179,13 @@ def learn(
     }
     learners = {"policy": policy, "critic": critic}
     return state.replace(**learners, kl_coef=coef, kl_memory=memory, moments=moments, step=state.step + 1), metrics
+
+
+def staleness(state: OnlineState, rollout: Rollout) -> Float[Array, ""]:
+    """By how many steps the weights that sampled the policy's replies are older than those that learn, in the mean."""
+    if rollout.version is None:
+        return jnp.float32(0)
+    return masked_mean((state.step - rollout.version).astype(jnp.float32), rollout.own)
 
 
 def rows_of(algorithm: Algorithm, rollout: Rollout) -> dict[str, int]:

@@ -49,6 +49,7 @@ class OnlineState(Record):
     moments: Moments
     key: UInt32[Array, " K"]  # never advanced: the randomness of a step is fold_in(key, step)
     step: Int[Array, ""]
+    pending: tuple = ()  # (rollout, its prompts) of k batches that wait to be learnt from, the oldest first
 
 
 def new_learner(params: Params, optimizer: Optimizer) -> Learner:

@@ -12,7 +12,7 @@ from alignax import forward
 from alignax.evals.policy import exact_kl, make_measure
 from alignax.sampling.sampler import Sampler
 from alignax.stages.evaluate import describe
-from alignax.stages.probe import summary
+from alignax.stages.probe import means
 from alignax.types import Rollout
 
 V, END, LONGEST = 4, 1, 3
@@ -105,11 +105,11 @@ def test_a_gold_reward_is_of_the_replies_that_have_one():
     assert found["gold_reward"] == 2.0 and found["gold_parts"] == {"kind": 2.0}
     assert found["families"] == {"a": 1.0, "b": 3.0}
     assert found["gold_gain"] == 0.5 and found["win_rate"] == 1.0
-    assert summary(mine)["eval/gold_reward"] == 2.0
+    assert means(mine)["eval/gold_reward"] == 2.0
     silent = [row(None)] * 3
     for key in ("gold_reward", "gold_gain", "families"):
         assert key not in describe(silent, base, prompts)
-    assert "eval/gold_reward" not in summary(silent)
+    assert "eval/gold_reward" not in means(silent)
 
 
 def test_the_kl_of_a_greedy_policy_is_that_of_the_untempered_ones():

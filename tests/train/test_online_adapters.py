@@ -9,7 +9,7 @@ from tiny_online import ALONE, build_actors, build_algorithm, build_iteration, m
 
 from alignax import lora
 from alignax.rewards.model import score
-from alignax.stages.programs import on_device, two_programs
+from alignax.stages.programs import on_device, sampling, two_programs
 from alignax.stages.roles import megabytes, shared
 from alignax.train import online
 from alignax.train.step import gradients
@@ -139,7 +139,8 @@ def test_two_programs_around_a_reward_on_the_host_take_adapters_too():
     state, frozen = setting(algorithm, 0.1)
     on_host = lambda rollout, prompts: {"reward": np.asarray(rollout.finished, np.float32)}  # noqa: E731
     own = jax.tree.map(jnp.copy, state)  # which the second program may overwrite
-    step = two_programs(algorithm, build_actors(), on_device(algorithm, {}), on_host, frozen, own)
+    given = algorithm, build_actors()
+    step = two_programs(*given, on_device(algorithm, {}), on_host, frozen, own, sampling(*given, frozen))
     after, metrics = step(own, prompt_batch())
     assert jax.tree.structure(after) == jax.tree.structure(state) and "critic/loss" in metrics
 

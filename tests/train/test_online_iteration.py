@@ -160,7 +160,9 @@ def test_one_program_equals_two_with_the_reward_on_the_host():
     want, numbers = one(state, frozen, prompt_batch())
     own = jax.tree.map(jnp.copy, state)  # which the second program may overwrite
     none_on_device = programs.on_device(algorithm, {})
-    step = programs.two_programs(algorithm, build_actors(), none_on_device, on_host, frozen, own)
+    given = algorithm, build_actors()
+    sample = programs.sampling(*given, frozen)
+    step = programs.two_programs(*given, none_on_device, on_host, frozen, own, sample)
     got, host_numbers = step(own, prompt_batch())
     close(got, want, atol=1e-6)
     close(host_numbers, numbers, rtol=1e-5, atol=1e-6)

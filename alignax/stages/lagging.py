@@ -1,0 +1,85 @@
+"""Learning k steps off-policy: rollouts that wait in the state, and a sampler on devices of its own."""
+
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from alignax import host, sharding
+from alignax.config import Reader
+from alignax.stages import parents
+from alignax.stages.programs import Produce, Step
+from alignax.train import online
+from alignax.train.algorithm import Actors, Algorithm
+from alignax.train.state import OnlineState
+from alignax.types import Rollout
+
+
+def check(r: Reader) -> None:
+    """Whether a config's lag, and devices that sample alone, can be. Raises ConfigError."""
+    lag, alone = r.steps_off_policy, r.sampler_devices
+    r.require(lag >= 0, "steps_off_policy", "expected 0 (on-policy) or a number of steps, such as 1")
+    r.require(not (lag and r.engine), "steps_off_policy", "expected 0 with an engine, whose lag is engine_args.every")
+    if alone:
+        r.require(not r.engine, "sampler_devices", "expected 0 with an engine, which has devices of its own")
+        r.require(
+            lag > 0, "sampler_devices", "set steps_off_policy to 1 or more: else samplers and learners wait in turn"
+        )
+        r.require(host.count() == 1, "sampler_devices", "expected 0 with several processes")
+        prompts = r.batch_size * r.oversample
+        r.require(prompts % alone == 0, "sampler_devices", f"{prompts} prompts do not divide over them")
+
+
+def with_pending(state: OnlineState, rollout_of: Callable, prompts: dict, lag: int, mesh: Mesh) -> OnlineState:
+    """The state with room for `lag` rollouts, of the shapes that rollout_of(state, prompts) has, and their prompts."""
+    if not lag:
+        return state
+    shapes = jax.eval_shape(rollout_of, state, prompts), prompts
+    zeros = lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (shapes,) * lag)  # noqa: E731
+    return state.replace(pending=jax.jit(zeros, out_shardings=sharding.batch_sharding(mesh))())
+
+
+def filled_first(step: Step, sample: Produce, batch: Callable[[int], dict], lag: int) -> Step:
+    """The step, before whose first call the start's weights sample the first `lag` batches, `batch(i)`."""
+    fresh = bool(lag)
+
+    def filling(state: OnlineState, prompts: dict) -> tuple[OnlineState, dict]:
+        nonlocal fresh
+        if fresh and int(state.step) == 0:
+            for i in range(lag):
+                # the noise of a batch is that of step + lag: of the start, which is step 0, that of batch i
+                asked, early = batch(i), state.replace(step=jnp.int32(i - lag))
+                rollout, _ = sample(early, asked)
+                rollout = rollout.replace(version=jnp.zeros(rollout.tokens.shape[0], jnp.int32))
+                state = state.replace(pending=(*state.pending[1:], (rollout, asked)))
+        fresh = False
+        return step(state, prompts)
+
+    return filling
+
+
+def sampler(algorithm: Algorithm, actors: Actors, frozen: Mapping, mesh: Mesh, devices: int) -> Produce:
+    """Replies sampled on the first devices, with copies of the weights; the others go on learning meanwhile."""
+    own = sharding.make_mesh({"data": -1, "fsdp": 1}, jax.devices()[:devices])
+    model = parents.on_mesh(actors.policy.config, own)
+    there = Actors(actors.sampler._replace(model=model))
+    whole, rows = sharding.replicated(own), sharding.batch_sharding(own)
+    reads = {name: frozen[name] for name in ("reference", "base") if frozen.get(name)}
+    if all(draw.author is None for draw in algorithm.draws):
+        reads.pop("reference", None)
+    copied = jax.device_put(reads, whole)
+    draw = jax.jit(lambda state, frozen, prompts: online.sampled(algorithm, there, frozen, state, prompts))
+
+    def produce(state: OnlineState, prompts: dict) -> tuple[Rollout, dict]:
+        needed = jax.device_put(slim(state), whole)
+        rollout = draw(needed, copied, jax.device_put(prompts, rows))
+        return jax.device_put(rollout, sharding.batch_sharding(mesh)), {}
+
+    return produce
+
+
+def slim(state: OnlineState) -> OnlineState:
+    """What of a state a sampler reads; of what waits no more than how much it is."""
+    policy = state.policy.replace(opt_state=())
+    return state.replace(policy=policy, critic=None, kl_memory=(), pending=((),) * len(state.pending))
