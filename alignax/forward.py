@@ -16,7 +16,7 @@ from alignax.ops.checks import needs, require
 from alignax.ops.filtered import filtered_stats
 from alignax.ops.filters import Settings
 from alignax.ops.logprobs import TokenStats, token_stats
-from alignax.replies import read
+from alignax.replies import Read, read
 from alignax.types import (
     PASSES,
     Demo,
@@ -55,6 +55,13 @@ def token_statistics(
     `group`, `room`: see `replies.read`.
     """
     found = read(model, params, tokens, valid, start=start, group=group, room=room)
+    return statistics_of(model, params, found, temperature, filters)
+
+
+def statistics_of(
+    model: Model, params: Params, found: Read, temperature: Float[Array, ""] | float, filters: Settings | None
+) -> TokenStats:
+    """`token_statistics` of what was read."""
     kernel_DV, of_model = model.unembed(params), output_of(model)
     if filters:
         del of_model["shards"]  # a filter looks at whole rows of the vocabulary, so each device has the whole kernel
@@ -253,12 +260,16 @@ def values(
 
 def policy_view(
     model: Model, params: Params, rollout: Rollout, *, temperature: Float[Array, ""] | float,
-    filters: Settings | None = None, start: int = 1, group: int = 1, room: int = 0,
+    filters: Settings | None = None, start: int = 1, group: int = 1, room: int = 0, valued: bool = False,
 ) -> Rollout:  # fmt: skip
-    """The rollout with `logp` and `entropy` of the current policy, at the temperature and filters of its sampler."""
-    given, how = (model, params, rollout.tokens, rollout.valid), {"temperature": temperature, "filters": filters}
-    stats = token_statistics(*given, **how, start=start, group=group, room=room)
-    return rollout.replace(logp=stats.logp, entropy=stats.entropy)
+    """The rollout with `logp` and `entropy` of the current policy, at the temperature and filters of its sampler.
+
+    `valued`: and with the `value` of the scalar head on the same trunk, in the same pass.
+    """
+    found = read(model, params, rollout.tokens, rollout.valid, start=start, group=group, room=room)
+    stats = statistics_of(model, params, found, temperature, filters)
+    view = rollout.replace(logp=stats.logp, entropy=stats.entropy)
+    return view.replace(value=found.placed(model.scalar(params, found.before))) if valued else view
 
 
 def best_and_worst(view: Rollout, group: int) -> Pair:

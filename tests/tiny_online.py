@@ -29,7 +29,7 @@ ALONE = dict(critic_init="none", kl_controller="fixed_kl", kl_controller_args={}
 def build_algorithm(**changes) -> Algorithm:
     """The algorithm as the stage binds it, from a config with changes; its one reward is a model's."""
     defaults = plain(stage.get_config())
-    config = defaults | CONFIG | ({} if changes.get("critic_init") == "none" else CRITIC) | changes
+    config = defaults | CONFIG | ({} if changes.get("critic_init") in ("none", "shared") else CRITIC) | changes
     return bound.algorithm_of(Reader(config), {"reward": Reward(role="reward")}, defaults)
 
 

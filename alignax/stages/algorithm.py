@@ -22,7 +22,7 @@ from alignax.rewards.config import Reward
 from alignax.sampling.sampler import Sampler
 from alignax.stages import plans
 from alignax.train import online
-from alignax.train.algorithm import Actors, Algorithm, Combined, Draw, Weighing
+from alignax.train.algorithm import Actors, Algorithm, Combined, DataLoss, Draw, Weighing
 from alignax.train.scores import shape_scores
 from alignax.train.updates import Updates, updates
 from alignax.types import Pair, Rollout
@@ -32,7 +32,9 @@ MOST_BUCKETS = 16
 VALUE = ("value_loss", "value_loss_args", "value_optimizer", "value_optimizer_args")  # what a critic reads
 
 
-def algorithm_of(r: Reader, rewards: dict[str, Reward], defaults: dict[str, Any]) -> Algorithm:
+def algorithm_of(
+    r: Reader, rewards: dict[str, Reward], defaults: dict[str, Any], data: DataLoss | None = None
+) -> Algorithm:
     """The algorithm of a config. Raises ConfigError for functions and settings that do not fit each other."""
     plans.sampling(r)
     r.require(r.temperature > 0, "temperature", "expected > 0; a greedy policy has no log-ratio")
@@ -46,6 +48,7 @@ def algorithm_of(r: Reader, rewards: dict[str, Reward], defaults: dict[str, Any]
     check_updates(r, every)
     check_losses(r, advantage, opponent, terms, record)
     controller, memory = controller_of(r, (1 if opponent else group) * r.batch_size * r.oversample)
+    weighing = weighing_of(rewards)
     loss, *further = terms.items()
     steps = r.total_steps * every.epochs * every.minibatches
     return Algorithm(
@@ -56,7 +59,8 @@ def algorithm_of(r: Reader, rewards: dict[str, Reward], defaults: dict[str, Any]
         share_prompts=r.share_prompts,
         length_buckets=r.length_buckets,
         keep=r.batch_size if r.oversample > 1 else 0,
-        **weighing_of(rewards)._asdict(),
+        weights=weighing.weights,
+        combined=weighing.combined,
         scoring=fixed(r, "scoring_args", shape_scores, {"max_tokens": r.max_new_tokens}),
         advantage=advantage,
         correction=correction_of(r),
@@ -64,12 +68,14 @@ def algorithm_of(r: Reader, rewards: dict[str, Reward], defaults: dict[str, Any]
         on_pairs=record is Pair,
         penalty=penalty_of(r, advantage),
         value=value,
+        value_coef=r.value_coef if r.critic_init == "shared" else None,
+        data=data,
         controller=controller,
         memory=memory,
         kl_coef=r.kl_coef,
         updates=update,
         policy_optimizer=plans.optimizer(r, "optimizer", steps),
-        value_optimizer=plans.optimizer(r, "value_optimizer", steps) if value else None,
+        value_optimizer=plans.optimizer(r, "value_optimizer", steps) if value and r.critic_init != "shared" else None,
     )
 
 
@@ -181,8 +187,14 @@ def check_losses(r: Reader, advantage: Bound, opponent: Bound | None, terms: Ter
 
 def critic_of(r: Reader, advantage: Bound, rewards: dict[str, Reward], defaults: dict[str, Any]) -> Bound | None:
     """The loss of the critic, if there is one: as the advantage asks."""
-    learns, how = fact(advantage.function, "critic"), r.one_of("critic_init", ("reward", "policy", "none"))
-    changed = [key for key in VALUE if getattr(r, key) != defaults[key]]
+    learns, how = fact(advantage.function, "critic"), r.one_of("critic_init", ("reward", "policy", "shared", "none"))
+    changed = [key for key in (*VALUE, "value_coef") if getattr(r, key) != defaults[key]]
+    unread = {"shared": ("value_optimizer", "value_optimizer_args"), "none": ()}.get(how, ("value_coef",))
+    if unread := [key for key in changed if key in unread]:
+        whose = "a critic of its own" if how == "shared" else "critic_init = 'shared', a head on the policy's trunk"
+        raise ConfigError(f"config.{r.key(unread[0])} is set, but it is read for {whose}; critic_init = {how!r}")
+    if how == "shared":
+        r.require(between(0.0)(r.value_coef), "value_coef", "expected 0 or more, such as 0.1")
     if how == "none":
         if learns:
             raise ConfigError(
@@ -269,16 +281,18 @@ def trial(algorithm: Algorithm) -> Any:
     model, every = bigram.bigram(5), algorithm.updates()
     params = bigram.shapes(model)
     sampler = Sampler(model, algorithm.max_new_tokens, ends=(1,), pad=0)
-    actors = Actors(sampler, model if algorithm.value else None)
-    policy = {name: x for name, x in params.items() if name != "scalar"}
+    apart = algorithm.value is not None and algorithm.value_coef is None
+    actors = Actors(sampler, model if apart else None)
+    bare = {name: x for name, x in params.items() if name != "scalar"}
+    policy = bare if algorithm.value_coef is None else params
     kept = every.minibatches * every.microbatches
-    algorithm = dataclasses.replace(algorithm, keep=kept if algorithm.keep else 0)
+    algorithm = dataclasses.replace(algorithm, keep=kept if algorithm.keep else 0, data=None)
     prompts = bigram.prompts(2 * kept if algorithm.keep else kept)
 
     def whole(policy: Any, critic: Any, prompts: Any) -> Any:
         state = online.start(algorithm, policy, critic, 0)
         given = [name for name in algorithm.weights if name not in algorithm.combined]
         score = lambda frozen, rollout: dict.fromkeys(given, jnp.zeros(rollout.tokens.shape[0]))  # noqa: E731
-        return online.iteration(algorithm, actors, score, state, {"reference": policy}, prompts)
+        return online.iteration(algorithm, actors, score, state, {"reference": bare}, prompts)
 
-    return plans.tried(whole, policy, params if algorithm.value else None, prompts)
+    return plans.tried(whole, policy, params if apart else None, prompts)

@@ -92,9 +92,10 @@ def named(declared: Declaration, config: Mapping[str, Any]) -> dict[str, tuple[P
 
     Data may come from a step that made it, which is then a parent, or from a file or the hub, which is none.
     """
+    groups = {f"{name}.": config.get(name, {}) for name in ("probe", "golden", "data_loss")}
     data = data_parents(config)
-    for group in ("probe", "golden"):
-        data |= data_parents(config.get(group, {}), f"{group}.")
+    for prefix, group in groups.items():
+        data |= data_parents(group, prefix)
     found = {role: (one, str(_get(config, one.key))) for role, one in (parents_of(declared, config) | data).items()}
     return {role: one for role, one in found.items() if one[1] and (role not in data or is_step(one[1]))}
 

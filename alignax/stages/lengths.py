@@ -15,8 +15,10 @@ READ, SAMPLED = ("max_length",), ("max_prompt_length", "max_new_tokens")  # of t
 
 
 def longest_of(config: Mapping[str, Any]) -> int:
-    """Tokens that a text of one stage may have, of its data or of its samples."""
-    return max((longest for _, longest in _lengths(config)), default=0)
+    """Tokens that a text of one stage may have, of its data, of data beside it or of its samples."""
+    beside = config.get("data_loss", {})
+    groups = (config, beside) if beside.get("loss") else (config,)
+    return max((longest for group in groups for _, longest in _lengths(group)), default=0)
 
 
 def longest_text(manifest: Mapping[str, Any]) -> int:

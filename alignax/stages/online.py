@@ -18,6 +18,7 @@ from alignax.rewards.text import Workers
 from alignax.sampling.sampler import sampler
 from alignax.stages import (
     alarms,
+    beside,
     fitting,
     folder,
     golden,
@@ -31,10 +32,11 @@ from alignax.stages import (
     programs,
     roles,
 )
-from alignax.stages.algorithm import algorithm_of, trial
+from alignax.stages.algorithm import algorithm_of, fixed, trial
 from alignax.stages.plans import Declaration, Parent, Readings
 from alignax.train import online
 from alignax.train.algorithm import Actors, Algorithm
+from alignax.train.updates import updates
 
 STAGE = Declaration(
     "online",
@@ -93,10 +95,14 @@ def get_config() -> ConfigDict:
     c.opponent = "none"
     c.opponent_args = ConfigDict()
     c.oversample = 1  # sample that many times batch_size prompts and learn from those whose scores differ, first
+    # a loss on data beside the rollouts (PPO-ptx, docs/online.md): of alignax.stages.beside
+    c.data_loss = beside.get_config()
     # policy and critic learn an adapter each, of alignax.lora.init: dict(rank=16); the decoder beneath, which reference
     # and reward model share where they stand on the same content, is frozen. Empty: all parameters are trained
     c.lora_args = ConfigDict()
-    c.critic_init = "reward"  # trunk and head of the reward model; "policy": its trunk and a new head; "none"
+    # "reward": trunk and head of the reward model; "policy": its trunk and a new head; "shared": a head on the policy's
+    # own trunk, whose loss is a term of the policy's; "none"
+    c.critic_init = "reward"
     c.advantage = "gae"  # function of alignax.train.advantages, or module:function; only gae needs a critic
     c.advantage_args = ConfigDict()
     c.loss = "ppo_clip"  # function of alignax.losses, or module:function, of a Rollout, or of a Pair: best and worst
@@ -108,6 +114,7 @@ def get_config() -> ConfigDict:
     c.correction_args = ConfigDict()
     c.value_loss = "value_clip"
     c.value_loss_args = ConfigDict()
+    c.value_coef = 0.1  # of that loss beside the policy's, where they share a trunk
     c.kl_coef = 0.05  # at the start
     c.kl_placement = "reward"  # or "loss"
     c.kl_estimator = "k1"  # "k1" in the reward; "k2", "k3" or "k3+k2" in the loss
@@ -150,6 +157,7 @@ class Plan(plans.Learning):
     critic_init: str = static()
     engine: Bound | None
     lora_args: Args = static()
+    data_loss: beside.Plan | None
     probe: probe.Plan | None
     golden: golden.Plan | None
 
@@ -168,13 +176,17 @@ def plan(config: Any, prefix: str = "") -> Plan:
     """The config as bound functions and numbers. Raises ConfigError for what does not fit."""
     r = plans.read(config, STAGE, get_config(), prefix)
     rewards, watch, known = rewards_of(r), probe.plan(r.probe, r.template), golden.plan(r.golden, r.template)
+    every = fixed(r, "update_args", updates)()
+    more = beside.plan(r.data_loss, r.template, r.total_steps, every)
     r.require(r.reward_workers >= 1, "reward_workers", "expected a number of threads, 1 or more")
     r.require(r.reward_timeout_s >= 0, "reward_timeout_s", "expected seconds, or 0 for no limit")
     if r.lora_args:
         plans.check_lora(r)
     lagging.check(r)
-    fields = plans.shared(r, batches={"batch_size": r.batch_size} | probe.batches(watch) | golden.batches(known))
-    algorithm = algorithm_of(r, rewards, plain(get_config()))
+    batches = {"batch_size": r.batch_size} | probe.batches(watch) | golden.batches(known) | beside.batches(more)
+    fields = plans.shared(r, batches=batches)
+    algorithm = algorithm_of(r, rewards, plain(get_config()), more.loss if more else None)
+    fields["data_loss"] = more
     fields |= {"engine": outside.engine_of(r), "source": plans.source(r)}
     made = fill(Plan, r, algorithm=algorithm, rewards=rewards, probe=watch, golden=known, **fields)
     r.finish()
@@ -218,6 +230,7 @@ def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan |
         sample = lagging.sampler(p.algorithm, actors, frozen, mesh, p.sampler_devices)
     else:
         sample = programs.sampling(p.algorithm, actors, frozen, mesh)
+    data = beside.loader(stage, p.data_loss, tokenizer)
     loader, lag = fitting.make_loader(p, prompts, p.batch_size * p.oversample), p.steps_off_policy
     put = lambda batch: sharding.put_batch(batch, mesh)  # noqa: E731
     here = lambda state, batch: online.sampled(p.algorithm, actors, frozen, state, batch)  # noqa: E731
@@ -236,17 +249,18 @@ def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan |
     ordered = golden.watch(golden.build(stage, p.golden, tokenizer, mesh), loaded.model, loaded.reference, proxy)
 
     def measured(state: Any) -> dict[str, float]:
-        params = base | state.policy.params
+        params = base | roles.headless(state.policy.params)
         return (watch.summary(params, loaded.reference) if watch else {}) | ordered(params)
 
     evaluate = fitting.once_per_step(measured) if p.probe or p.golden else None
     show = ("objective/scores", "objective/kl", "policy/approxkl_avg")
-    state = fitting.loop(stage, state, step_fn, lambda step: loader.batch(step + lag), put, evaluate, show=show)
+    batch = lambda step: loader.batch(step + lag) | data(step)  # noqa: E731
+    state = fitting.loop(stage, state, step_fn, batch, put, evaluate, show=show)
 
     # ---- checkpoint
     return folder.finish(
         stage,
-        params=state.policy.params,
+        params=roles.headless(state.policy.params),
         step=p.total_steps,
         model=loaded.model,
         tokenizer=tokenizer,

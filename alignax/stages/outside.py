@@ -28,7 +28,7 @@ from alignax.sampling.engine import Engine, checked, engine
 from alignax.sampling.options import Options
 from alignax.stages.folder import Stage, say
 from alignax.stages.programs import Produce
-from alignax.stages.roles import shared
+from alignax.stages.roles import headless, shared
 from alignax.train import online
 from alignax.train.algorithm import Actors, Algorithm
 from alignax.train.state import OnlineState
@@ -110,7 +110,7 @@ def weights(stage: Stage, served: Engine, frozen: dict) -> Callable[[Params, int
 
     def newer(policy: Params, step: int) -> int:
         if not has or step - has["version"] >= served.every:
-            out, params = folder / f"step-{step}", lora.merge(online.whole(policy, frozen, "policy"))
+            out, params = folder / f"step-{step}", lora.merge(online.whole(headless(policy), frozen, "policy"))
             host.in_first(lambda: gone(step))  # of a run that was interrupted
             export(stage.parents["policy"], out, dtype=served.dtype, params=params, untied=served.untied)
             host.in_first(lambda: served.reload(served.endpoint, str(out), timeout_s=served.timeout_s))

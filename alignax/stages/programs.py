@@ -64,11 +64,11 @@ def two_programs(
         return score(tree(arrays), rollout)
 
     def annotated(state, arrays, rollout):
-        critic = state.critic.params if state.critic else None
+        critic = online.critic_of(algorithm, state)
         return online.annotate(algorithm, actors, tree(arrays), state.policy.params, critic, rollout)
 
-    def learnt(state, arrays, rollout, rewards):
-        return online.learn(algorithm, actors, tree(arrays), state, online.scored(algorithm, rollout, rewards))
+    def learnt(state, arrays, rollout, rewards, data):
+        return online.learn(algorithm, actors, tree(arrays), state, online.scored(algorithm, rollout, rewards), data)
 
     annotate, judge = jax.jit(annotated), jax.jit(judged, **in_rows(mesh))
     learn = sharding.jit_step(learnt, state.replace(pending=()))
@@ -78,13 +78,14 @@ def two_programs(
         found = host.together(lambda: of_text(rollout, prompts))
         return {name: host.rows_like(x, finished) for name, x in found.items()}
 
-    def step(state: OnlineState, prompts: dict) -> tuple[OnlineState, dict]:
+    def step(state: OnlineState, batch: dict) -> tuple[OnlineState, dict]:
+        prompts, data = online.parted(batch)
         new, of_sampler = sample(state, prompts)
         (rollout, prompts), *pending = *state.pending, (new, prompts)
         state = state.replace(pending=())
         rewards = judge(arrays, rollout)
         noted = rollout if algorithm.keep else annotate(state, arrays, rollout)  # goes on while the host reads
-        state, metrics = learn(state, arrays, noted, rewards | read(rollout, prompts))
+        state, metrics = learn(state, arrays, noted, rewards | read(rollout, prompts), data)
         return state.replace(pending=tuple(pending)), of_sampler | metrics
 
     return step

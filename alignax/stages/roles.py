@@ -45,7 +45,10 @@ def load(stage: Stage, tokenizer: Any, mesh: Any) -> Roles:
     model, first = parents.new_or_loaded(stage, tokenizer, mesh, bases=bases)
     reference = parents.reference_of(stage, first, model, tokenizer, mesh, bases)
     rewards = reward_models(stage, plan.rewards, tokenizer, mesh, bases)
-    policy, beneath = parents.learner(plan, first)
+    headed = first
+    if plan.critic_init == "shared":
+        headed = first | {"scalar": model.init_scalar(jax.random.fold_in(jax.random.key(plan.seed), 1))}
+    policy, beneath = parents.learner(plan, headed)
     critic_model, critic = start_of_critic(plan, model, first, rewards)
     beneath_critic = {}
     if critic is not None:
@@ -71,13 +74,21 @@ def reward_models(
 
 
 def start_of_critic(plan: Any, model: Model, policy: Params, rewards: dict[str, tuple]) -> tuple:
-    """(model, parameters) of the critic at the start (from the reward model: Stiennon et al. 2020), Nones if none."""
-    if plan.critic_init == "none":
+    """(model, parameters) of the critic at the start (from the reward model: Stiennon et al. 2020).
+
+    Nones if there is none, or no more than a head on the policy's trunk.
+    """
+    if plan.critic_init in ("none", "shared"):
         return None, None
     if plan.critic_init == "reward":
         (judge,) = rewards.values()
         return judge
     return model, policy | {"scalar": model.init_scalar(jax.random.fold_in(jax.random.key(plan.seed), 1))}
+
+
+def headless(params: Params) -> Params:
+    """A policy's parameters without the value head that they may have."""
+    return {name: x for name, x in params.items() if name != "scalar"}
 
 
 def described(standing: dict[str, Params], learning: dict[str, Params]) -> str:

@@ -44,6 +44,15 @@ class Weighing(NamedTuple):
 
 
 @plan_record
+class DataLoss:
+    """A loss of the policy on rows of data beside the rollout: PPO-ptx (Ouyang et al. 2022, 2203.02155, equation 2)."""
+
+    term: Bound  # record -> Loss
+    coefficient: Scalar
+    record: type = static()  # what it takes: a Demo, a Pair or an Unpaired
+
+
+@plan_record
 class Algorithm:
     """What an iteration does. Numbers are leaves: `jax.vmap` over algorithms is a sweep."""
 
@@ -63,6 +72,8 @@ class Algorithm:
     on_pairs: bool = static(default=False)  # the policy's losses take the best and the worst reply as a Pair
     penalty: Bound | None  # rollout -> Loss: the KL as a term of the policy's loss; None: it is in the reward
     value: Bound | None  # rollout -> Loss of the critic; None: there is none
+    value_coef: Scalar | None = None  # of that loss as a term of the policy's, whose trunk has the head; None: apart
+    data: DataLoss | None = None
     controller: Bound  # (coefficient, KL[, memory]) -> coefficient[, memory]: of `ops.kl`
     memory: Any = ()  # of the controller at the start, a tree of numbers; most have none
     kl_coef: Scalar  # at the start

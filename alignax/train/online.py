@@ -31,7 +31,7 @@ from alignax.train.scores import keep_informative, only_scored
 from alignax.train.state import Learner, OnlineState, new_online_state, step_key
 from alignax.train.step import Fitted, cut, uncut
 from alignax.train.updates import Once, epochs_over
-from alignax.types import Loss, Params, Rollout
+from alignax.types import Demo, Loss, Pair, Params, Rollout, Unpaired
 
 
 def whole(params: Params, frozen: dict, role: str) -> Params:
@@ -135,22 +135,30 @@ def one_for_each(part: Any, tokens: Array, name: str) -> Array:
 
 
 def iteration(
-    algorithm: Algorithm, actors: Actors, score: Score, state: OnlineState, frozen: dict, prompts: dict
+    algorithm: Algorithm, actors: Actors, score: Score, state: OnlineState, frozen: dict, batch: dict
 ) -> tuple[OnlineState, dict]:
-    """One whole iteration with the rewards on the device. Jit it as one program."""
+    """One whole iteration with the rewards on the device. Jit it as one program. `batch`: see `parted`."""
+    prompts, data = parted(batch)
     rollout = sampled(algorithm, actors, frozen, state, prompts)
     (rollout, _), *pending = *state.pending, (rollout, prompts)
     state = state.replace(pending=tuple(pending))
-    return learn(algorithm, actors, frozen, state, scored(algorithm, rollout, score(frozen, rollout)))
+    return learn(algorithm, actors, frozen, state, scored(algorithm, rollout, score(frozen, rollout)), data)
+
+
+def parted(batch: dict) -> tuple[dict, Any]:
+    """(prompts, rows of data beside them, None if there are none) of a batch."""
+    return {name: x for name, x in batch.items() if name != "data"}, batch.get("data")
 
 
 # ---- learn
 
 
 def learn(
-    algorithm: Algorithm, actors: Actors, frozen: dict, state: OnlineState, rollout: Rollout
+    algorithm: Algorithm, actors: Actors, frozen: dict, state: OnlineState, rollout: Rollout, data: Any = None
 ) -> tuple[OnlineState, dict]:
     """Everything after the scores: shaping, advantages, updates, the next KL coefficient.
+
+    `data`: rows of the algorithm's loss on data.
 
     A score that is not finite is missing, and its row teaches nothing, whatever the advantage estimator makes of it.
     """
@@ -161,12 +169,14 @@ def learn(
     if algorithm.keep:
         rows_B = keep_informative(score_B, group=algorithm.group, keep=algorithm.keep)
         rollout, shaped_B = jax.tree.map(lambda x: x[rows_B], (rollout, shaped_B))
-    critic = state.critic.params if state.critic else None
+    critic = critic_of(algorithm, state)
     rollout = annotate(algorithm, actors, frozen, state.policy.params, critic, rollout)
     of_samples |= watch.of_kl(rollout)
     rollout, kl, metrics = advantages(algorithm, rollout, shaped_B, state.kl_coef)
     rollout = first_of_each(only_scored(rollout, shaped_B), algorithm.group, algorithm.learnt)
-    policy, critic, more = update(algorithm, actors, frozen, state, rollout, jax.random.fold_in(step_key(state), 1))
+    policy, critic, more = update(
+        algorithm, actors, frozen, state, rollout, jax.random.fold_in(step_key(state), 1), data
+    )
     coef, memory = next_coefficient(algorithm, state, kl)
     used = algorithm.updates()
     done = updates_done(state.policy.opt_state, state.step * used.epochs * used.minibatches)
@@ -179,6 +189,13 @@ def learn(
     }
     learners = {"policy": policy, "critic": critic}
     return state.replace(**learners, kl_coef=coef, kl_memory=memory, moments=moments, step=state.step + 1), metrics
+
+
+def critic_of(algorithm: Algorithm, state: OnlineState) -> Params | None:
+    """The parameters that give values: a critic's own, or the policy's, whose trunk has a head for them."""
+    if algorithm.value_coef is not None:
+        return state.policy.params
+    return state.critic.params if state.critic else None
 
 
 def staleness(state: OnlineState, rollout: Rollout) -> Float[Array, ""]:
@@ -258,9 +275,10 @@ def annotate(
     if algorithm.correction and rollout.sampler_logp is None:
         old_logp = logp(whole(policy, frozen, "policy"), algorithm.sampling_filters)
         rollout = rollout.replace(old_logp=old_logp, sampler_logp=rollout.old_logp)
-    if critic is None or actors.critic is None or rollout.old_value is not None:
+    model, role = (actors.critic, "critic") if algorithm.value_coef is None else (actors.policy, "policy")
+    if critic is None or model is None or rollout.old_value is not None:
         return rollout
-    value_of = partial(forward.values, actors.critic, whole(critic, frozen, "critic"))
+    value_of = partial(forward.values, model, whole(critic, frozen, role))
     return rollout.replace(old_value=by_length(algorithm, rollout, value_of))
 
 
@@ -286,11 +304,13 @@ def policy_objective(
 ) -> dict[str, tuple[Scalar, Loss]]:
     """The terms of the policy's loss on a minibatch."""
     params, rows = whole(params, frozen, "policy"), rows_of(algorithm, rollout) | {"room": room}
-    view = forward.policy_view(
-        actors.policy, params, rollout, temperature=algorithm.temperature, filters=algorithm.learnt_filters, **rows
-    )
+    how: dict[str, Any] = {"temperature": algorithm.temperature, "filters": algorithm.learnt_filters}
+    valued = algorithm.value_coef is not None
+    view = forward.policy_view(actors.policy, params, rollout, **how, **rows, valued=valued)
     record = forward.best_and_worst(view, algorithm.learnt) if algorithm.on_pairs else view
     terms = {f"loss/{name}_avg": (coef, term(record)) for name, (coef, term) in algorithm.policy.items()}
+    if algorithm.value_coef is not None and algorithm.value is not None:
+        terms["loss/value_avg"] = algorithm.value_coef, algorithm.value(view)
     return terms | ({"loss/kl_avg": (kl_coef, algorithm.penalty(view))} if algorithm.penalty else {})
 
 
@@ -302,6 +322,20 @@ def critic_objective(
     params, rows = whole(params, frozen, "critic"), rows_of(algorithm, rollout) | {"room": room}
     value_BT = forward.values(actors.critic, params, rollout.tokens, rollout.valid, **rows)
     return {"loss/value_avg": (1.0, algorithm.value(rollout.replace(value=value_BT)))}
+
+
+def data_objective(
+    algorithm: Algorithm, actors: Actors, frozen: dict, params: Params, data: dict
+) -> dict[str, tuple[Scalar, Loss]]:
+    """The policy's loss on rows of data; a loss that compares has the policy's own reference."""
+    assert algorithm.data is not None
+    params, of = whole(params, frozen, "policy"), algorithm.data
+    if of.record is Demo:
+        record = forward.demo(actors.policy, params, data)
+    else:
+        view = {Pair: forward.pair, Unpaired: forward.unpaired}[of.record]
+        record = view(actors.policy, params, frozen["reference"], data)
+    return {of.term.name: (of.coefficient, of.term(record))}
 
 
 def metrics_of_samples(rollout: Rollout) -> dict:
@@ -337,7 +371,13 @@ def next_coefficient(algorithm: Algorithm, state: OnlineState, kl: Float[Array, 
 
 
 def update(
-    algorithm: Algorithm, actors: Actors, frozen: dict, state: OnlineState, rollout: Rollout, key: Array
+    algorithm: Algorithm,
+    actors: Actors,
+    frozen: dict,
+    state: OnlineState,
+    rollout: Rollout,
+    key: Array,
+    data: Any = None,
 ) -> tuple[Learner, Learner | None, dict]:
     """`epochs_over` the rollout with the objectives of the algorithm; the replies to one prompt stay together."""
     given = (algorithm, actors, frozen)
@@ -348,6 +388,9 @@ def update(
     def choose(f: Callable[[int], Any], part: Rollout) -> Any:
         return fitted(f, rooms(algorithm), part.valid, **rows_of(algorithm, part))
 
-    one = Once(Fitted(policy, choose), Fitted(critic, choose), *optimizers)
+    beside = partial(data_objective, *given) if algorithm.data else None
+    one = Once(Fitted(policy, choose), Fitted(critic, choose), *optimizers, beside)
     with refusals(f"{algorithm.updates.key}.kl_limit"):
-        return epochs_over(one, algorithm.updates(), (state.policy, state.critic), rollout, key, group=algorithm.learnt)
+        return epochs_over(
+            one, algorithm.updates(), (state.policy, state.critic), rollout, key, group=algorithm.learnt, data=data
+        )

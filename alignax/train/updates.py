@@ -1,6 +1,6 @@
 """Several epochs of minibatches over one rollout: updates of a policy, and of a critic if there is one."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -42,20 +42,22 @@ class Once(NamedTuple):
     critic: Objective | Fitted
     policy_optimizer: Optimizer
     critic_optimizer: Optimizer | None
+    data: Objective | None = None  # of the policy, on rows of data beside the rollout
 
 
 Learners = tuple[Learner, Learner | None]
 
 
 def epochs_over(
-    once: Once, updates: Updates, learners: Learners, rollout: Rollout, key: Array, *, group: int = 1
+    once: Once, updates: Updates, learners: Learners, rollout: Rollout, key: Array, *, group: int = 1, data: Any = None
 ) -> tuple[Learner, Learner | None, dict]:
     """Several epochs of minibatches over one rollout, shuffled by prompt. Metrics are means over the minibatches seen.
 
     The replies to one prompt, `group` neighbours, stay together: a loss on pairs finds both in its minibatch. A
     minibatch whose rows are all masked, since none was scored for example, is no update: its gradient is 0, and
     momentum and weight decay would move the parameters without any data. Metrics named *_first are of the first that is
-    one. Where none is left, all are 0. Raises ValueError if the prompts do not divide into the minibatches.
+    one. Where none is left, all are 0. Of the rows of `data`, if there are some, each minibatch has its share, the same
+    in every epoch. Raises ValueError if the prompts do not divide into the minibatches.
     """
     P, u = rollout.tokens.shape[0] // group, updates
     if P % u.minibatches:
@@ -64,10 +66,13 @@ def epochs_over(
     prompts = jax.vmap(shuffle)(jax.random.split(key, u.epochs)).reshape(u.epochs * u.minibatches, -1)
     rows = group_rows(prompts.ravel(), group).reshape(len(prompts), -1)
 
-    def body(carry, index):
-        learners, stopped = carry
+    shares = jax.tree.map(lambda x: x.reshape(u.minibatches, -1, *x.shape[1:]), data)
+
+    def body(carry, given):
+        (learners, stopped), (index, i) = carry, given
         batch = jax.tree.map(lambda x: x[index], rollout)
-        after, metrics = update_once(once, learners, batch, microbatches=u.microbatches, group=group)
+        beside = jax.tree.map(lambda x: x[i % u.minibatches], shares)
+        after, metrics = update_once(once, learners, batch, beside, microbatches=u.microbatches, group=group)
         teaches = batch.mask.any()
         seen = teaches & ~stopped
         # the update that finds the limit passed, or a KL of nan, is dropped, and all that follow on this rollout
@@ -76,7 +81,9 @@ def epochs_over(
         after = jax.tree.map(lambda new, old: jnp.where(applied, new, old), after, learners)
         return (after, stopped), (metrics, seen, applied)
 
-    ((policy, critic), _), (history, seen, applied) = jax.lax.scan(body, (learners, jnp.bool_(False)), rows)
+    ((policy, critic), _), (history, seen, applied) = jax.lax.scan(
+        body, (learners, jnp.bool_(False)), (rows, jnp.arange(len(rows)))
+    )
     means = {name: masked_mean(values, seen) for name, values in history.items()}
     names = [name for name in ("val/ratio", "policy/approxkl_avg") if name in history]
     first = {f"{name}_first": history[name][jnp.argmax(seen)] for name in names}
@@ -93,13 +100,18 @@ def passed(metrics: dict, kl_limit: Scalar) -> Bool[Array, ""]:
 
 
 def update_once(
-    once: Once, learners: Learners, batch: Rollout, *, microbatches: int, group: int
+    once: Once, learners: Learners, batch: Rollout, data: Any = None, *, microbatches: int, group: int
 ) -> tuple[Learners, dict]:
-    """One update of policy and critic, if there is one, on one minibatch; see `gradients`."""
+    """One update of policy and critic, if there is one, on one minibatch, and rows of data if there are some; see
+    `gradients`."""
     policy, critic = learners
     cut = {"microbatches": microbatches, "group": group}
     grads, metrics = gradients(once.policy, policy.params, batch, **cut)
     metrics = {"loss/policy_total" if name == "loss" else name: value for name, value in metrics.items()}
+    if once.data is not None:
+        of_data, found = gradients(once.data, policy.params, data, microbatches=microbatches)
+        grads = jax.tree.map(jnp.add, grads, of_data)
+        metrics |= {f"data/{name}": value for name, value in found.items()}
     policy = apply_gradients(policy, grads, once.policy_optimizer)
     if critic is None or once.critic_optimizer is None:
         return (policy, None), metrics
