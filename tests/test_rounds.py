@@ -28,6 +28,22 @@ def test_no_two_rounds_sample_alike_and_the_given_steps_stay():
     assert COLLECT.seed == 3 and COLLECT.init_from == "@last.ppo"
 
 
+def test_all_rounds_so_far_and_a_file_of_a_step():
+    mine = ConfigDict(dict(stage="mine", seed=0, init_from="@ppo"))
+    reward = ConfigDict(dict(stage="reward", seed=0, data=dict(path=("@pairs", "@all.collect", "@all.mine"))))
+    ppo = ConfigDict(dict(stage="online", seed=0, data=dict(path="@last.mine/prompts.jsonl")))
+    alone = ConfigDict(dict(stage="reward", seed=0, data=dict(path="@all.collect")))
+    made = rounds(
+        2, dict(collect=COLLECT, reward=reward, ppo=ppo, mine=mine, alone=alone), first=dict(ppo="@sft", mine="@mine")
+    )
+    assert made["reward_1"].data.path == ("@pairs", "@collect_1")
+    assert made["reward_2"].data.path == ("@pairs", "@collect_1", "@collect_2", "@mine_1")  # mine comes after it
+    assert made["alone_2"].data.path == ("@collect_1", "@collect_2")
+    assert [made[f"ppo_{i}"].data.path for i in (1, 2)] == ["@mine/prompts.jsonl", "@mine_1/prompts.jsonl"]
+    with refuses(ConfigError, "'@all.pairs'", "'reward'", "collect, reward"):
+        rounds(1, dict(STEPS, reward=ConfigDict(dict(path="@all.pairs"))), first=dict(ppo="@sft"))
+
+
 @pytest.mark.parametrize(
     "n, first, key, word",
     [(0, dict(ppo="@sft"), "n = 0", "1"), (2, {}, "'@last.ppo'", "first="), (2, dict(pqo="@sft"), "'pqo'", "ppo")],

@@ -30,11 +30,13 @@ class Reading(TypedDict, total=False):
 
 
 def read(
-    path: str, *, split: str = "train", key: Callable[[Row], str], heldout_percent: float = 0.0, name: str = "",
-    data_dir: str = "", train_split: str = "train", heldout_split: str = "", streaming: bool = False, max_rows: int = 0,
-    judged: Iterable[str] = JUDGEMENTS,
+    path: str | list[str], *, split: str = "train", key: Callable[[Row], str], heldout_percent: float = 0.0,
+    name: str = "", data_dir: str = "", train_split: str = "train", heldout_split: str = "", streaming: bool = False,
+    max_rows: int = 0, judged: Iterable[str] = JUDGEMENTS,
 ) -> list[Row]:  # fmt: skip
     """The rows of one split of a local file, a local folder, or a data set on the hub; null fields left out.
+
+    Several paths are read one after the other: their union, of which a split is by the rows of all.
 
     Files are JSON lines, JSON or CSV, plain or packed by gzip or zstd, and Parquet or Arrow. A folder has splits by the
     names of its files or by its card; a single file is training rows alone.
@@ -59,10 +61,25 @@ def read(
         raise DataError(f"data.heldout_percent = {heldout_percent}: expected a percentage of at least 0, below 100")
     if max_rows < 0 or (streaming and not max_rows):
         raise DataError(f"data.max_rows = {max_rows}: expected a number of rows; streaming stops after that many")
-    heldout_names = (heldout_split,) if heldout_split else ("test", "validation")
-    names = (train_split,) if split == "train" or heldout_percent else heldout_names
+    held = (heldout_split,) if heldout_split else ("test", "validation")
+    names, held = (train_split,) if split == "train" or heldout_percent else held, () if heldout_percent else held
     part = {"name": name, "data_dir": data_dir, "train_split": train_split}
-    splits = _splits(path, part, () if heldout_percent else heldout_names, streaming, {*judged})
+    paths = [path] if isinstance(path, str) else path
+    if not paths:
+        raise DataError("data.path names no file: expected one, or a list of them")
+    rows = []
+    for one in paths:
+        rows += _rows(one, names, _splits(one, part, held, streaming, {*judged}), max_rows)
+    path = ", ".join(paths)
+    if heldout_percent:
+        rows = [row for row in rows if is_heldout(key(row), heldout_percent) == (split == "heldout")]
+    if not rows:
+        raise DataError(f"{path}: the {split} split has no rows (data.heldout_percent = {heldout_percent})")
+    return rows
+
+
+def _rows(path: str, names: tuple[str, ...], splits: Splits, max_rows: int) -> list[Row]:
+    """The rows of the first of these splits that is there."""
     chosen = next((name for name in names if name in splits), None)
     if chosen is None:
         raise DataError(
@@ -76,10 +93,6 @@ def read(
     if not any(rows):
         expected = EXPECTED.get(format_of(path) or "", f"rows in {chosen}")
         raise DataError(f"{path} has no rows: expected {expected}")
-    if heldout_percent:
-        rows = [row for row in rows if is_heldout(key(row), heldout_percent) == (split == "heldout")]
-    if not rows:
-        raise DataError(f"{path}: the {split} split has no rows (data.heldout_percent = {heldout_percent})")
     return rows
 
 

@@ -8,7 +8,7 @@ from typing import Any, TypeGuard
 
 from alignax.log import read_metrics
 
-KINDS = ("sft", "collect", "reward", "online", "offline", "distill", "evaluate")
+KINDS = ("sft", "collect", "select", "mine", "reward", "online", "offline", "distill", "evaluate")
 KIND_OF_NAME = {kind: kind for kind in KINDS} | {"ppo": "online", "dpo": "offline", "eval": "evaluate"}
 KIND_OF_METRIC = {  # for a stage that still runs and has no manifest: the first of these that its metrics hold
     "objective/kl": "online",
@@ -130,7 +130,7 @@ def _read_stage(folder: Path, root: Path, notes: list[str]) -> Stage:
     kind = (manifest or {}).get("stage") or _guess_kind(folder.resolve().name, metrics)
     if manifest is None:
         notes.append(f"{name}: no manifest.json, so this stage is unfinished; its last values are not final")
-    if not metrics and kind not in ("evaluate", "collect"):
+    if not metrics and kind not in ("evaluate", "collect", "select", "mine"):
         notes.append(f"{name}: no metrics.jsonl or no line in it, so no learning curves")
     config = _read_json(folder / "config.json", root, notes) or (manifest or {}).get("config")
     samples, alarms = (_read_lines(folder / f"{name}.jsonl", root, notes) for name in ("samples", "alarms"))

@@ -122,4 +122,6 @@ def _reward_model(model: dict[str, Any]) -> list[Reading]:
     if is_number(best) and interval:
         verdict = "below" if interval[1] < best else "at" if interval[0] <= best else "above"
         text += f"; the labels' own noise allows {best:.1%} at best, and the interval lies {verdict} that"
-    return [Reading("up" if above else "open", text + ".")]
+    golden = model.get("golden/accuracy")
+    known = [Reading("note", f"It orders {golden:.0%} of its golden set as it should.")] if is_number(golden) else []
+    return [Reading("up" if above else "open", text + "."), *known]

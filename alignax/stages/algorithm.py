@@ -5,7 +5,7 @@ What a function fits, it says itself (`ops.checks.FACTS`): one of another packag
 
 import dataclasses
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ from alignax.rewards.config import Reward
 from alignax.sampling.sampler import Sampler
 from alignax.stages import moving, plans
 from alignax.train import online
-from alignax.train.algorithm import Actors, Algorithm, Combined, Constraint, DataLoss, Draw
+from alignax.train.algorithm import Actors, Algorithm, Combined, Constraint, DataLoss, Draw, Weighing
 from alignax.train.scores import shape_scores
 from alignax.train.updates import Updates, updates
 from alignax.types import Pair, Rollout
@@ -51,6 +51,7 @@ def algorithm_of(
     check_updates(r, every)
     check_losses(r, advantage, opponent, terms, record)
     controller, memory = controller_of(r, (1 if opponent else group) * r.batch_size * r.oversample)
+    weighing = weighing_of(rewards)
     loss, *further = terms.items()
     steps = r.total_steps * every.epochs * every.minibatches
     return Algorithm(
@@ -61,10 +62,10 @@ def algorithm_of(
         share_prompts=r.share_prompts,
         length_buckets=r.length_buckets,
         keep=r.batch_size if r.oversample > 1 else 0,
-        weights={name: reward.weight for name, reward in rewards.items()},
-        combined={name: Combined(function=one.combine, of=one.of) for name, one in rewards.items() if one.combine},
-        constraints={name: Constraint(**one.constraint) for name, one in rewards.items() if one.constraint},
-        per_step=per_step_of(r, rewards),
+        weights=weighing.weights,
+        combined=weighing.combined,
+        constraints=weighing.constraints,
+        per_step=per_step_of(r, weighing),
         shaping=shaping_of(r, rewards),
         scoring=scoring,
         advantage=advantage,
@@ -87,9 +88,19 @@ def algorithm_of(
     )
 
 
-def per_step_of(r: Reader, rewards: dict[str, Reward]) -> tuple[str, ...]:
+def weighing_of(rewards: Mapping[str, Reward]) -> Weighing:
+    """How the rewards of a config become one score."""
+    return Weighing(
+        weights={name: one.weight for name, one in rewards.items()},
+        combined={name: Combined(function=one.combine, of=one.of) for name, one in rewards.items() if one.combine},
+        constraints={name: Constraint(**one.constraint) for name, one in rewards.items() if one.constraint},
+        per_step=tuple(name for name, one in rewards.items() if one.step_ends),
+    )
+
+
+def per_step_of(r: Reader, weighing: Weighing) -> tuple[str, ...]:
     """The names of the rewards of steps, whose numbers stay where they are."""
-    found = tuple(name for name, one in rewards.items() if one.step_ends)
+    found = weighing.per_step
     if found and (r.scoring_args.get("normalize", True) or r.scoring_args.get("clip", 5.0)):
         raise ConfigError(
             f"config.{r.key('scoring_args')}: {found[0]!r} is a reward of steps, whose numbers stand at their tokens: "

@@ -4,28 +4,20 @@
 """
 
 import itertools
-import json
-from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from alignax import host, sharding
+from alignax import host
 from alignax.bound import Bound, bound, fill, of_config, plan_record, static
 from alignax.config import ConfigError, Reader
 from alignax.data.counts import DataError
-from alignax.data.encode import prompt_rows
-from alignax.data.loader import eval_batches
-from alignax.log import progress, replace_file
-from alignax.manifest import files_hash
-from alignax.ops.checks import Scalar
 from alignax.rewards.text import total_reward
-from alignax.sampling.sampler import sampler
-from alignax.stages import fitting, folder, inputs, lengths, parents, plans
-from alignax.stages.plans import Declaration, Parent, Readings
+from alignax.stages import fitting, folder, parents, plans, samples
+from alignax.stages.plans import Declaration, Parent
+from alignax.stages.samples import Replies, question, usable
 from alignax.worlds.annotators import Annotator, prefer, preference, rank, utility_gap
 
 STAGE = Declaration("collect", plans.FILES, {"policy": Parent("init_from")})
@@ -34,16 +26,8 @@ STAGE = Declaration("collect", plans.FILES, {"policy": Parent("init_from")})
 def get_config() -> ConfigDict:
     """Every key of the stage, with its default and unit."""
     c = fitting.shared_config("collect")
-    c.template = "chat"
-    c.source = "jsonl"  # prompts: function of alignax.data.sources, or module:function
-    c.data = ConfigDict()  # its arguments
-    c.max_prompt_length = 256  # tokens; longer prompts are dropped and counted
-    c.max_new_tokens = 128
-    c.slots = 0  # replies that are written at once; 0: all, or what a quarter of the memory holds
-    c.temperature = 1.0
-    c.batch_size = 64  # prompts sampled at once
+    samples.add_keys(c, samples_per_prompt=2)  # pairs take 2
     c.kind = "pairs"  # "pairs", "rankings" or "ratings": what is said of the samples
-    c.samples_per_prompt = 2  # completions of each prompt; pairs take 2
     c.reward = ""  # what the annotator perceives: module:function of (row, completion, *, finished) -> gold parts
     c.reward_args = ConfigDict()
     c.annotator_args = ConfigDict()  # fields of alignax.worlds.annotators.Annotator
@@ -51,23 +35,12 @@ def get_config() -> ConfigDict:
 
 
 @plan_record
-class Plan(plans.Reading):
+class Plan(samples.Sampled):
     """What a run does."""
 
-    max_prompt_length: int = static()
-    max_new_tokens: int = static()
-    slots: int = static()
-    temperature: Scalar
-    batch_size: int = static()
     kind: str = static()
-    samples_per_prompt: int = static()
     gold: Bound  # what the annotator perceives: (row, completion, *, finished) -> gold parts
     annotator: Bound  # () -> Annotator
-
-    def readings(self) -> list[Readings]:
-        """What makes its arrays."""
-        options = {"template": self.template, "max_prompt_length": self.max_prompt_length}
-        return [Readings(partial(prompt_rows, **options), ("train",))]
 
 
 def plan(config: Any, prefix: str = "") -> Plan:
@@ -114,31 +87,17 @@ def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan |
         return Path(workdir)
     p: Plan = stage.plan
 
-    # ---- policy and prompts
+    # ---- policy and prompts, and its replies
     tokenizer, mesh = parents.get_tokenizer(stage), parents.get_mesh(p.mesh)
     model, params = parents.new_or_loaded(stage, tokenizer, mesh)
-    ((encode, _),) = p.readings()
-    prompts, counts, rows = inputs.encoded(p, encode, tokenizer, "train", root)
-    K = p.samples_per_prompt
-
-    # ---- sample
-    sizes = K * p.batch_size, K, p.max_prompt_length, p.max_new_tokens
-    lengths.check_slots(model, p.slots, *sizes, key="slots")
-    own, seed = sampler(model, tokenizer, p.template, p.max_new_tokens, p.slots), jax.random.key(p.seed)
-    draw = jax.jit(lambda params, batch: own.draw(params, batch, seed, temperature=p.temperature, group=K))
-    completions, done = [], []
-    batches = list(eval_batches(prompts, p.batch_size, **host.share()))
-    for batch in progress(batches, f"{stage.workdir.name}: sampling {p.kind}"):
-        rollout = host.everywhere(draw(params, sharding.put_batch(batch, mesh)))
-        completions += own.texts(rollout)
-        done += rollout.finished.tolist()
+    asked = samples.asked(stage, model, tokenizer)
+    drawn = samples.draw(stage, asked, params, mesh, {}, p.kind)
 
     # ---- judge
     def judged() -> tuple[list[dict], dict[str, int]]:
         rng, annotator = np.random.Generator(np.random.Philox(p.seed)), p.annotator()
         kept, dropped = [], {"unfinished": 0, "identical": 0}
-        for index, row_id in enumerate(prompts["row"]):
-            replies = Replies(rows[row_id], *(column[K * index : K * (index + 1)] for column in (completions, done)))
+        for replies in drawn:
             found, lost = KINDS[p.kind](annotator, p.gold, replies, rng)
             kept += found
             for reason in lost:
@@ -147,42 +106,24 @@ def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan |
 
     kept, dropped = host.of_first(judged)
     lost_what = "dropped" if p.kind == "pairs" else "dropped_replies"  # a pair goes as a whole, of four replies one
-    counts = dict(counts) | {p.kind: len(kept)} | {f"{lost_what}_{name}": n for name, n in dropped.items()}
+    counts = dict(asked.counts) | {p.kind: len(kept)} | {f"{lost_what}_{name}": n for name, n in dropped.items()}
     folder.say(f"preferences: {counts}")
 
     if not kept:
         what = {"pairs": "preference pair", "rankings": "ranking", "ratings": "rated reply"}[p.kind]
         raise DataError(
-            f"no {what} left of {len(prompts['row'])} prompts ({dropped}): train the policy longer, so that "
+            f"no {what} left of {len(drawn)} prompts ({dropped}): train the policy longer, so that "
             "it ends its replies, or raise max_new_tokens or the temperature"
         )
 
     # ---- write
-    file = f"{p.kind}.jsonl"
-    host.in_first(lambda: replace_file(stage.workdir / file, "".join(json.dumps(row) + "\n" for row in kept)))
-    content = files_hash(stage.workdir, [file])
-    return folder.finish(
-        stage,
-        params=None,
-        content=content,
-        files=(file,),
-        step=len(kept),
-        data={"fingerprint": content, "counts": counts},
-        metrics={p.kind: len(kept)} | agreement(p.kind, kept),
-    )
-
-
-class Replies(NamedTuple):
-    """The samples of one prompt."""
-
-    row: dict  # of the prompt
-    texts: list[str]
-    done: list[bool]  # the sample came to its end of sequence
+    metrics = {p.kind: len(kept)} | agreement(p.kind, kept)
+    return samples.write(stage, {f"{p.kind}.jsonl": kept}, counts, metrics)
 
 
 def pairs(annotator: Annotator, gold: Any, replies: Replies, rng: Any) -> tuple[list[dict], list[str]]:
     """A labelled pair, or the reason why there is none; the annotator sees all, so that labels stay as they are."""
-    row, sides, done = replies
+    row, sides, done = replies.row, replies.texts, replies.done
     pair = judge(annotator, gold, row, sides, done, rng)
     reason = "unfinished" if not all(done) else "identical" if sides[0] == sides[1] else None
     return ([], [reason]) if reason else ([pair], [])
@@ -191,7 +132,8 @@ def pairs(annotator: Annotator, gold: Any, replies: Replies, rng: Any) -> tuple[
 def rankings(annotator: Annotator, gold: Any, replies: Replies, rng: Any) -> tuple[list[dict], list[str]]:
     """A ranking of the replies that are finished and differ, with their gold rewards in its order; none of fewer than
     two."""
-    texts, lost = usable(replies)
+    kept, lost = usable(replies)
+    texts = [replies.texts[i] for i in kept]
     if len(texts) < 2:
         return [], lost
     parts = [total_reward(gold, replies.row, text, True) for text in texts]
@@ -202,8 +144,8 @@ def rankings(annotator: Annotator, gold: Any, replies: Replies, rng: Any) -> tup
 
 def ratings(annotator: Annotator, gold: Any, replies: Replies, rng: Any) -> tuple[list[dict], list[str]]:
     """A rated reply for each that is finished and differs from the others: the gold parts are its attributes."""
-    texts, lost = usable(replies)
-    out = []
+    kept, lost = usable(replies)
+    out, texts = [], [replies.texts[i] for i in kept]
     for text in texts:
         parts = total_reward(gold, replies.row, text, True)
         total = parts.pop("total")
@@ -213,19 +155,6 @@ def ratings(annotator: Annotator, gold: Any, replies: Replies, rng: Any) -> tupl
 
 
 KINDS = {"pairs": pairs, "rankings": rankings, "ratings": ratings}
-
-
-def question(row: dict) -> dict:
-    """What a reply answers: the prompt, and what else its chat template was told."""
-    return {name: row[name] for name in ("prompt", "tools", "chat_template_kwargs") if name in row}
-
-
-def usable(replies: Replies) -> tuple[list[str], list[str]]:
-    """The finished replies, each text once, and why the others are left out."""
-    finished_ones = [text for text, done in zip(replies.texts, replies.done, strict=True) if done]
-    texts = list(dict.fromkeys(finished_ones))
-    unfinished, identical = len(replies.texts) - len(finished_ones), len(finished_ones) - len(texts)
-    return texts, ["unfinished"] * unfinished + ["identical"] * identical
 
 
 def agreement(kind: str, rows: list[dict]) -> dict[str, float]:

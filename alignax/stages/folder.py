@@ -47,6 +47,12 @@ def locate(path: str, root: Path | None, *, key: str) -> Path:
     return root / path[1:]
 
 
+def step_of(path: str) -> tuple[str, str]:
+    """(step, file): '@mine/prompts.jsonl' is a file of the step '@mine'; any other path is a step of no named file."""
+    step, _, file = path.partition("/")
+    return (step, file) if path.startswith("@") and file.endswith(".jsonl") else (path, "")
+
+
 def open_stage(
     declared: Declaration, plan: Callable[[Any], Any], config: Any, workdir: str | Path, root: Path | None,
     made: Any = None,
@@ -60,7 +66,7 @@ def open_stage(
     made = made or plan(config)
     code, config = code_of(config), spelled(config)
     found = named(declared, config)
-    parents = {role: locate(path, root, key=parent.key) for role, (parent, path) in found.items()}
+    parents = {role: locate(step_of(path)[0], root, key=parent.key) for role, (parent, path) in found.items()}
     records = {role: parent_record(workdir, path) for role, path in parents.items()}
     for role, path in parents.items():
         manifest, parent = read_manifest(path), found[role][0]
@@ -81,11 +87,12 @@ def _cleared(workdir: Path, reason: str | None) -> None:
 
 
 def named(declared: Declaration, config: Mapping[str, Any]) -> dict[str, tuple[Parent, str]]:
-    """{role: (parent, folder as it is written)} of the parents that a config names, its data and its probe's included.
+    """{role: (parent, folder as it is written)} of the parents that a config names, its data and its probe's and golden
+    set's included.
 
     Data may come from a step that made it, which is then a parent, or from a file or the hub, which is none.
     """
-    groups = {f"{name}.": config.get(name, {}) for name in ("probe", "data_loss")}
+    groups = {f"{name}.": config.get(name, {}) for name in ("probe", "golden", "data_loss")}
     data = data_parents(config)
     for prefix, group in groups.items():
         data |= data_parents(group, prefix)
@@ -99,13 +106,19 @@ def is_step(path: str) -> bool:
 
 
 def data_parents(config: Mapping[str, Any], prefix: str = "") -> dict[str, Parent]:
-    """The data of a stage, or the parts of a mixture, as parents, for those that may be steps."""
+    """The data of a stage, or the parts of a mixture, as parents, for those that may be steps; of a list of paths each
+    by its number, 'data.0'."""
     if not config.get("source"):
         return {}
     parts = config["data"].get("parts", {}) if config["source"] == "mixture" else {}
     found = {f"{prefix}data.{name}": f"{prefix}data.parts.{name}.path" for name in parts}
     found = found or {f"{prefix}data": f"{prefix}data.path"}
-    return {role: Parent(key, makes=(), reads=()) for role, key in found.items()}
+    out = {}
+    for role, key in found.items():
+        value = _get(config, key.removeprefix(prefix))
+        many = [(f"{role}.{i}", f"{key}.{i}") for i in range(len(value))] if isinstance(value, list) else [(role, key)]
+        out |= {name: Parent(key, makes=(), reads=()) for name, key in many}
+    return out
 
 
 def base_of(folder: Path) -> Path:

@@ -16,7 +16,7 @@ from alignax.data.counts import Counts, DataError
 from alignax.data.forms import convert, form_of, taken_by
 from alignax.data.mixture import epochs
 from alignax.manifest import read_manifest
-from alignax.stages.folder import Stage, is_step, locate, say
+from alignax.stages.folder import Stage, is_step, locate, say, step_of
 from alignax.stages.plans import Learning, Source
 
 
@@ -27,7 +27,8 @@ def load_rows(
 
     It may take the `template` of the stage, and so may the way to the `form`: some texts are laid out by it.
 
-    A `path` may name a step that collected judgements, by its folder or as '@name': its file is read. With `form`, rows
+    A `path` may name a step that made rows, by its folder or as '@name': its file is read; the first of several, unless
+    the path says which, '@name/prompts.jsonl'. Where the source takes several paths, each may be one. With `form`, rows
     of other forms are made into rows of this one, where there is a way (`alignax.data.forms`).
     """
     function, options = source.function.function, dict(source.function.options)
@@ -38,8 +39,10 @@ def load_rows(
         rows, counts = function(split=split, **options)
         counts.parts = {name: own for name, (_, own) in options["parts"].items()}
         return rows, counts
-    if is_step(str(options.get("path", ""))):
-        options["path"] = str(collected(locate(options["path"], root, key=f"{source.key}.path"), source.key))
+    if path := options.get("path"):
+        many = isinstance(path, list)
+        found = [file_of(one, root, source.key) for one in (path if many else [path])]
+        options["path"] = found if many else found[0]
     rows, counts = function(split=split, **options)
     if not form:
         return rows, counts
@@ -92,12 +95,18 @@ def with_epochs(plan: Learning, part_N: Int[np.ndarray, " N"], counts: Counts, f
     return counts
 
 
-def collected(folder: Path, key: str) -> Path:
-    """The file that a finished step of the collect stage wrote, whatever its kind."""
+def file_of(path: Any, root: Path | None, key: str) -> str:
+    """A path of data; of a step the file that it wrote, of rows, and the first unless the path says which."""
+    if not is_step(str(path)):
+        return path
+    step, file = step_of(path)
+    folder = locate(step, root, key=f"{key}.path")
     manifest = read_manifest(folder)
-    if not [name for name in manifest["files"][:1] if name.endswith(".jsonl")]:
-        raise ConfigError(f"config.{key}.path: {folder} is of the stage {manifest['stage']!r}, which makes no rows")
-    return folder / manifest["files"][0]
+    files = manifest["files"]
+    if not [name for name in files[:1] if name.endswith(".jsonl")] or (file and file not in files):
+        made = f"makes {', '.join(files)} and no {file}" if file else "makes no rows"
+        raise ConfigError(f"config.{key}.path: {folder} is of the stage {manifest['stage']!r}, which {made}")
+    return str(folder / (file or files[0]))
 
 
 def preferences(

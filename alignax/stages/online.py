@@ -21,6 +21,7 @@ from alignax.stages import (
     beside,
     fitting,
     folder,
+    golden,
     inputs,
     lagging,
     lengths,
@@ -44,8 +45,8 @@ STAGE = Declaration(
     {
         "policy": Parent("init_from"),
         "reference": Parent("reference_from"),
-        "reward": Parent("reward_from", makes=plans.REWARD, reads=("",)),
-        "reward.*": Parent("rewards.*.from", makes=plans.REWARD, reads=("",)),
+        "reward": Parent("reward_from", makes=plans.REWARD, reads=("", "golden.")),
+        "reward.*": Parent("rewards.*.from", makes=plans.REWARD, reads=("", "golden.")),
     }
     | probe.READS,
 )
@@ -154,6 +155,7 @@ def get_config() -> ConfigDict:
     c.tensorboard = False
     c.alarms = alarms.get_config("online")  # metrics that are watched, by name (docs/online.md); {} is none
     c.probe = probe.get_config()
+    c.golden = golden.get_config()  # pairs that policy and reward model are asked for at each evaluation
     return c
 
 
@@ -178,6 +180,7 @@ class Plan(plans.Learning):
     lora_args: Args = static()
     data_loss: beside.Plan | None
     probe: probe.Plan | None
+    golden: golden.Plan | None
 
     def draws(self, form: str) -> int:
         """Prompts that a run reads: as many as it samples for, whatever it learns from."""
@@ -193,7 +196,7 @@ class Plan(plans.Learning):
 def plan(config: Any, prefix: str = "") -> Plan:
     """The config as bound functions and numbers. Raises ConfigError for what does not fit."""
     r = plans.read(config, STAGE, get_config(), prefix)
-    rewards, watch = rewards_of(r), probe.plan(r.probe, r.template)
+    rewards, watch, known = rewards_of(r), probe.plan(r.probe, r.template), golden.plan(r.golden, r.template)
     every = fixed(r, "update_args", updates)()
     more = beside.plan(r.data_loss, r.template, r.total_steps, every)
     r.require(r.reward_workers >= 1, "reward_workers", "expected a number of threads, 1 or more")
@@ -203,11 +206,12 @@ def plan(config: Any, prefix: str = "") -> Plan:
     if r.lora_args:
         plans.check_lora(r)
     lagging.check(r)
-    fields = plans.shared(r, batches={"batch_size": r.batch_size} | probe.batches(watch) | beside.batches(more))
+    batches = {"batch_size": r.batch_size} | probe.batches(watch) | golden.batches(known) | beside.batches(more)
+    fields = plans.shared(r, batches=batches)
     algorithm = algorithm_of(r, rewards, plain(get_config()), more.loss if more else None)
     fields["data_loss"] = more
     fields |= {"engine": outside.engine_of(r), "source": plans.source(r)}
-    made = fill(Plan, r, algorithm=algorithm, rewards=rewards, probe=watch, **fields)
+    made = fill(Plan, r, algorithm=algorithm, rewards=rewards, probe=watch, golden=known, **fields)
     r.finish()
     trial(algorithm)
     return made
@@ -279,8 +283,13 @@ def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan |
     proxy = alone[0] if len(loaded.rewards) == len(alone) == 1 else None
     watch = probe.build(stage, p.probe, loaded.model, tokenizer, mesh, proxy=proxy, bases=loaded.bases)
     base = loaded.base["policy"] if loaded.base else {}
-    measured = (lambda s: watch.summary(base | moving.result(s), loaded.reference)) if watch else None
-    evaluate = fitting.once_per_step(measured) if measured else None
+    ordered = golden.watch(golden.build(stage, p.golden, tokenizer, mesh), loaded.model, loaded.reference, proxy)
+
+    def measured(state: Any) -> dict[str, float]:
+        params = base | moving.result(state)
+        return (watch.summary(params, loaded.reference) if watch else {}) | ordered(params)
+
+    evaluate = fitting.once_per_step(measured) if p.probe or p.golden else None
     show = ("objective/scores", "objective/kl", "policy/approxkl_avg")
     batch = lambda step: loader.batch(step + lag) | data(step)  # noqa: E731
     state = fitting.loop(stage, state, step_fn, batch, put, evaluate, show=show)

@@ -34,8 +34,8 @@ class Parent(NamedTuple):
 
     key: str  # of the config: its folder. "*" is every name of a group: "policies.*"
     makes: str | tuple[str, ...] = POLICY  # what it has to be
-    # groups of the config whose texts it reads: the stage's own, the probe's
-    reads: tuple[str, ...] = ("", "probe.", "data_loss.")
+    # groups of the config whose texts it reads: the stage's own, the probe's, the golden set's, those learnt beside
+    reads: tuple[str, ...] = ("", "probe.", "golden.", "data_loss.")
 
 
 class Declaration(NamedTuple):

@@ -49,7 +49,7 @@ def section(
 ) -> dict:
     """What one stage will see."""
     head = {"name": name, "stage": config["stage"], "template": plan.template}
-    for path in made_by_steps(config):
+    for path in (folder.step_of(path)[0] for path in made_by_steps(config)):
         if root is None or not (root / path[1:] / "manifest.json").is_file():
             return head | {"waiting": f"its data are made by the step {path[1:]!r}, which is not finished"}
     try:
@@ -65,11 +65,10 @@ def section(
 
 def made_by_steps(config: dict) -> list[str]:
     """The paths, of the data or of the parts of a mixture, that name a step of the pipeline."""
-    paths = [
-        config["data"].get("path", ""),
-        *(part.get("path", "") for part in config["data"].get("parts", {}).values()),
-    ]
-    return [path for path in map(str, paths) if path.startswith("@")]
+    given = [config["data"], *config["data"].get("parts", {}).values()]
+    paths = [group.get("path", "") for group in given]
+    each = [one for path in paths for one in (path if isinstance(path, list) else [path])]
+    return [path for path in map(str, each) if path.startswith("@")]
 
 
 def find_tokenizer(config: dict, steps: dict[str, dict], given: str, root: Path | None) -> Tokenizer:

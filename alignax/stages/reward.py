@@ -18,7 +18,7 @@ from alignax.data.judged import attributes_of, ranking_rows, rating_rows, step_r
 from alignax.data.loader import eval_batches
 from alignax.evals import reward_model
 from alignax.models.heads import weighted
-from alignax.stages import fitting, folder, inputs, parents, plans, supervised
+from alignax.stages import fitting, folder, golden, inputs, parents, plans, supervised
 from alignax.stages.plans import Declaration, Parent, Readings
 from alignax.train.state import new_state
 from alignax.types import Model, Ranked, Rated, Scored, Stepwise
@@ -45,6 +45,7 @@ def get_config() -> ConfigDict:
     c.heads = 1
     c.head_seed = -1  # of the initialisation of what scores; -1: `seed`. Models that are averaged have one in common
     c.bootstrap = 1.0  # share of the rows that each head learns from, its own; 1: all of them
+    c.golden = golden.get_config()  # pairs that it is asked for at each evaluation
     return c
 
 
@@ -55,6 +56,7 @@ class Plan(supervised.Supervised):
     heads: int = static()
     head_seed: int = static()
     bootstrap: float = static()
+    golden: golden.Plan | None
 
     def readings(self) -> list[Readings]:
         """What makes its arrays."""
@@ -65,11 +67,12 @@ class Plan(supervised.Supervised):
 def plan(config: Any, prefix: str = "") -> Plan:
     """The config as bound functions and numbers. Raises ConfigError for what does not fit."""
     r = plans.read(config, STAGE, get_config(), prefix)
+    known = golden.plan(r.golden, r.template)
     r.require(r.heads >= 1, "heads", "expected a number of heads, 1 or more")
     r.require(r.head_seed >= -1, "head_seed", "expected a seed, 0 or more, or -1 for the config's own")
     r.require(0 < r.bootstrap <= 1, "bootstrap", "expected a share of the rows above 0, at most 1 (all)")
     r.require(r.bootstrap == 1 or r.heads > 1, "bootstrap", "of one head it leaves rows out for good; set heads")
-    made = supervised.planned(Plan, r, tuple(RECORDS), sides=2)
+    made = supervised.planned(Plan, r, tuple(RECORDS), sides=2, golden=known, batches=golden.batches(known))
     r.require(made.heads == 1 or made.record is not Rated, "heads", f"{r.loss!r} has a score for each attribute; set 1")
     return made
 
@@ -137,7 +140,9 @@ def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan |
     arrange = fitting.arrangement(p, held, mesh, reads=reads)
     metrics = lambda state, frozen, batch: supervised.metrics_of(p.terms, record(state.learner.params, frozen, batch))  # noqa: E731
     held_out = fitting.evaluator(metrics, held, p.batch_size, mesh, arrange)
-    evaluate = lambda state: held_out(state, frozen)  # noqa: E731
+    known = golden.build(stage, p.golden, tokenizer, mesh)
+    ordered = known.measure(partial(golden.of_reward, model)) if known else lambda params: {}
+    evaluate = lambda state: held_out(state, frozen) | ordered(frozen | state.learner.params)  # noqa: E731
     state = parents.place(lambda params: new_state(params, p.optimizer()), start, mesh=mesh)
     step = sharding.jit_step(supervised.update(p, record), state)
     step_fn = lambda state, batch: step(state, batch, frozen)  # noqa: E731
@@ -164,7 +169,7 @@ def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan |
         | ({"attributes": names} if names else {})
         | ({"heads": p.heads} if p.heads > 1 else {}),
         calibration={"mean": float(scores.mean()), "sd": float(scores.std())},
-        metrics=report,
+        metrics=report | {name.removeprefix("eval/"): value for name, value in ordered(frozen | params).items()},
     )
 
 

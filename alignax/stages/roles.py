@@ -4,12 +4,13 @@ With `lora_args` the learners, policy and critic, hold an adapter each, and the 
 stand on is loaded once for all roles whose base has the same content, and goes into a program once.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 
 from alignax.manifest import read_manifest
+from alignax.rewards.config import Reward
 from alignax.rewards.ensemble import is_ensemble, joined
 from alignax.stages import ensembles, parents
 from alignax.stages.folder import Stage, say
@@ -45,13 +46,7 @@ def load(stage: Stage, tokenizer: Any, mesh: Any) -> Roles:
     bases = {} if plan.lora_args else None
     model, first = parents.new_or_loaded(stage, tokenizer, mesh, bases=bases)
     reference = parents.reference_of(stage, first, model, tokenizer, mesh, bases)
-    rewards = {
-        name: ensembles.load(stage, one, tokenizer, mesh, bases)
-        if one.combine
-        else parents.load_reward(stage, one.role, one.attributes, tokenizer, mesh, key=one.key, bases=bases)
-        for name, one in plan.rewards.items()
-        if one.role
-    }
+    rewards = reward_models(stage, plan.rewards, tokenizer, mesh, bases)
     headed = first
     if plan.critic_init == "shared":
         headed = first | {"scalar": model.init_scalar(jax.random.fold_in(jax.random.key(plan.seed), 1))}
@@ -68,6 +63,19 @@ def load(stage: Stage, tokenizer: Any, mesh: Any) -> Roles:
         standing |= {name: each(params) for name, (_, params) in rewards.items()}
         say(f"{stage.workdir.name}: {described(standing, {'policy': policy, 'critic': critic})}")
     return Roles(model, policy, reference, rewards, critic_model, critic, base, bases)
+
+
+def reward_models(
+    stage: Stage, rewards: Mapping[str, Reward], tokenizer: Any, mesh: Any, bases: dict[str, Params] | None = None
+) -> dict[str, tuple[Model, Params]]:
+    """The reward models among the rewards of a plan, by their names; `bases`: see `parents.load_model`."""
+    return {
+        name: ensembles.load(stage, one, tokenizer, mesh, bases)
+        if one.combine
+        else parents.load_reward(stage, one.role, one.attributes, tokenizer, mesh, key=one.key, bases=bases)
+        for name, one in rewards.items()
+        if one.role
+    }
 
 
 def start_of_critic(plan: Any, model: Model, policy: Params, rewards: dict[str, tuple]) -> tuple:

@@ -48,6 +48,15 @@ class Constraint:
     max_multiplier: Scalar = 10.0
 
 
+class Weighing(NamedTuple):
+    """How rewards become one score: what `train.online.scored` reads, of an `Algorithm` or of this alone."""
+
+    weights: dict[str, Scalar]  # of the rewards, by name
+    combined: dict[str, Combined]  # of them those that are made of others
+    constraints: dict[str, "Constraint"]
+    per_step: tuple[str, ...]  # the rewards of steps
+
+
 @plan_record
 class DataLoss:
     """A loss of the policy on rows of data beside the rollout: PPO-ptx (Ouyang et al. 2022, 2203.02155, equation 2)."""

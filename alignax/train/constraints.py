@@ -7,7 +7,7 @@ from jaxtyping import Float
 from alignax.ops.advantages import scorable
 from alignax.ops.checks import Scalar
 from alignax.ops.masked import masked_mean
-from alignax.train.algorithm import Algorithm, Constraint
+from alignax.train.algorithm import Algorithm, Constraint, Weighing
 from alignax.types import Rollout
 
 Multipliers = dict[str, Float[Array, ""]]  # ln lambda, by the names of the constraints
@@ -25,7 +25,7 @@ def margin(constraint: Constraint, value: Float[Array, "*B"]) -> Float[Array, "*
 
 
 def lagrangian(
-    algorithm: Algorithm, score: Float[Array, "*B"], parts: dict[str, Float[Array, "*B"]],
+    algorithm: Algorithm | Weighing, score: Float[Array, "*B"], parts: dict[str, Float[Array, "*B"]],
     multipliers: Multipliers | tuple,
 ) -> Float[Array, "*B"]:  # fmt: skip
     """(r + sum_i lambda_i m_i) / (1 + sum_i lambda_i), m the margins.
@@ -42,7 +42,7 @@ def lagrangian(
     return (score + sum(charged)) / divisor(algorithm, multipliers)
 
 
-def divisor(algorithm: Algorithm, multipliers: Multipliers | tuple) -> Scalar:
+def divisor(algorithm: Algorithm | Weighing, multipliers: Multipliers | tuple) -> Scalar:
     """1 + sum_i lambda_i; 1 where nothing is a constraint."""
     return 1.0 + sum(jnp.exp(multipliers[name]) for name in algorithm.constraints)  # pyright: ignore[reportCallIssue, reportArgumentType]
 

@@ -25,7 +25,7 @@ from alignax.sampling.opponents import Author
 from alignax.sampling.options import Options
 from alignax.sampling.sample import row_keys
 from alignax.train import watch
-from alignax.train.algorithm import Actors, Algorithm, Score
+from alignax.train.algorithm import Actors, Algorithm, Score, Weighing
 from alignax.train.constraints import ascended, divisor, first_multipliers, lagrangian
 from alignax.train.moving import averages, entropy_bonus, present
 from alignax.train.optimizer import updates_done
@@ -135,7 +135,7 @@ def side_by_side(drawn: list[Rollout], replies: list[int]) -> Rollout:
 
 
 def scored(
-    algorithm: Algorithm, rollout: Rollout, rewards: dict[str, Float[Array, "B *K"]], multipliers: Any = ()
+    algorithm: Algorithm | Weighing, rollout: Rollout, rewards: dict[str, Float[Array, "B *K"]], multipliers: Any = ()
 ) -> Rollout:
     """The rollout with its rewards, and their weighted sum as its score. Raises ValueError unless one is for each row.
 
@@ -152,13 +152,15 @@ def scored(
     return rollout.replace(rewards=parts | spread, score=score, step_rewards=steps_BT)
 
 
-def total(algorithm: Algorithm, parts: dict[str, Float[Array, "*B"]], multipliers: Any = ()) -> Float[Array, "*B"]:
+def total(
+    algorithm: Algorithm | Weighing, parts: dict[str, Float[Array, "*B"]], multipliers: Any = ()
+) -> Float[Array, "*B"]:
     """The weighted sum of rewards, and what those that are constraints make of it."""
     weighed = {name: jnp.where(jnp.asarray(w) == 0, 0.0, w * parts[name]) for name, w in algorithm.weights.items()}
     return lagrangian(algorithm, sum(weighed[name] for name in parts), parts, multipliers)  # pyright: ignore[reportArgumentType]
 
 
-def by_reply(algorithm: Algorithm, rollout: Rollout, rewards: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+def by_reply(algorithm: Algorithm | Weighing, rollout: Rollout, rewards: dict[str, Any]) -> tuple[dict[str, Any], Any]:
     """(the rewards, of steps their sums; the weighted rewards of steps at their tokens, None where there are none)."""
     if not algorithm.per_step:
         return rewards, None
@@ -175,7 +177,9 @@ def by_reply(algorithm: Algorithm, rollout: Rollout, rewards: dict[str, Any]) ->
     return rewards | {name: x.sum(1) for name, x in given.items()}, sum(weighed)
 
 
-def combined(algorithm: Algorithm, rewards: dict[str, Float[Array, "B *K"]]) -> dict[str, Float[Array, " B"]]:
+def combined(
+    algorithm: Algorithm | Weighing, rewards: dict[str, Float[Array, "B *K"]]
+) -> dict[str, Float[Array, " B"]]:
     """The rewards with those that are made of members, and then of others."""
     made = algorithm.combined
     parts = {name: made[name].function(x.T) if name in made else x for name, x in rewards.items()}

@@ -24,7 +24,8 @@ from alignax.types import Pair, Side
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 GUIDES = {f"docs/{path.name}": path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))}
-EXPERIMENTS = ("experiments/LOG.md", "experiments/quickstart/README.md", "experiments/objectives/README.md")
+OWN = ("quickstart", "objectives", "iterated")  # experiments with a page
+EXPERIMENTS = ("experiments/LOG.md", *(f"experiments/{name}/README.md" for name in OWN))
 PAGES = ("README.md", *GUIDES, "CONTRIBUTING.md", "CHANGELOG.md", *EXPERIMENTS)
 
 
@@ -187,7 +188,9 @@ def test_map_of_the_house_names_every_room_and_no_other(page):
     assert {"configs/", "docs/", "tests/"} < set(outside) and not [x for x in outside if not (ROOT / x).is_dir()]
 
 
-@pytest.mark.parametrize("name, page", [("quickstart", "README.md"), ("objectives", "docs/objectives.md")])
+@pytest.mark.parametrize(
+    "name, page", [("quickstart", "README.md"), ("objectives", "docs/objectives.md"), ("iterated", "docs/online.md")]
+)
 def test_results_in_a_document_are_those_of_results_json(name, page, own_path):
     spec = importlib.util.spec_from_file_location(f"{name}_run", ROOT / f"experiments/{name}/run.py")
     run = importlib.util.module_from_spec(spec)

@@ -156,6 +156,14 @@ def test_length_endings_and_unequal_kl_are_said(tmp_path):
     assert "PPO's gold reward is below DPO's" in text and "not a comparison at matched KL" in text
 
 
+def test_the_golden_set_is_said_where_there_is_one(tmp_path):
+    run = a_run(tmp_path)
+    run.evaluation["reward_model"] = {"heldout_accuracy": 0.7, "heldout_accuracy_ci95": [0.6, 0.8]}
+    assert [reading.mark for reading in readings(run)] == ["up"]
+    run.evaluation["reward_model"]["golden/accuracy"] = 0.875
+    assert [reading.text for reading in readings(run)][1:] == ["It orders 88% of its golden set as it should."]
+
+
 def test_labels():
     assert (label("ppo"), label("sft"), label("best_of_n")) == ("PPO", "SFT", "best_of_n")
 

@@ -162,7 +162,7 @@ def test_two_programs_read_the_reference_of_the_state():
     algorithm = build_algorithm(**RLOO, reference_args=dict(alpha=1.0, every=1), ema=0.5)
     want = history(algorithm, 2)
     judge = jax.jit(lambda rollout: programs.on_device(algorithm, {"reward": models()[0]})(build_frozen(), rollout))
-    on_host = lambda rollout, prompts: jax.tree.map(np.asarray, judge(rollout))  # noqa: E731
+    on_host = lambda rollout, prompts: programs.Said(jax.tree.map(np.asarray, judge(rollout)), {})  # noqa: E731
     state, none = jax.tree.map(jnp.copy, start(algorithm)), programs.on_device(algorithm, {})
     given, frozen = (algorithm, build_actors()), build_frozen()
     step = programs.two_programs(*given, none, on_host, frozen, state, programs.sampling(*given, frozen))

@@ -17,13 +17,14 @@ NAMES = (
 
 def jsonl(
     *,
-    path: str,
+    path: str | list[str],
     fields: dict[str, str] | None = None,
     attributes: list[str] | None = None,
     split: str = "train",
     **reading: Unpack[Reading],
 ) -> tuple[list[Row], Counts]:
-    """Rows of one of the forms of `alignax.data.forms`, text or conversational, other keys kept.
+    """Rows of one of the forms of `alignax.data.forms`, text or conversational, other keys kept; of several paths
+    their union.
 
     `fields` maps the names to the file's, where they differ: {"prompt": "question", "completion": "answer"}.
     `attributes` names columns that hold a rating each, which are collected into "ratings". Held-out rows are chosen by
@@ -44,6 +45,7 @@ def jsonl(
     texts = {column for name, column in fields.items() if name not in JUDGEMENTS}
     judged = {*attributes, *(fields.get(name, name) for name in JUDGEMENTS)} - texts
     rows = read(path, split=split, key=lambda row: opening(renamed(row)), judged=judged, **reading)
+    path = path if isinstance(path, str) else ", ".join(path)
     for whose, columns in (("fields", fields.values()), ("attributes", attributes)):
         check_columns(path, rows, columns, "jsonl", "the names of columns there", f" (of data.{whose})")
     rows = [renamed(row) for row in rows]
