@@ -115,7 +115,7 @@ def data_parents(config: Mapping[str, Any], prefix: str = "") -> dict[str, Paren
     found = found or {f"{prefix}data": f"{prefix}data.path"}
     out = {}
     for role, key in found.items():
-        value = _get(config, key.removeprefix(prefix))
+        value = value_at(config, key.removeprefix(prefix))
         many = [(f"{role}.{i}", f"{key}.{i}") for i in range(len(value))] if isinstance(value, list) else [(role, key)]
         out |= {name: Parent(key, makes=(), reads=()) for name, key in many}
     return out
