@@ -68,6 +68,9 @@ class Plan:
 def plan(r: Reader, template: str, iterations: int, every: Updates) -> Plan | None:
     """The group of a config; None where it names no loss. Raises ConfigError for what does not fit."""
     term, source = of_config(r, "loss", "alignax.losses"), plans.source(r, required=bool(r.loss))
+    r.require(
+        term or not source, "loss", "expected a function of alignax.losses, such as 'sft': data_loss.source is set"
+    )
     if term is None or source is None:
         r.items()  # the others are what a loss would have
         return None
