@@ -1,6 +1,5 @@
 """Online RL against a reward model or a function: PPO, and methods without a critic. See configs/world/ppo.py."""
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +9,10 @@ from alignax import sharding
 from alignax.bound import Args, Bound, fill, plan_record, static
 from alignax.config import plain
 from alignax.data.arrays import fingerprint
-from alignax.data.encode import prompt_rows
 from alignax.rewards.config import Reward, rewards_of
 from alignax.rewards.text import Workers
 from alignax.sampling.sampler import sampler
-from alignax.stages import fitting, folder, inputs, lengths, outside, parents, plans, probe, programs, roles
+from alignax.stages import episodes, fitting, folder, inputs, lengths, outside, parents, plans, probe, programs, roles
 from alignax.stages.algorithm import algorithm_of, trial
 from alignax.stages.plans import Declaration, Parent, Readings
 from alignax.train import online
@@ -50,10 +48,12 @@ def get_config() -> ConfigDict:
     # an outside engine that samples, vLLM or SGLang at http://HOST:PORT; "": the policy is sampled here
     c.engine = ""
     c.engine_args = ConfigDict()  # of alignax.sampling.engine.engine
+    episodes.add_keys(c)  # an environment of several turns
     c.reference_from = ""  # folder of the reference policy; "": the policy's own start
     # one reward: the folder of a finished reward model, or module:function of (row, completion, *, finished) -> number
     # or None. Or several, name = dict(function=..., its arguments, weight=...) or {"from": folder, "attributes": {...},
-    # "weight": ...}: their weighted sum, each part in the log
+    # "weight": ...}: their weighted sum, each part in the log. An env's own reward is one of them, "env": of weight 1,
+    # or that of env = dict(weight=...)
     c.reward_from = ""
     c.reward_weights = ConfigDict()  # of its attributes, where it rates several; 1 each where nothing is said
     c.reward = ""
@@ -126,6 +126,7 @@ class Plan(plans.Learning):
     oversample: int = static()
     critic_init: str = static()
     engine: Bound | None
+    env: episodes.Plan | None
     lora_args: Args = static()
     probe: probe.Plan | None
 
@@ -136,21 +137,24 @@ class Plan(plans.Learning):
 
     def readings(self) -> list[Readings]:
         """What makes its arrays."""
-        options = {"template": self.template, "max_prompt_length": self.max_prompt_length}
-        return [Readings(partial(prompt_rows, **options), ("train",))]
+        return [Readings(episodes.readings(self.env, self.template, self.max_prompt_length), ("train",))]
 
 
 def plan(config: Any, prefix: str = "") -> Plan:
     """The config as bound functions and numbers. Raises ConfigError for what does not fit."""
     r = plans.read(config, STAGE, get_config(), prefix)
-    rewards, watch = rewards_of(r), probe.plan(r.probe, r.template)
+    env = episodes.plan(r)
+    rewards = rewards_of(r, episodes.reward_of(env) if env else {})
+    watch = probe.plan(r.probe, r.template)
     r.require(r.reward_workers >= 1, "reward_workers", "expected a number of threads, 1 or more")
     r.require(r.reward_timeout_s >= 0, "reward_timeout_s", "expected seconds, or 0 for no limit")
     if r.lora_args:
         plans.check_lora(r)
     fields = plans.shared(r, batches={"batch_size": r.batch_size} | probe.batches(watch))
     algorithm = algorithm_of(r, rewards, plain(get_config()))
-    fields |= {"engine": outside.engine_of(r), "source": plans.source(r)}
+    fields |= {"engine": outside.engine_of(r), "env": env, "source": plans.source(r)}
+    if env:
+        episodes.check(r)
     made = fill(Plan, r, algorithm=algorithm, rewards=rewards, probe=watch, **fields)
     r.finish()
     trial(algorithm)
@@ -186,9 +190,11 @@ def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan |
     on_host = {name: one.function for name, one in p.rewards.items() if one.function}
     workers = Workers(p.reward_workers, p.reward_timeout_s)
     scorer = programs.text_scorer(on_host, rows, own, p.algorithm.group, workers) if on_host else None
-    engine = outside.producer(stage, actors, frozen, tokenizer, mesh) if p.engine else None
-    if scorer or engine:
-        step_fn = programs.two_programs(p.algorithm, actors, on_device, scorer, frozen, state, mesh, engine)
+    producer = outside.producer(stage, actors, frozen, tokenizer, mesh) if p.engine else None
+    if p.env:
+        producer = episodes.producer(stage, actors, frozen, tokenizer, rows, mesh)
+    if scorer or producer:
+        step_fn = programs.two_programs(p.algorithm, actors, on_device, scorer, frozen, state, mesh, producer)
     else:
         step_fn = programs.one_program(p.algorithm, actors, on_device, frozen, state)
 

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Bool
 
 from alignax import forward, host, sharding
 from alignax.log import console
@@ -85,7 +86,8 @@ def two_programs(
         if outside is None:
             return *inside(state, arrays, prompts), {}
         rollout, metrics = outside(state, prompts)
-        return rollout, judge(arrays, rollout), metrics
+        paid, rollout = rollout.rewards or {}, rollout.replace(rewards=None)  # by an environment
+        return rollout, judge(arrays, rollout) | paid, metrics
 
     def read(rollout: Rollout, prompts: dict) -> dict[str, jax.Array]:
         (finished,) = needs(rollout, "finished")
@@ -106,13 +108,14 @@ def text_scorer(
 ) -> HostScore:
     """Rewards over text of this process's rows; a reply finds its row of the data by the id that came with its prompt.
 
-    One that a reward cannot score (None or nan), or does not in time, has the score nan.
+    One that a reward cannot score (None or nan), or does not in time, has the score nan. Of a reply of several turns
+    it gets the last.
     """
 
     def score(rollout: Rollout, prompts: dict) -> dict[str, np.ndarray]:
-        needed = (rollout.tokens, rollout.mask, rollout.finished, prompts["row"])  # no more leaves the device
-        tokens, mask, finished, ids = map(host.own_rows, needed)
-        completions, ids = sampler.texts_of(tokens, mask), np.repeat(ids, group)
+        needed = (rollout.tokens, rollout.mask, rollout.valid, rollout.finished, prompts["row"])
+        tokens, mask, valid, finished, ids = map(host.own_rows, needed)  # no more leaves the device
+        completions, ids = sampler.texts_of(tokens, last_turn(mask, valid)), np.repeat(ids, group)
         of = [rows[row] for row in ids]
         out = {}
         for name, reward in rewards.items():
@@ -124,3 +127,10 @@ def text_scorer(
         return out
 
     return score
+
+
+def last_turn(mask: Bool[np.ndarray, "B T"], valid: Bool[np.ndarray, "B T"]) -> Bool[np.ndarray, "B T"]:
+    """What the policy said behind all that others did: a whole reply, or the last turn of one that has several."""
+    place = np.arange(mask.shape[1])[None]
+    others = np.where(valid & ~mask, place, -1).max(1)
+    return mask & (place > others[:, None])
