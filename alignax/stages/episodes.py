@@ -3,9 +3,9 @@
 A producer like any other: `learn` knows nothing of it. The environment's reward is one of the rewards, called "env".
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,12 +28,14 @@ from alignax.envs.play import Played, Player, begun
 from alignax.envs.prompts import tool_prompt_rows, with_text, with_tools
 from alignax.envs.protocol import Make
 from alignax.envs.tools import environment
+from alignax.evals.policy import Judge, Measured
 from alignax.rewards.config import Reward
 from alignax.rewards.text import Workers
 from alignax.sampling import turns
 from alignax.sampling.options import Options
+from alignax.sampling.sample import row_keys
 from alignax.sampling.sampler import Sampler
-from alignax.stages.programs import Produce, last_turn
+from alignax.stages.programs import Produce
 from alignax.stages.roles import shared
 from alignax.train import online
 from alignax.train.algorithm import Actors, Algorithm
@@ -210,18 +212,14 @@ def readings(found: Plan | None, template: str, max_prompt_length: int) -> parti
     return found.encode(template, max_prompt_length)
 
 
-class Shown(NamedTuple):
-    """An episode, as a probe tells it."""
+def measured(table: Table, judge: Judge) -> Callable[..., tuple[Measured, dict[str, np.ndarray]]]:
+    """A measure of a policy with an environment: (params, reference, reward params, prompts, key, temperature) ->
+    (what is known of the replies, {name: one number for each}), the environment's reward as "env/reward"."""
 
-    completion: str  # the policy's last turn
-    reward: float
-    counts: dict[str, float]
+    def measure(params, reference, reward_params, prompts, key, temperature):
+        keys = row_keys(key, prompts["row"])
+        played = table.play(params, prompts, keys, Options(temperature=temperature))
+        found = judge(params, reference, reward_params, played.rollout, temperature)
+        return found, played.metrics | {"env/reward": played.reward}
 
-
-def shown(own: Sampler, played: Played) -> list[Shown]:
-    """The episodes of a batch."""
-    tokens, mask, valid = (np.asarray(getattr(played.rollout, name)) for name in ("tokens", "mask", "valid"))
-    texts = own.texts_of(tokens, last_turn(mask, valid))
-    counts = [{name: float(x[i]) for name, x in played.metrics.items()} for i in range(len(texts))]
-    return [Shown(*one) for one in zip(texts, map(float, played.reward), counts, strict=True)]
-
+    return measure
