@@ -214,12 +214,14 @@ def readings(found: Plan | None, template: str, max_prompt_length: int) -> parti
 
 def measured(table: Table, judge: Judge) -> Callable[..., tuple[Measured, dict[str, np.ndarray]]]:
     """A measure of a policy with an environment: (params, reference, reward params, prompts, key, temperature) ->
-    (what is known of the replies, {name: one number for each}), the environment's reward as "env/reward"."""
+    (what is known of the replies, {name: one number for each}), the environment's reward, if it has one, as
+    "env/reward"."""
+    pays = bool(reward_of(table.plan))
 
     def measure(params, reference, reward_params, prompts, key, temperature):
         keys = row_keys(key, prompts["row"])
         played = table.play(params, prompts, keys, Options(temperature=temperature))
         found = judge(params, reference, reward_params, played.rollout, temperature)
-        return found, played.metrics | {"env/reward": played.reward}
+        return found, played.metrics | ({"env/reward": played.reward} if pays else {})
 
     return measure

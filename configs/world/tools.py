@@ -21,7 +21,7 @@ def get_config():
     c.grpo_tool, c.grpo = grpo(TOOL), grpo("")
     c.with_tool, c.without = measured(TOOL), measured("")
     c.with_tool.policies = dict(sft="@sft", grpo_tool="@grpo_tool")
-    c.without.policies = dict(sft="@sft", grpo="@grpo")
+    c.without.policies = dict(sft="@sft", grpo="@grpo", grpo_tool="@grpo_tool")
     for name in c.steps:
         c[name].seed = seed
         if name != "sft":
