@@ -1,5 +1,6 @@
 """What an environment is: `reset(row)`, then `step(text)` for each turn of the policy. One object for each episode."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
@@ -42,9 +43,8 @@ def is_env(made: Any) -> bool:
     """
     if not isinstance(made, Env):
         return False
-    code = getattr(getattr(made.reset, "__func__", made.reset), "__code__", None)
-    names = code.co_varnames[: code.co_argcount] if code else ()
-    return names[-1:] == ("row",)
+    first = next(iter(inspect.signature(made.reset).parameters.values()), None)
+    return first is not None and first.name == "row" and first.kind is not first.VAR_KEYWORD
 
 
 Make = Callable[[], Env]  # an environment for one episode

@@ -75,8 +75,15 @@ class Tools:
 
 
 def environment(made: Any, format: str) -> Any:
-    """What a config's function made, as an environment: as it is, or its public methods as tools."""
-    return made if is_env(made) else Tools(made, format)
+    """What a config's function made, as an environment: as it is, or its public methods as tools.
+
+    One that reads calls itself, and has a `format` for it, is told the format.
+    """
+    if not is_env(made):
+        return Tools(made, format)
+    if hasattr(made, "format"):
+        made.format = format
+    return made
 
 
 def methods_of(instance: Any) -> dict[str, Callable]:
