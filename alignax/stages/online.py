@@ -144,6 +144,8 @@ def plan(config: Any, prefix: str = "") -> Plan:
     """The config as bound functions and numbers. Raises ConfigError for what does not fit."""
     r = plans.read(config, STAGE, get_config(), prefix)
     env = episodes.plan(r)
+    if env:
+        episodes.check(r)
     rewards = rewards_of(r, episodes.reward_of(env) if env else {})
     watch = probe.plan(r.probe, r.template)
     r.require(r.reward_workers >= 1, "reward_workers", "expected a number of threads, 1 or more")
@@ -153,8 +155,6 @@ def plan(config: Any, prefix: str = "") -> Plan:
     fields = plans.shared(r, batches={"batch_size": r.batch_size} | probe.batches(watch))
     algorithm = algorithm_of(r, rewards, plain(get_config()))
     fields |= {"engine": outside.engine_of(r), "env": env, "source": plans.source(r)}
-    if env:
-        episodes.check(r)
     made = fill(Plan, r, algorithm=algorithm, rewards=rewards, probe=watch, **fields)
     r.finish()
     trial(algorithm)
