@@ -14,7 +14,7 @@ LARGEST = 1e300
 
 
 class Calculator:
-    """A policy asks it for values; what it answers is for a reward over text to judge, `rewards.answers:exact_answer`."""
+    """A policy asks it for values; its answer is for a reward over text to judge, `rewards.answers:exact_answer`."""
 
     def reset(self, **row: Any) -> None:
         """Nothing is kept from one call to the next."""
@@ -48,7 +48,7 @@ def value(expression: str) -> float | int:
 
 def of(node: ast.AST) -> float | int:
     """The value of a part of an expression."""
-    if isinstance(node, ast.Constant) and type(node.value) in (int, float):
+    if isinstance(node, ast.Constant) and isinstance(node.value, int | float) and not isinstance(node.value, bool):
         return node.value
     if isinstance(node, ast.BinOp) and type(node.op) in OPERATORS:
         return OPERATORS[type(node.op)](of(node.left), of(node.right))

@@ -1,5 +1,6 @@
 """Calls of tools in a turn's text, in the format of the chat template, and what is wrong with them."""
 
+import contextlib
 import inspect
 import json
 import re
@@ -157,7 +158,7 @@ FORMATS = {
 
 
 def fitted(function: Callable, schema: dict, arguments: dict[str, Any]) -> dict[str, Any]:
-    """The arguments as a tool takes them: text is read as JSON where another type is asked for, as the xml format has it.
+    """The arguments as a tool takes them; text is read as JSON where another type is asked for: xml has that.
 
     Raises ValueError that tells the policy what was expected.
     """
@@ -171,7 +172,8 @@ def fitted(function: Callable, schema: dict, arguments: dict[str, Any]) -> dict[
 
 
 TYPES: dict[str, tuple[type, ...]] = {
-    "integer": (int,), "number": (int, float), "string": (str,), "boolean": (bool,), "array": (list,), "object": (dict,),
+    "integer": (int,), "number": (int, float), "string": (str,), "boolean": (bool,), "array": (list,),
+    "object": (dict,),
 }  # fmt: skip
 
 
@@ -181,10 +183,8 @@ def _typed(value: Any, schema: dict, name: str) -> Any:
     if not isinstance(kind, str) or kind not in TYPES or (value is None and nullable):
         return value
     if isinstance(value, str) and kind != "string":
-        try:
+        with contextlib.suppress(ValueError):
             value = json.loads(value)
-        except ValueError:
-            pass
     if isinstance(value, float) and kind == "integer" and value.is_integer():
         value = int(value)
     if not isinstance(value, TYPES[kind]) or (isinstance(value, bool) and kind != "boolean"):

@@ -40,7 +40,7 @@ class Observer:
         self.marks = re.compile("|".join(map(re.escape, filter(str.strip, tokens))) or r"(?!)")
 
     def ids(self, observation: Observation) -> Ids:
-        """The ids of an observation. Raises TypeError for what is none, DataError for a template that cannot write it."""
+        """The ids of an observation. Raises TypeError for what is none, DataError for a template that writes it not."""
         messages = [{"role": "user", "content": observation}] if isinstance(observation, str) else observation
         if not messages or not all(isinstance(one, dict) and isinstance(one.get("content"), str) for one in messages):
             raise TypeError(

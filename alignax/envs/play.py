@@ -58,9 +58,7 @@ class Player:
       workers: threads for environments, with the seconds that those of a batch have for one turn.
     """
 
-    def __init__(
-        self, own: Sampler, programs: turns.Programs, observer: Observer, *, max_turns: int, workers: Workers
-    ):
+    def __init__(self, own: Sampler, programs: turns.Programs, observer: Observer, *, max_turns: int, workers: Workers):
         self.own, self.programs, self.observer = own, programs, observer
         self.max_turns, self.workers = max_turns, workers
 

@@ -26,10 +26,13 @@ class Questions:
     """
 
     def __init__(
-        self, *, answerer: str | Callable = "alignax.envs.questions:facts", field: str = "answer", count: int = 20, cost: float = 0.0
-    ):
+        self, *, answerer: str | Callable = "alignax.envs.questions:facts", field: str = "answer", count: int = 20,
+        cost: float = 0.0,
+    ):  # fmt: skip
         require(count >= 1, f"count = {count}: expected 1 question or more")
-        require(0 <= cost * (count - 1) <= 1, f"cost = {cost}: expected 0 to 1 / (count - 1), or a game pays less than 0")
+        require(
+            0 <= cost * (count - 1) <= 1, f"cost = {cost}: expected 0 to 1 / (count - 1), or a game pays less than 0"
+        )
         self.answerer: Answerer = resolve(answerer, "", key="env_args.answerer")
         self.field, self.count, self.cost = field, count, cost
         self.row: dict[str, Any] = {}
@@ -56,6 +59,6 @@ def names(text: str, meant: str) -> bool:
 
 
 def facts(row: dict, question: str) -> str:
-    """"yes" to a question with a word of `row["facts"]`, else "no"."""
+    """ "yes" to a question with a word of `row["facts"]`, else "no"."""
     true = {word.lower() for word in row.get("facts", ())}
     return "yes" if true & set(re.findall(r"\w+", question.lower())) else "no"

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 from alignax.ops.checks import require
 
-K1, B = 1.2, 0.75  # of BM25: how soon more of a word says no more, and how much length counts (Robertson & Zaragoza 2009)
+# of BM25: how soon more of a word says no more, and how much length counts (Robertson & Zaragoza 2009)
+K1, B = 1.2, 0.75
 
 
 class Index(NamedTuple):

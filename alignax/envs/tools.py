@@ -103,7 +103,7 @@ def methods_of(instance: Any) -> dict[str, Callable]:
 
 def schema_of(method: Callable) -> dict:
     """The JSON schema of a tool, from its type hints and docstring. Raises ConfigError where these are missing."""
-    from transformers.utils import get_json_schema  # here, because importing it takes seconds
+    from transformers.utils.chat_template_utils import get_json_schema  # here, because importing it takes seconds
 
     try:
         return get_json_schema(method)

@@ -3,8 +3,8 @@
     c.env, c.env_args = "alignax.envs.verifiers:environment", dict(load="my-env")
     c.source, c.data = "alignax.envs.verifiers:rows", dict(load="my-env")
 
-Its `rollout` calls `setup_state`, `env_response` and `is_completed`, and its rubric scores the state at the end. Releases
-0.2 have these; since 0.3 an environment is a program that talks to a server.
+Its `rollout` calls `setup_state`, `env_response` and `is_completed`, and its rubric scores the state at the end.
+Releases 0.2 have these; since 0.3 an environment is a program that talks to a server.
 """
 
 import asyncio
@@ -39,7 +39,7 @@ def environment(*, load: str, args: Mapping[str, Any] | None = None) -> "Verifie
 def rows(
     *, split: str, load: str, args: Mapping[str, Any] | None = None, count: int = 0
 ) -> tuple[list[dict[str, Any]], Counts]:
-    """The rows of an environment's data set, or the first `count`; of its evaluation set where `split` is no "train"."""
+    """The rows of an environment's data set, or `count` of them; of its evaluation set where `split` is no "train"."""
     own = loaded(load, json.dumps(dict(args or {}), sort_keys=True))
     data = own.get_dataset(count or -1) if split == "train" else own.get_eval_dataset(count or -1)
     found = [{name: value for name, value in row.items() if value is not None} for row in data]

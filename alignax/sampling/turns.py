@@ -104,7 +104,7 @@ def observe(job: _slots.Job, play: Play, ids: Int[Array, "R C"], valid: Bool[Arr
 
 
 def pieces(length: int, widths: tuple[int, ...]) -> list[int]:
-    """The widths in which so many tokens are read: the widest while they fill it, then the least that holds the rest."""
+    """The widths in which so many tokens are read: the widest while they fill it, then one that holds the rest."""
     whole, rest = divmod(length, widths[-1])
     return [widths[-1]] * whole + ([min(width for width in widths if width >= rest)] if rest else [])
 

@@ -155,8 +155,8 @@ class Table:
             ids = [self.prompt(row, text or "") for row, text in zip(rows, texts, strict=True)]
             width = tokens.shape[1] if max(map(len, ids)) <= tokens.shape[1] else self.longest
             tokens, valid = pad(ids, width, self.own.pad, left=True)
-        empty = ~valid.any(1)  # what fills up a batch: a prompt has a token
-        valid = valid | (empty[:, None] & (np.arange(valid.shape[1]) == valid.shape[1] - 1)[None])
+        valid = valid.copy()
+        valid[~valid.any(1), -1] = True  # what fills up a batch: a prompt has a token
         return jnp.asarray(tokens), jnp.asarray(valid)
 
     def prompt(self, row: dict, text: str) -> Ids:
@@ -167,8 +167,8 @@ class Table:
         ids = encode_prompt(self.tokenizer, shown["prompt"], self.template, **told)
         if len(ids) > self.longest:
             raise DataError(
-                f"the prompt {str(row['prompt'])[:80]!r} with what its environment adds has {len(ids)} tokens: expected "
-                f"at most max_prompt_length = {self.longest}; raise it, or let reset() say less"
+                f"the prompt {str(row['prompt'])[:80]!r} with what its environment adds has {len(ids)} tokens: "
+                f"expected at most max_prompt_length = {self.longest}; raise it, or let reset() say less"
             )
         return ids
 

@@ -38,8 +38,8 @@ def get_config() -> ConfigDict:
     c.temperature = 1.0
     c.batch_size = 64  # prompts sampled at once
     episodes.add_keys(c)  # an environment that the policy talks with
-    # the gold reward: module:function of (row, completion, *, finished) -> number or parts with a total. "": that of the
-    # environment, if there is one
+    # the gold reward: module:function of (row, completion, *, finished) -> number or parts with a total. "": that of
+    # the environment, if there is one
     c.reward = ""
     c.reward_args = ConfigDict()
     c.reward_from = ""  # folder of a finished reward model: the proxy reward

@@ -42,7 +42,7 @@ CHAT_TEMPLATE = (
     "{% elif message['role'] == 'assistant' %}{{ '<assistant>' }}"
     "{% generation %}{{ message['content'] }}"
     "{% if message['tool_calls'] %}{% for call in message['tool_calls'] %}"
-    '{{ \'<tool_call>{"name": "\' + call[\'function\'][\'name\'] + \'", "arguments": \' '
+    "{{ '<tool_call>{\"name\": \"' + call['function']['name'] + '\", \"arguments\": ' "
     "+ (call['function']['arguments'] | tojson) + '}</tool_call>' }}{% endfor %}{% endif %}"
     "{{ eos_token }}{% endgeneration %}"
     "{% else %}{{ raise_exception('there is no role ' + message['role']) }}{% endif %}"

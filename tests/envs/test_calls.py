@@ -13,7 +13,10 @@ from alignax.worlds.sums import build_tokenizer
 ADD = {"name": "add", "arguments": {"by": 2}}
 TEXT = json.dumps(ADD)
 WRITTEN = {  # one call, and two
-    "hermes": (f"<tool_call>\n{TEXT}\n</tool_call>", f"first <tool_call>{TEXT}</tool_call><tool_call>{TEXT}</tool_call>"),
+    "hermes": (
+        f"<tool_call>\n{TEXT}\n</tool_call>",
+        f"first <tool_call>{TEXT}</tool_call><tool_call>{TEXT}</tool_call>",
+    ),
     "xml": (
         "<tool_call>\n<function=add>\n<parameter=by>\n2\n</parameter>\n</function>\n</tool_call>",
         2 * "<tool_call><function=add><parameter=by>2</parameter></function></tool_call>",
@@ -22,7 +25,7 @@ WRITTEN = {  # one call, and two
         '{"name": "add", "parameters": {"by": 2}}',
         '<|python_tag|>{"name": "add", "parameters": {"by": 2}}; {"name": "add", "parameters": {"by": 2}}',
     ),
-    "mistral": (f"[TOOL_CALLS][{TEXT}]", f'[TOOL_CALLS]add[ARGS]{{"by": 2}}[TOOL_CALLS]add{{"by": 2}}'),
+    "mistral": (f"[TOOL_CALLS][{TEXT}]", '[TOOL_CALLS]add[ARGS]{"by": 2}[TOOL_CALLS]add{"by": 2}'),
     "plain": ('CALL add {"by": 2}', 'now\nCALL add {"by": 2}\n  CALL add {"by": 2} '),
 }
 TEMPLATES = {  # what each writes of a call

@@ -28,7 +28,14 @@ def say(made, name, /, **arguments):
 
 @pytest.mark.parametrize(
     "expression, want",
-    [("37*84", "3108"), ("(1+2)*-3", "-9"), ("7/2", "3.5"), ("6/2", "3"), ("1,200 + 34", "1234"), ("1/3", "0.3333333333")],
+    [
+        ("37*84", "3108"),
+        ("(1+2)*-3", "-9"),
+        ("7/2", "3.5"),
+        ("6/2", "3"),
+        ("1,200 + 34", "1234"),
+        ("1/3", "0.3333333333"),
+    ],
 )
 def test_the_calculator_calculates(expression, want):
     assert say(Calculator(), "calculate", expression=expression) == want

@@ -80,7 +80,10 @@ def test_a_token_that_normal_text_becomes_is_made_harmless():
 
 @pytest.mark.parametrize("most", [10, 24])
 def test_what_is_too_long_is_cut_with_a_note(tokenizer, most):
-    short, cut = Observer(tokenizer, "chat", most).ids("9" * most), Observer(tokenizer, "chat", most).ids("9" * (most + 1))
+    short, cut = (
+        Observer(tokenizer, "chat", most).ids("9" * most),
+        Observer(tokenizer, "chat", most).ids("9" * (most + 1)),
+    )
     assert len(short) == len(cut) == most + 2 and tokenizer.decode(cut).endswith(NOTE + "<assistant>")
     assert NOTE not in tokenizer.decode(short)
 

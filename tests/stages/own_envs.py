@@ -18,7 +18,6 @@ class Echo:
             STOP["at"] -= 1
             if STOP["at"] < 0:
                 raise RuntimeError("killed")
-        return None
 
     def step(self, text):
         self.heard += 1

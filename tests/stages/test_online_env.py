@@ -18,6 +18,7 @@ from alignax.stages import evaluate, online, sft
 from alignax.stages.programs import last_turn
 
 COUNTER, CALCULATOR = "trl_form:Counter", "alignax.envs.calculator:Calculator"
+NONE = dict(env="", env_args={}, max_turns=8, max_observation=256)
 RIGHT = "alignax.rewards.answers:exact_answer"
 
 
@@ -39,7 +40,9 @@ def base(shared):
 
 def same(one, two):
     """Whether two runs have the same figures and weights, bit for bit."""
-    ours, theirs = ([{k: v for k, v in row.items() if not k.startswith("time/")} for row in metrics(x)] for x in (one, two))
+    ours, theirs = (
+        [{k: v for k, v in row.items() if not k.startswith("time/")} for row in metrics(x)] for x in (one, two)
+    )
     assert ours == theirs
     jax.tree.map(np.testing.assert_array_equal, load_params(one / "params"), load_params(two / "params"))
 
@@ -76,8 +79,7 @@ def test_a_run_that_was_killed_goes_on_exactly(base, several, tmp_path):
 def test_one_turn_is_a_run_without_an_environment(base, tmp_path):
     """The same tokens, scores and weights, where the environment pays what a reward over text gives."""
     once = online.run(config(base, env="own_envs:Once", env_args={}), tmp_path / "once")
-    off = dict(env="", env_args={}, max_turns=8, max_observation=256)
-    plain = online.run(config(base, **off, reward="own_envs:first_digit"), tmp_path / "plain")
+    plain = online.run(config(base, **NONE, reward="own_envs:first_digit"), tmp_path / "plain")
     ours, theirs = metrics(once), metrics(plain)
     for name in theirs[0]:
         if not name.startswith("time/") and name != "split":
@@ -109,7 +111,7 @@ def test_rewards_are_weighed(base, tmp_path):
 
 
 def test_a_class_in_trls_form_is_played_unchanged(base, tmp_path):
-    (row, _) = metrics(online.run(config(base, env=COUNTER, env_args={}), tmp_path / "counter"))
+    (row, _) = metrics(online.run(config(base, env=COUNTER, env_args={}, max_prompt_length=64), tmp_path / "counter"))
     assert row["env/turns"] >= 1 and np.isfinite(row["objective/scores"])
 
 
@@ -123,7 +125,9 @@ def test_a_text_reward_reads_the_last_turn():
 def test_what_reset_says_is_in_the_prompt(base, tmp_path):
     online.run(config(base, env="own_envs:Told", env_args={}, total_steps=1, max_prompt_length=24), tmp_path / "told")
     with refuses(DataError, "what its environment adds", "max_prompt_length = 8", "raise it"):
-        online.run(config(base, env="own_envs:Told", env_args={}, total_steps=1, max_prompt_length=8), tmp_path / "long")
+        online.run(
+            config(base, env="own_envs:Told", env_args={}, total_steps=1, max_prompt_length=8), tmp_path / "long"
+        )
 
 
 def test_the_probe_measures_with_the_environment(base, tmp_path):
@@ -160,7 +164,7 @@ def test_the_probe_measures_with_the_environment(base, tmp_path):
         (dict(env="", env_args={}, reward=RIGHT), "max_turns", "env is empty"),
         (dict(env=CALCULATOR, env_args={}), "reward_from", "exactly one"),
         (dict(rewards=dict(env=dict(function=RIGHT))), "rewards.env", "weight"),
-        (dict(env="", env_args={}, max_turns=8, max_observation=256, rewards=dict(env=dict(weight=1.0))), "rewards.env", "function"),
+        (dict(NONE, rewards=dict(env=dict(weight=1.0))), "rewards.env", "function"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_refused(base, values, key, word):
