@@ -24,7 +24,12 @@ from alignax.types import Pair, Side
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 GUIDES = {f"docs/{path.name}": path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))}
-EXPERIMENTS = ("experiments/LOG.md", "experiments/quickstart/README.md", "experiments/objectives/README.md")
+EXPERIMENTS = (
+    "experiments/LOG.md",
+    "experiments/quickstart/README.md",
+    "experiments/objectives/README.md",
+    "experiments/tools/README.md",
+)
 PAGES = ("README.md", *GUIDES, "CONTRIBUTING.md", "CHANGELOG.md", *EXPERIMENTS)
 
 
