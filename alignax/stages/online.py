@@ -179,7 +179,9 @@ def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan |
     loaded = roles.load(stage, tokenizer, mesh)
     group = p.algorithm.draws[0].replies
     sizes = p.batch_size * p.oversample * group, group, p.max_prompt_length, p.algorithm.max_new_tokens
-    lengths.check_slots(loaded.model, p.slots, *sizes, key="slots")
+    # with an environment all replies of a batch are written side by side
+    slots, key = (sizes[0], "batch_size") if p.env else (p.slots, "slots")
+    lengths.check_slots(loaded.model, slots, *sizes, key=key)
     own = sampler(loaded.model, tokenizer, p.template, p.algorithm.max_new_tokens, p.slots)
     actors, frozen = Actors(own, loaded.critic_model), loaded.frozen()
 
