@@ -1,5 +1,6 @@
 """The stage `online` with an environment: a producer like any other, exact after a kill, and measured by the probe."""
 
+import importlib.util
 import json
 
 import jax
@@ -113,6 +114,20 @@ def test_rewards_are_weighed(base, tmp_path):
 def test_a_class_in_trls_form_is_played_unchanged(base, tmp_path):
     (row, _) = metrics(online.run(config(base, env=COUNTER, env_args={}, max_prompt_length=64), tmp_path / "counter"))
     assert row["env/turns"] >= 1 and np.isfinite(row["objective/scores"])
+
+
+@pytest.mark.skipif(importlib.util.find_spec("verifiers") is None, reason="the package verifiers is not installed")
+def test_an_environment_of_verifiers_is_played_unchanged(base, tmp_path):
+    env = dict(load="verifiers_envs:guess")
+    rows = dict(source="alignax.envs.verifiers:rows", data=env)
+    c = config(base, env="alignax.envs.verifiers:environment", env_args=env, **rows, template="plain", batch_size=8)
+    with refuses(DataError, "messages"):  # its prompts are dialogues
+        online.run(c, tmp_path / "plain")
+    env = dict(load="verifiers_envs:tools")
+    rows = dict(source="alignax.envs.verifiers:rows", data=env)
+    c = config(base, env="alignax.envs.verifiers:environment", env_args=env, **rows, total_steps=1)
+    (row,) = metrics(online.run(c, tmp_path / "verifiers"))
+    assert row["env/turns"] >= 1 and 0 < row["env/num_turns"] <= row["env/turns"] and 0 <= row["objective/scores"] <= 1
 
 
 def test_a_text_reward_reads_the_last_turn():
