@@ -53,7 +53,12 @@ class Observer:
             messages[i], left = one | {"content": content}, max(left - used, 0)
         if self.template == "plain":
             text = "\n".join(one["content"] for one in messages)
-            return tokenize(self.tokenizer, [text], split_special_tokens=True)[0]
+            ids = tokenize(self.tokenizer, [text], split_special_tokens=True)[0]
+            if not ids:
+                raise TypeError(
+                    f"an observation {text!r} without a token, of an episode that is not done: expected text"
+                )
+            return ids
         return self.between(messages)
 
     def harmless(self, text: str) -> str:

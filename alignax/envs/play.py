@@ -14,7 +14,10 @@ from alignax.rewards.text import LATE, Workers
 from alignax.sampling import turns
 from alignax.sampling.options import Options
 from alignax.sampling.sampler import Sampler
+from alignax.sampling.slots import LENGTH
 from alignax.types import Rollout
+
+NOBODY: Stepped = (None, 0.0, False)  # what comes of a turn that no environment hears
 
 
 class Played(NamedTuple):
@@ -73,7 +76,7 @@ class Player:
         while not all(one.over for one in episodes):
             state = self.programs.advance(*given, state)
             said, ended = np.asarray(state.said.tokens), np.asarray(state.slots.t)
-            cut = np.asarray(state.said.reason) == 0  # `slots.LENGTH`
+            cut = np.asarray(state.said.reason) == LENGTH
             live = [i for i, one in enumerate(episodes) if not one.over]
             texts = self.texts(said, begun, ended, live)
             seen = self.answered([episodes[i] for i in live], texts, cut[live], self.own.capacity - ended[live])
@@ -91,13 +94,10 @@ class Player:
 
     def answered(self, episodes: list[Episode], texts: list[str], cut: np.ndarray, room: np.ndarray) -> list[Ids]:
         """The ids that each row sees next; none where the episode is over."""
-        calls = [(one.step, text) if not one.gone else (lambda _: (None, 0.0, False), "") for one, text in
-                 zip(episodes, texts, strict=True)]  # fmt: skip
-        found = self.workers.map(lambda f, text: f(text), calls)
-        return [
-            self.next(one, step, bool(cut[i]), int(room[i]))
-            for i, (one, step) in enumerate(zip(episodes, found, strict=True))
-        ]
+        asked = [i for i, one in enumerate(episodes) if not one.gone]  # the others' are still in a thread
+        found = self.workers.map(Episode.step, [(episodes[i], texts[i]) for i in asked])
+        steps = dict.fromkeys(range(len(episodes)), NOBODY) | dict(zip(asked, found, strict=True))
+        return [self.next(one, steps[i], bool(cut[i]), int(room[i])) for i, one in enumerate(episodes)]
 
     def next(self, one: Episode, step: Any, cut: bool, room: int) -> Ids:
         """What comes of one step: the ids that the row sees, and what is known of its episode."""

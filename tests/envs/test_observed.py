@@ -97,3 +97,5 @@ def test_no_observation_is_refused(tokenizer):
     for wrong in (None, [], [{"role": "tool"}], [{"role": "tool", "content": 3}]):
         with pytest.raises(TypeError, match="not done"):
             Observer(tokenizer, "chat", 24).ids(wrong)
+    with pytest.raises(TypeError, match="not done"):
+        Observer(tokenizer, "plain", 24).ids("")
