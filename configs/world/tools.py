@@ -60,9 +60,10 @@ def grpo(env):
     c.samples_per_prompt, c.batch_size, c.total_steps = 8, 16, 40
     c.compute.remat = "dots"
     c.critic_init, c.advantage, c.advantage_args = "none", "group_baseline", dict(baseline="standardise")
-    c.loss, c.kl_coef = "grpo", 0.0
+    # where few replies are right, a faster policy without a KL penalty leaves the language
+    c.loss, c.kl_coef, c.kl_placement, c.kl_estimator = "grpo", 0.02, "loss", "k3"
     c.update_args = dict(epochs=2, minibatches=2)
-    c.optimizer_args = dict(learning_rate=5e-4, schedule="linear", warmup_percent=5.0)
+    c.optimizer_args = dict(learning_rate=1e-4, schedule="linear", warmup_percent=5.0)
     c.eval_every_steps = 0
     c.save_every_steps = 20
     return c
