@@ -67,12 +67,19 @@ def loaded(load: str, args: str) -> Any:
     return found
 
 
-@functools.cache
-def loop() -> asyncio.AbstractEventLoop:
-    """The event loop of all episodes, in a thread of its own."""
-    made = asyncio.new_event_loop()
-    threading.Thread(target=made.run_forever, daemon=True, name="verifiers").start()
-    return made
+class Loop:
+    """The event loop of all episodes, in a thread of its own, which the first of them starts."""
+
+    lock, made = threading.Lock(), None
+
+    @classmethod
+    def get(cls) -> asyncio.AbstractEventLoop:
+        """The loop. Episodes begin in several threads: one alone may make it, as a future of another is never heard."""
+        with cls.lock:
+            if cls.made is None:
+                cls.made = asyncio.new_event_loop()
+                threading.Thread(target=cls.made.run_forever, daemon=True, name="verifiers").start()
+            return cls.made
 
 
 class Verifiers:
@@ -94,7 +101,7 @@ class Verifiers:
     def reset(self, row: dict) -> str | None:
         given = {name: row[name] for name in COLUMNS if name in row} | {"prompt": row["prompt"]}
         given.setdefault("example_id", 0)
-        asyncio.run_coroutine_threadsafe(self.rollout(given), loop())
+        asyncio.run_coroutine_threadsafe(self.rollout(given), Loop.get())
         messages = self.listen()
         prompt = row["prompt"]
         before = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
@@ -121,7 +128,7 @@ class Verifiers:
         """The reward of the rubric; of an episode that was cut off too."""
         if self.asked is not None:
             too_long = package().OverlongPromptError("the policy has no more room")
-            loop().call_soon_threadsafe(self.asked.set_exception, too_long)
+            Loop.get().call_soon_threadsafe(self.asked.set_exception, too_long)
             self.asked = None
             self.listen()
         metrics = self.state.get("metrics") or {}
@@ -140,7 +147,7 @@ class Verifiers:
         message = types.ResponseMessage(content=text, **told)
         response = types.Response(id="alignax", created=0, model="policy", message=message)
         assert self.asked is not None
-        loop().call_soon_threadsafe(self.asked.set_result, response)
+        Loop.get().call_soon_threadsafe(self.asked.set_result, response)
 
     def listen(self) -> list[dict] | None:
         """The messages that are new to the policy, once the rollout asks again; None: it is over."""

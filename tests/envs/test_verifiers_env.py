@@ -7,7 +7,9 @@ import types
 import pytest
 
 from alignax.envs import verifiers
+from alignax.envs.play import begun
 from alignax.envs.protocol import is_env
+from alignax.rewards.text import LATE, Workers
 
 there = pytest.mark.skipif(
     importlib.util.find_spec("verifiers") is None, reason="the package verifiers is not installed"
@@ -65,6 +67,18 @@ def test_episodes_of_one_environment_do_not_meet():
     assert one.step("20")[0][0]["content"] == "lower" and two.step("20")[0][0]["content"] == "higher"
     assert two.step("30")[2] and two.finish() == 0.5
     assert one.step("12")[2] and one.finish() == 0.5
+
+
+@there
+def test_many_episodes_begin_at_once(monkeypatch):
+    """In threads, the first of which starts the event loop: none waits for a word that another loop has."""
+    rows, _ = verifiers.rows(split="train", load="verifiers_envs:tools")
+    for _ in range(20):
+        monkeypatch.setattr(verifiers.Loop, "made", None)
+        workers = Workers(8, 10.0)
+        envs, _ = begun(lambda: verifiers.environment(load="verifiers_envs:tools"), rows * 4, 2, workers)
+        assert LATE not in workers.map(lambda env: env.step(CALL), [(env,) for env in envs])
+        assert LATE not in workers.map(lambda env: env.finish(), [(env,) for env in envs])
 
 
 @there
