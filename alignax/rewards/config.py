@@ -37,12 +37,17 @@ class Reward:
     step_ends: str = static(default="")  # the text with which a step ends; "": it is no reward of steps
 
 
-def rewards_of(r: Reader) -> dict[str, Reward]:
+def rewards_of(r: Reader, others: Mapping[str, Reward] | None = None) -> dict[str, Reward]:
     """{name: reward}: those of `rewards`, or the single one of `reward` or `reward_from`, called "reward".
+
+    `others` come with what is beside them, an environment say; with one a config need not name any.
 
     Raises ConfigError for none, for several ways at once, and for what does not fit a function.
     """
     group, text, judge = r.rewards, of_config(r, "reward", given=("finished",)), model(r)
+    others = dict(others or {})
+    if others and not (group or text or judge):
+        return others
     if sum(map(bool, (group, text, judge))) != 1:
         which = f"config.{r.key('reward_from')} (a reward model), config.{r.key('reward')} (a function of text)"
         raise ConfigError(f"{which} or config.{r.key('rewards')} (several by name): set exactly one")
@@ -52,10 +57,15 @@ def rewards_of(r: Reader) -> dict[str, Reward]:
         if is_stepwise(text):
             raise r.error("reward", "it scores steps: name it under config.rewards, with the text that ends a step")
         check_signature(text, r.key("reward"))
-        return {"reward": Reward(function=text, key=text.key)}
+        return others | {"reward": Reward(function=text, key=text.key)}
     if judge:
-        return {"reward": judge}
-    found = {name: one_of(name, args, r.key(f"rewards.{name}")) for name, args in group.items()}
+        return others | {"reward": judge}
+    found = others | {
+        name: weighed(others[name], args, r.key(f"rewards.{name}"))
+        if name in others
+        else one_of(name, args, r.key(f"rewards.{name}"))
+        for name, args in group.items()
+    }
     for name, one in found.items():
         for other in one.of:
             if other not in found or found[other].of:
@@ -108,9 +118,7 @@ def one_of(name: str, args: Any, key: str) -> Reward:
         if found.step_ends:
             raise ConfigError(f"config.{key}.{limit}: a constraint is on the mean of a whole reply, not on its steps")
         return dataclasses.replace(found, constraint=constraint(dual, limit, args[limit], key))
-    weight = typed(args.get("weight", 1.0), float, key=f"{key}.weight")
-    if isinstance(weight, float) and not math.isfinite(weight):
-        raise ConfigError(f"config.{key}.weight = {weight}: expected a finite number")
+    weight = weight_of(args, key)
     if "step_ends" in args or "per_step" in args:
         return stepwise(name, args, key)
     if made:
@@ -134,6 +142,21 @@ def one_of(name: str, args: Any, key: str) -> Reward:
     return Reward(
         weight=weight, role=f"reward.{name}", attributes=Args(args.get("attributes", {})), key=f"{key}.attributes"
     )
+
+
+def weighed(reward: Reward, args: Any, key: str) -> Reward:
+    """A reward that is there already, with the weight that a config gives it. Raises ConfigError for more than that."""
+    if not isinstance(args, Mapping) or set(args) - {"weight"}:
+        raise ConfigError(f"config.{key} = {args!r}: expected dict(weight=...) alone: it is the environment's reward")
+    return dataclasses.replace(reward, weight=weight_of(args, key))
+
+
+def weight_of(args: Mapping[str, Any], key: str) -> Scalar:
+    """The weight of a reward. Raises ConfigError unless it is a finite number."""
+    weight = typed(args.get("weight", 1.0), float, key=f"{key}.weight")
+    if isinstance(weight, float) and not math.isfinite(weight):
+        raise ConfigError(f"config.{key}.weight = {weight}: expected a finite number")
+    return weight
 
 
 def combined(args: Mapping[str, Any], weight: Scalar, key: str) -> Reward:

@@ -174,6 +174,7 @@ def spoken(job: Job, slots: Slots) -> tuple[Slots, Spoken]:
     new = Spoken(token, logp, slots.row, slots.t, slots.live, given, over, reason, **reports)
     slots = slots._replace(said=slots.said.at[jnp.arange(len(token)), token].add(1, mode="drop"))
     hidden, cache = job.model.extend(job.layers, token[:, None], slots.live[:, None], context(job, slots))
+    t = jnp.where(slots.live, t, slots.t)  # what is free may yet go on, from where it is
     return slots._replace(cache=cache, hidden=hidden[:, 0], t=t, live=slots.live & ~over), new
 
 

@@ -21,6 +21,7 @@ def check(r: Reader) -> None:
     lag, alone = r.steps_off_policy, r.sampler_devices
     r.require(lag >= 0, "steps_off_policy", "expected 0 (on-policy) or a number of steps, such as 1")
     r.require(not (lag and r.engine), "steps_off_policy", "expected 0 with an engine, whose lag is engine_args.every")
+    r.require(not (lag and r.env), "steps_off_policy", "expected 0 with an env, whose episodes are played in the step")
     if alone:
         r.require(not r.engine, "sampler_devices", "expected 0 with an engine, which has devices of its own")
         r.require(

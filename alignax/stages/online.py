@@ -1,6 +1,5 @@
 """Online RL against a reward model or a function: PPO, and methods without a critic. See configs/world/ppo.py."""
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ from alignax import sharding
 from alignax.bound import Args, Bound, fill, plan_record, static
 from alignax.config import plain
 from alignax.data.arrays import fingerprint
-from alignax.data.encode import prompt_rows
 from alignax.rewards.config import Reward, rewards_of
 from alignax.rewards.text import Trouble
 from alignax.rewards.workers import Workers
@@ -19,6 +17,7 @@ from alignax.sampling.sampler import sampler
 from alignax.stages import (
     alarms,
     beside,
+    episodes,
     fitting,
     folder,
     golden,
@@ -69,6 +68,7 @@ def get_config() -> ConfigDict:
     # an outside engine that samples, vLLM or SGLang at http://HOST:PORT; "": the policy is sampled here
     c.engine = ""
     c.engine_args = ConfigDict()  # of alignax.sampling.engine.engine
+    episodes.add_keys(c)  # an environment of several turns
     c.reference_from = ""  # folder of the reference policy; "": the policy's own start
     # of alignax.train.reference.follow, which counts iterations here; empty: the reference stands still
     c.reference_args = ConfigDict()
@@ -77,7 +77,8 @@ def get_config() -> ConfigDict:
     # one reward: the folder of a finished reward model, or module:function of (row, completion, *, finished) -> number
     # or None. Or several, name = dict(function=..., its arguments, weight=...) or {"from": folder, "attributes": {...},
     # "weight": ...}: their weighted sum, each part in the log. Folders with a function are an ensemble, of=(...) is of
-    # others, at_least or at_most is a constraint, step_ends rewards each step: docs/online.md
+    # others, at_least or at_most is a constraint, step_ends rewards each step: docs/online.md. An env's own reward is
+    # one of them, "env": of weight 1, or that of env = dict(weight=...)
     c.reward_from = ""
     c.reward_weights = ConfigDict()  # of its attributes, where it rates several; 1 each where nothing is said
     c.reward = ""
@@ -177,6 +178,7 @@ class Plan(plans.Learning):
     sampler_devices: int = static()
     critic_init: str = static()
     engine: Bound | None
+    env: episodes.Plan | None
     lora_args: Args = static()
     data_loss: beside.Plan | None
     probe: probe.Plan | None
@@ -189,14 +191,17 @@ class Plan(plans.Learning):
 
     def readings(self) -> list[Readings]:
         """What makes its arrays."""
-        options = {"template": self.template, "max_prompt_length": self.max_prompt_length}
-        return [Readings(partial(prompt_rows, **options), ("train",))]
+        return [Readings(episodes.readings(self.env, self.template, self.max_prompt_length), ("train",))]
 
 
 def plan(config: Any, prefix: str = "") -> Plan:
     """The config as bound functions and numbers. Raises ConfigError for what does not fit."""
     r = plans.read(config, STAGE, get_config(), prefix)
-    rewards, watch, known = rewards_of(r), probe.plan(r.probe, r.template), golden.plan(r.golden, r.template)
+    env = episodes.plan(r)
+    if env:
+        episodes.check(r)
+    rewards = rewards_of(r, episodes.reward_of(env) if env else {})
+    watch, known = probe.plan(r.probe, r.template), golden.plan(r.golden, r.template)
     every = fixed(r, "update_args", updates)()
     more = beside.plan(r.data_loss, r.template, r.total_steps, every)
     r.require(r.reward_workers >= 1, "reward_workers", "expected a number of threads, 1 or more")
@@ -210,7 +215,7 @@ def plan(config: Any, prefix: str = "") -> Plan:
     fields = plans.shared(r, batches=batches)
     algorithm = algorithm_of(r, rewards, plain(get_config()), more.loss if more else None)
     fields["data_loss"] = more
-    fields |= {"engine": outside.engine_of(r), "source": plans.source(r)}
+    fields |= {"engine": outside.engine_of(r), "env": env, "source": plans.source(r)}
     made = fill(Plan, r, algorithm=algorithm, rewards=rewards, probe=watch, golden=known, **fields)
     r.finish()
     trial(algorithm)
@@ -235,7 +240,9 @@ def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan |
     loaded = roles.load(stage, tokenizer, mesh)
     group = p.algorithm.draws[0].replies
     sizes = p.batch_size * p.oversample * group, group, p.max_prompt_length, p.algorithm.max_new_tokens
-    lengths.check_slots(loaded.model, p.slots, *sizes, key="slots")
+    # with an environment all replies of a batch are written side by side
+    slots, key = (sizes[0], "batch_size") if p.env else (p.slots, "slots")
+    lengths.check_slots(loaded.model, slots, *sizes, key=key)
     own = sampler(loaded.model, tokenizer, p.template, p.algorithm.max_new_tokens, p.slots)
     actors, frozen = Actors(own, loaded.critic_model), loaded.frozen()
 
@@ -260,9 +267,11 @@ def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan |
         of_reference = of_groups(p.reference_replies) if on_host else None
         given = actors, frozen, reward_of, of_reference, prompts, loader, len(rows), mesh
         frozen |= {"reference_rewards": reference_rewards.table(stage, *given)}
-    elsewhere = p.engine or p.sampler_devices
+    elsewhere = p.engine or p.env or p.sampler_devices
     if p.engine:
         sample = outside.producer(stage, actors, frozen, tokenizer, mesh)
+    elif p.env:
+        sample = episodes.producer(stage, actors, frozen, tokenizer, rows, mesh)
     elif p.sampler_devices:
         sample = lagging.sampler(p.algorithm, actors, frozen, mesh, p.sampler_devices)
     else:

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -14,16 +13,16 @@ from ml_collections import ConfigDict
 from alignax import host, sharding
 from alignax.bound import Args, Bound, fill, of_config, plan_record, static
 from alignax.config import ConfigError, Reader
-from alignax.data.encode import prompt_rows
 from alignax.data.loader import eval_batches
-from alignax.evals.policy import make_measure
+from alignax.evals.policy import Measured, make_judge, make_measure
 from alignax.evals.texts import PHRASES, self_bleu, shares
 from alignax.ops.checks import Scalar
 from alignax.rewards import config as rewards
 from alignax.rewards.text import total_reward
-from alignax.sampling.sampler import sampler
-from alignax.stages import inputs, lengths, parents, plans
+from alignax.sampling.sampler import Sampler, sampler
+from alignax.stages import episodes, inputs, lengths, parents, plans
 from alignax.stages.folder import Stage
+from alignax.stages.programs import last_turn
 from alignax.types import Model, Params
 
 READS = {"proxy": plans.Parent("probe.reward_from", makes=plans.REWARD, reads=("probe.",))}  # roles of a stage with one
@@ -39,7 +38,10 @@ def get_config() -> ConfigDict:
     c.slots = 0  # replies that are written at once; 0: all, or what a quarter of the memory holds
     c.temperature = 1.0
     c.batch_size = 64  # prompts sampled at once
-    c.reward = ""  # the gold reward: module:function of (row, completion, *, finished) -> number or parts with a total
+    episodes.add_keys(c)  # an environment that the policy talks with
+    # the gold reward: module:function of (row, completion, *, finished) -> number or parts with a total. "": that of
+    # the environment, if there is one
+    c.reward = ""
     c.reward_args = ConfigDict()
     c.reward_from = ""  # folder of a finished reward model: the proxy reward
     c.reward_weights = ConfigDict()  # of its attributes, where it rates several; 1 each where nothing is said
@@ -59,6 +61,7 @@ class Plan:
     slots: int = static()
     temperature: Scalar
     batch_size: int = static()
+    env: episodes.Plan | None
     gold: Bound | None  # (row, completion, *, finished) -> number, parts or None
     reward_weights: Args = static()
     repeats: int = static()
@@ -73,11 +76,14 @@ def plan(r: Reader, template: str) -> Plan | None:
     source, gold = plans.source(r, drawn=False, required=False), of_config(r, "reward", given=("finished",))
     rewards.model(r)
     _ = r.reward_from  # open_stage finds the folder
+    env = episodes.plan(r)
+    if env:
+        r.require(r.slots == 0, "slots", "expected 0 with an env: all replies of a batch are written side by side")
     if source is None:
         r.items()  # the others are what a probe would have
         return None
     key = r.key("reward_weights")
-    return fill(Plan, r, source=source, gold=gold, template=template, key=key)
+    return fill(Plan, r, source=source, env=env, gold=gold, template=template, key=key)
 
 
 def check_phrases(r: Reader) -> None:
@@ -116,7 +122,7 @@ def build(
     if plan is None:
         return None
     key = jax.random.key(stage.plan.seed)  # the same noise at every step and for every policy
-    encode = partial(prompt_rows, template=plan.template, max_prompt_length=plan.max_prompt_length)
+    encode = episodes.readings(plan.env, plan.template, plan.max_prompt_length)
     prompts, _, rows = inputs.encoded(plan, encode, tokenizer, "train", stage.root)
     if "proxy" in stage.parents:
         options = {"key": plan.key, "bases": bases}
@@ -125,37 +131,56 @@ def build(
     sizes = plan.batch_size, 1, plan.max_prompt_length, plan.max_new_tokens
     lengths.check_slots(model, plan.slots, *sizes, key="probe.slots")
     own = sampler(model, tokenizer, plan.template, plan.max_new_tokens, plan.slots)
-    run, asked = make_measure(own, reward_model), [rows[i] for i in prompts["row"]]
     temperature = jnp.float32(plan.temperature)
+    asked = [rows[i] for i in prompts["row"]]
+    options = {"template": plan.template, "longest": plan.max_prompt_length, "rows": rows}
+    table = episodes.Table(plan.env, own, tokenizer, group=1, **options) if plan.env else None
+    run = episodes.measured(table, jax.jit(make_judge(own, reward_model))) if table else alone(own, reward_model)
 
     def measure(params: Params, reference: Params) -> list[dict]:
         out = []
         for batch in eval_batches(prompts, plan.batch_size, **host.share()):
             put = sharding.put_batch(batch, mesh)
-            found = run(params, reference, reward_params, put, key, temperature)
+            found, more = run(params, reference, reward_params, put, key, temperature)
             got, ids = host.everywhere((found, put["row"]))
-            for i, completion in enumerate(own.texts(got.rollout)):
+            mask = last_turn(got.rollout.mask, got.rollout.valid)
+            for i, completion in enumerate(own.texts_of(got.rollout.tokens, mask)):
                 if ids[i] < 0:
                     continue
                 done = bool(got.rollout.finished[i])
                 entry = {"completion": completion, "finished": done, "length": int(got.rollout.mask[i].sum())}
+                entry |= {name: float(x[i]) for name, x in more.items()}
                 entry |= {"kl": float(got.kl[i])}
                 if got.proxy is not None:
                     entry["proxy"] = float(got.proxy[i])
                 out.append(entry)
         if (gold := plan.gold) is None:
-            return out
+            return [entry | paid(entry) for entry in out]
         said = host.of_first(lambda: [gold_of(gold, *one) for one in zip(asked, out, strict=True)])
         return [entry | more for entry, more in zip(out, said, strict=True)]
 
     def look(params: Params, reference: Params, measured: list[dict]) -> dict[str, float]:
         texts = [row["completion"] for row in measured]
         first = sharding.put_batch(next(eval_batches(prompts, plan.batch_size, **host.share())), mesh)
-        again = lambda i: run(params, reference, reward_params, first, jax.random.fold_in(key, i), temperature).rollout  # noqa: E731
-        further = [own.texts(host.everywhere(again(i + 1))) for i in range(plan.repeats)]
+        again = lambda i: run(params, reference, reward_params, first, jax.random.fold_in(key, i), temperature)[0]  # noqa: E731
+        further = [own.texts(host.everywhere(again(i + 1).rollout)) for i in range(plan.repeats)]
         return of_texts(texts, list(zip(texts, *further)), plan.phrases)
 
     return Probe(asked, measure, look)
+
+
+def alone(own: Sampler, reward_model: Model | None) -> Callable[..., tuple[Measured, dict]]:
+    """A measure of replies of one turn, of which there is nothing more to be said."""
+    run = make_measure(own, reward_model)
+    return lambda *given: (run(*given), {})
+
+
+def paid(entry: dict) -> dict[str, Any]:
+    """The reward of the environment as the gold one; {} where there was none."""
+    if "env/reward" not in entry:
+        return {}
+    gold = entry["env/reward"]
+    return {"gold": None if math.isnan(gold) else gold, "parts": {}}
 
 
 def gold_of(reward: Callable, row: dict, reply: dict) -> dict[str, Any]:
@@ -179,4 +204,5 @@ def means(rows: list[dict]) -> dict[str, float]:
     out = {"eval/kl": mean("kl"), "eval/mean_length": mean("length"), "eval/eos_rate": mean("finished")}
     scored = [row for row in rows if row.get("gold") is not None]
     out |= {"eval/gold_reward": mean("gold", scored)} if scored else {}
+    out |= {f"eval/{name}": mean(name) for name in rows[0] if "/" in name}  # of an environment
     return out | ({"eval/proxy_reward": mean("proxy")} if "proxy" in rows[0] else {})

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Bool
 from rich.markup import escape
 
 from alignax import forward, host, sharding
@@ -133,9 +134,10 @@ def two_programs(
         new, of_sampler = sample(state, prompts)
         (rollout, prompts), *pending = *state.pending, (new, prompts)
         state = state.replace(pending=())
+        paid, rollout = rollout.rewards or {}, rollout.replace(rewards=None)  # by an environment
         marked, rewards = judge(arrays, rollout, prompts)
         noted = marked if algorithm.keep else annotate(state, arrays, marked)  # goes on while the host reads
-        state, metrics = learn(state, arrays, noted, rewards, read(rollout, prompts), data)
+        state, metrics = learn(state, arrays, noted, rewards | paid, read(rollout, prompts), data)
         return state.replace(pending=tuple(pending)), of_sampler | metrics
 
     return step
@@ -176,13 +178,14 @@ def text_scorer(
     """Rewards over text of this process's rows; a reply finds its row of the data by the id that came with its prompt.
 
     One that a reward cannot score (None or nan), or does not in time, has the score nan, and so has one where it fails
-    and `trouble` allows for it. `markers`, {name: the ids that end a step}: of rewards of steps.
+    and `trouble` allows for it. Of a reply of several turns it gets the last. `markers`, {name: the ids that end a
+    step}: of rewards of steps.
     """
 
     def score(rollout: Rollout, prompts: dict) -> Said:
-        needed = (rollout.tokens, rollout.mask, rollout.finished, prompts["row"])  # no more leaves the device
-        tokens, mask, finished, ids = map(host.own_rows, needed)
-        completions, ids = sampler.texts_of(tokens, mask), np.repeat(ids, group)
+        needed = (rollout.tokens, rollout.mask, rollout.valid, rollout.finished, prompts["row"])
+        tokens, mask, valid, finished, ids = map(host.own_rows, needed)  # no more leaves the device
+        completions, ids = sampler.texts_of(tokens, last_turn(mask, valid)), np.repeat(ids, group)
         of, said = [rows[row] for row in ids], Said({}, {})
         for name, reward in rewards.items():
             with named(name):
@@ -222,3 +225,10 @@ def report(name: str, found: Scores, ids: np.ndarray, timeout_s: float) -> None:
         error = found.failed[min(found.failed)]
         why = escape(f"{first(found.failed)}: {type(error).__name__}: {error}")
         console.print(f"[yellow]the reward {name!r} failed on {len(found.failed)} of {len(ids)} replies, {why}[/]")
+
+
+def last_turn(mask: Bool[np.ndarray, "B T"], valid: Bool[np.ndarray, "B T"]) -> Bool[np.ndarray, "B T"]:
+    """What the policy said behind all that others did: a whole reply, or the last turn of one that has several."""
+    place = np.arange(mask.shape[1])[None]
+    others = np.where(valid & ~mask, place, -1).max(1)
+    return mask & (place > others[:, None])

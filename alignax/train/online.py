@@ -81,21 +81,31 @@ def produce(
     and its own distribution. A reply's noise depends on the `key`, the step, its prompt's row and its number.
     """
     group, own = algorithm.group, whole(params, frozen, "policy")
-    noise = jax.random.fold_in(jax.random.fold_in(key, step), 0)
+    noise = noise_of(key, step)
     drawn, first = [], 0
     for draw in algorithm.draws:
-        numbers = first + jnp.arange(draw.replies)
         author = Author(actors.policy, own, algorithm.temperature)
         if draw.author:
             author = draw.author(actors.policy, own, frozen["reference"], algorithm.temperature)
-        row = jnp.repeat(prompts["row"], draw.replies)  # the replies to a prompt are neighbours
-        keys = row_keys(noise, row * group + jnp.tile(numbers, len(prompts["row"])))
+        keys = reply_keys(noise, prompts["row"], group, first, draw.replies)
         options = Options(temperature=author.temperature, **algorithm.sampling_filters)
         more = {"model": author.model, "group": draw.replies}
         drawn.append(actors.sampler.reply(author.params, prompts["tokens"], prompts["valid"], keys, options, **more))
         first += draw.replies
     rollout = side_by_side(drawn, [draw.replies for draw in algorithm.draws])
     return rollout.replace(version=jnp.full(rollout.tokens.shape[0], step, jnp.int32))
+
+
+def noise_of(key: Array, step: Array) -> Array:
+    """The key of all that is sampled in an iteration."""
+    return jax.random.fold_in(jax.random.fold_in(key, step), 0)
+
+
+def reply_keys(noise: Array, row: Array, group: int, first: int = 0, replies: int = 0) -> Array:
+    """A key for each of the replies of one draw, the `first` of its prompt's `group` on; those to a prompt are
+    neighbours."""
+    numbers = first + jnp.arange(replies or group)
+    return row_keys(noise, jnp.repeat(row, len(numbers)) * group + jnp.tile(numbers, len(row)))
 
 
 def beside_reference(frozen: dict, rollout: Rollout, prompts: dict, group: int) -> Rollout:
