@@ -37,7 +37,7 @@ from alignax.sampling.sample import row_keys
 from alignax.sampling.sampler import Sampler
 from alignax.stages.programs import Produce
 from alignax.stages.roles import shared
-from alignax.train import online
+from alignax.train import online, reading
 from alignax.train.algorithm import Actors, Algorithm
 from alignax.train.state import OnlineState
 
@@ -179,7 +179,7 @@ def producer(
     """Rollouts with the environment that the stage's plan names."""
     p, algorithm = stage.plan, stage.plan.algorithm
     arrays, tree = shared({"base": frozen["base"]} if "base" in frozen else {})
-    whole = lambda given: online.whole(given[0], tree(given[1]), "policy")  # noqa: E731
+    whole = lambda given: reading.whole(given[0], tree(given[1]), "policy")  # noqa: E731
     table = Table(
         p.env, actors.sampler, tokenizer, p.template, rows, longest=p.max_prompt_length, group=algorithm.group,
         whole=whole,

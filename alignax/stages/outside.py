@@ -29,7 +29,7 @@ from alignax.sampling.options import Options
 from alignax.stages.folder import Stage, say
 from alignax.stages.programs import Produce
 from alignax.stages.roles import shared
-from alignax.train import online
+from alignax.train import reading
 from alignax.train.algorithm import Actors, Algorithm
 from alignax.train.moving import headless
 from alignax.train.state import OnlineState
@@ -111,7 +111,7 @@ def weights(stage: Stage, served: Engine, frozen: dict) -> Callable[[Params, int
 
     def newer(policy: Params, step: int) -> int:
         if not has or step - has["version"] >= served.every:
-            out, params = folder / f"step-{step}", lora.merge(online.whole(headless(policy), frozen, "policy"))
+            out, params = folder / f"step-{step}", lora.merge(reading.whole(headless(policy), frozen, "policy"))
             host.in_first(lambda: gone(step))  # of a run that was interrupted
             export(stage.parents["policy"], out, dtype=served.dtype, params=params, untied=served.untied)
             host.in_first(lambda: served.reload(served.endpoint, str(out), timeout_s=served.timeout_s))
@@ -127,9 +127,9 @@ def judge(algorithm: Algorithm, actors: Actors, frozen: dict) -> Callable[..., t
     arrays, tree = shared({"base": frozen["base"]} if "base" in frozen else {})
 
     def judged(policy, arrays, rollout, temperature):
-        of = partial(forward.token_statistics, actors.policy, online.whole(policy, tree(arrays), "policy"))
+        of = partial(forward.token_statistics, actors.policy, reading.whole(policy, tree(arrays), "policy"))
         logp = lambda *given, **rows: of(*given, temperature=temperature, **rows).logp  # noqa: E731
-        logp_BT = online.by_length(algorithm, rollout, logp)
+        logp_BT = reading.by_length(algorithm, rollout, logp)
         return logp_BT, mismatch(logp_BT, rollout.old_logp, rollout.mask)
 
     program = jax.jit(judged)

@@ -26,7 +26,7 @@ from alignax.rewards.text import STOP, AnyReward, Scores, Trouble, score_texts
 from alignax.rewards.workers import Workers
 from alignax.sampling.sampler import Sampler
 from alignax.stages.roles import shared
-from alignax.train import online
+from alignax.train import online, reading, rewarded
 from alignax.train.algorithm import Actors, Algorithm, Score
 from alignax.train.moving import present
 from alignax.train.state import OnlineState
@@ -62,7 +62,7 @@ def on_device(
         return partial(ensemble.scores if ensemble.is_ensemble(params) else single, models[name], params)
 
     def score(frozen: dict, rollout: Rollout) -> dict[str, jax.Array]:
-        found = {name: online.by_length(algorithm, rollout, of(frozen, name)) for name in models}
+        found = {name: reading.by_length(algorithm, rollout, of(frozen, name)) for name in models}
         for name, kind in steps.items():
             ends_BT = step_ends(rollout.tokens, rollout.mask, frozen["step_ends"][name], ends)
             found[name] = jnp.where(ends_BT, OF_LOGITS[kind](found[name]), 0.0)
@@ -108,7 +108,7 @@ def two_programs(
 
     def judged(arrays, rollout, prompts):
         frozen = tree(arrays)
-        rollout = online.beside_reference(frozen, rollout, prompts, algorithm.group)
+        rollout = rewarded.beside_reference(frozen, rollout, prompts, algorithm.group)
         return rollout, score(frozen, rollout)
 
     def annotated(state, arrays, rollout):
@@ -116,7 +116,7 @@ def two_programs(
         return online.annotate(algorithm, actors, frozen, state.policy.params, critic, rollout)
 
     def learnt(state, arrays, rollout, rewards, said, data):
-        scored = online.scored(algorithm, rollout, rewards | said.scores, state.multipliers)
+        scored = rewarded.scored(algorithm, rollout, rewards | said.scores, state.multipliers)
         state, metrics = online.learn(algorithm, actors, tree(arrays), state, scored, data)
         failed = {f"rewards/{name}/failed": jnp.sum(x, dtype=jnp.float32) for name, x in said.failed.items()}
         return state, metrics | failed

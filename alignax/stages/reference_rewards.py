@@ -23,7 +23,7 @@ from alignax.stages import reference
 from alignax.stages.folder import Stage
 from alignax.stages.programs import HostScore, RewardOf, Said
 from alignax.stages.roles import shared
-from alignax.train import online
+from alignax.train import online, rewarded
 from alignax.train.algorithm import Actors, Algorithm, Draw
 
 FILE = "reference_rewards.npz"
@@ -69,7 +69,7 @@ def computed(
 
     run, join = (
         jax.jit(sampled, out_shardings=sharding.batch_sharding(mesh)),
-        jax.jit(lambda rewards: online.combined(alone, rewards)),
+        jax.jit(lambda rewards: rewarded.combined(alone, rewards)),
     )
     out: dict[str, np.ndarray] = {}
     batches = eval_batches(prompts, size, **host.share())

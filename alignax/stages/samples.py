@@ -29,7 +29,7 @@ from alignax.stages import folder, inputs, lengths, plans, programs, roles
 from alignax.stages.algorithm import weighing_of
 from alignax.stages.folder import Stage
 from alignax.stages.plans import Readings
-from alignax.train import online
+from alignax.train import rewarded
 from alignax.types import Model, Params, Rollout
 
 Judge = Callable[[Rollout, dict], Rollout]  # (rollout, the prompts that it answers) -> the rollout with its scores
@@ -132,7 +132,7 @@ def judge(stage: Stage, rewards: Mapping[str, Reward], asked: Asked, tokenizer: 
         read = rollout.tokens, rollout.valid
         return {name: of(name)(model, frozen[name], *read) for name, (model, _) in loaded.items()}
 
-    total = jax.jit(partial(online.scored, weighing))
+    total = jax.jit(partial(rewarded.scored, weighing))
 
     def scored(rollout: Rollout, prompts: dict) -> Rollout:
         texts = host.together(lambda: on_host(rollout, prompts)).scores if of_text else {}

@@ -5,7 +5,6 @@ leaves. With the rewards on the device an iteration is one program; a reward in 
 `produce` and `learn`. Whatever gives a scored Rollout is a producer: `learn` knows none of them.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -15,38 +14,24 @@ from jax import Array
 from jaxtyping import Float
 
 from alignax import forward
-from alignax.bound import refusals, takes
-from alignax.ops.advantages import scorable
-from alignax.ops.checks import Scalar, needs
-from alignax.ops.masked import masked_mean, masked_sum, masked_var
+from alignax.bound import takes
+from alignax.ops.checks import needs
+from alignax.ops.masked import masked_mean
 from alignax.ops.mismatch import mismatch
-from alignax.replies import fitted
 from alignax.sampling.opponents import Author
 from alignax.sampling.options import Options
 from alignax.sampling.sample import row_keys
 from alignax.train import watch
-from alignax.train.algorithm import Actors, Algorithm, Score, Weighing
-from alignax.train.constraints import ascended, divisor, first_multipliers, lagrangian
+from alignax.train.algorithm import Actors, Algorithm, Score
+from alignax.train.constraints import ascended, first_multipliers
 from alignax.train.moving import averages, entropy_bonus, present
+from alignax.train.objectives import update
 from alignax.train.optimizer import updates_done
+from alignax.train.reading import by_length, first_of_each, whole
+from alignax.train.rewarded import beside_reference, metrics_of_samples, scored, shaped
 from alignax.train.scores import keep_informative, only_scored
-from alignax.train.state import Learner, OnlineState, new_online_state, step_key
-from alignax.train.step import Fitted, cut, uncut
-from alignax.train.updates import Once, epochs_over
-from alignax.types import Demo, Loss, Pair, Params, Rollout, Unpaired
-
-
-def whole(params: Params, frozen: dict, role: str) -> Params:
-    """The parameters of a learner that holds an adapter and a head, with the decoder on which they stand; else its own.
-
-    Inside the compiled program, whose argument `frozen` is: a decoder that stands still is then no constant of it, has
-    no gradient, and is no part of the state.
-
-    The sampler, too, applies the adapter beside its kernel. Worked in once per rollout it would take a copy of the
-    layers more and save next to no time (benchmarks/roles.py measures both), and round: in bfloat16 a small adapter is
-    lost in the kernel's last digits, and the policy that samples is no longer quite the one that learns.
-    """
-    return frozen["base"][role] | params if frozen.get("base") else params
+from alignax.train.state import OnlineState, new_online_state, step_key
+from alignax.types import Params, Rollout
 
 
 def start(
@@ -108,14 +93,6 @@ def reply_keys(noise: Array, row: Array, group: int, first: int = 0, replies: in
     return row_keys(noise, jnp.repeat(row, len(numbers)) * group + jnp.tile(numbers, len(row)))
 
 
-def beside_reference(frozen: dict, rollout: Rollout, prompts: dict, group: int) -> Rollout:
-    """The rollout with the rewards of the reference's replies to its prompts, where there is a table of them."""
-    if "reference_rewards" not in frozen:
-        return rollout
-    rows_B = jnp.repeat(prompts["row"], group)
-    return rollout.replace(reference_rewards={name: x[rows_B] for name, x in frozen["reference_rewards"].items()})
-
-
 def sampled(algorithm: Algorithm, actors: Actors, frozen: dict, state: OnlineState, prompts: dict) -> Rollout:
     """The replies of the state's policy to the prompts of batch step + k, where k batches wait.
 
@@ -142,71 +119,6 @@ def side_by_side(drawn: list[Rollout], replies: list[int]) -> Rollout:
         return jnp.concatenate(by_prompt, axis=1).reshape(-1, *parts[0].shape[1:])
 
     return jax.tree.map(join, *marked)
-
-
-def scored(
-    algorithm: Algorithm | Weighing, rollout: Rollout, rewards: dict[str, Float[Array, "B *K"]], multipliers: Any = ()
-) -> Rollout:
-    """The rollout with its rewards, and their weighted sum as its score. Raises ValueError unless one is for each row.
-
-    A reward that is not finite is missing, and so is then the score; one of weight 0 is for the log alone. Of an
-    ensemble, whose members' scores are [B K], the standard deviation over them is logged beside what is made of them.
-    Of rewards of steps, [B T], the sum is in the score. `multipliers`: of constraints, `OnlineState.multipliers`.
-    """
-    rewards, steps_BT = by_reply(algorithm, rollout, rewards)
-    if steps_BT is not None:
-        steps_BT = steps_BT / divisor(algorithm, multipliers)
-    parts = {name: one_for_each(part, rollout.tokens, name) for name, part in combined(algorithm, rewards).items()}
-    spread = {f"{name}/disagreement": jnp.std(x, axis=1) for name, x in rewards.items() if jnp.ndim(x) == 2}
-    score = total(algorithm, parts, multipliers)
-    return rollout.replace(rewards=parts | spread, score=score, step_rewards=steps_BT)
-
-
-def total(
-    algorithm: Algorithm | Weighing, parts: dict[str, Float[Array, "*B"]], multipliers: Any = ()
-) -> Float[Array, "*B"]:
-    """The weighted sum of rewards, and what those that are constraints make of it."""
-    weighed = {name: jnp.where(jnp.asarray(w) == 0, 0.0, w * parts[name]) for name, w in algorithm.weights.items()}
-    return lagrangian(algorithm, sum(weighed[name] for name in parts), parts, multipliers)  # pyright: ignore[reportArgumentType]
-
-
-def by_reply(algorithm: Algorithm | Weighing, rollout: Rollout, rewards: dict[str, Any]) -> tuple[dict[str, Any], Any]:
-    """(the rewards, of steps their sums; the weighted rewards of steps at their tokens, None where there are none)."""
-    if not algorithm.per_step:
-        return rewards, None
-    tokens = rollout.tokens
-    given = {name: jnp.asarray(rewards[name], jnp.float32) for name in algorithm.per_step}
-    for name, x in given.items():
-        if x.shape != tokens.shape:
-            raise ValueError(
-                f"the reward {name!r} gave the shape {x.shape} for tokens {tokens.shape}: expected the same"
-            )
-    given = {name: jnp.where(rollout.mask, x, 0.0) for name, x in given.items()}
-    weights = {name: jnp.asarray(algorithm.weights[name]) for name in given}
-    weighed = [jnp.where(weights[name] == 0, 0.0, weights[name] * x) for name, x in given.items()]
-    return rewards | {name: x.sum(1) for name, x in given.items()}, sum(weighed)
-
-
-def combined(
-    algorithm: Algorithm | Weighing, rewards: dict[str, Float[Array, "B *K"]]
-) -> dict[str, Float[Array, " B"]]:
-    """The rewards with those that are made of members, and then of others."""
-    made = algorithm.combined
-    parts = {name: made[name].function(x.T) if name in made else x for name, x in rewards.items()}
-    for name, one in made.items():
-        if one.of:
-            parts[name] = one.function(jnp.stack([parts[x] for x in one.of]))
-    return parts
-
-
-def one_for_each(part: Any, tokens: Array, name: str) -> Array:
-    """What a reward gave, as an array. Raises ValueError unless it is one number for each reply."""
-    part = jnp.asarray(part, jnp.float32)
-    if part.shape != tokens.shape[:1]:  # a column would broadcast in silence
-        raise ValueError(
-            f"the reward {name!r} gave the shape {part.shape} for {len(tokens)} replies: expected one for each"
-        )
-    return part
 
 
 def iteration(
@@ -286,48 +198,6 @@ def staleness(state: OnlineState, rollout: Rollout) -> Float[Array, ""]:
     return masked_mean((state.step - rollout.version).astype(jnp.float32), rollout.own)
 
 
-def shaped(algorithm: Algorithm, state: OnlineState, rollout: Rollout) -> Float[Array, " B"]:
-    """The scores beside those of the reference's replies to the same prompts, where a function asks for them."""
-    (score_B,) = needs(rollout, "score")
-    if algorithm.shaping is None:
-        return score_B
-    (reference,) = needs(rollout, "reference_rewards")
-    return algorithm.shaping(score_B, total(algorithm, reference, state.multipliers))
-
-
-def rows_of(algorithm: Algorithm, rollout: Rollout) -> dict[str, int]:
-    """How a model reads a rollout: where its replies begin, and how many neighbours share a prompt."""
-    start = rollout.tokens.shape[1] - algorithm.max_new_tokens
-    return {"start": start, "group": algorithm.group if algorithm.share_prompts else 1}
-
-
-def rooms(algorithm: Algorithm) -> list[int]:
-    """Tokens that the replies of a row are given room for: a program each."""
-    whole = algorithm.max_new_tokens * (algorithm.group if algorithm.share_prompts else 1)
-    return sorted({-(-whole * i // algorithm.length_buckets) for i in range(1, algorithm.length_buckets + 1)})
-
-
-def by_length(algorithm: Algorithm, rollout: Rollout, f: Callable[..., Array]) -> Float[Array, "B ..."]:
-    """f(tokens, valid, **rows), of each microbatch of an update by the program for as much as its replies take."""
-    rows, every = rows_of(algorithm, rollout), algorithm.updates()
-    parts = every.minibatches * every.microbatches
-    if algorithm.length_buckets == 1:
-        return f(rollout.tokens, rollout.valid, **rows)
-
-    def one(part: tuple[Array, Array]) -> Array:
-        return fitted(lambda room: f(*part, **rows, room=room), rooms(algorithm), part[1], **rows)
-
-    both = (rollout.tokens, rollout.valid)
-    return uncut(jax.lax.map(one, cut(both, parts, rows["group"])), rows["group"])
-
-
-def first_of_each(rollout: Rollout, group: int, count: int) -> Rollout:
-    """The first replies of each group."""
-    if count == group:
-        return rollout
-    return jax.tree.map(lambda x: x.reshape(-1, group, *x.shape[1:])[:, :count].reshape(-1, *x.shape[1:]), rollout)
-
-
 def annotate(
     algorithm: Algorithm, actors: Actors, frozen: dict, policy: Params, critic: Params | None, rollout: Rollout
 ) -> Rollout:
@@ -390,66 +260,6 @@ def advantages(
     return rollout.replace(advantage=rollout.advantage * weight_BT, mask=kept_BT), kl, metrics
 
 
-def policy_objective(
-    algorithm: Algorithm, actors: Actors, frozen: dict, params: Params, rollout: Rollout, kl_coef: Scalar, room: int = 0
-) -> dict[str, tuple[Scalar, Loss]]:
-    """The terms of the policy's loss on a minibatch."""
-    params, rows = whole(params, frozen, "policy"), rows_of(algorithm, rollout) | {"room": room}
-    how: dict[str, Any] = {"temperature": algorithm.temperature, "filters": algorithm.learnt_filters}
-    how |= rows | {"valued": algorithm.value_coef is not None}
-    view = forward.policy_view(actors.policy, params, rollout, **how)
-    record = forward.best_and_worst(view, algorithm.learnt) if algorithm.on_pairs else view
-    terms = {f"loss/{name}_avg": (coef, term(record)) for name, (coef, term) in algorithm.policy.items()}
-    if algorithm.value_coef is not None and algorithm.value is not None:
-        terms["loss/value_avg"] = algorithm.value_coef, algorithm.value(view)
-    return terms | ({"loss/kl_avg": (kl_coef, algorithm.penalty(view))} if algorithm.penalty else {})
-
-
-def critic_objective(
-    algorithm: Algorithm, actors: Actors, frozen: dict, params: Params, rollout: Rollout, room: int = 0
-) -> dict[str, tuple[Scalar, Loss]]:
-    """The loss of the critic on a minibatch."""
-    assert actors.critic is not None and algorithm.value is not None
-    params, rows = whole(params, frozen, "critic"), rows_of(algorithm, rollout) | {"room": room}
-    value_BT = forward.values(actors.critic, params, rollout.tokens, rollout.valid, **rows)
-    return {"loss/value_avg": (1.0, algorithm.value(rollout.replace(value=value_BT)))}
-
-
-def data_objective(
-    algorithm: Algorithm, actors: Actors, frozen: dict, params: Params, data: dict
-) -> dict[str, tuple[Scalar, Loss]]:
-    """The policy's loss on rows of data; a loss that compares has the policy's own reference."""
-    assert algorithm.data is not None
-    params, of = whole(params, frozen, "policy"), algorithm.data
-    if of.record is Demo:
-        record = forward.demo(actors.policy, params, data)
-    else:
-        view = {Pair: forward.pair, Unpaired: forward.unpaired}[of.record]
-        record = view(actors.policy, params, frozen["reference"], data)
-    return {of.term.name: (of.coefficient, of.term(record))}
-
-
-def metrics_of_samples(rollout: Rollout) -> dict:
-    """Metrics of the policy's own replies: scores over those that have one, 0 where none has, and the share without."""
-    score_B, finished_B = needs(rollout, "score", "finished")
-    own_B, scored_B = rollout.own, rollout.own & scorable(score_B)
-    ended_B, tokens_B = (x.astype(jnp.float32) for x in (finished_B, rollout.mask.sum(1)))
-    metrics = {
-        "objective/scores": masked_mean(score_B, scored_B),
-        "objective/scores_sd": jnp.sqrt(masked_var(score_B, scored_B)),
-        "objective/missing_scores": 1.0 - masked_mean(scored_B.astype(jnp.float32), own_B),
-        "val/num_eos_tokens": masked_sum(ended_B, own_B),
-        "completions/mean_length": masked_mean(tokens_B, own_B),
-        "completions/clipped_ratio": 1.0 - masked_mean(ended_B, own_B),
-    }
-    parts = rollout.rewards or {}
-    for name, part_B in parts.items() if len(parts) > 1 else ():  # of one alone the scores say it
-        there_B = own_B & scorable(part_B)
-        metrics[f"rewards/{name}/mean"] = masked_mean(part_B, there_B)
-        metrics[f"rewards/{name}/std"] = jnp.sqrt(masked_var(part_B, there_B))
-    return metrics
-
-
 def next_coefficient(algorithm: Algorithm, state: OnlineState, kl: Float[Array, ""]) -> tuple[Float[Array, ""], Any]:
     """The controller's coefficient and memory; both as they are where the KL or what it makes of it is not finite."""
     before = state.kl_coef, state.kl_memory
@@ -459,29 +269,3 @@ def next_coefficient(algorithm: Algorithm, state: OnlineState, kl: Float[Array, 
         after = algorithm.controller(state.kl_coef, kl), state.kl_memory
     known = jnp.isfinite(kl) & jnp.isfinite(after[0])
     return jax.tree.map(lambda new, old: jnp.where(known, new, old), after, before)
-
-
-def update(
-    algorithm: Algorithm,
-    actors: Actors,
-    frozen: dict,
-    state: OnlineState,
-    rollout: Rollout,
-    key: Array,
-    data: Any = None,
-) -> tuple[Learner, Learner | None, dict]:
-    """`epochs_over` the rollout with the objectives of the algorithm; the replies to one prompt stay together."""
-    given = (algorithm, actors, frozen)
-    policy = lambda room: lambda params, part: policy_objective(*given, params, part, state.kl_coef, room)  # noqa: E731
-    critic = lambda room: lambda params, part: critic_objective(*given, params, part, room)  # noqa: E731
-    optimizers = algorithm.policy_optimizer(), algorithm.value_optimizer and algorithm.value_optimizer()
-
-    def choose(f: Callable[[int], Any], part: Rollout) -> Any:
-        return fitted(f, rooms(algorithm), part.valid, **rows_of(algorithm, part))
-
-    beside = partial(data_objective, *given) if algorithm.data else None
-    one = Once(Fitted(policy, choose), Fitted(critic, choose), *optimizers, beside)
-    with refusals(f"{algorithm.updates.key}.kl_limit"):
-        return epochs_over(
-            one, algorithm.updates(), (state.policy, state.critic), rollout, key, group=algorithm.learnt, data=data
-        )

@@ -11,7 +11,7 @@ from alignax.rewards import combine
 from alignax.rewards.config import Reward, rewards_of
 from alignax.stages import algorithm as binding
 from alignax.stages import online as stage
-from alignax.train import online
+from alignax.train import rewarded
 from alignax.types import Rollout
 
 VALUES = jnp.array([[1.0, 2.0, -1.0], [3.0, 2.0, 0.5], [2.0, 5.0, np.nan]])
@@ -93,7 +93,7 @@ def test_the_score_of_a_rollout_and_its_parts():
         mask=jnp.ones(shape, bool),
         old_logp=jnp.zeros(shape),
     )
-    got = online.scored(algorithm, rollout, {"a": jnp.array([1.0, jnp.nan]), "b": jnp.array([3.0, 1.0])})
+    got = rewarded.scored(algorithm, rollout, {"a": jnp.array([1.0, jnp.nan]), "b": jnp.array([3.0, 1.0])})
     # mean 2, standard deviation 1, coefficient 2: 0, and half of 3
     np.testing.assert_allclose(got.rewards["bound"], [0.0, np.nan])
     np.testing.assert_allclose(got.score, [1.5, np.nan])

@@ -20,7 +20,7 @@ from alignax.rewards.workers import Workers
 from alignax.stages import online as stage
 from alignax.stages import programs
 from alignax.stages.algorithm import algorithm_of
-from alignax.train import advantages, online
+from alignax.train import advantages, online, rewarded
 from alignax.worlds.tokenizer import build_tokenizer
 
 MARK, END, WORD, PAD = 7, 1, 3, 0
@@ -152,7 +152,7 @@ def test_a_process_reward_model_on_the_device():
     np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-5)
     assert (ends.sum(1) > 1).any()
     score = lambda frozen, rollout: judge(frozen, rollout) | {"flat": jnp.ones(8)}  # noqa: E731
-    scored = online.scored(algorithm, rollout, score(frozen, rollout))
+    scored = rewarded.scored(algorithm, rollout, score(frozen, rollout))
     np.testing.assert_allclose(scored.score, 1 + 0.5 * want.sum(1), rtol=1e-4)
     np.testing.assert_allclose(scored.step_rewards, 0.5 * want, rtol=1e-4, atol=1e-5)
     _, metrics = online.iteration(algorithm, actors, score, state, frozen, prompts)
@@ -162,7 +162,7 @@ def test_a_process_reward_model_on_the_device():
 def test_a_shape_that_is_not_the_tokens_is_refused():
     algorithm = dataclasses.replace(build_algorithm(), per_step=("reward",))
     with refuses(ValueError, "'reward'", "tokens"):
-        online.scored(algorithm, rollout_batch(), {"reward": jnp.zeros(8)})
+        rewarded.scored(algorithm, rollout_batch(), {"reward": jnp.zeros(8)})
 
 
 # ---- in a config

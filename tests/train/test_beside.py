@@ -13,7 +13,7 @@ from alignax import forward
 from alignax.bound import bound
 from alignax.config import ConfigError
 from alignax.stages import programs
-from alignax.train import online
+from alignax.train import objectives, online, rewarded
 from alignax.train.algorithm import Actors, DataLoss
 from alignax.train.step import gradients
 from alignax.types import Demo
@@ -87,7 +87,7 @@ def test_a_value_head_on_the_policys_trunk():
     # by hand: values and advantages of the same rollout, and one gradient of both terms
     params, key = state.policy.params, jax.random.wrap_key_data(state.key)
     rollout = online.produce(algorithm, actors, frozen, params, prompt_batch(), key, state.step)
-    rollout = online.scored(algorithm, rollout, score(frozen, rollout))
+    rollout = rewarded.scored(algorithm, rollout, score(frozen, rollout))
     scores, _ = algorithm.scoring(rollout.score, rollout.finished, rollout.mask.sum(1), state.moments)
     view = forward.token_statistics(model, frozen["reference"], rollout.tokens, rollout.valid, temperature=0.9)
     value_BT = forward.values(model, params, rollout.tokens, rollout.valid)
@@ -119,7 +119,7 @@ def test_the_trunk_is_walked_once_for_both_terms():
             advantage=zeros, returns=zeros, old_value=zeros, ref_logp=zeros
         )
         of = lambda params: gradients(  # noqa: E731
-            lambda p, r: online.policy_objective(one, actors, frozen, p, r, 0.1), params, full
+            lambda p, r: objectives.policy_objective(one, actors, frozen, p, r, 0.1), params, full
         )[0]
         return jax.jit(of).lower(state.policy.params).compile().cost_analysis()["flops"]
 

@@ -15,7 +15,7 @@ from alignax.config import ConfigError, Reader, plain
 from alignax.rewards.config import rewards_of
 from alignax.stages import online as stage
 from alignax.stages.algorithm import algorithm_of
-from alignax.train import online
+from alignax.train import online, rewarded
 from alignax.train.algorithm import Constraint
 from alignax.train.constraints import lagrangian
 
@@ -117,7 +117,7 @@ def test_what_is_made_of_others_may_be_a_constraint():
     algorithm = algorithm_of(r, rewards_of(r), plain(stage.get_config()))
     rollout = rollout_batch()
     given = {"a": jnp.full(8, 2.0), "b": jnp.full(8, 1.0)}
-    got = online.scored(algorithm, rollout, given, {"both": jnp.log(jnp.float32(0.5))})
+    got = rewarded.scored(algorithm, rollout, given, {"both": jnp.log(jnp.float32(0.5))})
     np.testing.assert_allclose(got.score, (2.0 + 0.5 * (3.0 - 1.0)) / 1.5, rtol=1e-6)
 
 

@@ -11,7 +11,7 @@ from tiny_online import build_actors, build_algorithm, build_frozen, build_state
 
 from alignax import sharding
 from alignax.stages import lagging, programs
-from alignax.train import online
+from alignax.train import online, rewarded
 
 STEPS, LAG = 5, 2
 
@@ -34,7 +34,9 @@ def by_hand():
     def one(state, params, prompts, number, version):
         rollout = online.produce(algorithm, actors, frozen, params, prompts, key, number)
         rollout = rollout.replace(version=jnp.full(8, version))
-        return online.learn(algorithm, actors, frozen, state, online.scored(algorithm, rollout, score(frozen, rollout)))
+        return online.learn(
+            algorithm, actors, frozen, state, rewarded.scored(algorithm, rollout, score(frozen, rollout))
+        )
 
     for step in range(STEPS):
         sampled_at = max(step - LAG, 0)

@@ -11,7 +11,7 @@ from alignax import lora
 from alignax.rewards.model import score
 from alignax.stages.programs import Said, on_device, sampling, two_programs
 from alignax.stages.roles import megabytes, shared
-from alignax.train import online
+from alignax.train import objectives, online
 from alignax.train.step import gradients
 from tests.marks import quick
 
@@ -63,8 +63,8 @@ def by_hand():
         score_B = score(actors.policy, frozen["reward"]["reward"], rollout)
         shaped_B, _ = algorithm.scoring(score_B, rollout.finished, rollout.mask.sum(1), state.moments)
         rollout, _, metrics = online.advantages(algorithm, rollout, shaped_B, coef)
-        bound = lambda params, part: online.policy_objective(algorithm, actors, frozen, params, part, coef)  # noqa: E731
-        value = lambda params, part: online.critic_objective(algorithm, actors, frozen, params, part)  # noqa: E731
+        bound = lambda params, part: objectives.policy_objective(algorithm, actors, frozen, params, part, coef)  # noqa: E731
+        value = lambda params, part: objectives.critic_objective(algorithm, actors, frozen, params, part)  # noqa: E731
         policy, more = gradients(bound, policy, rollout)
         critic, further = gradients(value, critic, rollout)
         return policy, critic, metrics | more | further

@@ -15,7 +15,7 @@ from tiny_online import ALONE, P, build_actors, build_algorithm, build_frozen, b
 from alignax import forward, sharding
 from alignax.models.decoder import decoder
 from alignax.ops.masked import reduce
-from alignax.train import online
+from alignax.train import objectives, online
 from alignax.types import Rollout
 from tests.marks import quick
 
@@ -109,7 +109,7 @@ def test_a_token_that_the_policy_no_longer_keeps_has_a_finite_log_prob_and_a_gra
         logp_BT = forward.policy_view(
             model, params, rollout, temperature=0.9, start=P, filters=algorithm.sampling_filters
         ).logp
-        terms = online.policy_objective(algorithm, build_actors(), {}, params, rollout, 0.1)
+        terms = objectives.policy_objective(algorithm, build_actors(), {}, params, rollout, 0.1)
         return reduce(terms["loss/policy_avg"][1]), logp_BT
 
     (loss, logp_BT), grads = value(moved)
@@ -144,7 +144,7 @@ def test_pairs_are_seen_whole():
     algorithm, policy = build_algorithm(**PAIRS), models()[1]
     rollout = produced(algorithm, policy, policy)
     rollout = rollout.replace(advantage=jnp.tile(jnp.array([[1.0], [-1.0]]), (8, 1)) * rollout.mask)
-    loss = jax.jit(lambda r: online.policy_objective(algorithm, build_actors(), {}, policy, r, 0.0))(rollout)
+    loss = jax.jit(lambda r: objectives.policy_objective(algorithm, build_actors(), {}, policy, r, 0.0))(rollout)
     np.testing.assert_allclose(reduce(loss["loss/policy_avg"][1]), np.log(2), rtol=1e-6)
     assert ((rollout.old_logp - rollout.ref_logp)[rollout.mask] > 0.01).all()  # sampled under the filter all the same
 

@@ -30,7 +30,7 @@ from alignax.ops.kl import START, adaptive_kl, pid_kl
 from alignax.replies import fitted
 from alignax.rewards.model import score
 from alignax.stages import programs
-from alignax.train import online
+from alignax.train import online, reading, rewarded
 from alignax.train.step import cut
 
 STEPS = 3
@@ -182,7 +182,7 @@ def test_programs_for_short_replies_learn_the_same(together, changes, monkeypatc
     want, got = (build_algorithm(**changes, **values) for values in (once, parted))
     # a config's microbatch is of all devices, of which the tests have eight
     got = dataclasses.replace(got, share_prompts=together, length_buckets=4)
-    used = online.rooms(got)
+    used = reading.rooms(got)
 
     def room(valid):
         f = lambda room: jnp.int32(room)  # noqa: E731
@@ -206,7 +206,7 @@ def test_missing_scores_teach_nothing_and_break_nothing(run):
 
     @jax.jit
     def learn(state, rollout, score_B):
-        rollout = online.scored(algorithm, rollout, {"reward": score_B})
+        rollout = rewarded.scored(algorithm, rollout, {"reward": score_B})
         return online.learn(algorithm, build_actors(), frozen, state, rollout)
 
     some = jnp.array([1.0, jnp.nan, 0.5, -jnp.inf, 2.0, 0.0, jnp.nan, -1.0])

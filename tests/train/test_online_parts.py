@@ -16,7 +16,7 @@ from alignax.models.bigram import bigram
 from alignax.ops.kl import START, adaptive_kl, fixed_kl, pid_kl
 from alignax.ops.masked import reduce
 from alignax.sampling.sampler import Sampler
-from alignax.train import advantages, online
+from alignax.train import advantages, objectives, online, rewarded
 from alignax.train.algorithm import Actors
 from alignax.train.optimizer import adamw, sgd, updates_done
 from alignax.train.scores import shape_scores, update_moments
@@ -342,7 +342,7 @@ def _learn(scores, *, state=None, advantage, loss, **changes):
         tokens=tokens, valid=flags, mask=flags.at[:, 0].set(False), old_logp=zeros, ref_logp=zeros,
         finished=jnp.ones(B, bool),
     )  # fmt: skip
-    rollout = online.scored(algorithm, rollout, {"reward": jnp.asarray(scores, jnp.float32)})
+    rollout = rewarded.scored(algorithm, rollout, {"reward": jnp.asarray(scores, jnp.float32)})
     after, metrics = online.learn(algorithm, Actors(Sampler(model, CAPACITY, ENDS, PAD)), {}, state, rollout)
     return after, metrics, state
 
@@ -412,8 +412,8 @@ def test_what_is_logged_as_first_is_of_the_first_minibatch_that_counts():
 def test_one_score_for_each_reply():
     for wrong in (np.zeros((B, 1)), np.zeros(B - 1), 1.0):
         with refuses(ValueError, "'length'", "8 replies", "each"):
-            online.one_for_each(wrong, jnp.zeros((B, 3)), "length")
-    one = online.one_for_each([True] * B, jnp.zeros((B, 3)), "length")
+            rewarded.one_for_each(wrong, jnp.zeros((B, 3)), "length")
+    one = rewarded.one_for_each([True] * B, jnp.zeros((B, 3)), "length")
     np.testing.assert_array_equal(one, np.ones(B, np.float32))
 
 
@@ -517,7 +517,7 @@ def test_a_masked_reply_is_one_that_is_not_there(two):
     @jax.jit
     @jax.value_and_grad
     def loss(params, rollout):
-        terms = online.policy_objective(algorithm, build_actors(), {}, params, rollout, 0.1)
+        terms = objectives.policy_objective(algorithm, build_actors(), {}, params, rollout, 0.1)
         return reduce(terms["loss/policy_avg"][1])
 
     close(loss(two[1], weighed), loss(two[1], others), atol=2e-6)
@@ -530,7 +530,7 @@ def test_the_kl_in_the_loss_is_weighed_unless_the_config_says_otherwise(two):
 
     def penalty(**args):
         algorithm = build_algorithm(**settings, **args)
-        return online.policy_objective(algorithm, build_actors(), {}, policy, rollout, 0.1)["loss/kl_avg"]
+        return objectives.policy_objective(algorithm, build_actors(), {}, policy, rollout, 0.1)["loss/kl_avg"]
 
     for found, weighted in ((penalty(), True), (penalty(kl_loss_args=dict(importance_weighted=False)), False)):
         view = forward.policy_view(two[0], policy, rollout, temperature=0.9, start=P)
