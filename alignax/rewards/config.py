@@ -10,8 +10,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from alignax.bound import Args, Bound, bound, of_config, plan_record, static
-from alignax.config import ConfigError, Reader, typed
+from alignax.bound import Args, Bound, bound, of_config, plan_record, static, takes
+from alignax.config import ConfigError, Reader, resolve, typed
 from alignax.ops.checks import Scalar
 from alignax.rewards.steps import OF_LOGITS, is_stepwise
 
@@ -185,6 +185,11 @@ def ensemble(name: str, args: Mapping[str, Any], weight: Scalar, key: str) -> Re
     if several and len(set(folders)) < len(folders):
         raise ConfigError(f"config.{key}.from = {folders!r}: expected different folders")
     own = {name: value for name, value in args.items() if name not in ("weight", "function", "from")}
+    if takes(resolve(args["function"], "", key=f"{key}.function"), "finished"):
+        raise ConfigError(
+            f"config.{key}: {args['function']!r} is a function of text, which reads no 'from'; with it expected one of "
+            "alignax.rewards.combine, of what the members of an ensemble say [K B]"
+        )
     function = bound(args["function"], own, key=f"{key}.function", args_key=key)
     try:
         inspect.signature(function.function).bind(None, **function.options, **function.numbers)

@@ -23,6 +23,7 @@ from alignax.sampling.sampler import Sampler
 from alignax.stages import moving, plans
 from alignax.train import online
 from alignax.train.algorithm import Actors, Algorithm, Combined, Constraint, DataLoss, Draw, Weighing
+from alignax.train.moving import headless
 from alignax.train.scores import shape_scores
 from alignax.train.updates import Updates, updates
 from alignax.types import Pair, Rollout
@@ -337,14 +338,13 @@ def trial(algorithm: Algorithm) -> Any:
     sampler = Sampler(model, algorithm.max_new_tokens, ends=(1,), pad=0)
     apart = algorithm.value is not None and algorithm.value_coef is None
     actors = Actors(sampler, model if apart else None)
-    bare = {name: x for name, x in params.items() if name != "scalar"}
-    policy = bare if algorithm.value_coef is None else params
+    policy = headless(params) if algorithm.value_coef is None else params
     kept = every.minibatches * every.microbatches
     algorithm = dataclasses.replace(algorithm, keep=kept if algorithm.keep else 0, data=None)
     prompts = bigram.prompts(2 * kept if algorithm.keep else kept)
 
     def whole(policy: Any, critic: Any, prompts: Any) -> Any:
-        state = online.start(algorithm, policy, critic, 0, policy)
+        state = online.start(algorithm, policy, critic, 0, headless(policy))
         made = algorithm.combined
         given = {name: (2,) if name in made else () for name in algorithm.weights}
         given = {name: members for name, members in given.items() if name not in made or not made[name].of}
@@ -352,7 +352,7 @@ def trial(algorithm: Algorithm) -> Any:
         score = lambda frozen, rollout: {  # noqa: E731
             name: jnp.zeros((len(rollout.tokens), *more)) for name, more in given.items()
         }
-        frozen: dict[str, Any] = {"reference": bare}
+        frozen: dict[str, Any] = {"reference": headless(policy)}
         if algorithm.shaping:
             frozen["reference_rewards"] = {name: jnp.zeros((1, 2)) for name in algorithm.weights}
         return online.iteration(algorithm, actors, score, state, frozen, prompts)

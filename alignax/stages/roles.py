@@ -93,7 +93,8 @@ def start_of_critic(plan: Any, model: Model, policy: Params, rewards: dict[str, 
 
 def calibrations(stage: Stage) -> dict[str, dict]:
     """{name: mean and deviation of its scores on held-out replies} of the reward models whose single score is used."""
-    models = {name: one.role for name, one in stage.plan.rewards.items() if one.role and not one.attributes}
+    alone = lambda one: one.role and not one.attributes and not one.combine  # noqa: E731
+    models = {name: one.role for name, one in stage.plan.rewards.items() if alone(one)}
     known = {name: read_manifest(stage.parents[role]).get("calibration") for name, role in models.items()}
     return {name: one for name, one in known.items() if one}
 

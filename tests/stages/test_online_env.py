@@ -83,7 +83,7 @@ def test_one_turn_is_a_run_without_an_environment(base, tmp_path):
     plain = online.run(config(base, **NONE, reward="own_envs:first_digit"), tmp_path / "plain")
     ours, theirs = metrics(once), metrics(plain)
     for name in theirs[0]:
-        if not name.startswith("time/") and name != "split":
+        if not name.startswith("time/") and name not in ("split", "rewards/reward/failed"):  # of rewards over text
             np.testing.assert_allclose(
                 [row[name] for row in ours], [row[name] for row in theirs], rtol=1e-4, atol=1e-5, err_msg=name
             )
