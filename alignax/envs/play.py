@@ -1,5 +1,6 @@
 """Episodes: a thin loop on the host around the programs of `sampling.turns`."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -139,8 +140,9 @@ class Player:
         """The reward of each episode, with that of its end."""
         ends = [one for one in episodes if not one.gone]
         for one, reward in zip(ends, self.workers.map(Episode.close, [(one,) for one in ends]), strict=True):
-            one.reward += 0.0 if reward is LATE else reward
-        total = np.array([one.reward for one in episodes], np.float32)
+            one.reward += math.nan if reward is LATE else reward
+        # one whose environment did not come back has no reward: what it would have paid nobody knows
+        total = np.array([math.nan if one.gone else one.reward for one in episodes], np.float32)
         return np.where(np.isfinite(total), total, np.nan)
 
     def result(self, asked: turns.Asked, state: turns.Play, episodes: list[Episode], reward: np.ndarray) -> Played:

@@ -8,7 +8,8 @@ from fractions import Fraction
 from alignax.ops.checks import require
 from alignax.rewards.extras import package
 
-NUMBER = re.compile(r"[-+]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?(?:\s*/\s*\d+(?:\.\d+)?)?%?")
+# a sign stands before a number and behind none: 3-5 are two
+NUMBER = re.compile(r"(?:(?<![\d)])[-+])?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?(?:\s*/\s*\d+(?:\.\d+)?)?%?")
 MARKS = ("####", "\\boxed{", "<answer>", "answer is", "answer:")  # what an answer stands behind, the surest first
 
 
@@ -32,7 +33,7 @@ def exact_answer(row: dict, completion: str, *, finished: bool, field: str = "an
     want = behind_mark(own) or own
     if number and (value := number_of(want)) is not None:
         if got is None:
-            found = NUMBER.findall(completion)
+            found = NUMBER.findall(plain(completion))
             got = found[-1] if found else ""
         return float(number_of(got) == value)
     return float(_words(want) == _words(got or completion))
@@ -76,18 +77,29 @@ def behind_mark(text: str) -> str | None:
     return None
 
 
+LARGEST = 400  # digits: what is longer is no answer, and as a fraction would fill the memory
+
+
 def number_of(text: str) -> Fraction | None:
     """The number that a text is, or else the first in it; None if there is none. A percentage is its number."""
-    found = NUMBER.search(text.replace("−", "-"))
+    found = NUMBER.search(plain(text))
     if not found:
         return None
     whole = found[0].replace(",", "").replace(" ", "").rstrip("%")
     above, _, below = whole.partition("/")
     try:
-        value = Fraction(Decimal(above)) / (Fraction(Decimal(below)) if below else 1)
+        parts = [Decimal(part) for part in (above, below or "1")]
+        if any(abs(part.adjusted()) > LARGEST for part in parts):
+            return None
+        value = Fraction(parts[0]) / Fraction(parts[1])
     except (InvalidOperation, ZeroDivisionError):
         return None
     return value
+
+
+def plain(text: str) -> str:
+    """The text with the minus sign of a keyboard."""
+    return text.replace("−", "-")
 
 
 def _closed(text: str) -> str:

@@ -209,6 +209,9 @@ def constraint(dual: Mapping[str, Any], name: str, limit: Any, key: str) -> dict
     for setting, value in found.items():
         if isinstance(value, float) and not 0 < value < math.inf:
             raise ConfigError(f"config.{key}.{setting} = {value}: expected a positive number")
+    first, most = found["multiplier"], found["max_multiplier"]
+    if isinstance(first, float) and isinstance(most, float) and first > most:
+        raise ConfigError(f"config.{key}.multiplier = {first}: expected at most max_multiplier = {most}")
     limit = typed(limit, float, key=f"{key}.{name}")
     if isinstance(limit, float) and not math.isfinite(limit):
         raise ConfigError(f"config.{key}.{name} = {limit}: expected a finite number")

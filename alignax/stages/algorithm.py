@@ -48,7 +48,7 @@ def algorithm_of(
     value = critic_of(r, advantage, rewards, defaults)
     check_groups(r, advantage, opponent)
     scoring = fixed(r, "scoring_args", shape_scores, {"max_tokens": r.max_new_tokens})
-    check_parts(r, advantage, scoring)
+    check_parts(r, advantage, scoring, rewards)
     check_updates(r, every)
     check_losses(r, advantage, opponent, terms, record)
     controller, memory = controller_of(r, (1 if opponent else group) * r.batch_size * r.oversample)
@@ -116,6 +116,10 @@ def shaping_of(r: Reader, rewards: dict[str, Reward]) -> Bound | None:
     r.require(r.reference_replies >= 1, "reference_replies", "expected a number of replies to each prompt, 1 or more")
     if found and any(one.step_ends for one in rewards.values()):
         raise r.error("reward_shaping", "it shapes the score of a whole reply, and a reward here is of steps")
+    if found and r.env:
+        raise r.error(
+            "reward_shaping", "the reference's replies are of one turn, episodes of an env are not; set it to ''"
+        )
     return found
 
 
@@ -198,10 +202,17 @@ def check_groups(r: Reader, advantage: Bound, opponent: Bound | None) -> None:
         r.require(r.kl_coef == 0, "kl_coef", "in the reward it charges one side of a comparison only; set it to 0")
 
 
-def check_parts(r: Reader, advantage: Bound, scoring: Bound) -> None:
+def check_parts(r: Reader, advantage: Bound, scoring: Bound, rewards: dict[str, Reward]) -> None:
     """An advantage that reads the rewards by themselves sees nothing of what is made of their sum."""
     if not fact(advantage.function, "reads_parts"):
         return
+    if r.reward_shaping:
+        raise r.error("reward_shaping", f"advantage {r.advantage!r} reads the rewards, and not the score; set it to ''")
+    if constrained := [name for name, one in rewards.items() if one.constraint]:
+        raise ConfigError(
+            f"config.{r.key(f'rewards.{constrained[0]}')} is a constraint: advantage {r.advantage!r} reads "
+            "the rewards, and not the score that a multiplier enters; give it a weight"
+        )
     settings = scoring.options | scoring.numbers
     for name, off in UNSHAPED.items():
         if isinstance(settings[name], Tracer) or settings[name] != off:

@@ -99,7 +99,7 @@ def describe(rows: list[dict], base: list[dict], prompts: list[dict]) -> dict[st
     out |= {"length": float(np.mean(column("length"))), "eos_rate": float(np.mean(column("finished")))}
     if "proxy" in rows[0]:
         out |= {"proxy_reward": float(np.mean(column("proxy"))), "proxy_reward_ci95": bootstrap(column("proxy"))}
-    out |= {name: float(np.mean(column(name))) for name in rows[0] if "/" in name}  # of an environment
+    out |= probe.counted(rows)
     scored = [i for i, row in enumerate(rows) if row.get("gold") is not None]
     both = [i for i in scored if base[i].get("gold") is not None]
     gold = np.array([rows[i]["gold"] for i in scored])

@@ -163,7 +163,8 @@ def build(
         texts = [row["completion"] for row in measured]
         first = sharding.put_batch(next(eval_batches(prompts, plan.batch_size, **host.share())), mesh)
         again = lambda i: run(params, reference, reward_params, first, jax.random.fold_in(key, i), temperature)[0]  # noqa: E731
-        further = [own.texts(host.everywhere(again(i + 1).rollout)) for i in range(plan.repeats)]
+        drawn = [host.everywhere(again(i + 1).rollout) for i in range(plan.repeats)]
+        further = [own.texts_of(one.tokens, last_turn(one.mask, one.valid)) for one in drawn]
         return of_texts(texts, list(zip(texts, *further)), plan.phrases)
 
     return Probe(asked, measure, look)
@@ -198,11 +199,17 @@ def of_texts(texts: list[str], to_one_prompt: list[tuple[str, ...]], phrases: Ar
     return {name: value for name, value in out.items() if not math.isnan(value)}
 
 
+def counted(rows: list[dict]) -> dict[str, float]:
+    """Means of what an environment counts; an episode that says nothing of it has 0."""
+    names = dict.fromkeys(name for row in rows for name in row if "/" in name)
+    return {name: float(np.mean([row.get(name, 0.0) for row in rows])) for name in names}
+
+
 def means(rows: list[dict]) -> dict[str, float]:
     """Means over the prompts, under the names of the log's "eval" rows; of the gold reward over those that have one."""
     mean = lambda name, of=rows: float(np.mean([row[name] for row in of]))  # noqa: E731
     out = {"eval/kl": mean("kl"), "eval/mean_length": mean("length"), "eval/eos_rate": mean("finished")}
     scored = [row for row in rows if row.get("gold") is not None]
     out |= {"eval/gold_reward": mean("gold", scored)} if scored else {}
-    out |= {f"eval/{name}": mean(name) for name in rows[0] if "/" in name}  # of an environment
+    out |= {f"eval/{name}": value for name, value in counted(rows).items()}
     return out | ({"eval/proxy_reward": mean("proxy")} if "proxy" in rows[0] else {})

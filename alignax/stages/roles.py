@@ -86,15 +86,18 @@ def start_of_critic(plan: Any, model: Model, policy: Params, rewards: dict[str, 
     if plan.critic_init in ("none", "shared"):
         return None, None
     if plan.critic_init == "reward":
-        (judge,) = rewards.values()
+        (judge,) = (found for name, found in rewards.items() if not plan.rewards[name].combine)
         return judge
     return model, policy | {"scalar": model.init_scalar(jax.random.fold_in(jax.random.key(plan.seed), 1))}
 
 
 def calibrations(stage: Stage) -> dict[str, dict]:
     """{name: mean and deviation of its scores on held-out replies} of the reward models whose single score is used."""
-    alone = lambda one: one.role and not one.attributes and not one.combine  # noqa: E731
-    models = {name: one.role for name, one in stage.plan.rewards.items() if alone(one)}
+    rewards = stage.plan.rewards
+    single = lambda one: one.role and not one.attributes and not one.combine  # noqa: E731
+    models = {name: one.role for name, one in rewards.items() if single(one)}
+    if len(rewards) == 1 and any(one.constraint or one.weight != 1 for one in rewards.values()):
+        return {}  # its own mean is not in the log: that of the score is another
     known = {name: read_manifest(stage.parents[role]).get("calibration") for name, role in models.items()}
     return {name: one for name, one in known.items() if one}
 

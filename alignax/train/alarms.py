@@ -42,7 +42,8 @@ class Alarms:
             keep_rows(self._file, resume_step)
         before = folder / "metrics.jsonl"
         for row in read_metrics(before) if resume_step and before.is_file() else ():
-            self._begun(row["step"], row)
+            if row["step"] <= resume_step:
+                self._begun(row["step"], row)
 
     def look(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Says which alarms begin with these metrics. Raises Alarmed for one that stops the run."""
@@ -53,8 +54,9 @@ class Alarms:
                 row = {"step": step, "alarm": name, "message": message}
                 with self._file.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(plain_json(row)) + "\n")
-        for name, message in begun:
-            if self.alarms[name].stop:
+        for name in sorted(self._on):  # one that began before may have been told since to stop the run
+            if self.alarms[name].stop and self.alarms[name].metric in metrics:
+                message = self._message(self.alarms[name])
                 raise Alarmed(
                     f"step {step}: alarm {name!r}: {message}. Stopped, since config.alarms.{name}.stop is set; the "
                     "checkpoints so far are kept: raise or remove the alarm and give the same command to go on"

@@ -78,7 +78,7 @@ def rewards_of(kind: str, base: Path) -> dict[str, Any]:
         "one": dict(rewards=dict(judge=judge)),
         "ensemble": dict(rewards=dict(judge={"from": members, "function": "alignax.rewards.combine:mean_less_std"})),
         "warm": dict(rewards=dict(judge={"from": str(base / "warm")})),
-        "constraint": dict(rewards=dict(judge=judge, harmless=dict(function=harmless, at_least=0.0, weight=0.0))),
+        "constraint": dict(rewards=dict(judge=judge, harmless=dict(function=harmless, at_least=0.0))),
         "par": dict(
             rewards=dict(judge=judge), reward_shaping="preference", reference_replies=4,
             scoring_args=dict(normalize=False, clip=0.0),

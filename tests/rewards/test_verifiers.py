@@ -29,6 +29,11 @@ def score(function, completion, row=None, **settings):
         ("0.5", "<answer>1/2</answer>", 1),
         ("-3", "Answer: −3", 1),  # a minus sign that is no hyphen
         ("-3", "Answer: 3", 0),
+        ("-5", "it is −5", 1),
+        ("5", "it is −5", 0),
+        ("5", "pages 3-5", 1),  # no sign behind a number
+        ("7", "#### 1e999999999", 0),  # which as a fraction would fill the memory
+        ("7", "#### 1/1e-999999999", 0),
         ("10%", "\\boxed{10}", 1),
         ("1e3", "#### 1000", 1),
         ("7", "", 0),

@@ -70,6 +70,7 @@ def test_members_that_are_not_alike_are_refused(run, tmp_path, field, value, wor
         average.run(config(run / "sft", run / "reward"), tmp_path / "mixed")
 
 
+@pytest.mark.slow
 def test_adapters_on_one_base_are_averaged_as_the_weights_that_they_make(run, tmp_path):
     c = plain(tiny()["dpo"]) | {"init_from": str(run / "sft"), "total_steps": 1, "eval_every_steps": 0}
     c |= {"probe": plain(probe.get_config()), "data": c["data"] | {"path": str(run / "collect")}}

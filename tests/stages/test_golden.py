@@ -58,6 +58,7 @@ def test_a_policy_that_has_not_moved_orders_nothing_and_then_it_does(run, tmp_pa
     assert {name: told[name] for name in KEYS} == {name: end[name] for name in KEYS}
 
 
+@pytest.mark.slow
 def test_the_reward_of_the_run_is_that_of_the_reward_model(run, tmp_path):
     """The golden accuracy in PPO is that which the reward model's own run ends with."""
     rows = pairs(run)[:8]

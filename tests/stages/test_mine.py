@@ -142,6 +142,7 @@ def test_the_pairs_teach_the_next_reward_model_beside_the_first_ones(run, mined,
         reward.run(c, tmp_path / "none")
 
 
+@pytest.mark.slow
 def test_a_pipeline_mines_and_learns_from_it_by_name(run, tmp_path):
     """A file of a step by its name, in a mixture of prompts; lineage and `alignax data` know the steps."""
     c = plain(tiny())

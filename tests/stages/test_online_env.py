@@ -90,6 +90,7 @@ def test_one_turn_is_a_run_without_an_environment(base, tmp_path):
     assert all(row["env/turns"] == 1 for row in ours) and 0 < ours[0]["objective/scores"] < 1
 
 
+@pytest.mark.slow
 def test_prompts_shared_and_padding_left_out_change_no_number(base, several, tmp_path):
     values = dict(total_steps=3, share_prompts=True, length_buckets=2)
     short = metrics(online.run(config(base, **values), tmp_path / "short"))
@@ -98,6 +99,7 @@ def test_prompts_shared_and_padding_left_out_change_no_number(base, several, tmp
         assert one["grad_norm"] == pytest.approx(two["grad_norm"], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_a_critic_skips_what_is_observed(base, tmp_path):
     values = dict(critic_init="policy", advantage="gae", advantage_args={}, loss="ppo_clip", kl_coef=0.01)
     (first, _) = metrics(online.run(config(base, **values), tmp_path / "ppo"))

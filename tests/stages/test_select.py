@@ -117,6 +117,7 @@ def test_what_cannot_be_scored_is_counted(run, tmp_path):
     assert all(len(row["completion"]) % 2 == 0 for row in rows(folder))
 
 
+@pytest.mark.slow
 def test_what_is_kept_trains_the_next_policy(run, best, tmp_path):
     """Demonstrations by SFT, pairs by a loss on pairs: the step is a parent of what it taught."""
     pairs = select.run(config(run, "best_and_worst"), tmp_path / "pairs")

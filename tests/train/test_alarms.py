@@ -57,6 +57,14 @@ def test_one_that_stops_the_run_is_written_first(tmp_path):
     assert calls(tmp_path) == [(2, "low")]
 
 
+def test_one_that_began_before_may_be_told_to_stop_the_run(tmp_path):
+    rows = [{"step": step, "split": "train", "objective/kl": value} for step, value in ((1, 30.0), (3, 1.0))]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    watch = Alarms({"kl": KL._replace(stop=True)}, tmp_path, 10, resume_step=2)  # the row of step 3 comes again
+    with refuses(Alarmed, "step 3: alarm 'kl': objective/kl is 31"):
+        watch.look(3, {"objective/kl": 31.0})
+
+
 def test_silence_before_its_time_and_rows_that_are_taken_back(tmp_path):
     watch = Alarms({"low": Alarm("acc", below=0.65, after_percent=50.0)}, tmp_path, 10)
     for step in (0, 4, 5, 9):

@@ -52,6 +52,7 @@ def test_an_update_is_that_of_the_rollout_and_gamma_times_that_of_the_data():
     assert metrics["data/loss"] == pytest.approx(gamma * float(found["sft"]), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_each_minibatch_has_its_share_of_the_data_in_every_epoch():
     changes = dict(update_args=dict(epochs=2, minibatches=2), optimizer_args=dict(learning_rate=1e-9, clip_norm=0.0))
     term = bound("sft", {}, "alignax.losses", key="data_loss.loss")
@@ -136,6 +137,7 @@ def test_a_head_that_is_shared_has_no_optimizer_of_its_own():
         build_algorithm(critic_init="shared", value_coef=-1.0)
 
 
+@pytest.mark.slow
 def test_what_learns_beside_waits_for_nothing():
     """Two programs give the same, data included."""
     algorithm, frozen = with_data(0.3), build_frozen()

@@ -72,7 +72,10 @@ def run(algorithm, devices=0, host=False):
     return state, found
 
 
-@pytest.mark.parametrize("options", [{}, {"host": True}, {"devices": 2}], ids=["one program", "several", "two meshes"])
+SEVERAL = pytest.param({"host": True}, marks=pytest.mark.slow, id="several")  # as on two meshes, but for the devices
+
+
+@pytest.mark.parametrize("options", [{}, SEVERAL, {"devices": 2}], ids=["one program", None, "two meshes"])
 def test_a_batch_is_learnt_from_two_steps_after_it_was_sampled(by_hand, options):
     algorithm, states, metrics = by_hand
     state, found = run(algorithm, **options)

@@ -142,6 +142,7 @@ def test_both_averages_by_hand_and_after_a_checkpoint(tmp_path):
     assert moving.result(whole[2][0]) is whole[2][0].ema
 
 
+@pytest.mark.slow
 def test_an_average_changes_nothing_of_what_is_learnt():
     plain, averaged = (history(build_algorithm(**RLOO, **more), 2)[1] for more in ({}, {"ema": 0.9}))
     jax.tree.map(np.testing.assert_array_equal, averaged[0].replace(ema=None), plain[0])
@@ -158,6 +159,7 @@ def test_without_any_of_them_the_state_and_the_program_are_as_they_were():
     assert "objective/entropy_coef" not in history(algorithm, 1)[0][1]
 
 
+@pytest.mark.slow
 def test_two_programs_read_the_reference_of_the_state():
     algorithm = build_algorithm(**RLOO, reference_args=dict(alpha=1.0, every=1), ema=0.5)
     want = history(algorithm, 2)
