@@ -20,7 +20,7 @@ from alignax.data.loader import Loader, eval_batches
 from alignax.log import progress
 from alignax.ops.checks import needs
 from alignax.stages import reference
-from alignax.stages.folder import Stage
+from alignax.stages.folder import Stage, say
 from alignax.stages.programs import HostScore, RewardOf, Said
 from alignax.stages.roles import shared
 from alignax.train import online, rewarded
@@ -48,6 +48,9 @@ def table(
         )
         asked = jax.tree.map(lambda x: x[drawn], prompts)
         found = computed(stage, actors, frozen, reward_of, on_host, asked, rows, mesh)
+        silent = np.stack([np.isnan(x[drawn]).all(1) for x in found.values()]).any(0)
+        if silent.any():
+            say(f"[yellow]the reference has no score for {silent.sum()} of {len(drawn)} prompts: they teach nothing[/]")
         whole = found
         host.in_first(lambda: reference.write(path, key, whole))
     return {name: jax.device_put(x, sharding.replicated(mesh)) for name, x in found.items()}
