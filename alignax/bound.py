@@ -123,8 +123,12 @@ def of_config(r: Reader, name: str, package: str = "", *, given: tuple[str, ...]
 
 
 def takes(function: Callable, name: str) -> bool:
-    """Whether a function has a parameter of this name: some ask for what others do without."""
-    return name in inspect.signature(function).parameters
+    """Whether a function, its settings bound or not, has a parameter of this name: some ask for what others do not."""
+    function = function.function if isinstance(function, Bound) else function
+    try:
+        return name in inspect.signature(function).parameters
+    except ValueError:  # a builtin that does not say
+        return False
 
 
 def _is_scalar(hint: Any) -> bool:

@@ -32,7 +32,6 @@ Judge = Callable[[Params, Params, Params, Rollout, Scalar], Measured]
 
 def make_measure(sampler: Sampler, reward_model: Model | None = None) -> Measure:
     """A jitted `Measure`, one key per row id."""
-
     judge = make_judge(sampler, reward_model)
 
     @jax.jit

@@ -2,11 +2,17 @@
 
 import argparse
 import json
+import os
+import platform
+import subprocess
+import sys
+from importlib.metadata import version
 from pathlib import Path
 
 from rich.console import Console
 from rich.markdown import Markdown
 
+import alignax
 from alignax.log import replace_file
 
 END = "<!-- /results -->"
@@ -50,3 +56,22 @@ def publish(args: argparse.Namespace, begin: str, found: dict, text: str) -> Non
     if args.write_readme:
         write_into(args.readme, begin, text)
     Console().print(Markdown(text))
+
+
+def run_seed(root: Path, config: str, seed: int, folder: Path) -> None:
+    """Runs a pipeline of the repository `root` with a seed. It goes on where it was stopped, and does no step again
+    that is finished with the same config."""
+    command = ["run", f"--config={config}", f"--config.seed={seed}", f"--workdir={folder.resolve()}"]
+    subprocess.run([sys.executable, "-m", "alignax.main", *command], cwd=root, check=True)
+
+
+def made_with() -> dict[str, str | int | None]:
+    """The versions and the cores that figures were made with."""
+    versions = {"python": platform.python_version(), "jax": version("jax"), "alignax": alignax.__version__}
+    return versions | {"cpu_count": os.cpu_count()}
+
+
+def versions(found: dict) -> str:
+    """'alignax 0.1.0, JAX 0.10.2, Python 3.11.7' of results, with the config's hash where they have one."""
+    config = f", config {found['config_hash'][:12]}" if "config_hash" in found else ""
+    return f"alignax {found['alignax']}, JAX {found['jax']}, Python {found['python']}{config}"

@@ -53,9 +53,8 @@ def gated(values_KB: Float[Array, "K B"], *, least: Scalar = 0.0, otherwise: Sca
 def squashed(values_KB: Float[Array, "K B"], *, centre: Scalar = 0.0, scale: Scalar = 1.0) -> Float[Array, " B"]:
     """sigmoid((r - centre) / scale) of the mean of its rewards: bounded, and steepest at the centre.
 
-    With the reward of a reference's replies as the centre it is the shaping of PAR (Fu et al. 2025, "Reward Shaping to
-    Mitigate Reward Hacking in RLHF", 2502.18770), which takes the centre by prompt; here it is one number. Raises
-    ValueError unless scale > 0.
+    The centre is one number for all prompts; PAR, which takes it from a reference's replies to each, is
+    `rewards.shaping.preference`. Raises ValueError unless scale > 0.
     """
     require(scale > 0, f"squashed: scale = {scale}: expected a positive number, such as 1.0")
     return jax.nn.sigmoid((jnp.mean(values_KB, axis=0) - centre) / scale)

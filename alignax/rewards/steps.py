@@ -14,7 +14,8 @@ import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
-from alignax.rewards.text import STOP, Scores, Trouble, guarded, number, takes
+from alignax.bound import takes
+from alignax.rewards.text import STOP, Scores, Trouble, guarded, number, several
 from alignax.rewards.workers import LATE, Workers
 
 # what is made of a process reward model's logit of "this step is right"
@@ -99,8 +100,5 @@ def of_steps(reward: Callable, value: Any, rows: Sequence[dict], steps: Sequence
     """The values of the steps of one reply. Raises ValueError for another number of them, and for no numbers."""
     del rows, finished
     (own,) = steps
-    name = getattr(reward, "name", getattr(reward, "__name__", reward))
-    if isinstance(value, (str, bytes, dict)) or not hasattr(value, "__len__") or len(value) != len(own):
-        got = f"{len(value)} values" if isinstance(value, (list, tuple, np.ndarray)) else repr(value)
-        raise ValueError(f"the reward {name!r} gave {got} for {len(own)} steps: expected one number for each")
+    value = several(reward, value, len(own), "steps")
     return [number(one, step) for one, step in zip(value, own, strict=True)]

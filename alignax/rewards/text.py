@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Bool, Float
 
+from alignax.bound import takes
 from alignax.rewards.workers import LATE, Workers
 
 
@@ -70,14 +71,6 @@ class Scores(NamedTuple):
 def is_grouped(reward: AnyReward) -> bool:
     """Whether it scores all replies to a prompt at once."""
     return takes(reward, "completions")
-
-
-def takes(reward: AnyReward, name: str) -> bool:
-    """Whether a reward, its settings bound or not, has a parameter of this name."""
-    try:
-        return name in inspect.signature(getattr(reward, "function", reward)).parameters
-    except ValueError:  # a builtin that does not say
-        return False
 
 
 def is_async(reward: AnyReward) -> bool:
@@ -170,12 +163,17 @@ def list_of(reward: AnyReward, value: Any, completions: Sequence[str]) -> list:
     """One value for each reply. Raises ValueError for another number of them."""
     if not is_grouped(reward):
         return [value]
-    name, expected = getattr(reward, "name", getattr(reward, "__name__", reward)), len(completions)
-    if isinstance(value, (str, bytes, dict)) or not hasattr(value, "__len__"):
-        raise ValueError(f"the reward {name!r} gave {value!r} for {expected} replies: expected a list of {expected}")
-    if len(value) != expected:
+    return several(reward, value, len(completions), "replies")
+
+
+def several(reward: Callable, value: Any, count: int, what: str) -> list:
+    """The values of a call, one for each of so many. Raises ValueError for another number of them, and for no list."""
+    listed = hasattr(value, "__len__") and not isinstance(value, (str, bytes, dict))
+    if not listed or len(value) != count:
+        name, got = getattr(reward, "name", getattr(reward, "__name__", reward)), repr(value)
+        got = f"{len(value)} values" if listed else got
         raise ValueError(
-            f"the reward {name!r} gave {len(value)} values for {expected} replies: expected one number for each"
+            f"the reward {name!r} gave {got} for {count} {what}: expected a list of {count}, one number for each"
         )
     return list(value)
 

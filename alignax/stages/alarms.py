@@ -1,13 +1,12 @@
 """The alarms of a stage: what every run is watched for, unless its config says otherwise."""
 
-from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from alignax.bound import Args, bound
 from alignax.config import ConfigError, Reader
-from alignax.train.alarms import Alarm, Alarms, alarm
+from alignax.train.alarms import Alarm, alarm
 
 # A KL of 20 nats, scores beyond 100 and accuracies out of 65 to 90 percent are where a run has most likely broken:
 # bounds to look at a run by, not laws. A reward model that is right on 90% of what it was not trained on has mostly
@@ -39,16 +38,10 @@ def get_config(stage: str) -> ConfigDict:
 def planned(r: Reader) -> Args:
     """{name: Alarm} of a config; one that is empty is off. Raises ConfigError for what cannot be."""
     found: dict[str, Alarm] = {}
-    for name, settings in (r.alarms if "alarms" in r else {}).items():
+    for name, settings in r.alarms.items():
         key = r.key(f"alarms.{name}")
         if not isinstance(settings, dict):
             raise ConfigError(f"config.{key} = {settings!r}: expected dict(metric=..., above=...), or {{}} for none")
         if settings:
             found[name] = bound(alarm, settings, key=key, args_key=key)()
     return Args(found)
-
-
-def of_run(plan: Any, folder: Path, resume_step: int, *, write: bool) -> Alarms | None:
-    """The alarms of a plan over the metrics of a run; None where it has none."""
-    found = getattr(plan, "alarms", None)
-    return Alarms(found, folder, plan.total_steps, resume_step=resume_step, write=write) if found else None

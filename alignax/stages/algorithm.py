@@ -53,6 +53,7 @@ def algorithm_of(
     check_losses(r, advantage, opponent, terms, record)
     controller, memory = controller_of(r, (1 if opponent else group) * r.batch_size * r.oversample)
     weighing = weighing_of(rewards)
+    check_steps(r, weighing)
     loss, *further = terms.items()
     steps = r.total_steps * every.epochs * every.minibatches
     return Algorithm(
@@ -63,10 +64,7 @@ def algorithm_of(
         share_prompts=r.share_prompts,
         length_buckets=r.length_buckets,
         keep=r.batch_size if r.oversample > 1 else 0,
-        weights=weighing.weights,
-        combined=weighing.combined,
-        constraints=weighing.constraints,
-        per_step=per_step_of(r, weighing),
+        **vars(weighing),
         shaping=shaping_of(r, rewards),
         scoring=scoring,
         advantage=advantage,
@@ -99,15 +97,14 @@ def weighing_of(rewards: Mapping[str, Reward]) -> Weighing:
     )
 
 
-def per_step_of(r: Reader, weighing: Weighing) -> tuple[str, ...]:
-    """The names of the rewards of steps, whose numbers stay where they are."""
+def check_steps(r: Reader, weighing: Weighing) -> None:
+    """The numbers of a reward of steps stay where they are. Raises ConfigError."""
     found = weighing.per_step
     if found and (r.scoring_args.get("normalize", True) or r.scoring_args.get("clip", 5.0)):
         raise ConfigError(
             f"config.{r.key('scoring_args')}: {found[0]!r} is a reward of steps, whose numbers stand at their tokens: "
             "the score of a whole reply cannot be normalised or clipped beside it; set normalize=False, clip=0.0"
         )
-    return found
 
 
 def shaping_of(r: Reader, rewards: dict[str, Reward]) -> Bound | None:

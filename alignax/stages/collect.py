@@ -15,7 +15,7 @@ from alignax.bound import Bound, bound, fill, of_config, plan_record, static
 from alignax.config import ConfigError, Reader
 from alignax.data.counts import DataError
 from alignax.rewards.text import total_reward
-from alignax.stages import fitting, folder, parents, plans, samples
+from alignax.stages import fitting, folder, plans, samples
 from alignax.stages.plans import Declaration, Parent
 from alignax.stages.samples import Replies, question, usable
 from alignax.worlds.annotators import Annotator, prefer, preference, rank, utility_gap
@@ -88,10 +88,8 @@ def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan |
     p: Plan = stage.plan
 
     # ---- policy and prompts, and its replies
-    tokenizer, mesh = parents.get_tokenizer(stage), parents.get_mesh(p.mesh)
-    model, params = parents.new_or_loaded(stage, tokenizer, mesh)
-    asked = samples.asked(stage, model, tokenizer)
-    drawn = samples.draw(stage, asked, params, mesh, {}, p.kind)
+    asked = samples.asked(stage)
+    drawn = samples.draw(stage, asked, {}, p.kind)
 
     # ---- judge
     def judged() -> tuple[list[dict], dict[str, int]]:

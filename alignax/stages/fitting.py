@@ -19,6 +19,7 @@ from alignax.stages import alarms
 from alignax.stages.folder import Stage, say
 from alignax.stages.plans import REWARD, Learning
 from alignax.stages.supervised import Supervised
+from alignax.train.alarms import Alarms
 from alignax.train.loop import fit, resume
 from alignax.types import Model
 
@@ -145,9 +146,9 @@ def loop(
         if start:
             say(f"{stage.workdir}: going on from step {start} of {plan.total_steps}")
         with Log(stage.workdir, plan.total_steps, show=show, **options) as log:
-            watch = alarms.of_run(plan, stage.workdir, start, write=first)
+            watched = Alarms(plan.alarms, stage.workdir, plan.total_steps, resume_step=start, write=first)
             return fit(
                 state, step_fn, make_batch, total_steps=plan.total_steps, steps=steps, log=log, put=put,
                 evaluate=evaluate, save_every_steps=plan.save_every_steps, eval_every_steps=plan.eval_every_steps,
-                ideal_seconds=ideal, alarms=watch,
+                ideal_seconds=ideal, alarms=watched,
             )  # fmt: skip

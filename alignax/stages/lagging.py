@@ -34,8 +34,6 @@ def check(r: Reader) -> None:
 
 def with_pending(state: OnlineState, rollout_of: Callable, prompts: dict, lag: int, mesh: Mesh) -> OnlineState:
     """The state with room for `lag` rollouts, of the shapes that rollout_of(state, prompts) has, and their prompts."""
-    if not lag:
-        return state
     shapes = jax.eval_shape(rollout_of, state, prompts), prompts
     zeros = lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (shapes,) * lag)  # noqa: E731
     return state.replace(pending=jax.jit(zeros, out_shardings=sharding.batch_sharding(mesh))())
@@ -43,7 +41,7 @@ def with_pending(state: OnlineState, rollout_of: Callable, prompts: dict, lag: i
 
 def filled_first(step: Step, sample: Produce, batch: Callable[[int], dict], lag: int) -> Step:
     """The step, before whose first call the start's weights sample the first `lag` batches, `batch(i)`."""
-    fresh = bool(lag)
+    fresh = True
 
     def filling(state: OnlineState, prompts: dict) -> tuple[OnlineState, dict]:
         nonlocal fresh

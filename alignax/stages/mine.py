@@ -18,9 +18,10 @@ from alignax.bound import fill, of_config, plan_record, static
 from alignax.config import ConfigError, Reader
 from alignax.data.counts import DataError
 from alignax.ops.checks import Scalar
+from alignax.rewards import asking
 from alignax.rewards import config as rewards
 from alignax.rewards.config import Reward
-from alignax.stages import fitting, folder, parents, plans, samples
+from alignax.stages import fitting, folder, plans, samples
 from alignax.stages.plans import Declaration, Parent
 from alignax.stages.samples import Replies, question, usable
 
@@ -41,7 +42,7 @@ def get_config() -> ConfigDict:
     """Every key of the stage, with its default and unit."""
     c = fitting.shared_config("mine")
     samples.add_keys(c, samples_per_prompt=8)
-    samples.add_rewards(c)  # the proxy: what the policy was trained on, or will be
+    asking.add_keys(c)  # the proxy: what the policy was trained on, or will be
     # what is believed where the two contradict each other: module:function of text, or another reward model
     c.gold = ConfigDict(dict(reward="", reward_args={}, reward_from="", reward_weights={}))
     c.proxy_margin = 0.0  # by how much the proxy has to prefer the worse reply, in its standard deviations
@@ -56,8 +57,7 @@ class Plan(samples.Sampled):
 
     rewards: dict[str, Reward]
     gold: dict[str, Reward]  # one, by its name
-    reward_workers: int = static()
-    reward_timeout_s: float = static()
+    asking: asking.Asking
     proxy_margin: Scalar
     gold_margin: Scalar
     prompts: int = static()
@@ -74,7 +74,7 @@ def plan(config: Any, prefix: str = "") -> Plan:
         r.require(getattr(r, name) >= 0, name, "expected standard deviations, 0 or more")
     r.require(r.prompts >= 0, "prompts", "expected a number of prompts, or 0 for none")
     fields = plans.shared(r, batches={"batch_size": r.batch_size}) | {"source": plans.source(r, drawn=False)}
-    made = fill(Plan, r, rewards=proxy, gold={"gold": gold}, **fields)
+    made = fill(Plan, r, rewards=proxy, gold={"gold": gold}, asking=asking.asking(r), **fields)
     r.finish()
     return made
 
@@ -102,16 +102,11 @@ def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan |
     p: Plan = stage.plan
 
     # ---- policy, prompts, the reward that may be wrong and the one that is believed
-    tokenizer, mesh = parents.get_tokenizer(stage), parents.get_mesh(p.mesh)
-    model, params = parents.new_or_loaded(stage, tokenizer, mesh)
-    asked = samples.asked(stage, model, tokenizer)
-    judges = {
-        name: samples.judge(stage, some, asked, tokenizer, mesh)
-        for name, some in (("proxy", p.rewards), ("gold", p.gold))
-    }
+    asked = samples.asked(stage)
+    judges = {name: samples.judge(stage, some, asked) for name, some in (("proxy", p.rewards), ("gold", p.gold))}
 
     # ---- sample, score and compare
-    drawn = samples.draw(stage, asked, params, mesh, judges, f"{p.samples_per_prompt} replies a prompt")
+    drawn = samples.draw(stage, asked, judges, f"{p.samples_per_prompt} replies a prompt")
     of = {name: standardised([replies.scores[name] for replies in drawn]) for name in judges}
     found = [contradiction(p, *one) for one in zip(drawn, of["proxy"], of["gold"], strict=True)]
     pairs = [one.pair for one in found if one.pair]

@@ -1,19 +1,20 @@
 """Online RL against a reward model or a function: PPO, and methods without a critic. See configs/world/ppo.py."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from alignax import sharding
 from alignax.bound import Args, Bound, fill, plan_record, static
 from alignax.config import plain
 from alignax.data.arrays import fingerprint
+from alignax.rewards import asking
 from alignax.rewards.config import Reward, rewards_of
-from alignax.rewards.text import Trouble
-from alignax.rewards.workers import Workers
-from alignax.sampling.sampler import sampler
+from alignax.sampling.sampler import Sampler, sampler
 from alignax.stages import (
     alarms,
     beside,
@@ -55,12 +56,7 @@ def get_config() -> ConfigDict:
     """Every key of the stage, with its default and unit."""
     c = fitting.shared_config("online")
     c.template = "chat"  # "chat": the tokenizer's chat template; "plain": prompt, completion, end of sequence
-    c.source = "jsonl"  # prompts: function of alignax.data.sources, or module:function
-    c.data = ConfigDict()  # its arguments
-    c.max_prompt_length = 256  # tokens; longer prompts are dropped and counted
-    c.max_new_tokens = 128
-    c.slots = 0  # replies that are written at once; 0: all, or what a quarter of the memory holds
-    c.temperature = 1.0  # of sampling, and so of every log-probability
+    plans.add_prompts(c, "jsonl")
     # filters of sampling, and so of the policy's log-probabilities (docs/online.md); the reference is taken whole
     c.top_k = 0  # the most probable tokens that are left; 0: all
     c.top_p = 1.0  # the least mass of the most probable ones that are left; 1: all
@@ -74,24 +70,8 @@ def get_config() -> ConfigDict:
     c.reference_args = ConfigDict()
     # decay, per iteration, of an average of the policy, which the run measures and saves in its place; 0: off
     c.ema = 0.0
-    # one reward: the folder of a finished reward model, or module:function of (row, completion, *, finished) -> number
-    # or None. Or several, name = dict(function=..., its arguments, weight=...) or {"from": folder, "attributes": {...},
-    # "weight": ...}: their weighted sum, each part in the log. Folders with a function are an ensemble, of=(...) is of
-    # others, at_least or at_most is a constraint, step_ends rewards each step: docs/online.md. An env's own reward is
-    # one of them, "env": of weight 1, or that of env = dict(weight=...)
-    c.reward_from = ""
-    c.reward_weights = ConfigDict()  # of its attributes, where it rates several; 1 each where nothing is said
-    c.reward = ""
-    c.reward_args = ConfigDict()
-    c.rewards = ConfigDict()
-    c.reward_workers = 8  # threads for rewards over text
-    c.reward_timeout_s = (
-        300.0  # seconds for those of a batch; a reply that is not scored then has no score. 0: no limit
-    )
-    c.reward_retries = 0  # calls again of a reward over text that raises or gives no number
-    # one that goes on failing: "stop" ends the run, which goes on from its last checkpoint; "missing": the replies of
-    # that call have no score, and are counted in rewards/NAME/failed
-    c.reward_failure = "stop"
+    asking.add_keys(c)  # rewards; here at_least or at_most makes one a constraint, step_ends rewards each step, and an
+    # env's own is one of them, "env": of weight 1, or that of rewards = dict(env=dict(weight=...))
     # what is made of the score beside the scores of the reference's replies to the same prompt: function of
     # alignax.rewards.shaping, or module:function: "preference" (PAR's sigmoid), "centred"; "": nothing
     c.reward_shaping = ""
@@ -166,11 +146,8 @@ class Plan(plans.Learning):
 
     algorithm: Algorithm
     rewards: dict[str, Reward]
-    reward_workers: int = static()
-    reward_timeout_s: float = static()
-    reward_retries: int = static()
+    asking: asking.Asking
     reference_replies: int = static()
-    reward_failure: str = static()
     max_prompt_length: int = static()
     slots: int = static()
     oversample: int = static()
@@ -204,10 +181,6 @@ def plan(config: Any, prefix: str = "") -> Plan:
     watch, known = probe.plan(r.probe, r.template), golden.plan(r.golden, r.template)
     every = fixed(r, "update_args", updates)()
     more = beside.plan(r.data_loss, r.template, r.total_steps, every)
-    r.require(r.reward_workers >= 1, "reward_workers", "expected a number of threads, 1 or more")
-    r.require(r.reward_timeout_s >= 0, "reward_timeout_s", "expected seconds, or 0 for no limit")
-    r.require(r.reward_retries >= 0, "reward_retries", "expected a number of further calls, 0 or more")
-    r.one_of("reward_failure", ("stop", "missing"))
     if r.lora_args:
         plans.check_lora(r)
     lagging.check(r)
@@ -215,7 +188,7 @@ def plan(config: Any, prefix: str = "") -> Plan:
     fields = plans.shared(r, batches=batches)
     algorithm = algorithm_of(r, rewards, plain(get_config()), more.loss if more else None)
     fields["data_loss"] = more
-    fields |= {"engine": outside.engine_of(r), "env": env, "source": plans.source(r)}
+    fields |= {"engine": outside.engine_of(r), "env": env, "source": plans.source(r), "asking": asking.asking(r)}
     made = fill(Plan, r, algorithm=algorithm, rewards=rewards, probe=watch, golden=known, **fields)
     r.finish()
     trial(algorithm)
@@ -250,41 +223,26 @@ def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan |
     build = lambda policy, critic, at: online.start(p.algorithm, policy, critic, p.seed, at)  # noqa: E731
     at = loaded.reference if p.algorithm.follow else None
     state = parents.place(build, loaded.policy, loaded.critic, at, mesh=mesh)
-    steps = programs.step_marks(p.rewards, loaded.model, tokenizer)
-    on_models = {name: steps[name] for name in steps if name in loaded.rewards}
-    frozen |= {"step_ends": jax.device_put(on_models, sharding.replicated(mesh))} if on_models else {}
-    per_step = {name: one.per_step for name, one in p.rewards.items() if one.per_step}
-    models = {name: model for name, (model, _) in loaded.rewards.items()}
-    reward_of = lambda algorithm: programs.on_device(algorithm, models, per_step, own.ends)  # noqa: E731
-    on_device = reward_of(p.algorithm)
-    on_host = {name: one.function for name, one in p.rewards.items() if one.function}
-    workers = Workers(p.reward_workers, p.reward_timeout_s)
-    trouble = Trouble(p.reward_retries, p.reward_failure == "missing")
-    of_groups = lambda group: programs.text_scorer(on_host, rows, own, group, workers, trouble, steps)  # noqa: E731
-    scorer = of_groups(p.algorithm.group) if on_host else None
+    marks = programs.step_marks(p.rewards, loaded.model, tokenizer)
+    if on_models := {name: marks[name] for name in marks if name in loaded.rewards}:
+        frozen["step_ends"] = jax.device_put(on_models, sharding.replicated(mesh))
+    of_models, of_texts = scorers(p, loaded, own, marks, rows)
     loader = fitting.make_loader(p, prompts, p.batch_size * p.oversample)
     if p.algorithm.shaping:
-        of_reference = of_groups(p.reference_replies) if on_host else None
-        given = actors, frozen, reward_of, of_reference, prompts, loader, len(rows), mesh
-        frozen |= {"reference_rewards": reference_rewards.table(stage, *given)}
-    elsewhere = p.engine or p.env or p.sampler_devices
-    if p.engine:
-        sample = outside.producer(stage, actors, frozen, tokenizer, mesh)
-    elif p.env:
-        sample = episodes.producer(stage, actors, frozen, tokenizer, rows, mesh)
-    elif p.sampler_devices:
-        sample = lagging.sampler(p.algorithm, actors, frozen, mesh, p.sampler_devices)
-    else:
-        sample = programs.sampling(p.algorithm, actors, frozen, mesh)
-    data = beside.loader(stage, p.data_loss, tokenizer)
+        given = actors, frozen, of_models, of_texts(p.reference_replies), prompts, loader, len(rows), mesh
+        frozen["reference_rewards"] = reference_rewards.table(stage, *given)
+    sample, scorer = producer(stage, actors, frozen, tokenizer, rows, mesh), of_texts(p.algorithm.group)
     lag, put = p.steps_off_policy, lambda batch: sharding.put_batch(batch, mesh)
-    here = lambda state, batch: online.sampled(p.algorithm, actors, frozen, state, batch)  # noqa: E731
-    state = lagging.with_pending(state, here, put(loader.batch(0)), lag, mesh)
-    if scorer or elsewhere:
+    if lag:
+        here = lambda state, batch: online.sampled(p.algorithm, actors, frozen, state, batch)  # noqa: E731
+        state = lagging.with_pending(state, here, put(loader.batch(0)), lag, mesh)
+    on_device = of_models(p.algorithm)
+    if scorer or p.engine or p.env or p.sampler_devices:
         step_fn = programs.two_programs(p.algorithm, actors, on_device, scorer, frozen, state, sample, mesh)
     else:
         step_fn = programs.one_program(p.algorithm, actors, on_device, frozen, state)
-    step_fn = lagging.filled_first(step_fn, sample, lambda i: put(loader.batch(i)), lag)
+    if lag:
+        step_fn = lagging.filled_first(step_fn, sample, lambda i: put(loader.batch(i)), lag)
     step_fn = programs.with_drift(step_fn, roles.calibrations(stage))
 
     # ---- train
@@ -299,7 +257,10 @@ def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan |
         return (watch.summary(params, loaded.reference) if watch else {}) | ordered(params)
 
     evaluate = fitting.once_per_step(measured) if p.probe or p.golden else None
-    show = ("objective/scores", "objective/kl", "policy/approxkl_avg")
+    show, data = (
+        ("objective/scores", "objective/kl", "policy/approxkl_avg"),
+        beside.loader(stage, p.data_loss, tokenizer),
+    )
     batch = lambda step: loader.batch(step + lag) | data(step)  # noqa: E731
     state = fitting.loop(stage, state, step_fn, batch, put, evaluate, show=show)
 
@@ -314,3 +275,30 @@ def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan |
         data={"fingerprint": fingerprint(prompts), "counts": counts},
         metrics=evaluate(state) if evaluate else {},
     )
+
+
+def scorers(
+    p: Plan, loaded: roles.Roles, own: Sampler, marks: dict, rows: list[dict]
+) -> tuple[programs.RewardOf, Callable[[int], programs.HostScore | None]]:
+    """(algorithm -> the rewards of models, replies to a prompt -> those over text, None where there are none)."""
+    per_step = {name: one.per_step for name, one in p.rewards.items() if one.per_step}
+    models = {name: model for name, (model, _) in loaded.rewards.items()}
+    texts = {name: one.function for name, one in p.rewards.items() if one.function}
+    limits = p.asking.threads(), p.asking.trouble
+    of_models = lambda algorithm: programs.on_device(algorithm, models, per_step, own.ends)  # noqa: E731
+    of_texts = lambda group: programs.text_scorer(texts, rows, own, group, *limits, marks) if texts else None  # noqa: E731
+    return of_models, of_texts
+
+
+def producer(
+    stage: folder.Stage, actors: Actors, frozen: dict, tokenizer: Any, rows: list[dict], mesh: Mesh
+) -> programs.Produce:
+    """What gives the rollouts of a plan."""
+    p: Plan = stage.plan
+    if p.engine:
+        return outside.producer(stage, actors, frozen, tokenizer, mesh)
+    if p.env:
+        return episodes.producer(stage, actors, frozen, tokenizer, rows, mesh)
+    if p.sampler_devices:
+        return lagging.sampler(p.algorithm, actors, frozen, mesh, p.sampler_devices)
+    return programs.sampling(p.algorithm, actors, frozen, mesh)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 from alignax import lora
 from alignax.bound import RAISED, Args, Bound, Terms, bound, of_config, plan_record, static
@@ -230,6 +231,16 @@ def divides(r: Reader, name: str, size: int, parts: int, what: str) -> None:
     """Raises ConfigError unless `size` rows can be cut into so many parts."""
     if parts < 1 or size < 1 or size % parts:
         raise ConfigError(f"config.{r.key(name)}: {size} rows do not divide over {parts} {what}")
+
+
+def add_prompts(c: ConfigDict, source: str) -> None:
+    """The keys that say which prompts are answered and how, with their defaults and units."""
+    c.source = source  # prompts: function of alignax.data.sources, or module:function
+    c.data = ConfigDict()  # its arguments
+    c.max_prompt_length = 256  # tokens; longer prompts are dropped and counted
+    c.max_new_tokens = 128
+    c.slots = 0  # replies that are written at once; 0: all, or what a quarter of the memory holds
+    c.temperature = 1.0  # of sampling; in the stage online, and so of every log-probability
 
 
 def sampling(r: Reader) -> None:

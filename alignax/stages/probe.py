@@ -31,12 +31,7 @@ READS = {"proxy": plans.Parent("probe.reward_from", makes=plans.REWARD, reads=("
 def get_config() -> ConfigDict:
     """Every key of a probe, with its default and unit. Without a source nothing is probed."""
     c = ConfigDict()
-    c.source = ""  # prompts: function of alignax.data.sources, or module:function; "" for no probe
-    c.data = ConfigDict()  # its arguments
-    c.max_prompt_length = 256  # tokens; longer prompts are dropped and counted
-    c.max_new_tokens = 128
-    c.slots = 0  # replies that are written at once; 0: all, or what a quarter of the memory holds
-    c.temperature = 1.0
+    plans.add_prompts(c, "")  # without a source there is no probe
     c.batch_size = 64  # prompts sampled at once
     episodes.add_keys(c)  # an environment that the policy talks with
     # the gold reward: module:function of (row, completion, *, finished) -> number or parts with a total. "": that of
@@ -163,7 +158,8 @@ def build(
         texts = [row["completion"] for row in measured]
         first = sharding.put_batch(next(eval_batches(prompts, plan.batch_size, **host.share())), mesh)
         again = lambda i: run(params, reference, reward_params, first, jax.random.fold_in(key, i), temperature)[0]  # noqa: E731
-        drawn = [host.everywhere(again(i + 1).rollout) for i in range(plan.repeats)]
+        repeats = 0 if plan.env else plan.repeats  # no environment is played for this alone
+        drawn = [host.everywhere(again(i + 1).rollout) for i in range(repeats)]
         further = [own.texts_of(one.tokens, last_turn(one.mask, one.valid)) for one in drawn]
         return of_texts(texts, list(zip(texts, *further)), plan.phrases)
 

@@ -211,10 +211,7 @@ def named(name: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        error.add_note(
-            f"(the reward {name!r}; in the stage online reward_retries calls again, and reward_failure = 'missing' "
-            "does without)"
-        )
+        error.add_note(f"(the reward {name!r}; reward_retries calls again, reward_failure = 'missing' does without)")
         raise
 
 

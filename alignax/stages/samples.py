@@ -22,15 +22,13 @@ from alignax.manifest import files_hash
 from alignax.ops.checks import Scalar
 from alignax.rewards import ensemble
 from alignax.rewards.config import Reward
-from alignax.rewards.text import Trouble
-from alignax.rewards.workers import Workers
 from alignax.sampling.sampler import Sampler, sampler
-from alignax.stages import folder, inputs, lengths, plans, programs, roles
+from alignax.stages import folder, inputs, lengths, parents, plans, programs, roles
 from alignax.stages.algorithm import weighing_of
 from alignax.stages.folder import Stage
 from alignax.stages.plans import Readings
 from alignax.train import rewarded
-from alignax.types import Model, Params, Rollout
+from alignax.types import Params, Rollout
 
 Judge = Callable[[Rollout, dict], Rollout]  # (rollout, the prompts that it answers) -> the rollout with its scores
 
@@ -38,25 +36,9 @@ Judge = Callable[[Rollout, dict], Rollout]  # (rollout, the prompts that it answ
 def add_keys(c: ConfigDict, samples_per_prompt: int) -> None:
     """The keys of a stage that samples every prompt of its data, with their defaults and units."""
     c.template = "chat"
-    c.source = "jsonl"  # prompts: function of alignax.data.sources, or module:function
-    c.data = ConfigDict()  # its arguments
-    c.max_prompt_length = 256  # tokens; longer prompts are dropped and counted
-    c.max_new_tokens = 128
-    c.slots = 0  # replies that are written at once; 0: all, or what a quarter of the memory holds
-    c.temperature = 1.0
+    plans.add_prompts(c, "jsonl")
     c.batch_size = 64  # prompts sampled at once
     c.samples_per_prompt = samples_per_prompt  # replies to each prompt
-
-
-def add_rewards(c: ConfigDict) -> None:
-    """The keys of a stage that scores replies by the rewards that `online` takes."""
-    c.reward_from = ""  # folder of a finished reward model
-    c.reward_weights = ConfigDict()  # of its attributes, where it rates several; 1 each where nothing is said
-    c.reward = ""  # or a function of text: module:function of (row, completion, *, finished) -> number or None
-    c.reward_args = ConfigDict()
-    c.rewards = ConfigDict()  # or several by name, as in the stage online
-    c.reward_workers = 8  # threads for rewards over text
-    c.reward_timeout_s = 300.0  # seconds for those of a batch; what is not scored then has no score. 0: no limit
 
 
 @plan_record
@@ -77,18 +59,19 @@ class Sampled(plans.Reading):
 
 
 def check_rewards(r: Reader, rewards: Mapping[str, Reward]) -> None:
-    """What rewards there can be, and how those over text run. Raises ConfigError."""
+    """What rewards there can be where nothing is learnt. Raises ConfigError."""
     for name, one in rewards.items():
         if one.constraint or one.step_ends:
             what = "a constraint, whose multiplier is learnt" if one.constraint else "a reward of steps"
             raise ConfigError(f"config.{r.key(f'rewards.{name}')}: {what}: only the stage online has it")
-    r.require(r.reward_workers >= 1, "reward_workers", "expected a number of threads, 1 or more")
-    r.require(r.reward_timeout_s >= 0, "reward_timeout_s", "expected seconds, or 0 for no limit")
 
 
 class Asked(NamedTuple):
-    """The prompts of a plan, and what its policy answers them with."""
+    """The prompts of a plan, and the policy that answers them."""
 
+    tokenizer: Any
+    mesh: Mesh
+    params: Params
     sampler: Sampler
     prompts: dict[str, Any]  # arrays of `prompt_rows`
     counts: Counts
@@ -105,25 +88,27 @@ class Replies(NamedTuple):
     parts: dict[str, list[float]] = {}  # of the first judge's rewards, by their names
 
 
-def asked(stage: Stage, model: Model, tokenizer: Any) -> Asked:
-    """The prompts of a stage's plan. Raises ConfigError for slots that do not fit."""
+def asked(stage: Stage) -> Asked:
+    """The prompts of a stage's plan and its policy. Raises ConfigError for slots that do not fit."""
     p: Sampled = stage.plan
+    tokenizer, mesh = parents.get_tokenizer(stage), parents.get_mesh(p.mesh)
+    model, params = parents.new_or_loaded(stage, tokenizer, mesh)
     ((encode, _),) = p.readings()
     prompts, counts, rows = inputs.encoded(p, encode, tokenizer, "train", stage.root)
     K = p.samples_per_prompt
     sizes = K * p.batch_size, K, p.max_prompt_length, p.max_new_tokens
     lengths.check_slots(model, p.slots, *sizes, key="slots")
-    return Asked(sampler(model, tokenizer, p.template, p.max_new_tokens, p.slots), prompts, counts, rows)
+    own = sampler(model, tokenizer, p.template, p.max_new_tokens, p.slots)
+    return Asked(tokenizer, mesh, params, own, prompts, counts, rows)
 
 
-def judge(stage: Stage, rewards: Mapping[str, Reward], asked: Asked, tokenizer: Any, mesh: Mesh) -> Judge:
+def judge(stage: Stage, rewards: Mapping[str, Reward], asked: Asked) -> Judge:
     """What scores replies by the weighted sum of `rewards`, each on the device or in threads, as in `online`."""
     p, weighing = stage.plan, weighing_of(rewards)
-    loaded = roles.reward_models(stage, rewards, tokenizer, mesh)
+    loaded = roles.reward_models(stage, rewards, asked.tokenizer, asked.mesh)
     of_text = {name: one.function for name, one in rewards.items() if one.function}
-    workers = Workers(p.reward_workers, p.reward_timeout_s)
-    trouble = Trouble(retries=0, missing=False)
-    on_host = programs.text_scorer(of_text, asked.rows, asked.sampler, p.samples_per_prompt, workers, trouble)
+    given = of_text, asked.rows, asked.sampler, p.samples_per_prompt
+    on_host = programs.text_scorer(*given, p.asking.threads(), p.asking.trouble)
     frozen = {name: params for name, (_, params) in loaded.items()}
 
     @jax.jit
@@ -142,21 +127,19 @@ def judge(stage: Stage, rewards: Mapping[str, Reward], asked: Asked, tokenizer: 
     return scored
 
 
-def draw(
-    stage: Stage, asked: Asked, params: Params, mesh: Mesh, judges: Mapping[str, Judge], what: str
-) -> list[Replies]:
+def draw(stage: Stage, asked: Asked, judges: Mapping[str, Judge], what: str) -> list[Replies]:
     """The samples of every prompt, in the order of the prompts, with the score of each judge; with a bar.
 
     Deterministic in the seed: reply j to a row has the noise of its own number (`Sampler.draw`).
     """
-    p, seed, rows = stage.plan, jax.random.key(stage.plan.seed), sharding.batch_sharding(mesh)
+    p, seed, rows = stage.plan, jax.random.key(stage.plan.seed), sharding.batch_sharding(asked.mesh)
     options = {"temperature": p.temperature, "group": p.samples_per_prompt}
     run = jax.jit(lambda params, batch: asked.sampler.draw(params, batch, seed, **options), out_shardings=rows)
     texts, done, scores, parts = [], [], {name: [] for name in judges}, {}
     batches = list(eval_batches(asked.prompts, p.batch_size, **host.share()))
     for batch in progress(batches, f"{stage.workdir.name}: sampling {what}"):
-        put = sharding.put_batch(batch, mesh)
-        rollout = run(params, put)
+        put = sharding.put_batch(batch, asked.mesh)
+        rollout = run(asked.params, put)
         judged = {name: score(rollout, put) for name, score in judges.items()}
         said = {name: (one.score, one.rewards) for name, one in judged.items()}
         rollout, said = host.everywhere((rollout, said))

@@ -16,8 +16,9 @@ from alignax.bound import fill, plan_record, static
 from alignax.config import Reader
 from alignax.data.counts import DataError
 from alignax.ops.checks import Scalar
+from alignax.rewards import asking
 from alignax.rewards.config import Reward, rewards_of
-from alignax.stages import fitting, folder, parents, plans, samples
+from alignax.stages import fitting, folder, plans, samples
 from alignax.stages.plans import Declaration, Parent
 from alignax.stages.samples import Replies, question, usable
 
@@ -39,7 +40,7 @@ def get_config() -> ConfigDict:
     """Every key of the stage, with its default and unit."""
     c = fitting.shared_config("select")
     samples.add_keys(c, samples_per_prompt=8)
-    samples.add_rewards(c)
+    asking.add_keys(c)
     c.keep = "best"  # "best", "above" or "best_and_worst": what is kept of the replies to a prompt
     c.top_k = 1  # best: so many of them
     c.least = 1.0  # above: the score that a reply needs, in the unit of the rewards
@@ -52,8 +53,7 @@ class Plan(samples.Sampled):
     """What a run does."""
 
     rewards: dict[str, Reward]
-    reward_workers: int = static()
-    reward_timeout_s: float = static()
+    asking: asking.Asking
     keep: str = static()
     top_k: int = static()
     least: Scalar
@@ -68,7 +68,7 @@ def plan(config: Any, prefix: str = "") -> Plan:
     samples.check_rewards(r, rewards)
     check_keep(r)
     fields = plans.shared(r, batches={"batch_size": r.batch_size}) | {"source": plans.source(r, drawn=False)}
-    made = fill(Plan, r, rewards=rewards, **fields)
+    made = fill(Plan, r, rewards=rewards, asking=asking.asking(r), **fields)
     r.finish()
     return made
 
@@ -95,13 +95,11 @@ def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan |
     p: Plan = stage.plan
 
     # ---- policy, prompts and rewards
-    tokenizer, mesh = parents.get_tokenizer(stage), parents.get_mesh(p.mesh)
-    model, params = parents.new_or_loaded(stage, tokenizer, mesh)
-    asked = samples.asked(stage, model, tokenizer)
-    judge = samples.judge(stage, p.rewards, asked, tokenizer, mesh)
+    asked = samples.asked(stage)
+    judge = samples.judge(stage, p.rewards, asked)
 
     # ---- sample and score
-    drawn = samples.draw(stage, asked, params, mesh, {"score": judge}, f"{p.samples_per_prompt} replies a prompt")
+    drawn = samples.draw(stage, asked, {"score": judge}, f"{p.samples_per_prompt} replies a prompt")
 
     # ---- choose
     kept, dropped = [], Counter()

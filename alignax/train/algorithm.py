@@ -48,13 +48,14 @@ class Constraint:
     max_multiplier: Scalar = 10.0
 
 
-class Weighing(NamedTuple):
-    """How rewards become one score: what `train.online.scored` reads, of an `Algorithm` or of this alone."""
+@plan_record
+class Weighing:
+    """How rewards become one score: what `train.rewarded` reads of an algorithm, or of a stage that has no other."""
 
     weights: dict[str, Scalar]  # of the rewards, by name
     combined: dict[str, Combined]  # of them those that are made of others
-    constraints: dict[str, "Constraint"]
-    per_step: tuple[str, ...]  # the rewards of steps
+    constraints: dict[str, Constraint] = dataclasses.field(default_factory=dict)  # those that are; their weight is 0
+    per_step: tuple[str, ...] = static(default=())  # those that come by token, [B T], at the last one of each step
 
 
 @plan_record
@@ -67,7 +68,7 @@ class DataLoss:
 
 
 @plan_record
-class Algorithm:
+class Algorithm(Weighing):
     """What an iteration does. Numbers are leaves: `jax.vmap` over algorithms is a sweep."""
 
     draws: tuple[Draw, ...]  # of each prompt, in the order of its rows; the policy's own come first
@@ -77,10 +78,6 @@ class Algorithm:
     share_prompts: bool = static(default=False)  # a prompt stands once before all its replies in scoring and learning
     length_buckets: int = static(default=1)  # programs of scoring and learning, by how much room the replies take
     keep: int = static(default=0)  # groups to learn from, chosen among those sampled; 0 is all of them
-    weights: dict[str, Scalar]  # of the rewards, by name
-    combined: dict[str, Combined]  # of them those that are made of others
-    constraints: dict[str, Constraint] = dataclasses.field(default_factory=dict)  # those that are; their weight is 0
-    per_step: tuple[str, ...] = static(default=())  # those that come by token, [B T], at the last one of each step
     shaping: Bound | None = None  # (scores, [B M] of the reference's replies) -> scores: of `rewards.shaping`
     scoring: Bound  # (scores, finished, tokens, moments) -> (scores, moments): `shape_scores`
     advantage: Bound  # (rollout, scores, coefficient) -> (rollout, KL, metrics): of `train.advantages`

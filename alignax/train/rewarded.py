@@ -24,7 +24,7 @@ def beside_reference(frozen: dict, rollout: Rollout, prompts: dict, group: int) 
 
 
 def scored(
-    algorithm: Algorithm | Weighing, rollout: Rollout, rewards: dict[str, Float[Array, "B *K"]], multipliers: Any = ()
+    weighing: Weighing, rollout: Rollout, rewards: dict[str, Float[Array, "B *K"]], multipliers: Any = ()
 ) -> Rollout:
     """The rollout with its rewards, and their weighted sum as its score. Raises ValueError unless one is for each row.
 
@@ -32,45 +32,41 @@ def scored(
     ensemble, whose members' scores are [B K], the standard deviation over them is logged beside what is made of them.
     Of rewards of steps, [B T], the sum is in the score. `multipliers`: of constraints, `OnlineState.multipliers`.
     """
-    rewards, steps_BT = by_reply(algorithm, rollout, rewards)
+    rewards, steps_BT = by_reply(weighing, rollout, rewards)
     if steps_BT is not None:
-        steps_BT = steps_BT / divisor(algorithm, multipliers)
-    parts = {name: one_for_each(part, rollout.tokens, name) for name, part in combined(algorithm, rewards).items()}
+        steps_BT = steps_BT / divisor(weighing, multipliers)
+    parts = {name: one_for_each(part, rollout.tokens, name) for name, part in combined(weighing, rewards).items()}
     spread = {f"{name}/disagreement": jnp.std(x, axis=1) for name, x in rewards.items() if jnp.ndim(x) == 2}
-    score = total(algorithm, parts, multipliers)
+    score = total(weighing, parts, multipliers)
     return rollout.replace(rewards=parts | spread, score=score, step_rewards=steps_BT)
 
 
-def total(
-    algorithm: Algorithm | Weighing, parts: dict[str, Float[Array, "*B"]], multipliers: Any = ()
-) -> Float[Array, "*B"]:
+def total(weighing: Weighing, parts: dict[str, Float[Array, "*B"]], multipliers: Any = ()) -> Float[Array, "*B"]:
     """The weighted sum of rewards, and what those that are constraints make of it."""
-    weighed = {name: jnp.where(jnp.asarray(w) == 0, 0.0, w * parts[name]) for name, w in algorithm.weights.items()}
-    return lagrangian(algorithm, sum(weighed[name] for name in parts), parts, multipliers)  # pyright: ignore[reportArgumentType]
+    weighed = {name: jnp.where(jnp.asarray(w) == 0, 0.0, w * parts[name]) for name, w in weighing.weights.items()}
+    return lagrangian(weighing, sum(weighed[name] for name in parts), parts, multipliers)  # pyright: ignore[reportArgumentType]
 
 
-def by_reply(algorithm: Algorithm | Weighing, rollout: Rollout, rewards: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+def by_reply(weighing: Weighing, rollout: Rollout, rewards: dict[str, Any]) -> tuple[dict[str, Any], Any]:
     """(the rewards, of steps their sums; the weighted rewards of steps at their tokens, None where there are none)."""
-    if not algorithm.per_step:
+    if not weighing.per_step:
         return rewards, None
     tokens = rollout.tokens
-    given = {name: jnp.asarray(rewards[name], jnp.float32) for name in algorithm.per_step}
+    given = {name: jnp.asarray(rewards[name], jnp.float32) for name in weighing.per_step}
     for name, x in given.items():
         if x.shape != tokens.shape:
             raise ValueError(
                 f"the reward {name!r} gave the shape {x.shape} for tokens {tokens.shape}: expected the same"
             )
     given = {name: jnp.where(rollout.mask, x, 0.0) for name, x in given.items()}
-    weights = {name: jnp.asarray(algorithm.weights[name]) for name in given}
+    weights = {name: jnp.asarray(weighing.weights[name]) for name in given}
     weighed = [jnp.where(weights[name] == 0, 0.0, weights[name] * x) for name, x in given.items()]
     return rewards | {name: x.sum(1) for name, x in given.items()}, sum(weighed)
 
 
-def combined(
-    algorithm: Algorithm | Weighing, rewards: dict[str, Float[Array, "B *K"]]
-) -> dict[str, Float[Array, " B"]]:
+def combined(weighing: Weighing, rewards: dict[str, Float[Array, "B *K"]]) -> dict[str, Float[Array, " B"]]:
     """The rewards with those that are made of members, and then of others."""
-    made = algorithm.combined
+    made = weighing.combined
     parts = {name: made[name].function(x.T) if name in made else x for name, x in rewards.items()}
     for name, one in made.items():
         if one.of:

@@ -14,6 +14,7 @@ from tokenizers.models import WordLevel
 from transformers import AddedToken, PreTrainedTokenizerFast
 
 from alignax.data.counts import Counts
+from alignax.worlds.tokenizer import fast
 
 SPLITS = {"sft": 0.6, "online": 0.25, "eval": 0.15}  # shares of the prompts
 LARGEST = 99  # factor
@@ -59,16 +60,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     backend.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex(pieces), behavior="isolated")
     backend.decoder = decoders.Fuse()
     backend.add_tokens([AddedToken(mark, normalized=False, special=False) for mark in MARKS])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        pad_token="<pad>",
-        bos_token="<bos>",
-        eos_token="<eos>",
-        unk_token="<unk>",
-        additional_special_tokens=["<user>", "<assistant>", "<tool>", "<tools>"],
-        clean_up_tokenization_spaces=False,
-        chat_template=CHAT_TEMPLATE,
-    )
+    return fast(backend, CHAT_TEMPLATE, SPECIALS)
 
 
 def _escaped(word: str) -> str:

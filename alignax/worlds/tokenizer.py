@@ -31,13 +31,16 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     backend = tokenizers.Tokenizer(WordLevel(ids, unk_token="<unk>"))
     backend.normalizer = Lowercase()
     backend.pre_tokenizer = Whitespace()
+    return fast(backend, CHAT_TEMPLATE, SPECIALS)
+
+
+def fast(backend: tokenizers.Tokenizer, chat_template: str, specials: tuple[str, ...]) -> PreTrainedTokenizerFast:
+    """A tokenizer of a world for `transformers`; its special tokens begin with pad, bos, eos and unk."""
+    named = dict(zip(("pad_token", "bos_token", "eos_token", "unk_token"), specials))
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
-        pad_token="<pad>",
-        bos_token="<bos>",
-        eos_token="<eos>",
-        unk_token="<unk>",
-        additional_special_tokens=["<user>", "<assistant>"],
+        **named,
+        additional_special_tokens=list(specials[len(named) :]),
         clean_up_tokenization_spaces=False,
-        chat_template=CHAT_TEMPLATE,
+        chat_template=chat_template,
     )

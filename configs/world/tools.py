@@ -5,7 +5,8 @@ Command: alignax run --config=configs/world/tools.py --workdir=runs/tools
 
 from ml_collections import ConfigDict, FieldReference
 
-from alignax.stages import evaluate, online, sft
+from alignax.stages import evaluate, online
+from configs.world import sft
 
 TOOL = "alignax.envs.calculator:Calculator"
 RIGHT = "alignax.rewards.answers:exact_answer"
@@ -31,20 +32,13 @@ def get_config():
 
 
 def demonstrated():
-    c = sft.get_config()
-    c.model = "harbor"
+    c = sft.get_config()  # the harbour desk's
     c.tokenizer = "alignax.worlds.sums:build_tokenizer"
     c.source = "alignax.worlds.sums:demonstrations"
-    c.data = dict(count=12_000, heldout=256)
+    c.data.count = 12_000
     c.train_on = "assistant"
-    c.max_length = 48
-    c.batch_size = 32
-    c.compute.remat = "dots"  # a small model on a CPU: to compute again is cheaper than to keep
     c.total_steps = 600
-    c.optimizer = "muon"
-    c.optimizer_args = dict(learning_rate=0.01, adam_learning_rate=5e-3, warmup_percent=5.0)
-    c.eval_every_steps = 300
-    c.save_every_steps = 300
+    c.eval_every_steps = c.save_every_steps = 300
     return c
 
 

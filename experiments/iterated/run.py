@@ -6,21 +6,15 @@ Hardware: 2 CPU cores. Writes results/results.json, results/results.md and resul
 """
 
 import json
-import os
-import platform
-import subprocess
-import sys
-from importlib.metadata import version
 from pathlib import Path
 
-import alignax
 from alignax.config import plain
 from alignax.evals.intervals import spread
 from alignax.lineage import lineage
 from alignax.log import plain_json, replace_file
 from alignax.main import load_config
 from alignax.manifest import config_hash, read_manifest
-from alignax.report.experiment import cell, options, publish
+from alignax.report.experiment import cell, made_with, options, publish, run_seed, versions
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -28,12 +22,6 @@ CONFIG = "configs/world/iterated_rlhf.py"
 BEGIN = "<!-- results:iterated -->"
 METRICS = ("gold_reward", "gold_gain", "kl", "length", "eos_rate")
 JUDGED = ("heldout_accuracy", "gold_accuracy")
-
-
-def run_seed(seed: int, folder: Path) -> None:
-    """Runs the pipeline with a seed; goes on where it was stopped, and does nothing where it is finished."""
-    command = ["run", f"--config={CONFIG}", f"--config.seed={seed}", f"--workdir={folder.resolve()}"]
-    subprocess.run([sys.executable, "-m", "alignax.main", *command], cwd=ROOT, check=True)
 
 
 def read(folder: Path) -> dict:
@@ -65,10 +53,7 @@ def results(runs: dict[int, dict]) -> dict:
         "config": CONFIG,
         "config_hash": config_hash(plain_json(plain(load_config(str(ROOT / CONFIG), [])))),
         "seeds": list(runs),
-        "python": platform.python_version(),
-        "jax": version("jax"),
-        "alignax": alignax.__version__,
-        "cpu_count": os.cpu_count(),
+        **made_with(),
         "table": table,
         "per_seed": {str(seed): run for seed, run in runs.items()},
     }
@@ -93,11 +78,7 @@ def markdown(found: dict) -> str:
             cells.append(cell(value | {"ci95": over_prompts} if value and over_prompts else value, decimals))
         lines.append((name, *cells))
     over = "95% bootstrap intervals over prompts" if alone else "means over seeds, 95% t-intervals"
-    facts = [
-        f"- Seeds {', '.join(map(str, found['seeds']))}; {over} in brackets.",
-        f"- alignax {found['alignax']}, JAX {found['jax']}, Python {found['python']}, "
-        f"config {found['config_hash'][:12]}.",
-    ]
+    facts = [f"- Seeds {', '.join(map(str, found['seeds']))}; {over} in brackets.", f"- {versions(found)}."]
     return "\n".join(["| " + " | ".join(row) + " |" for row in lines] + ["", *facts]) + "\n"
 
 
@@ -107,7 +88,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     folders = {seed: args.runs / f"iterated-seed{seed}" for seed in args.seeds}
     for seed, folder in folders.items():
-        run_seed(seed, folder)
+        run_seed(ROOT, CONFIG, seed, folder)
     found = results({seed: read(folder) for seed, folder in folders.items()})
     publish(args, BEGIN, found, markdown(found))
     last = max(name for name in found["table"] if name.startswith("ppo_"))

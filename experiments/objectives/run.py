@@ -10,17 +10,13 @@ and results/results.md beside this file; --write-readme puts the table into docs
 
 import json
 import math
-import os
-import platform
 import sys
-from importlib.metadata import version
 from pathlib import Path
 
-import alignax
 from alignax import catalogue
 from alignax.evals.intervals import spread
 from alignax.main import load_config
-from alignax.report.experiment import cell, options, publish
+from alignax.report.experiment import cell, made_with, options, publish, versions
 from alignax.stages import collect, distill, offline, online, reward
 
 HERE = Path(__file__).resolve().parent
@@ -122,10 +118,7 @@ def results(per_seed: dict[str, dict[int, dict]], sft: dict[int, dict]) -> dict:
     return {
         "command": COMMAND,
         "seeds": sorted(sft),
-        "python": platform.python_version(),
-        "jax": version("jax"),
-        "alignax": alignax.__version__,
-        "cpu_count": os.cpu_count(),
+        **made_with(),
         "sft": {str(seed): value for seed, value in sft.items()},
         "table": table,
         "per_seed": {name: {str(seed): run for seed, run in runs.items()} for name, runs in per_seed.items()},
@@ -146,7 +139,7 @@ def markdown(found: dict) -> str:
         "policy of the same seed, that in proxy by the score of the seed's Bradley-Terry reward model.",
         "- Default settings of each loss at one learning rate and one number of updates: this compares defaults, not "
         "tuned methods.",
-        f"- alignax {found['alignax']}, JAX {found['jax']}, Python {found['python']}, {found['cpu_count']} CPU cores.",
+        f"- {versions(found)}, {found['cpu_count']} CPU cores.",
     ]
     if set(found["table"]) & set(REWARDS):
         notes.append(

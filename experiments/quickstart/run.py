@@ -6,20 +6,14 @@ Hardware: 2 CPU cores. Writes results/results.json and results/results.md beside
 """
 
 import json
-import os
-import platform
-import subprocess
-import sys
-from importlib.metadata import version
 from pathlib import Path
 
-import alignax
 from alignax.config import plain
 from alignax.evals.intervals import spread
 from alignax.log import plain_json
 from alignax.main import load_config
 from alignax.manifest import config_hash
-from alignax.report.experiment import cell, options, publish
+from alignax.report.experiment import cell, made_with, options, publish, run_seed, versions
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -44,13 +38,12 @@ def is_finished(folder: Path, config: dict) -> bool:
     return found == [config[name] for name in config["steps"]]
 
 
-def run_seed(seed: int, folder: Path) -> None:
+def run_unless_finished(seed: int, folder: Path) -> None:
     """Runs the quickstart with a seed; goes on where it was stopped."""
     if is_finished(folder, config_of(seed)):
         print(f"seed {seed}: finished before, with the same config", flush=True)
         return
-    command = ["run", f"--config={CONFIG}", f"--config.seed={seed}", f"--workdir={folder.resolve()}"]
-    subprocess.run([sys.executable, "-m", "alignax.main", *command], cwd=ROOT, check=True)
+    run_seed(ROOT, CONFIG, seed, folder)
 
 
 def collect(summaries: dict[int, dict]) -> dict:
@@ -96,10 +89,7 @@ def results(summaries: dict[int, dict]) -> dict:
         "config": CONFIG,
         "config_hash": config_hash(config_of(0)),
         "seeds": list(summaries),
-        "python": platform.python_version(),
-        "jax": version("jax"),
-        "alignax": alignax.__version__,
-        "cpu_count": os.cpu_count(),
+        **made_with(),
         **collect(summaries),
         "per_seed": {str(seed): summary for seed, summary in summaries.items()},
     }
@@ -118,8 +108,7 @@ def markdown(found: dict) -> str:
     facts = [
         f"- Held-out accuracy of the reward model: {cell(table['reward']['heldout_accuracy'], 3)}.",
         f"- Seeds {', '.join(map(str, seeds))}; means over seeds, 95% t-intervals in brackets.",
-        f"- alignax {found['alignax']}, JAX {found['jax']}, Python {found['python']}, "
-        f"config {found['config_hash'][:12]}.",
+        f"- {versions(found)}.",
     ]
     return "\n".join([*lines, "", *verdicts, *facts]) + "\n"
 
@@ -139,7 +128,7 @@ def main(argv: list[str] | None = None) -> None:
     args = options(__doc__, ROOT, HERE).parse_args(argv)
     folders = {seed: args.runs / f"quickstart-seed{seed}" for seed in args.seeds}
     for seed, folder in folders.items():
-        run_seed(seed, folder)
+        run_unless_finished(seed, folder)
     read = lambda folder: json.loads((folder / "summary.json").read_text(encoding="utf-8"))  # noqa: E731
     found = results({seed: read(folder) for seed, folder in folders.items()})
     publish(args, BEGIN, found, markdown(found))

@@ -11,18 +11,14 @@ results/results.md beside this file.
 """
 
 import json
-import os
-import platform
 import sys
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import alignax
 from alignax.evals.intervals import spread
 from alignax.log import read_metrics
 from alignax.main import load_config
-from alignax.report.experiment import cell, options, publish
+from alignax.report.experiment import cell, made_with, options, publish, versions
 from alignax.stages import average, collect, evaluate, online, reward, sft
 from alignax.worlds.gold import gold
 
@@ -145,10 +141,8 @@ def results(per_seed: dict[str, dict[int, dict]], start: dict[int, dict], rang: 
         most = {seed: oracle[seed]["gold_reward"] - start[seed]["gold_reward"] for seed in gain if seed in oracle}
         row["share"] = spread([gain[seed] / most[seed] for seed in most]) if most else None
         table[name] = row | {"seeds": sorted(runs)}
-    versions = {"python": platform.python_version(), "jax": version("jax"), "alignax": alignax.__version__}
     known = ("gold_reward", "proxy_reward")
-    return versions | {
-        "cpu_count": os.cpu_count(),
+    return made_with() | {
         "start": {str(seed): {name: one[name] for name in known} for seed, one in start.items()},
         "table": table,
         "alarms": rang,
@@ -178,7 +172,7 @@ def markdown(found: dict[str, Any]) -> str:
         first, last = (one["path"][i] for i in (0, -1))
         moved = ", ".join(f"{key} {first[key]:.2f} -> {last[key]:.2f}" for key in METRICS.values() if key in first)
         lines.append(f"- Alarms of the run `{name}`: {said or 'none'}. {moved}.")
-    lines.append(f"- alignax {found['alignax']}, JAX {found['jax']}, Python {found['python']}.")
+    lines.append(f"- {versions(found)}.")
     return "\n".join(lines) + "\n"
 
 

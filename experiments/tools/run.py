@@ -6,20 +6,14 @@ Hardware: 2 CPU cores, about 4 minutes per seed. Writes results/results.json and
 """
 
 import json
-import os
-import platform
-import subprocess
-import sys
-from importlib.metadata import version
 from pathlib import Path
 
-import alignax
 from alignax.config import plain
 from alignax.evals.intervals import spread
 from alignax.log import plain_json
 from alignax.main import load_config
 from alignax.manifest import config_hash
-from alignax.report.experiment import cell, options, publish
+from alignax.report.experiment import cell, made_with, options, publish, run_seed, versions
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -35,12 +29,6 @@ ROWS = {
     "GRPO with the tool, not shown it": ("grpo_tool", "without"),
 }
 METRICS = {"accuracy": "gold_reward", "calls": "tools/calls", "failures": "tools/failures", "kl": "kl"}
-
-
-def run_seed(seed: int, folder: Path) -> None:
-    """Runs the config with a seed; what has finished with the same config is not run again."""
-    command = ["run", f"--config={CONFIG}", f"--config.seed={seed}", f"--workdir={folder.resolve()}"]
-    subprocess.run([sys.executable, "-m", "alignax.main", *command], cwd=ROOT, check=True)
 
 
 def measured(folder: Path) -> dict:
@@ -70,10 +58,7 @@ def results(runs: dict[int, dict]) -> dict:
         "config": CONFIG,
         "config_hash": config_hash(plain_json(plain(load_config(str(ROOT / CONFIG), [])))),
         "seeds": list(runs),
-        "python": platform.python_version(),
-        "jax": version("jax"),
-        "alignax": alignax.__version__,
-        "cpu_count": os.cpu_count(),
+        **made_with(),
         "table": collect(list(runs.values())),
         "per_seed": {str(seed): run for seed, run in runs.items()},
     }
@@ -90,8 +75,7 @@ def markdown(found: dict) -> str:
         f"- Seeds {', '.join(map(str, found['seeds']))}; means over seeds, 95% t-intervals in brackets; 512 held-out "
         "prompts each.",
         "- Gain of the tool: accuracy of GRPO with the tool, shown it, less that of GRPO without, seed by seed.",
-        f"- alignax {found['alignax']}, JAX {found['jax']}, Python {found['python']}, config "
-        f"{found['config_hash'][:12]}.",
+        f"- {versions(found)}.",
     ]
     return "\n".join([*lines, "", *facts]) + "\n"
 
@@ -100,7 +84,7 @@ def main(argv: list[str] | None = None) -> None:
     args = options(__doc__ or "", ROOT, HERE).parse_args(argv)
     folders = {seed: args.runs / f"tools-seed{seed}" for seed in args.seeds}
     for seed, folder in folders.items():
-        run_seed(seed, folder)
+        run_seed(ROOT, CONFIG, seed, folder)
     found = results({seed: measured(folder) for seed, folder in folders.items()})
     publish(args, BEGIN, found, markdown(found))
 

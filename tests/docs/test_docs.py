@@ -20,6 +20,7 @@ from alignax.report.experiment import END
 from alignax.stages.pipeline import planned
 from alignax.stages.plans import made
 from alignax.types import Pair, Side
+from experiments import load
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -192,9 +193,7 @@ def test_map_of_the_house_names_every_room_and_no_other(page):
     "name, page", [("quickstart", "README.md"), ("objectives", "docs/objectives.md"), ("iterated", "docs/online.md")]
 )
 def test_results_in_a_document_are_those_of_results_json(name, page, own_path):
-    spec = importlib.util.spec_from_file_location(f"{name}_run", ROOT / f"experiments/{name}/run.py")
-    run = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(run)
+    run = load(name)
     place = (ROOT / page).read_text(encoding="utf-8").partition(run.BEGIN)[2].partition(END)[0].strip()
     path = ROOT / f"experiments/{name}/results/results.json"
     assert place == (run.markdown(run.json.loads(path.read_text())).strip() if path.is_file() else "Not run yet.")

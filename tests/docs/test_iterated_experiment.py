@@ -1,22 +1,16 @@
 """experiments/iterated/run.py on made-up runs: what is read of them, and the table."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import pytest
 
 from alignax.manifest import write_manifest
-
-ROOT = Path(__file__).resolve().parents[2]
+from experiments import load
 
 
 @pytest.fixture
 def experiment():
-    spec = importlib.util.spec_from_file_location("iterated_experiment", ROOT / "experiments/iterated/run.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load("iterated")
 
 
 def pipeline(folder, shift=0.0):

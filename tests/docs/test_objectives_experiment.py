@@ -1,24 +1,18 @@
 """experiments/objectives/run.py on made-up figures: what it runs, with which config, and the table that it writes."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import pytest
 
 from alignax.catalogue import names as losses
 from alignax.report.experiment import END
 from alignax.stages.plans import made
-
-ROOT = Path(__file__).resolve().parents[2]
+from experiments import load
 
 
 @pytest.fixture(scope="module")
 def run():
-    spec = importlib.util.spec_from_file_location("objectives_experiment", ROOT / "experiments/objectives/run.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load("objectives")
 
 
 @pytest.mark.slow

@@ -1,23 +1,21 @@
 """experiments/quickstart/run.py on made-up summaries: figures by hand, files, and the place in the README."""
 
-import importlib.util
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
+from alignax.report import experiment
 from alignax.report.experiment import END, cell, write_into
+from experiments import ROOT, load
 
-ROOT = Path(__file__).resolve().parents[2]
 GOLD = {"sft": (0.0, 0.1, 0.2), "ppo": (1.0, 1.1, 1.2), "dpo": (0.2, 0.7, 1.2)}  # by policy and seed
 
 
 @pytest.fixture(scope="module")
 def run():
-    spec = importlib.util.spec_from_file_location("quickstart_experiment", ROOT / "experiments/quickstart/run.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load("quickstart")
 
 
 def summary(seed: int) -> dict:
@@ -42,14 +40,14 @@ def finished_run(run, folder: Path, seed: int) -> Path:
 @pytest.fixture
 def runs(run, tmp_path, monkeypatch):
     """Three finished runs; a command to run anything fails the test."""
-    monkeypatch.setattr(run.sys, "path", list(run.sys.path))
+    monkeypatch.setattr(sys, "path", list(sys.path))
     for seed in range(3):
         finished_run(run, tmp_path / "runs" / f"quickstart-seed{seed}", seed)
 
     def refuse(command, **_):
         raise AssertionError(f"would have run {command}")
 
-    monkeypatch.setattr(run.subprocess, "run", refuse)
+    monkeypatch.setattr(experiment.subprocess, "run", refuse)
     return tmp_path / "runs"
 
 
@@ -119,7 +117,7 @@ def test_readme_is_left_alone_unless_asked(run, runs, tmp_path):
 
 @pytest.mark.parametrize("change", ["another config", "no summary", "no manifest", "no folder"])
 def test_a_seed_that_is_not_finished_with_this_config_is_run(run, tmp_path, monkeypatch, change):
-    monkeypatch.setattr(run.sys, "path", list(run.sys.path))
+    monkeypatch.setattr(sys, "path", list(sys.path))
     folder = tmp_path / "run"
     if change != "no folder":
         finished_run(run, folder, 1)
@@ -133,8 +131,8 @@ def test_a_seed_that_is_not_finished_with_this_config_is_run(run, tmp_path, monk
     elif change == "no manifest":
         (folder / "ppo/manifest.json").unlink()
     calls = []
-    monkeypatch.setattr(run.subprocess, "run", lambda command, **options: calls.append((command, options)))
-    run.run_seed(1, folder)
+    monkeypatch.setattr(experiment.subprocess, "run", lambda command, **options: calls.append((command, options)))
+    run.run_unless_finished(1, folder)
     ((command, options),) = calls
     assert command[1:] == ["-m", "alignax.main", "run", "--config=configs/quickstart.py", "--config.seed=1",
                            f"--workdir={folder.resolve()}"]  # fmt: skip

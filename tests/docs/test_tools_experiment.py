@@ -1,19 +1,13 @@
 """experiments/tools/run.py on made-up runs: figures by hand."""
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from experiments import load
 
 
 @pytest.fixture(scope="module")
 def run():
-    spec = importlib.util.spec_from_file_location("tools_experiment", ROOT / "experiments/tools/run.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load("tools")
 
 
 def made(right, calls):

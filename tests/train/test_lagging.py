@@ -89,10 +89,3 @@ def test_a_batch_is_learnt_from_two_steps_after_it_was_sampled(by_hand, options)
     # the ratio to the sampler is not 1 where the policy has moved on, and the correction sees it
     assert found[0]["sampling/importance_sampling_ratio/max"] == pytest.approx(1.0, abs=1e-4)
     assert abs(found[3]["sampling/importance_sampling_ratio/max"] - 1.0) > 1e-3
-
-
-def test_nothing_waits_without_a_lag():
-    algorithm = build_algorithm()
-    state = build_state(algorithm)
-    mesh = sharding.make_mesh({"data": -1})
-    assert lagging.with_pending(state, lambda *_: 1 / 0, {}, 0, mesh) is state and state.pending == ()
