@@ -29,6 +29,13 @@ class Played(NamedTuple):
     metrics: dict[str, np.ndarray]  # {name: [R]}
 
 
+def checked(found: Any, name: str) -> Stepped:
+    """What a step gave. Raises TypeError for what is none."""
+    if not isinstance(found, tuple) or len(found) != 3:
+        raise TypeError(f"{name} gave {str(found)[:80]!r}: expected (observation, reward, done)")
+    return found
+
+
 class Episode:
     """One reply's environment, and what has come of it so far."""
 
@@ -39,12 +46,7 @@ class Episode:
 
     def step(self, text: str) -> Stepped:
         """The environment's own step. Raises TypeError for one that gives something else."""
-        found = self.env.step(text)
-        if not isinstance(found, tuple) or len(found) != 3:
-            raise TypeError(
-                f"{type(self.env).__name__}.step gave {str(found)[:80]!r}: expected (observation, reward, done)"
-            )
-        return found
+        return checked(self.env.step(text), f"{type(self.env).__name__}.step")
 
     def close(self) -> float:
         """The reward of the end."""
@@ -96,9 +98,22 @@ class Player:
     def answered(self, episodes: list[Episode], texts: list[str], cut: np.ndarray, room: np.ndarray) -> list[Ids]:
         """The ids that each row sees next; none where the episode is over."""
         asked = [i for i, one in enumerate(episodes) if not one.gone]  # the others' are still in a thread
-        found = self.workers.map(Episode.step, [(episodes[i], texts[i]) for i in asked])
+        found = self.stepped([episodes[i] for i in asked], [texts[i] for i in asked])
         steps = dict.fromkeys(range(len(episodes)), NOBODY) | dict(zip(asked, found, strict=True))
         return [self.next(one, steps[i], bool(cut[i]), int(room[i])) for i, one in enumerate(episodes)]
+
+    def stepped(self, episodes: list[Episode], texts: list[str]) -> list[Any]:
+        """What comes of a turn of each, `LATE` where nothing came in time: of one call for all, where there is one."""
+        together = getattr(episodes[0].env, "steps", None) if episodes else None
+        if together is None:
+            return self.workers.map(Episode.step, list(zip(episodes, texts, strict=True)))
+        (found,) = self.workers.map(together, [([one.env for one in episodes], texts)])
+        if found is LATE:
+            return [LATE] * len(episodes)
+        name = f"{type(episodes[0].env).__name__}.steps"
+        if len(found) != len(episodes):
+            raise ValueError(f"{name} gave {len(found)} values for {len(episodes)} episodes: expected one for each")
+        return [checked(step, name) for step in found]
 
     def next(self, one: Episode, step: Any, cut: bool, room: int) -> Ids:
         """What comes of one step: the ids that the row sees, and what is known of its episode."""

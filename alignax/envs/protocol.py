@@ -1,7 +1,7 @@
 """What an environment is: `reset(row)`, then `step(text)` for each turn of the policy. One object for each episode."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from alignax.data.messages import Message
@@ -19,6 +19,8 @@ class Env(Protocol):
       tools: JSON schemas of functions that the prompt shows.
       counts: dict of numbers by the name of their metric, as "tools/calls"; their means over replies are in the log.
       finish(): asked once when the episode is over, however that came: a reward beside those of the turns.
+      steps(envs, texts): of the class; what `step` would give of each, for all live episodes of a batch at once. An
+        environment that asks another policy asks it for many rows in one call.
     """
 
     def reset(self, row: dict) -> str | None:
@@ -48,3 +50,4 @@ def is_env(made: Any) -> bool:
 
 
 Make = Callable[[], Env]  # an environment for one episode
+Partner = Callable[[Sequence[str]], list[str]]  # a second policy: (questions) -> its answers, in their order

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from alignax import host, sharding
-from alignax.bound import Bound, of_config, plan_record, static
+from alignax.bound import Bound, of_config, plan_record, static, takes
 from alignax.config import ConfigError, Reader
 from alignax.data.arrays import pad
 from alignax.data.boundary import Ids
@@ -26,7 +26,7 @@ from alignax.envs.calls import format_of
 from alignax.envs.observed import Observer
 from alignax.envs.play import Played, Player, begun
 from alignax.envs.prompts import tool_prompt_rows, with_text, with_tools
-from alignax.envs.protocol import Make
+from alignax.envs.protocol import Make, Partner
 from alignax.envs.tools import environment
 from alignax.evals.policy import Judge, Measured
 from alignax.rewards.config import Reward
@@ -35,6 +35,8 @@ from alignax.sampling import turns
 from alignax.sampling.options import Options
 from alignax.sampling.sample import row_keys
 from alignax.sampling.sampler import Sampler
+from alignax.stages import partner
+from alignax.stages.folder import Stage
 from alignax.stages.programs import Produce
 from alignax.stages.roles import shared
 from alignax.train import online, reading
@@ -55,6 +57,7 @@ def add_keys(c: ConfigDict) -> None:
     c.max_observation = DEFAULTS["max_observation"]  # tokens of what an environment says at once; more is cut
     c.env_timeout_s = DEFAULTS["env_timeout_s"]  # seconds for one turn of a batch's environments. 0: no limit
     c.env_workers = DEFAULTS["env_workers"]  # threads for environments
+    c[partner.KEY] = partner.get_config()  # a second policy, which an environment with a parameter `partner` asks
 
 
 @plan_record
@@ -62,6 +65,7 @@ class Plan:
     """An environment, and what bounds its episodes."""
 
     made: Bound  # () -> an environment, or an object whose public methods are tools
+    partner: partner.Plan | None  # of the second policy, which `made` then takes as well
     max_turns: int = static()
     max_observation: int = static()
     timeout_s: float = static()
@@ -69,7 +73,7 @@ class Plan:
 
     def trial(self) -> Any:
         """An environment that is not played: what it says of itself."""
-        return environment(self.made(), "plain")
+        return environment(self.made(**({"partner": nobody} if self.partner else {})), "plain")
 
     @property
     def tools(self) -> tuple[dict, ...]:
@@ -80,17 +84,20 @@ class Plan:
         """What makes its arrays of rows."""
         return partial(tool_prompt_rows, template=template, max_prompt_length=max_prompt_length, tools=self.tools)
 
-    def make(self, tokenizer: Tokenizer, template: str) -> Make:
+    def make(self, tokenizer: Tokenizer, template: str, asks: Partner | None = None) -> Make:
         """Its environments under a chat template. Raises DataError for a template whose calls nobody can read."""
-        trial = self.trial()
+        trial, more = self.trial(), {"partner": asks} if asks else {}
         name = format_of(tokenizer, template) if hasattr(trial, "format") else "plain"
-        return lambda: environment(self.made(), name)
+        return lambda: environment(self.made(**more), name)
 
 
 def plan(r: Reader) -> Plan | None:
     """The environment of a config; None where it has none. Raises ConfigError for what does not fit."""
-    made = of_config(r, "env")
+    other = getattr(r, partner.KEY)
+    second = partner.plan(other)
+    made = of_config(r, "env", given=("partner",))
     if made is None:
+        other.require(second is None, "init_from", f"expected '' while config.{r.key('env')} is empty")
         for name, default in DEFAULTS.items():
             if name != "env_args" and getattr(r, name) != default:
                 raise ConfigError(f"config.{r.key(name)} is set, but config.{r.key('env')} is empty: nothing reads it")
@@ -100,9 +107,22 @@ def plan(r: Reader) -> Plan | None:
     r.require(r.env_timeout_s >= 0, "env_timeout_s", "expected seconds, or 0 for no limit")
     r.require(r.env_workers >= 1, "env_workers", "expected a number of threads, 1 or more")
     limits = {"max_turns": r.max_turns, "max_observation": r.max_observation}
-    found = Plan(made=made, timeout_s=r.env_timeout_s, workers=r.env_workers, **limits)
+    asks = takes(made, "partner")
+    other.require(asks or not second, "init_from", f"expected '': {made.name} has no parameter 'partner' to ask it by")
+    other.require(second or not asks, "init_from", f"expected the folder of a second policy, which {made.name} asks")
+    found = Plan(made=made, partner=second, timeout_s=r.env_timeout_s, workers=r.env_workers, **limits)
     found.trial()
     return found
+
+
+def nobody(questions: Sequence[str]) -> list[str]:
+    """The partner of an environment that is not played."""
+    return ["" for _ in questions]
+
+
+def batches(found: Plan | None, prefix: str = "") -> dict[str, int]:
+    """The sizes that have to divide over the devices, by their keys."""
+    return {f"{prefix}{partner.KEY}.batch_size": found.partner.batch_size} if found and found.partner else {}
 
 
 def reward_of(found: Plan) -> dict[str, Reward]:
@@ -125,13 +145,13 @@ class Table:
 
     def __init__(
         self, found: Plan, own: Sampler, tokenizer: Tokenizer, template: str, rows: Sequence[dict], *, longest: int,
-        group: int, whole: Any = lambda params: params,
+        group: int, whole: Any = lambda params: params, asks: Partner | None = None,
     ):  # fmt: skip
         if host.count() > 1:
             raise ConfigError("config.env: a run of several processes has no environments yet; start one process")
         self.plan, self.rows, self.longest, self.group = found, rows, longest, group
         self.tokenizer, self.template, self.own = tokenizer, template, own
-        self.make, self.tools = found.make(tokenizer, template), found.tools
+        self.make, self.tools = found.make(tokenizer, template, asks), found.tools
         self.workers = Workers(found.workers, found.timeout_s)
         observer = Observer(tokenizer, template, found.max_observation)
         programs = turns.programs(own, group, whole)
@@ -173,6 +193,11 @@ class Table:
         return ids
 
 
+def asked_by(stage: Stage, role: str, found: Plan, tokenizer: Tokenizer, template: str, mesh: Mesh) -> Partner | None:
+    """The partner of an environment, from the folder of its role."""
+    return partner.load(stage, role, found.partner, tokenizer, template, mesh) if found.partner else None
+
+
 def producer(
     stage: Any, actors: Actors, frozen: dict, tokenizer: Tokenizer, rows: Sequence[dict], mesh: Mesh
 ) -> Produce:
@@ -182,7 +207,7 @@ def producer(
     whole = lambda given: reading.whole(given[0], tree(given[1]), "policy")  # noqa: E731
     table = Table(
         p.env, actors.sampler, tokenizer, p.template, rows, longest=p.max_prompt_length, group=algorithm.group,
-        whole=whole,
+        whole=whole, asks=asked_by(stage, "partner", p.env, tokenizer, p.template, mesh),
     )  # fmt: skip
 
     def produce(state: OnlineState, prompts: dict) -> tuple[Any, dict]:

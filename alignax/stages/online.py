@@ -27,6 +27,7 @@ from alignax.stages import (
     lengths,
     outside,
     parents,
+    partner,
     plans,
     probe,
     programs,
@@ -48,6 +49,7 @@ STAGE = Declaration(
         "reward": Parent("reward_from", makes=plans.REWARD, reads=("", "golden.")),
         "reward.*": Parent("rewards.*.from", makes=plans.REWARD, reads=("", "golden.")),
     }
+    | partner.READS
     | probe.READS,
 )
 
@@ -184,7 +186,13 @@ def plan(config: Any, prefix: str = "") -> Plan:
     if r.lora_args:
         plans.check_lora(r)
     lagging.check(r)
-    batches = {"batch_size": r.batch_size} | probe.batches(watch) | golden.batches(known) | beside.batches(more)
+    batches = (
+        {"batch_size": r.batch_size}
+        | episodes.batches(env)
+        | probe.batches(watch)
+        | golden.batches(known)
+        | beside.batches(more)
+    )
     fields = plans.shared(r, batches=batches)
     algorithm = algorithm_of(r, rewards, plain(get_config()), more.loss if more else None)
     fields["data_loss"] = more

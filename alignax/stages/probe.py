@@ -20,18 +20,22 @@ from alignax.ops.checks import Scalar
 from alignax.rewards import config as rewards
 from alignax.rewards.text import total_reward
 from alignax.sampling.sampler import Sampler, sampler
-from alignax.stages import episodes, inputs, lengths, parents, plans
+from alignax.stages import episodes, inputs, lengths, parents, partner, plans
 from alignax.stages.folder import Stage
 from alignax.stages.programs import last_turn
 from alignax.types import Model, Params
 
-READS = {"proxy": plans.Parent("probe.reward_from", makes=plans.REWARD, reads=("probe.",))}  # roles of a stage with one
+# roles of a stage with one
+READS = {"proxy": plans.Parent("probe.reward_from", makes=plans.REWARD, reads=("probe.",))} | partner.OF_PROBE
 
 
 def get_config() -> ConfigDict:
     """Every key of a probe, with its default and unit. Without a source nothing is probed."""
     c = ConfigDict()
     plans.add_prompts(c, "")  # without a source there is no probe
+    c.split = (
+        "train"  # of the source, that is read; "heldout": what its `heldout_percent`, or a set's own split, holds out
+    )
     c.batch_size = 64  # prompts sampled at once
     episodes.add_keys(c)  # an environment that the policy talks with
     # the gold reward: module:function of (row, completion, *, finished) -> number or parts with a total. "": that of
@@ -55,6 +59,7 @@ class Plan:
     max_new_tokens: int = static()
     slots: int = static()
     temperature: Scalar
+    split: str = static()
     batch_size: int = static()
     env: episodes.Plan | None
     gold: Bound | None  # (row, completion, *, finished) -> number, parts or None
@@ -70,6 +75,7 @@ def plan(r: Reader, template: str) -> Plan | None:
     check_phrases(r)
     source, gold = plans.source(r, drawn=False, required=False), of_config(r, "reward", given=("finished",))
     rewards.model(r)
+    r.one_of("split", ("train", "heldout"))
     _ = r.reward_from  # open_stage finds the folder
     env = episodes.plan(r)
     if env:
@@ -91,7 +97,7 @@ def check_phrases(r: Reader) -> None:
 
 def batches(plan: Plan | None) -> dict[str, int]:
     """The sizes that have to divide over the devices, by their keys."""
-    return {"probe.batch_size": plan.batch_size} if plan else {}
+    return {"probe.batch_size": plan.batch_size} | episodes.batches(plan.env, "probe.") if plan else {}
 
 
 class Probe(NamedTuple):
@@ -118,7 +124,7 @@ def build(
         return None
     key = jax.random.key(stage.plan.seed)  # the same noise at every step and for every policy
     encode = episodes.readings(plan.env, plan.template, plan.max_prompt_length)
-    prompts, _, rows = inputs.encoded(plan, encode, tokenizer, "train", stage.root)
+    prompts, _, rows = inputs.encoded(plan, encode, tokenizer, plan.split, stage.root)
     if "proxy" in stage.parents:
         options = {"key": plan.key, "bases": bases}
         proxy = parents.load_reward(stage, "proxy", plan.reward_weights, tokenizer, mesh, **options)
@@ -128,8 +134,11 @@ def build(
     own = sampler(model, tokenizer, plan.template, plan.max_new_tokens, plan.slots)
     temperature = jnp.float32(plan.temperature)
     asked = [rows[i] for i in prompts["row"]]
-    options = {"template": plan.template, "longest": plan.max_prompt_length, "rows": rows}
-    table = episodes.Table(plan.env, own, tokenizer, group=1, **options) if plan.env else None
+    table = None
+    if plan.env:
+        asks = episodes.asked_by(stage, "probe_partner", plan.env, tokenizer, plan.template, mesh)
+        options = {"template": plan.template, "longest": plan.max_prompt_length, "rows": rows, "asks": asks}
+        table = episodes.Table(plan.env, own, tokenizer, group=1, **options)
     run = episodes.measured(table, jax.jit(make_judge(own, reward_model))) if table else alone(own, reward_model)
 
     def measure(params: Params, reference: Params) -> list[dict]:

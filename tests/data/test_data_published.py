@@ -263,6 +263,14 @@ def test_names_splits_and_folders_reach_the_hub(monkeypatch):
     ]
 
 
+def test_a_question_of_gsm8k_may_be_asked_in_ones_own_words(tmp_path):
+    rows = [{"question": "1+{1}?", "answer": "#### 2"}]
+    found, _ = load("gsm8k", tmp_path, rows, ask="{question} End with a number.")
+    assert found[0]["prompt"] == "1+{1}? End with a number."
+    with refuses(DataError, "data.ask", "{question}"):
+        load("gsm8k", tmp_path, rows, ask="question")
+
+
 @pytest.mark.skipif(not (SHARED / "gsm8k.jsonl.gz").exists(), reason="the real files are not here")
 def test_real_files(gpt2):
     from alignax.data.encode import demo_rows

@@ -25,7 +25,7 @@ from experiments import load
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 GUIDES = {f"docs/{path.name}": path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))}
-OWN = ("quickstart", "objectives", "iterated", "tools", "rewards")  # experiments with a page
+OWN = ("quickstart", "objectives", "iterated", "tools", "rewards", "staleness", "questions")  # experiments with a page
 EXPERIMENTS = ("experiments/LOG.md", *(f"experiments/{name}/README.md" for name in OWN))
 PAGES = ("README.md", *GUIDES, "CONTRIBUTING.md", "CHANGELOG.md", *EXPERIMENTS)
 

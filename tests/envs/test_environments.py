@@ -10,7 +10,7 @@ from alignax.config import ConfigError
 from alignax.envs.calculator import Calculator, value
 from alignax.envs.protocol import is_env
 from alignax.envs.python import Python
-from alignax.envs.questions import Questions, names
+from alignax.envs.questions import Questions, TwoPolicies, names
 from alignax.envs.search import Search, index_of
 from alignax.envs.tools import Tools, environment
 from alignax.ops.checks import Refused
@@ -132,6 +132,33 @@ def test_another_policy_may_answer():
     game = Questions(answerer=second)
     game.reset(ROW)
     assert game.step("is it red?") == ("perhaps", 0.0, False) and heard == [("cat", "is it red?")]
+
+
+def test_a_second_policy_is_asked_for_all_games_at_once():
+    heard = []
+
+    def partner(questions):
+        heard.append(list(questions))
+        return [f"answer {i}" for i, _ in enumerate(questions)]
+
+    games = [TwoPolicies(partner=partner, ask="{answer}? {question}", count=2) for _ in range(3)]
+    assert is_env(games[0])
+    for game in games:
+        game.reset(ROW)
+    said = TwoPolicies.steps(games, ["is it red?", "is it a cat?", "is it blue?"])
+    assert said == [("answer 0", 0.0, False), (None, 1.0, True), ("answer 1", 0.0, False)]
+    assert heard == [["cat? is it red?", "cat? is it blue?"]]
+    assert [game.counts["questions/won"] for game in games] == [0.0, 1.0, 0.0]
+    # the last question is not answered, and nobody is asked
+    assert TwoPolicies.steps([games[0], games[2]], ["is it old?", "is it a cat?"]) == [
+        (None, 0.0, True),
+        (None, 1.0, True),
+    ]
+    assert len(heard) == 1
+    games[0].reset(ROW)
+    assert games[0].step("is it red?") == ("answer 0", 0.0, False) and heard[-1] == ["cat? is it red?"]
+    with refuses(Refused, "ask", "{question}"):
+        TwoPolicies(partner=partner, ask="{answer}")
 
 
 def test_a_game_that_cannot_be_played_is_refused():

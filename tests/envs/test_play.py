@@ -164,3 +164,32 @@ def test_one_that_does_not_begin_is_an_error():
 
     with pytest.raises(TimeoutError, match="env_timeout_s"):
         begun(Slow, [{"prompt": "x"}], 1, Workers(1, 0.2))
+
+
+class Together(Scripted):
+    """Is asked for all episodes of a batch at once."""
+
+    calls, lose, sleep_s = [], 0, 0.0
+
+    @staticmethod
+    def steps(envs, texts):
+        Together.calls.append(len(envs))
+        time.sleep(Together.sleep_s)
+        return [env.step(text) for env, text in zip(envs, texts, strict=True)][Together.lose :]
+
+
+def test_episodes_that_are_stepped_together_are_those_stepped_one_by_one(world, monkeypatch):
+    monkeypatch.setattr(Together, "calls", [])
+    one, all_ = (play(world, [kind(turns=1 + i % 3) for i in range(ROWS)]) for kind in (Scripted, Together))
+    for ours, theirs in zip(jax.tree.leaves(all_), jax.tree.leaves(one), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert Together.calls[0] == ROWS and len(Together.calls) == max(one.metrics["env/turns"])
+    monkeypatch.setattr(Together, "lose", 1)
+    with pytest.raises(ValueError, match="expected one for each"):
+        play(world, [Together() for _ in range(ROWS)])
+
+
+def test_all_that_are_stepped_together_hang_together(world, monkeypatch):
+    monkeypatch.setattr(Together, "sleep_s", 3.0)
+    played = play(world, [Together(turns=2) for _ in range(2)], timeout_s=0.3)
+    assert np.isnan(played.reward).all() and (played.metrics["env/truncated"] == 1).all()

@@ -41,6 +41,18 @@ class Told(Once):
         return "=" * len(row["answer"])
 
 
+class Asks(Echo):
+    """Says what a second policy answers."""
+
+    def __init__(self, *, partner):
+        super().__init__(turns=2)
+        self.partner = partner
+
+    def step(self, text):
+        _, reward, done = super().step(text)
+        return None if done else self.partner([self.row["prompt"]])[0], reward, done
+
+
 def first_digit(row, completion, *, finished):
     """The reward of `Echo` with one turn, over text."""
     return float(row["answer"][0] in completion)

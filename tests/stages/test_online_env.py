@@ -13,9 +13,12 @@ from own_envs import config
 from stage_runs import metrics
 
 from alignax.checkpoint import load_params
-from alignax.config import ConfigError
+from alignax.config import ConfigError, plain
 from alignax.data.counts import DataError
-from alignax.stages import evaluate, online, sft
+from alignax.manifest import read_manifest
+from alignax.stages import episodes, evaluate, online, partner, probe, sft
+from alignax.stages.folder import open_stage
+from alignax.stages.parents import get_mesh, get_tokenizer
 from alignax.stages.programs import last_turn
 
 COUNTER, CALCULATOR = "trl_form:Counter", "alignax.envs.calculator:Calculator"
@@ -80,8 +83,8 @@ def test_a_run_that_was_killed_goes_on_exactly(base, several, tmp_path):
 def test_one_turn_is_a_run_without_an_environment(base, tmp_path):
     """The same tokens, scores and weights, where the environment pays what a reward over text gives."""
     once = online.run(config(base, env="own_envs:Once", env_args={}), tmp_path / "once")
-    plain = online.run(config(base, **NONE, reward="own_envs:first_digit"), tmp_path / "plain")
-    ours, theirs = metrics(once), metrics(plain)
+    alone = online.run(config(base, **NONE, reward="own_envs:first_digit"), tmp_path / "plain")
+    ours, theirs = metrics(once), metrics(alone)
     for name in theirs[0]:
         if not name.startswith("time/") and name not in ("split", "rewards/reward/failed"):  # of rewards over text
             np.testing.assert_allclose(
@@ -163,6 +166,41 @@ def test_the_probe_measures_with_the_environment(base, tmp_path):
     assert "env/reward" not in found and 0 <= found["gold_reward"] <= 1 and found["tools/calls"] >= 0
 
 
+ASKS = dict(env="own_envs:Asks", env_args={})
+
+
+def asking(folder, **values):
+    """The keys of a partner."""
+    return plain(partner.get_config()) | dict(init_from=str(folder), max_prompt_length=16, max_new_tokens=4) | values
+
+
+def test_a_second_policy_is_asked(base, tmp_path):
+    watched = plain(probe.get_config()) | ASKS | dict(env_partner=asking(base), max_prompt_length=16, batch_size=8)
+    watched |= dict(source="alignax.worlds.sums:prompts", data=dict(count=8), max_new_tokens=16, max_observation=8)
+    c = config(base, **ASKS, env_partner=asking(base), probe=watched)
+    out = online.run(c, tmp_path / "asks")
+    parents = read_manifest(out)["parents"]
+    assert parents["partner"] == parents["probe_partner"] == parents["policy"]  # a part of the lineage
+    rows = metrics(out)
+    assert all(1 < row["env/turns"] <= 2 for row in rows if row["split"] == "train")
+    same(online.run(c, tmp_path / "again"), out)
+    with refuses(DataError, "env_partner.max_prompt_length = 2", "raise it"):
+        online.run(config(base, **ASKS, env_partner=asking(base, max_prompt_length=2)), tmp_path / "short")
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_the_answers_of_a_second_policy_are_its_own(base, tmp_path, temperature):
+    """However many are asked at once, and in whatever order."""
+    c = config(base, **ASKS, env_partner=asking(base, temperature=temperature, batch_size=8))
+    stage = open_stage(online.STAGE, online.plan, c, tmp_path / "asked", None)
+    tokenizer, mesh = get_tokenizer(stage), get_mesh(stage.plan.mesh)
+    asks = episodes.asked_by(stage, "partner", stage.plan.env, tokenizer, "chat", mesh)
+    questions = [f"{a}*{b}" for a in (7, 38, 51) for b in (5, 64, 91, 93)]
+    said = asks(questions)
+    assert said == [asks([question])[0] for question in questions] == asks(questions[::-1])[::-1]
+    assert len(set(said)) > 1 and asks([]) == []
+
+
 @pytest.mark.parametrize(
     "values, key, word",
     [
@@ -180,6 +218,12 @@ def test_the_probe_measures_with_the_environment(base, tmp_path):
         (dict(env="", env_args=dict(turns=3), reward=RIGHT), "env_args", "env is empty"),
         (dict(env="", env_args={}, reward=RIGHT), "max_turns", "env is empty"),
         (dict(env=CALCULATOR, env_args={}), "reward_from", "exactly one"),
+        (ASKS, "env_partner.init_from", "second policy"),
+        (dict(env_partner=asking("x")), "env_partner.init_from", "no parameter 'partner'"),
+        (dict(ASKS, env_partner=asking("x", max_new_tokens=0)), "env_partner.max_new_tokens", "1 or more"),
+        (dict(ASKS, env_partner=asking("x", temperature=-1.0)), "env_partner.temperature", "0 or more"),
+        (dict(ASKS, env_partner=asking("x", batch_size=4)), "env_partner.batch_size", "8"),
+        (dict(NONE, env_partner=asking("x"), reward=RIGHT), "env_partner.init_from", "env is empty"),
         (dict(rewards=dict(env=dict(function=RIGHT))), "rewards.env", "weight"),
         (dict(NONE, rewards=dict(env=dict(weight=1.0))), "rewards.env", "function"),
     ],
