@@ -104,15 +104,17 @@ class Player:
 
     def stepped(self, episodes: list[Episode], texts: list[str]) -> list[Any]:
         """What comes of a turn of each, `LATE` where nothing came in time: of one call for all, where there is one."""
-        together = getattr(episodes[0].env, "steps", None) if episodes else None
-        if together is None:
+        together = getattr(type(episodes[0].env), "steps", None) if episodes else None
+        if not callable(together):
             return self.workers.map(Episode.step, list(zip(episodes, texts, strict=True)))
         (found,) = self.workers.map(together, [([one.env for one in episodes], texts)])
         if found is LATE:
             return [LATE] * len(episodes)
         name = f"{type(episodes[0].env).__name__}.steps"
-        if len(found) != len(episodes):
-            raise ValueError(f"{name} gave {len(found)} values for {len(episodes)} episodes: expected one for each")
+        if not isinstance(found, list) or len(found) != len(episodes):
+            raise TypeError(
+                f"{name} gave {str(found)[:80]!r}: expected a list of {len(episodes)}, one for each episode"
+            )
         return [checked(step, name) for step in found]
 
     def next(self, one: Episode, step: Any, cut: bool, room: int) -> Ids:

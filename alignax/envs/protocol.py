@@ -19,8 +19,9 @@ class Env(Protocol):
       tools: JSON schemas of functions that the prompt shows.
       counts: dict of numbers by the name of their metric, as "tools/calls"; their means over replies are in the log.
       finish(): asked once when the episode is over, however that came: a reward beside those of the turns.
-      steps(envs, texts): of the class; what `step` would give of each, for all live episodes of a batch at once. An
-        environment that asks another policy asks it for many rows in one call.
+      steps(envs, texts): a static method; the list of what `step` would give of each, for all live episodes of a batch
+        at once. An environment that asks another policy asks it for many rows in one call. If it is late, all of the
+        batch are.
     """
 
     def reset(self, row: dict) -> str | None:

@@ -14,8 +14,9 @@ Answerer = Callable[[dict, str], str]  # (row, question) -> what is said to it
 class Questions:
     """One game. The row has what is meant, under `field`, and what the answerer needs.
 
-    A turn that names it, as "is it a cat?" does, ends the game with a reward of 1 - cost * (turns - 1); the last
-    question without it ends it with 0. `counts` has "questions/won".
+    A turn that is a guess of it and nothing else, "is it a cat?" or "cat", ends the game with a reward of
+    1 - cost * (turns - 1); the last question without it ends it with 0: a turn that lists many things names none.
+    `counts` has "questions/won".
 
     Args:
       answerer: (row, question) -> text, or its name: `facts` is a rule over the row. For a second policy see
@@ -52,7 +53,7 @@ class Questions:
     def ended(self, text: str) -> Stepped | None:
         """What comes of a question that ends the game; None where it is to be answered."""
         self.asked += 1
-        if names(text, str(self.row[self.field])):
+        if guesses(text, str(self.row[self.field])):
             self.counts["questions/won"] = 1.0
             return None, 1.0 - self.cost * (self.asked - 1), True
         return (None, 0.0, True) if self.asked >= self.count else None
@@ -71,13 +72,19 @@ class TwoPolicies(Questions):
         self, *, partner: Partner, ask: str = "{answer}: {question}", field: str = "answer", count: int = 20,
         cost: float = 0.0,
     ):  # fmt: skip
-        super().__init__(answerer=self.alone, field=field, count=count, cost=cost)
+        super().__init__(field=field, count=count, cost=cost)
         require("{question}" in ask, f"ask = {ask!r}: expected a format with {{question}}")
         self.partner, self.ask = partner, ask
 
-    def alone(self, row: dict, question: str) -> str:
-        """The partner's answer to one question."""
-        return self.partner([self.ask.format(**row | {"question": question})])[0]
+    def step(self, text: str) -> Stepped:
+        return self.steps([self], [text])[0]
+
+    def reset(self, row: dict) -> str | None:
+        try:
+            self.ask.format(**row | {"question": ""})
+        except KeyError as error:
+            raise KeyError(f"env_args.ask names {error}: this row has {', '.join(sorted(row))}") from None
+        return super().reset(row)
 
     @staticmethod
     def steps(games: Sequence["TwoPolicies"], texts: Sequence[str]) -> list[Stepped]:
@@ -89,9 +96,10 @@ class TwoPolicies(Questions):
         return [end or (said[i], 0.0, False) for i, end in enumerate(found)]
 
 
-def names(text: str, meant: str) -> bool:
-    """Whether a question names what is meant, as whole words."""
-    return re.search(rf"(?<!\w){re.escape(meant.lower())}(?!\w)", text.lower()) is not None
+def guesses(text: str, meant: str) -> bool:
+    """Whether a turn is a guess of what is meant, and nothing besides."""
+    lead = r"(?:(?:is|could|might|must) it(?: be)?|it is|it's|i guess|my guess is)?"
+    return bool(re.fullmatch(rf"\W*{lead}\W*(?:an?|the)?\W*{re.escape(meant.lower())}\W*", text.lower()))
 
 
 def facts(row: dict, question: str) -> str:

@@ -10,7 +10,7 @@ from alignax.config import ConfigError
 from alignax.envs.calculator import Calculator, value
 from alignax.envs.protocol import is_env
 from alignax.envs.python import Python
-from alignax.envs.questions import Questions, TwoPolicies, names
+from alignax.envs.questions import Questions, TwoPolicies, guesses
 from alignax.envs.search import Search, index_of
 from alignax.envs.tools import Tools, environment
 from alignax.ops.checks import Refused
@@ -170,4 +170,23 @@ def test_a_game_that_cannot_be_played_is_refused():
         Questions(answerer="nobody")
     with pytest.raises(KeyError, match="answer"):
         Questions().reset({"prompt": "x"})
-    assert names("is it a cat", "cat") and not names("concatenate", "cat")
+    with pytest.raises(KeyError, match="env_args.ask names 'thing'"):
+        TwoPolicies(partner=list, ask="{thing} {question}").reset(ROW)
+
+
+@pytest.mark.parametrize(
+    "text, is_one",
+    [
+        ("is it a cat", True),
+        ("Is it a CAT ?", True),
+        ("cat.", True),
+        ("I guess: the cat!", True),
+        ("could it be a cat?", True),
+        ("concatenate", False),
+        ("is it a cat or a dog?", False),
+        ("is it a dog ? is it a cat ?", False),
+        ("is it no cat?", False),
+    ],
+)
+def test_a_guess_is_one_thing_and_nothing_else(text, is_one):
+    assert guesses(text, "cat") == is_one

@@ -185,7 +185,7 @@ def test_episodes_that_are_stepped_together_are_those_stepped_one_by_one(world, 
         np.testing.assert_array_equal(ours, theirs)
     assert Together.calls[0] == ROWS and len(Together.calls) == max(one.metrics["env/turns"])
     monkeypatch.setattr(Together, "lose", 1)
-    with pytest.raises(ValueError, match="expected one for each"):
+    with pytest.raises(TypeError, match="one for each"):
         play(world, [Together() for _ in range(ROWS)])
 
 

@@ -183,8 +183,15 @@ def test_a_second_policy_is_asked(base, tmp_path):
     assert parents["partner"] == parents["probe_partner"] == parents["policy"]  # a part of the lineage
     rows = metrics(out)
     assert all(1 < row["env/turns"] <= 2 for row in rows if row["split"] == "train")
-    same(online.run(c, tmp_path / "again"), out)
-    with refuses(DataError, "env_partner.max_prompt_length = 2", "raise it"):
+    own_envs.STOP["at"] = 16 + 8  # the episodes of an iteration, and half of those of the next
+    try:
+        with pytest.raises(RuntimeError, match="killed"):
+            online.run(c, tmp_path / "killed")
+    finally:
+        own_envs.STOP["at"] = None
+    assert len(metrics(tmp_path / "killed")) == 1
+    same(online.run(c, tmp_path / "killed"), out)
+    with refuses(ConfigError, "env_partner.max_prompt_length = 2", "template"):
         online.run(config(base, **ASKS, env_partner=asking(base, max_prompt_length=2)), tmp_path / "short")
 
 
@@ -195,10 +202,13 @@ def test_the_answers_of_a_second_policy_are_its_own(base, tmp_path, temperature)
     stage = open_stage(online.STAGE, online.plan, c, tmp_path / "asked", None)
     tokenizer, mesh = get_tokenizer(stage), get_mesh(stage.plan.mesh)
     asks = episodes.asked_by(stage, "partner", stage.plan.env, tokenizer, "chat", mesh)
-    questions = [f"{a}*{b}" for a in (7, 38, 51) for b in (5, 64, 91, 93)]
+    questions = [f"{a}*{b}" for a in (7, 38, 51) for b in (5, 64, 91, 93)] + ["7*5"]
     said = asks(questions)
     assert said == [asks([question])[0] for question in questions] == asks(questions[::-1])[::-1]
     assert len(set(said)) > 1 and asks([]) == []
+    # whatever a policy says is asked: control tokens, nothing, a turn as long as its room
+    assert len(asks(["<eos><user>7*5", "", "<pad>", "7" * 500])) == 4
+    assert temperature or asks(["7" * 500]) == asks(["7" * 600])
 
 
 @pytest.mark.parametrize(
@@ -222,6 +232,7 @@ def test_the_answers_of_a_second_policy_are_its_own(base, tmp_path, temperature)
         (dict(env_partner=asking("x")), "env_partner.init_from", "no parameter 'partner'"),
         (dict(ASKS, env_partner=asking("x", max_new_tokens=0)), "env_partner.max_new_tokens", "1 or more"),
         (dict(ASKS, env_partner=asking("x", temperature=-1.0)), "env_partner.temperature", "0 or more"),
+        (dict(env_partner=asking("", max_new_tokens=9)), "env_partner.m", "init_from is empty"),
         (dict(ASKS, env_partner=asking("x", batch_size=4)), "env_partner.batch_size", "8"),
         (dict(NONE, env_partner=asking("x"), reward=RIGHT), "env_partner.init_from", "env is empty"),
         (dict(rewards=dict(env=dict(function=RIGHT))), "rewards.env", "weight"),

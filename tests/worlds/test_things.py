@@ -6,7 +6,7 @@ import pytest
 
 from alignax.config import plain
 from alignax.data.encode import demo_rows, encode_prompt
-from alignax.envs.questions import names
+from alignax.envs.questions import guesses
 from alignax.main import load_config
 from alignax.stages.pipeline import planned
 from alignax.worlds import things
@@ -19,7 +19,8 @@ def tokenizer():
 
 def test_things_differ_and_no_fact_names_one():
     assert len({frozenset(facts.split()) for facts in things.THINGS.values()}) == len(things.THINGS) == 32
-    assert not any(names(f"is it {fact} ?", name) for fact in things.FACTS for name in things.THINGS)
+    assert all(guesses(f"is it a {name} ?", name) for name in things.THINGS)
+    assert not any(guesses(f"is it {fact} ?", name) for fact in things.FACTS for name in things.THINGS)
 
 
 def test_games_keep_to_the_facts(tokenizer):
