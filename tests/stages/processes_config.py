@@ -1,4 +1,4 @@
-"""Five kinds of training on the tiny pipeline's data, two updates each: what several processes are tried on."""
+"""Kinds of training on the tiny pipeline's data, two updates each: what several processes are tried on."""
 
 import os
 
@@ -27,7 +27,9 @@ def get_config(parent=""):
     c.probed.init_from, c.probed.policies = f"{parent}/sft", {"sft": f"{parent}/sft", "ppo": "@ppo"}
     c.probed.probe.reward_from = f"{parent}/reward"
     del c.collect, c.evaluate
-    c.steps = ("sft", "reward", "dpo", "ppo", "text", "probed")
+    c.steps = tuple(os.environ.get("STEPS", "sft reward dpo ppo text probed").split())
+    for name in {"sft", "reward", "dpo", "ppo", "text", "probed"} - {*c.steps}:
+        del c[name]
     return c
 
 

@@ -19,23 +19,24 @@ from alignax.checkpoint import load_params
 from alignax.stages import offline, playground
 
 CONFIG = Path(__file__).with_name("processes_config.py")
-STEPS = ("sft", "reward", "dpo", "ppo", "text")
+STEPS, QUICK = ("sft", "reward", "dpo", "ppo", "text"), ("sft", "ppo")  # those that train; `probed` follows
 
 
-def launch(workdir, parent, devices, *flags):
+def launch(workdir, parent, devices, *flags, steps=QUICK):
     """`alignax run` as a process of its own, with so many devices."""
     env = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices), "PARENT": str(parent), "JAX_PLATFORMS": "cpu"}
+    env |= {"STEPS": " ".join([*steps, "probed"])}
     command = [sys.executable, "-m", "alignax.main", "run", f"--config={CONFIG}", f"--workdir={workdir}", *flags]
     return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def pair(workdir, parent):
+def pair(workdir, parent, steps=QUICK):
     """Two processes of two devices each."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     flags = [f"--coordinator=127.0.0.1:{port}", "--process_count=2"]
-    return [launch(workdir, parent, 2, *flags, f"--process_id={i}") for i in range(2)]
+    return [launch(workdir, parent, 2, *flags, f"--process_id={i}", steps=steps) for i in range(2)]
 
 
 def finished(processes):
@@ -45,20 +46,35 @@ def finished(processes):
     return outputs
 
 
-@pytest.fixture(scope="module")
-def folders(run, shared):
+def both(run, base, steps):
     """(folder of one process, folder of two, the outputs of the two); one for all processes of pytest, as `run` is."""
-    base, said = shared / "processes", shared / "processes/said.json"
-    with FileLock(shared / "processes.lock"):
+    said = base / "said.json"
+    with FileLock(f"{base}.lock"):
         if not said.is_file():
-            finished([launch(base / "one", run, 4)])
-            said.write_text(json.dumps(finished(pair(base / "two", run))), encoding="utf-8")
+            finished([launch(base / "one", run, 4, steps=steps)])
+            said.write_text(json.dumps(finished(pair(base / "two", run, steps))), encoding="utf-8")
     return base / "one", base / "two", read(said)
 
 
-@pytest.mark.parametrize("step", STEPS)
+@pytest.fixture(scope="module")
+def folders(run, shared):
+    """Of the steps that run every time."""
+    return both(run, shared / "processes", QUICK)
+
+
+@pytest.mark.parametrize("step", QUICK)
 def test_the_numbers_are_those_of_one_process(folders, step):
-    one, two, _ = folders
+    same(*folders[:2], step)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", STEPS)
+def test_the_numbers_of_every_stage_are_those_of_one_process(run, shared, step):
+    same(*both(run, shared / "all_processes", STEPS)[:2], step)
+
+
+def same(one, two, step):
+    """Whether the numbers and the weights of a step are the same but for rounding."""
     for want, got in zip(metrics(one / step), metrics(two / step), strict=True):
         for name, value in want.items():
             if not name.startswith("time/") and isinstance(value, (int, float)):
@@ -80,18 +96,20 @@ def test_only_the_first_writes_and_speaks(folders):
     _, two, (first, second) = folders
     assert "process 0 of 2, 2 of 4 devices" in first and "process 1 of 2, 2 of 4 devices" in second
     assert "done in" in first and "done in" not in second and "report:" in first and "report:" not in second
-    for step in STEPS:
+    for step in QUICK:
         assert [row["step"] for row in metrics(two / step)] == [1, 2]  # no row twice
 
 
 def test_a_checkpoint_of_two_is_read_by_one_and_one_of_one_was_read_by_two(folders, run, tmp_path):
     two = folders[1]
     assert (
-        read(two / "dpo/manifest.json")["parents"]["policy"]["content_hash"]
+        read(two / "ppo/manifest.json")["parents"]["policy"]["content_hash"]
         == (read(run / "sft/manifest.json")["content_hash"])
     )
     assert playground.complete(two / "ppo", ["tea ."], max_new_tokens=2)
-    c = read(two / "dpo/manifest.json")["config"] | {"init_from": str(two / "dpo")}
+    c = read(run / "dpo/manifest.json")["config"] | {"init_from": str(two / "ppo")}
+    c |= {"data": c["data"] | {"path": str(run / "collect")}, "total_steps": 1, "save_every_steps": 1}
+    c |= {"probe": c["probe"] | {"reward_from": str(run / "reward")}}
     folder = offline.run(c, tmp_path / "dpo")
     assert metrics(folder)[0]["loss"] == pytest.approx(np.log(2), abs=1e-6)
 
