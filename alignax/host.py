@@ -3,8 +3,11 @@
 Nothing else asks JAX for the index or the number of processes.
 """
 
+import contextlib
 import pickle
-from collections.abc import Callable
+import signal
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import jax
@@ -12,6 +15,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 TIMEOUT_S = 300  # for all processes to come
+RETRY = 75  # exit status of a run that was asked to stop: the same command goes on from there (sysexits' EX_TEMPFAIL)
 T = TypeVar("T")
 
 
@@ -63,6 +67,50 @@ def count() -> int:
 def is_first() -> bool:
     """Whether this process writes what one alone may write."""
     return jax.process_index() == 0
+
+
+class Stopped(SystemExit):
+    """The run was asked to stop. `code` is the status to exit with, `said` what there is to say."""
+
+    def __init__(self, said: str):
+        super().__init__(RETRY)
+        self.said = said
+
+
+_asked, _saving = threading.Event(), threading.Event()
+
+
+def heed_stops() -> None:
+    """From here on SIGTERM, which launchers send before they take a machine away, ends the run with `Stopped`.
+
+    Within `saving` once the step is saved; a second one, and elsewhere the first, at once. For a run of one process: of
+    several JAX's own service hears it, and all stop after the same step.
+    """
+
+    def asked(signum: int, frame: Any) -> None:
+        if _asked.is_set() or not _saving.is_set():
+            raise Stopped("stopped by SIGTERM; the same command goes on from the last checkpoint")
+        _asked.set()
+
+    signal.signal(signal.SIGTERM, asked)
+
+
+@contextlib.contextmanager
+def saving() -> Iterator[None]:
+    """Within it, who looks at `asked_to_stop` after each step saves before it stops."""
+    _saving.set()
+    try:
+        yield
+    finally:
+        _saving.clear()
+        _asked.clear()
+
+
+def asked_to_stop(step: int) -> bool:
+    """Whether the run is to stop after this step; all processes hear the same."""
+    if jax.process_count() == 1:
+        return _asked.is_set()
+    return multihost_utils.reached_preemption_sync_point(step)
 
 
 class Elsewhere(RuntimeError):

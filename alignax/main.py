@@ -160,6 +160,8 @@ def command_run(args: argparse.Namespace, overrides: list[str]) -> None:
 
     if line := host.start(coordinator=args.coordinator, process_count=args.process_count, process_id=args.process_id):
         print(line, file=sys.stderr)  # before anything else of JAX
+    else:
+        host.heed_stops()
     config = load_config(args.config, overrides)
     from rich.console import Console
 
@@ -278,7 +280,7 @@ def main(argv: list[str] | None = None) -> int:
         parser().error(f"unexpected arguments: {' '.join(rest)}")
     from alignax.config import ConfigError
     from alignax.data.counts import DataError
-    from alignax.host import Elsewhere
+    from alignax.host import Elsewhere, Stopped
     from alignax.manifest import CheckpointError
     from alignax.report.folder import ReportError
     from alignax.train.loop import NonFinite
@@ -312,6 +314,9 @@ def main(argv: list[str] | None = None) -> int:
             raise
         print(f"alignax: {error}", file=sys.stderr)
         return 1
+    except Stopped as stop:
+        print(f"alignax: {stop.said}", file=sys.stderr)
+        return stop.code
     except KeyboardInterrupt:
         print("alignax: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -14,26 +15,37 @@ from alignax.types import ByDevice, PerRow
 
 Step = Callable[..., tuple[Any, Any]]  # (state, ...) -> (state, metrics)
 
-# (regular expression over a parameter's path, mesh axis of each dimension). The first match wins; stacked layers
-# carry their own leading axis, which stays whole. What no rule names is copied to every device.
+# Axes of a mesh, by how far apart its devices may lie: copies between slices, copies, parameters cut and gathered for
+# use, experts, a text's tokens, and the width of layers, whose sums are on the way of every layer.
+AXES = ("replica", "data", "fsdp", "expert", "context", "tensor")
+ROWS = ("replica", "data", "fsdp", "expert")  # those over which the rows of a batch are split
+
+# (regular expression over a parameter's path, mesh axes of its last dimensions). The first match wins; stacked layers
+# have an axis of their own before these, which stays whole. What no rule names is copied to every device.
+WIDTH = ("fsdp", "tensor")  # of one dimension, cut over both
 RULES = (
-    (r"layers/.*(q|k|v|gate|up)/kernel", (None, "fsdp", None)),
-    (r"layers/.*(o|down)/kernel", (None, None, "fsdp")),
-    (r"layers/experts/(gate|up)$", (None, None, "fsdp", None)),
-    (r"layers/experts/down$", (None, None, None, "fsdp")),
-    (r"(^|/)embed$", ("fsdp", None)),
-    (r"(^|/)unembed$", (None, "fsdp")),
+    (r"layers/.*(q|k|v|gate|up)/kernel", ("fsdp", "tensor")),
+    (r"layers/.*(o|down)/kernel", ("tensor", "fsdp")),
+    (r"layers/.*(q|k|v|gate|up)/bias", ("tensor",)),
+    (r"layers/experts/(gate|up)$", ("expert", "fsdp", "tensor")),
+    (r"layers/experts/down$", ("expert", "tensor", "fsdp")),
+    (r"(^|/)embed$", (WIDTH, None)),
+    (r"(^|/)unembed$", (None, WIDTH)),
 )
 
 
 def make_mesh(axes: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh with the named axes in the order given; one size may be -1: the devices that the others leave.
 
-    Raises ValueError when the sizes do not multiply to the number of devices, and for one that is none.
+    On TPUs the devices of the last axes are neighbours; those of several slices lie apart on the first axis that they
+    divide. Raises ValueError for names that are none of `AXES`, when the sizes do not multiply to the number of
+    devices, and for one that is none.
     """
     grid = np.array(jax.devices() if devices is None else devices)
     sizes = dict(axes)
     free = [name for name, size in sizes.items() if size == -1]
+    if unknown := [name for name in sizes if name not in AXES]:
+        raise ValueError(f"mesh.{unknown[0]} is no axis: expected {', '.join(AXES)}")
     if wrong := [name for name, size in sizes.items() if size < 1 and size != -1]:
         raise ValueError(f"mesh.{wrong[0]} = {sizes[wrong[0]]}: expected a number of devices, or -1 for all others")
     fixed = int(np.prod([size for size in sizes.values() if size != -1]))
@@ -44,7 +56,38 @@ def make_mesh(axes: Mapping[str, int], devices: Sequence[Any] | None = None) -> 
             f"mesh {dict(axes)} does not fit {grid.size} devices: the sizes must multiply to it, "
             "and at most one may be -1 (filled in)"
         )
-    return Mesh(grid.reshape(tuple(sizes.values())), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
+    return Mesh(_laid_out(grid, sizes), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
+
+
+def _laid_out(grid: np.ndarray, sizes: Mapping[str, int]) -> np.ndarray:
+    """The devices in the shape of a mesh, by where they lie."""
+    shape = tuple(sizes.values())
+    if grid.flat[0].platform != "tpu":
+        return grid.reshape(shape)
+    slices = len({getattr(device, "slice_index", 0) for device in grid.flat})
+    if slices == 1:
+        return mesh_utils.create_device_mesh(shape, grid.tolist(), allow_split_physical_axes=True)
+    apart = next((name for name, size in sizes.items() if size % slices == 0), None)
+    if apart is None:
+        raise ValueError(f"mesh {dict(sizes)}: {slices} slices divide no axis; let replica or data be a multiple of it")
+    outer = tuple(slices if name == apart else 1 for name in sizes)
+    inner = tuple(size // n for size, n in zip(shape, outer))
+    return mesh_utils.create_hybrid_device_mesh(inner, outer, grid.tolist(), allow_split_physical_axes=True)
+
+
+def row_axes(mesh: Mesh) -> tuple[str, ...]:
+    """The axes of a mesh that split rows."""
+    return tuple(name for name in mesh.axis_names if name in ROWS)
+
+
+def row_shards(mesh: Mesh) -> int:
+    """How many parts the rows of a batch are split into."""
+    return int(np.prod([mesh.shape[name] for name in row_axes(mesh)], dtype=int))
+
+
+def columns(mesh: Mesh) -> int:
+    """How many parts a dimension is cut into that lies over `WIDTH`: the vocabulary of the output layer."""
+    return int(np.prod([mesh.shape.get(name, 1) for name in WIDTH]))
 
 
 def shardings(tree: Any, mesh: Mesh, rules: Sequence[tuple[str, tuple]] = RULES) -> Any:
@@ -58,10 +101,19 @@ def shardings(tree: Any, mesh: Mesh, rules: Sequence[tuple[str, tuple]] = RULES)
         spec = next((spec for pattern, spec in rules if re.search(pattern, name)), ())
         if len(spec) > len(leaf.shape):
             spec = ()  # a statistic that shares a parameter's name: factored optimizer states, for example
-        fits = [axis if axis and size % mesh.shape[axis] == 0 else None for axis, size in zip(spec, leaf.shape)]
-        return NamedSharding(mesh, P(*fits))
+        whole = (None,) * (len(leaf.shape) - len(spec)) if spec else ()
+        fits = [_fitting(axes, size, mesh) for axes, size in zip(spec, leaf.shape[len(whole) :])]
+        return NamedSharding(mesh, P(*whole, *fits))
 
     return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def _fitting(axes: str | tuple[str, ...] | None, size: int, mesh: Mesh) -> str | tuple[str, ...] | None:
+    """Those of a dimension's axes that the mesh has and that divide it together; None where there is none."""
+    there = tuple(name for name in ((axes,) if isinstance(axes, str) else axes or ()) if name in mesh.shape)
+    if not there or size % int(np.prod([mesh.shape[name] for name in there])):
+        return None
+    return there if len(there) > 1 else there[0]
 
 
 def path_name(path: tuple) -> str:
@@ -75,14 +127,14 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows spread over every axis of the mesh: data and fully-sharded-parameter parallelism both split the batch."""
-    return NamedSharding(mesh, P(mesh.axis_names))
+    """Rows spread over the axes that split them: data and fully-sharded-parameter parallelism both split the batch."""
+    return NamedSharding(mesh, P(row_axes(mesh)))
 
 
 def rows(mesh: Mesh) -> Callable[[Any], Any]:
     """A constraint for `decoder`: the rows of an activation stay split as those of the batch are, where they divide."""
-    split = batch_sharding(mesh)
-    keep = lambda x: x.shape[0] % mesh.size or within_device()  # noqa: E731
+    split, parts = batch_sharding(mesh), row_shards(mesh)
+    keep = lambda x: x.shape[0] % parts or within_device()  # noqa: E731
     return lambda x: x if keep(x) else jax.lax.with_sharding_constraint(x, split)
 
 
@@ -90,14 +142,17 @@ def by_device(mesh: Mesh) -> ByDevice:
     """Of a function of arrays one that every device runs on its own rows, where they divide.
 
     What it takes by name is whole on every device: a sharded tree is gathered before it begins. For kernels, which the
-    compiler does not cut into parts by itself, and for loops in which devices have nothing to say to each other.
+    compiler does not cut into parts by itself, and for loops in which devices have nothing to say to each other. So
+    rows are split over all axes, those of the layers' width too; or as in a batch, where they do not divide over all.
     """
 
     def cut(f: PerRow) -> PerRow:
         def run(*arrays, **whole):
             if mesh.size == 1 or within_device():
                 return f(*arrays, **whole)
-            spec = P() if len(arrays[0]) % mesh.size else P(mesh.axis_names)
+            B = len(arrays[0])
+            spec = P(row_axes(mesh)) if B % row_shards(mesh) == 0 else P()
+            spec = P(mesh.axis_names) if B % mesh.size == 0 else spec
             on_rows = lambda arrays, whole: f(*arrays, **whole)  # noqa: E731
             specs = {"in_specs": (spec, P()), "out_specs": spec}
             return jax.shard_map(on_rows, mesh=mesh, **specs, check_vma=False)(arrays, whole)
@@ -124,13 +179,13 @@ def jit_step(step: Step, state: Any) -> Step:
 def put_batch(batch: Any, mesh: Mesh) -> Any:
     """Places the rows that this process made; together the processes hold the global batch.
 
-    Raises ValueError when a global batch does not divide over the devices.
+    Raises ValueError when a global batch does not divide over the devices that split rows.
     """
-    sharding, processes = batch_sharding(mesh), host.count()
+    sharding, processes, parts = batch_sharding(mesh), host.count(), row_shards(mesh)
     for leaf in jax.tree.leaves(batch):
-        if (len(leaf) * processes) % mesh.size:
+        if (len(leaf) * processes) % parts:
             raise ValueError(
-                f"a batch of {len(leaf) * processes} rows does not divide over {mesh.size} devices: "
-                f"make it a multiple of {mesh.size}, or use fewer devices (config.mesh)"
+                f"a batch of {len(leaf) * processes} rows does not divide over {parts} devices: "
+                f"make it a multiple of {parts}, or use fewer devices (config.mesh)"
             )
     return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(sharding, leaf), batch)

@@ -18,23 +18,30 @@ from alignax.train.optimizer import adamw
 from alignax.train.step import gradients
 from tests.marks import quick
 
+WHOLE, LAST = ("fsdp", "tensor"), ("tensor", "fsdp")
 SPECS = {
-    "decoder/embed": P("fsdp", None),
+    "decoder/embed": P(WHOLE, None),
     "decoder/layers/attn_norm/scale": P(),
-    "decoder/layers/down/kernel": P(None, None, "fsdp"),
-    "decoder/layers/gate/kernel": P(None, "fsdp", None),
-    "decoder/layers/k/kernel": P(None, "fsdp", None),
+    "decoder/layers/down/kernel": P(None, *LAST),
+    "decoder/layers/gate/kernel": P(None, *WHOLE),
+    "decoder/layers/k/kernel": P(None, *WHOLE),
     "decoder/layers/mlp_norm/scale": P(),
-    "decoder/layers/o/kernel": P(None, None, "fsdp"),
-    "decoder/layers/q/kernel": P(None, "fsdp", None),
-    "decoder/layers/up/kernel": P(None, "fsdp", None),
-    "decoder/layers/v/kernel": P(None, "fsdp", None),
+    "decoder/layers/o/kernel": P(None, *LAST),
+    "decoder/layers/q/kernel": P(None, *WHOLE),
+    "decoder/layers/up/kernel": P(None, *WHOLE),
+    "decoder/layers/v/kernel": P(None, *WHOLE),
     "decoder/norm/scale": P(),
-    "decoder/unembed": P(None, "fsdp"),
+    "decoder/unembed": P(None, WHOLE),
     "scalar/bias": P(),
     "scalar/kernel": P(),
 }
-MESHES = {"8x1": {"data": 8, "fsdp": 1}, "2x4": {"data": 2, "fsdp": 4}}
+MESHES = {
+    "8x1": {"data": 8, "fsdp": 1},
+    "2x4": {"data": 2, "fsdp": 4},
+    "2x2x2": {"data": 2, "fsdp": 2, "tensor": 2},
+    "4x2": {"data": 4, "tensor": 2},
+    "2x1x4": {"replica": 2, "fsdp": 4},
+}
 
 
 def _mesh(name):
@@ -46,7 +53,7 @@ def _placed(tree, mesh):
 
 
 def test_picture_of_the_specs():
-    got = sharding.shardings(tiny(scalar=True, tie_embeddings=False)[1], _mesh("2x4"))
+    got = sharding.shardings(tiny(scalar=True, tie_embeddings=False)[1], _mesh("2x2x2"))
     assert {name: leaf.spec for name, leaf in leaves_by_path(got).items()} == SPECS
 
 
@@ -71,7 +78,7 @@ def test_an_axis_that_the_mesh_does_not_divide_stays_whole():
 
 def test_optimizer_states_lie_with_their_parameters_and_factored_ones_are_copied():
     params = tiny()[1]
-    moments = sharding.shardings(adamw(total_steps=4).transform.init(params), _mesh("2x4"))
+    moments = sharding.shardings(adamw(total_steps=4).transform.init(params), _mesh("2x2x2"))
     specs = {name: leaf.spec for name, leaf in leaves_by_path(moments).items()}
     for name in ("decoder/embed", "decoder/layers/q/kernel"):
         own = {spec for path, spec in specs.items() if path.endswith(name)}
@@ -88,6 +95,11 @@ def test_first_rule_wins_and_rules_are_data():
     assert got["embed"].spec == P(None, "data") and got["other"].spec == P("fsdp")
 
 
+def test_names_of_axes_are_known():
+    with refuses(ValueError, "mesh.model", "tensor"):
+        sharding.make_mesh({"data": 4, "model": 2})
+
+
 def test_mesh_fills_in_one_size():
     assert dict(sharding.make_mesh({"data": -1, "fsdp": 4}).shape) == {"data": 2, "fsdp": 4}
     assert dict(sharding.make_mesh({"data": -1, "fsdp": 1}, jax.devices()[:1]).shape) == {"data": 1, "fsdp": 1}
@@ -101,11 +113,12 @@ def test_mesh_that_does_not_fit_says_so(axes):
         sharding.make_mesh(axes)
 
 
-@pytest.mark.parametrize("name", quick(MESHES, "2x4"))
+@pytest.mark.parametrize("name", MESHES)
 def test_put_batch_gives_every_device_its_rows(name):
     batch = sharding.put_batch({"tokens": np.arange(16).reshape(16, 1)}, _mesh(name))
     held = [shard.data.ravel().tolist() for shard in batch["tokens"].addressable_shards]
-    assert sorted(held) == [[2 * i, 2 * i + 1] for i in range(8)]
+    parts = sharding.row_shards(_mesh(name))  # devices that share the width of layers have the same rows
+    assert sorted(held) == sorted(np.arange(16).reshape(parts, -1).tolist() * (8 // parts))
 
 
 def test_put_batch_refuses_rows_that_do_not_divide():
@@ -140,7 +153,7 @@ def _run(stage, mesh_name):
     return program(*arguments)
 
 
-@pytest.mark.parametrize("mesh_name", MESHES)
+@pytest.mark.parametrize("mesh_name", quick(MESHES, "8x1", "2x4", "2x2x2"))
 @pytest.mark.parametrize("stage", ["sft", "reward", "dpo"])
 def test_eight_devices_give_the_gradients_and_metrics_of_one(stage, mesh_name):
     (grads, metrics), (grads_8, metrics_8) = _run(stage, None), _run(stage, mesh_name)
@@ -156,7 +169,7 @@ def iteration_alone():
     return iteration(build_state(algorithm), frozen, prompt_batch())
 
 
-@pytest.mark.parametrize("name", quick(MESHES, "2x4"))
+@pytest.mark.parametrize("name", quick(MESHES, "2x2x2"))
 def test_eight_devices_give_the_ppo_iteration_of_one(iteration_alone, name):
     mesh, (algorithm, iteration, frozen) = _mesh(name), compiled()
     args = _placed(build_state(algorithm), mesh), _placed(frozen, mesh), sharding.put_batch(prompt_batch(), mesh)
@@ -170,7 +183,7 @@ def test_eight_devices_give_the_ppo_iteration_of_one(iteration_alone, name):
 def test_compiled_programs_hold_the_collectives_of_their_mesh():
     # trap J9. Data parallel: whole kernels [16, 32] are on every device and their gradients are added up; no array of
     # floats is gathered. Fully sharded: slices [4, 32] of kernels are gathered for use, and their gradients added up
-    data, both = (_program("sft", mesh_name)[0].as_text() for mesh_name in MESHES)
+    data, both = (_program("sft", mesh_name)[0].as_text() for mesh_name in ("8x1", "2x4"))
     reduced = lambda text: " ".join(re.findall(r"= (.*) (?:all-reduce|reduce-scatter)(?:-start)?\(", text))  # noqa: E731
     assert "f32[16,32]" in reduced(data) and not re.search(r"= f32\S* all-gather", data)
     assert re.search(r"= f32\[16,32\]\S* all-gather", both)
@@ -187,7 +200,18 @@ def test_sharded_parameters_take_less_memory_per_device():
     params, frozen, batch = _arguments("sft")
     whole = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
     rows = sum(leaf.nbytes for leaf in jax.tree.leaves(batch)) / 8
-    size = {name: _program("sft", name)[0].memory_analysis().argument_size_in_bytes - rows for name in MESHES}
+    size = {name: _program("sft", name)[0].memory_analysis().argument_size_in_bytes - rows for name in ("8x1", "2x4")}
     np.testing.assert_allclose(size["8x1"], whole, rtol=0.02)  # frozen is not read by SFT: no argument
     norms = 4 * (2 * 2 * 16 + 16)  # bytes that no rule cuts
     np.testing.assert_allclose(size["2x4"], (whole - norms) / 4 + norms, rtol=0.02)
+    # of two devices that share the width of layers each has a half of what a data group of two has, and all its rows
+    both = _program("sft", "2x2x2")[0].memory_analysis().argument_size_in_bytes - 2 * rows
+    np.testing.assert_allclose(both, (whole - norms) / 4 + norms, rtol=0.02)
+
+
+def test_the_width_of_layers_stays_cut_and_no_logits_are_gathered():
+    """Of devices that share it each multiplies by its own columns; sums over them are all that is exchanged."""
+    text = _program("sft", "4x2")[0].as_text()
+    assert "all-gather" not in text and "all-to-all" not in text and "all-reduce" in text
+    # beside fully sharded parameters each gathers its own half of a kernel [16, 32], and never all columns
+    assert not re.search(r"= f32\[16,32\]\S* all-gather", _program("sft", "2x2x2")[0].as_text())

@@ -149,7 +149,8 @@ def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan |
 
     # ---- train
     watch = probe.build(stage, p.probe, model, tokenizer, mesh)
-    part = max(p.batch_size // p.microbatches // mesh.size, 1) * mesh.size  # logits of a microbatch, not of all
+    parts = sharding.row_shards(mesh)
+    part = max(p.batch_size // p.microbatches // parts, 1) * parts  # logits of a microbatch, not of all
     metrics = lambda state, teacher, batch: supervised.metrics_of(p.terms, record(state.learner.params, teacher, batch))  # noqa: E731
     heldout = fitting.evaluator(metrics, held, part, mesh)
 

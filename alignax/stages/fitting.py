@@ -30,8 +30,9 @@ def shared_config(stage: str) -> ConfigDict:
     c.stage = stage
     c.seed = 0
     c.init_from = ""  # folder of the finished stage to start from, "@name" for a step of the pipeline
-    # mesh axes: rows are split over both, parameters over fsdp; -1 is the devices that the other leaves
-    c.mesh = ConfigDict({"data": -1, "fsdp": 1})
+    # mesh axes: rows are split over replica, data and fsdp; parameters over fsdp, and the width of layers over tensor.
+    # -1 is the devices that the others leave; replica is for copies that lie far apart, one for each slice
+    c.mesh = ConfigDict({"replica": 1, "data": -1, "fsdp": 1, "tensor": 1})
     # dtype of activations (parameters stay float32); what layers keep for the backward pass: none (means all), dots,
     # attention, offload, full; the kernel of attention: auto, xla, cudnn, splash (alignax.models.config says more)
     c.compute = ConfigDict({"dtype": "float32", "remat": "none", "attention": "auto"})
@@ -76,7 +77,12 @@ def arrangement(
     plan: Supervised, arrays: dict, mesh: Mesh, *, reads: str, microbatches: int = 1, draws: Iterable | None = None
 ) -> Arrange:
     """How the plan lays out batches of these arrays: see `alignax.data.packing.arrangement`."""
-    options = {"batch_size": plan.batch_size, "shards": mesh.size, "parts": microbatches, "draws": draws}
+    options = {
+        "batch_size": plan.batch_size,
+        "shards": sharding.row_shards(mesh),
+        "parts": microbatches,
+        "draws": draws,
+    }
     return packing.arrangement(arrays, plan.packing, reads=reads, **options)
 
 
@@ -147,8 +153,12 @@ def loop(
             say(f"{stage.workdir}: going on from step {start} of {plan.total_steps}")
         with Log(stage.workdir, plan.total_steps, show=show, **options) as log:
             watched = Alarms(plan.alarms, stage.workdir, plan.total_steps, resume_step=start, write=first)
-            return fit(
-                state, step_fn, make_batch, total_steps=plan.total_steps, steps=steps, log=log, put=put,
-                evaluate=evaluate, save_every_steps=plan.save_every_steps, eval_every_steps=plan.eval_every_steps,
-                ideal_seconds=ideal, alarms=watched,
-            )  # fmt: skip
+            with host.saving():
+                state = fit(
+                    state, step_fn, make_batch, total_steps=plan.total_steps, steps=steps, log=log, put=put,
+                    evaluate=evaluate, save_every_steps=plan.save_every_steps, eval_every_steps=plan.eval_every_steps,
+                    ideal_seconds=ideal, alarms=watched, stops=host.asked_to_stop,
+                )  # fmt: skip
+    if (done := int(state.step)) < plan.total_steps:
+        raise host.Stopped(f"stopped by SIGTERM: step {done} of {plan.total_steps} is saved; the same command goes on")
+    return state

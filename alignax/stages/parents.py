@@ -45,8 +45,17 @@ def build_model(preset: Bound, compute: Mapping, vocab_size: int, mesh: Mesh) ->
 
 
 def on_mesh(config: ModelConfig, mesh: Mesh) -> Model:
-    """The model, told how activations and the vocabulary are cut: along the axis that the rules of `sharding` name."""
-    config = dataclasses.replace(config, vocab_shards=mesh.shape["fsdp"])
+    """The model, told how activations and the vocabulary are cut: along the axes that the rules of `sharding` name.
+
+    Raises ConfigError where devices that share the width of layers would have parts of a head.
+    """
+    if config.heads % (parts := mesh.shape.get("tensor", 1)):
+        fits = ", ".join(str(n) for n in range(1, config.heads + 1) if config.heads % n == 0 and mesh.size % n == 0)
+        raise ConfigError(
+            f"config.mesh.tensor = {parts}: the model has {config.heads} heads, which do not divide over so many "
+            f"devices; expected one of {fits}"
+        )
+    config = dataclasses.replace(config, vocab_shards=sharding.columns(mesh))
     return decoder(config, sharding.rows(mesh), by_device=sharding.by_device(mesh), device=mesh.devices.flat[0])
 
 
@@ -224,4 +233,4 @@ def place(build: Callable, *args: Any, mesh: Mesh) -> Any:
 
 def get_mesh(axes: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
     """The mesh of a plan's `mesh`, {axis: size}, over these devices or all that there are."""
-    return sharding.make_mesh({"data": axes["data"], "fsdp": axes["fsdp"]}, devices)
+    return sharding.make_mesh({name: axes[name] for name in sharding.AXES if name in axes}, devices)

@@ -18,7 +18,7 @@ from alignax.data.templates import TEMPLATES
 from alignax.models.config import ModelConfig
 from alignax.models.kernels import kernel_of
 from alignax.ops.checks import between, fact
-from alignax.sharding import make_mesh
+from alignax.sharding import make_mesh, row_shards
 from alignax.stages.alarms import planned
 from alignax.types import Layout
 
@@ -198,11 +198,11 @@ def shared(r: Reader, *, batches: Mapping[str, int] | None = None, sides: int = 
     """
     check_compute(r, sides)
     try:
-        make_mesh(dict(r.mesh.items()), devices := learners(r))
+        parts = row_shards(make_mesh(dict(r.mesh.items()), learners(r)))
     except ValueError as error:
         raise ConfigError(f"config.{r.key('mesh')}: {error}") from None
     for name, size in (batches or {}).items():
-        divides(r, name, size, len(devices), "devices")
+        divides(r, name, size, parts, "devices")
     watched = {"alarms": planned(r)} if "alarms" in r else {}
     return {"mesh": Args(r.mesh.items()), "compute": Args(r.compute.items())} | watched
 

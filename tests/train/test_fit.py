@@ -72,13 +72,21 @@ def _start(step=0):
     return TrainState(learner=state.learner, step=jnp.int32(step))
 
 
-def _run(events, total=4, start=0, save=2, every=0, bad=()):
+def _run(events, total=4, start=0, save=2, every=0, bad=(), **more):
     evaluate = lambda state: events.append(f"evaluate {int(state.step)}") or {"x": 1.0}  # noqa: E731
     return fit(
         _start(start), _counter(events, bad), lambda step: step, total_steps=total, steps=NoSteps(events),
         log=NoLog(events), put=lambda batch: batch, save_every_steps=save, evaluate=evaluate if every else None,
-        eval_every_steps=every,
+        eval_every_steps=every, **more,
     )  # fmt: skip
+
+
+def test_a_run_that_is_asked_to_stop_saves_and_stops():
+    events = []
+    assert _run(events, total=9, save=4, stops=lambda step: step == 3).step == 3
+    assert events[-3:] == ["fetch 3", "train 3", "save 3"] and "step 4" not in events
+    events = []
+    assert _run(events, total=3, save=4, stops=lambda step: step == 3).step == 3 and events.count("save 3") == 1
 
 
 def test_metrics_are_fetched_one_step_late_in_order_and_before_a_save():
