@@ -280,7 +280,7 @@ def main(argv: list[str] | None = None) -> int:
         parser().error(f"unexpected arguments: {' '.join(rest)}")
     from alignax.config import ConfigError
     from alignax.data.counts import DataError
-    from alignax.host import Elsewhere, Stopped
+    from alignax.host import RETRY, Elsewhere, Stopped
     from alignax.manifest import CheckpointError
     from alignax.report.folder import ReportError
     from alignax.train.loop import NonFinite
@@ -316,7 +316,7 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     except Stopped as stop:
         print(f"alignax: {stop.said}", file=sys.stderr)
-        return stop.code
+        return RETRY
     except KeyboardInterrupt:
         print("alignax: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130

@@ -113,7 +113,7 @@ def _fitting(axes: str | tuple[str, ...] | None, size: int, mesh: Mesh) -> str |
     there = tuple(name for name in ((axes,) if isinstance(axes, str) else axes or ()) if name in mesh.shape)
     if not there or size % int(np.prod([mesh.shape[name] for name in there])):
         return None
-    return there if len(there) > 1 else there[0]
+    return there[0] if len(there) == 1 else there
 
 
 def path_name(path: tuple) -> str:
