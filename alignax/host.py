@@ -77,40 +77,57 @@ class Stopped(SystemExit):
         self.said = said
 
 
-_asked, _saving = threading.Event(), threading.Event()
+class _Stops:
+    """What was heard of a stop."""
+
+    asked = saving = False
+    looked = 0  # how often `asked_to_stop` was called: the same in all processes
 
 
-def heed_stops() -> None:
-    """From here on SIGTERM, which launchers send before they take a machine away, ends the run with `Stopped`.
+@contextlib.contextmanager
+def heeding_stops() -> Iterator[None]:
+    """Within it SIGTERM, which launchers send before they take a machine away, ends the run with `Stopped`.
 
-    Within `saving` once the step is saved; a second one, and elsewhere the first, at once. For a run of one process: of
-    several JAX's own service hears it, and all stop after the same step.
+    Within `saving` once the step is saved; a second one, and elsewhere the first, at once. For a run of one process, in
+    its main thread: of several JAX's own service hears it, and all stop after the same step.
     """
 
     def asked(signum: int, frame: Any) -> None:
-        if _asked.is_set() or not _saving.is_set():
+        again, _Stops.asked = _Stops.asked, True
+        if again or not _Stops.saving:
             raise Stopped("stopped by SIGTERM; the same command goes on from the last checkpoint")
-        _asked.set()
 
-    signal.signal(signal.SIGTERM, asked)
+    if jax.process_count() > 1 or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, asked)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        _Stops.asked = False
 
 
 @contextlib.contextmanager
 def saving() -> Iterator[None]:
-    """Within it, who looks at `asked_to_stop` after each step saves before it stops."""
-    _saving.set()
+    """Within it, who looks at `asked_to_stop` after each step saves before it stops. Raises Stopped at its end, if one
+    was asked for meanwhile."""
+    _Stops.saving = True
     try:
         yield
     finally:
-        _saving.clear()
-        _asked.clear()
+        _Stops.saving = False
+    if _Stops.asked:
+        raise Stopped("stopped by SIGTERM: the step is saved; the same command goes on from there")
 
 
-def asked_to_stop(step: int) -> bool:
+def asked_to_stop() -> bool:
     """Whether the run is to stop after this step; all processes hear the same."""
-    if jax.process_count() == 1:
-        return _asked.is_set()
-    return multihost_utils.reached_preemption_sync_point(step)
+    if jax.process_count() > 1 and not _Stops.asked:
+        _Stops.looked += 1
+        with contextlib.suppress(RuntimeError):  # JAX's service is off: nothing is heard
+            _Stops.asked = multihost_utils.reached_preemption_sync_point(_Stops.looked)
+    return _Stops.asked
 
 
 class Elsewhere(RuntimeError):

@@ -160,8 +160,6 @@ def command_run(args: argparse.Namespace, overrides: list[str]) -> None:
 
     if line := host.start(coordinator=args.coordinator, process_count=args.process_count, process_id=args.process_id):
         print(line, file=sys.stderr)  # before anything else of JAX
-    else:
-        host.heed_stops()
     config = load_config(args.config, overrides)
     from rich.console import Console
 
@@ -170,7 +168,8 @@ def command_run(args: argparse.Namespace, overrides: list[str]) -> None:
     from alignax.stages import pipeline
 
     workdir = workdir_of(args)
-    pipeline.run(config, workdir)
+    with host.heeding_stops():
+        pipeline.run(config, workdir)
     if not host.is_first():
         return
     console = Console()

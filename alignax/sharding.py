@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -35,16 +34,16 @@ RULES = (
 
 
 def make_mesh(axes: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh with the named axes in the order given; one size may be -1: the devices that the others leave.
+    """A mesh with the named axes, in the order of `AXES`; one size may be -1: the devices that the others leave.
 
-    On TPUs the devices of the last axes are neighbours; those of several slices lie apart on the first axis that they
-    divide. Raises ValueError for names that are none of `AXES`, when the sizes do not multiply to the number of
-    devices, and for one that is none.
+    Devices keep their order, which is that of their processes and, on a pod, of its slices: those of the last axis are
+    neighbours, and the rows of a process lie together. Raises ValueError for names that are none of `AXES`, when the
+    sizes do not multiply to the number of devices, and for one that is none.
     """
     grid = np.array(jax.devices() if devices is None else devices)
-    sizes = dict(axes)
+    sizes = {name: axes[name] for name in AXES if name in axes}
     free = [name for name, size in sizes.items() if size == -1]
-    if unknown := [name for name in sizes if name not in AXES]:
+    if unknown := [name for name in axes if name not in AXES]:
         raise ValueError(f"mesh.{unknown[0]} is no axis: expected {', '.join(AXES)}")
     if wrong := [name for name, size in sizes.items() if size < 1 and size != -1]:
         raise ValueError(f"mesh.{wrong[0]} = {sizes[wrong[0]]}: expected a number of devices, or -1 for all others")
@@ -56,23 +55,14 @@ def make_mesh(axes: Mapping[str, int], devices: Sequence[Any] | None = None) -> 
             f"mesh {dict(axes)} does not fit {grid.size} devices: the sizes must multiply to it, "
             "and at most one may be -1 (filled in)"
         )
-    return Mesh(_laid_out(grid, sizes), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
+    return Mesh(grid.reshape(tuple(sizes.values())), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
 
 
-def _laid_out(grid: np.ndarray, sizes: Mapping[str, int]) -> np.ndarray:
-    """The devices in the shape of a mesh, by where they lie."""
-    shape = tuple(sizes.values())
-    if grid.flat[0].platform != "tpu":
-        return grid.reshape(shape)
-    slices = len({getattr(device, "slice_index", 0) for device in grid.flat})
-    if slices == 1:
-        return mesh_utils.create_device_mesh(shape, grid.tolist(), allow_split_physical_axes=True)
-    apart = next((name for name, size in sizes.items() if size % slices == 0), None)
-    if apart is None:
-        raise ValueError(f"mesh {dict(sizes)}: {slices} slices divide no axis; let replica or data be a multiple of it")
-    outer = tuple(slices if name == apart else 1 for name in sizes)
-    inner = tuple(size // n for size, n in zip(shape, outer))
-    return mesh_utils.create_hybrid_device_mesh(inner, outer, grid.tolist(), allow_split_physical_axes=True)
+def rows_of_several(mesh: Mesh) -> bool:
+    """Whether some rows of a batch would be made by more than one process: each makes its own, and no others."""
+    apart = [i for i, name in enumerate(mesh.axis_names) if name not in ROWS]
+    rows = np.moveaxis(mesh.devices, apart, range(-len(apart), 0)).reshape(row_shards(mesh), -1)
+    return any(len({device.process_index for device in row}) > 1 for row in rows)
 
 
 def row_axes(mesh: Mesh) -> tuple[str, ...]:

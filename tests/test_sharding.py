@@ -1,5 +1,6 @@
 """Sharding: names and rules, and the same numbers on one device and on eight, for the objective of every stage."""
 
+import dataclasses
 import functools
 import re
 
@@ -98,6 +99,22 @@ def test_first_rule_wins_and_rules_are_data():
 def test_names_of_axes_are_known():
     with refuses(ValueError, "mesh.model", "tensor"):
         sharding.make_mesh({"data": 4, "model": 2})
+
+
+@dataclasses.dataclass
+class Device:
+    """One of a pod."""
+
+    process_index: int
+
+
+def test_rows_are_of_one_process():
+    devices = [Device(i // 4) for i in range(8)]  # two processes of four
+    make = lambda **axes: sharding.make_mesh(axes, devices)  # noqa: E731
+    assert not sharding.rows_of_several(make(data=2, tensor=4)) and not sharding.rows_of_several(make(fsdp=8))
+    assert sharding.rows_of_several(make(tensor=8)) and not sharding.rows_of_several(make(replica=2, fsdp=2, tensor=2))
+    # whatever the order in a config, copies lie farthest apart
+    assert make(tensor=2, data=2, replica=2).axis_names == ("replica", "data", "tensor")
 
 
 def test_mesh_fills_in_one_size():

@@ -329,7 +329,7 @@ def check_updates(r: Reader, every: Updates) -> None:
     plans.divides(r, "batch_size", r.batch_size, every.minibatches, "minibatches")
     plans.divides(r, "batch_size", r.batch_size // every.minibatches, every.microbatches, "microbatches")
     r.require(r.length_buckets <= MOST_BUCKETS, "length_buckets", f"each is compiled; expected 1 to {MOST_BUCKETS}")
-    prompts, devices = r.batch_size // every.minibatches // every.microbatches, len(plans.learners(r))
+    prompts, devices = r.batch_size // every.minibatches // every.microbatches, plans.row_parts(r)
     if r.share_prompts:
         plans.divides(r, "share_prompts", prompts, devices, "devices (prompts of a microbatch)")
     elif r.length_buckets > 1:

@@ -145,7 +145,7 @@ def loop(
 ) -> Any:  # fmt: skip
     """Opens checkpoints and log, resumes, and fits."""
     plan: Learning = stage.plan
-    with Steps(stage.workdir / "steps", keep=plan.keep_checkpoints) as steps:
+    with host.saving(), Steps(stage.workdir / "steps", keep=plan.keep_checkpoints) as steps:
         state = resume(steps, state)
         start, first = int(state.step), host.is_first()
         options = {"title": stage.workdir.name, "resume_step": start, "tensorboard": plan.tensorboard, "write": first}
@@ -153,12 +153,8 @@ def loop(
             say(f"{stage.workdir}: going on from step {start} of {plan.total_steps}")
         with Log(stage.workdir, plan.total_steps, show=show, **options) as log:
             watched = Alarms(plan.alarms, stage.workdir, plan.total_steps, resume_step=start, write=first)
-            with host.saving():
-                state = fit(
-                    state, step_fn, make_batch, total_steps=plan.total_steps, steps=steps, log=log, put=put,
-                    evaluate=evaluate, save_every_steps=plan.save_every_steps, eval_every_steps=plan.eval_every_steps,
-                    ideal_seconds=ideal, alarms=watched, stops=host.asked_to_stop,
-                )  # fmt: skip
-    if (done := int(state.step)) < plan.total_steps:
-        raise host.Stopped(f"stopped by SIGTERM: step {done} of {plan.total_steps} is saved; the same command goes on")
-    return state
+            return fit(
+                state, step_fn, make_batch, total_steps=plan.total_steps, steps=steps, log=log, put=put,
+                evaluate=evaluate, save_every_steps=plan.save_every_steps, eval_every_steps=plan.eval_every_steps,
+                ideal_seconds=ideal, alarms=watched, stops=host.asked_to_stop,
+            )  # fmt: skip

@@ -233,4 +233,4 @@ def place(build: Callable, *args: Any, mesh: Mesh) -> Any:
 
 def get_mesh(axes: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
     """The mesh of a plan's `mesh`, {axis: size}, over these devices or all that there are."""
-    return sharding.make_mesh({name: axes[name] for name in sharding.AXES if name in axes}, devices)
+    return sharding.make_mesh(axes, devices)

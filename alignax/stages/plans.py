@@ -18,7 +18,7 @@ from alignax.data.templates import TEMPLATES
 from alignax.models.config import ModelConfig
 from alignax.models.kernels import kernel_of
 from alignax.ops.checks import between, fact
-from alignax.sharding import make_mesh, row_shards
+from alignax.sharding import make_mesh, row_shards, rows_of_several
 from alignax.stages.alarms import planned
 from alignax.types import Layout
 
@@ -197,14 +197,25 @@ def shared(r: Reader, *, batches: Mapping[str, int] | None = None, sides: int = 
     `sides`: texts of one row of data, whose beginning they may share in a row of the model.
     """
     check_compute(r, sides)
-    try:
-        parts = row_shards(make_mesh(dict(r.mesh.items()), learners(r)))
-    except ValueError as error:
-        raise ConfigError(f"config.{r.key('mesh')}: {error}") from None
+    parts = row_parts(r)
     for name, size in (batches or {}).items():
         divides(r, name, size, parts, "devices")
     watched = {"alarms": planned(r)} if "alarms" in r else {}
     return {"mesh": Args(r.mesh.items()), "compute": Args(r.compute.items())} | watched
+
+
+def row_parts(r: Reader) -> int:
+    """How many parts the mesh splits the rows of a batch into. Raises ConfigError for a mesh that cannot be."""
+    try:
+        mesh = make_mesh(dict(r.mesh.items()), learners(r))
+    except ValueError as error:
+        raise ConfigError(f"config.{r.key('mesh')}: {error}") from None
+    if rows_of_several(mesh):
+        raise ConfigError(
+            f"config.{r.key('mesh')}: devices of several processes would share rows, of which each process makes its "
+            "own; let tensor be at most the devices of one process"
+        )
+    return row_shards(mesh)
 
 
 def learners(r: Reader) -> list[Any]:

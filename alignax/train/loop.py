@@ -32,7 +32,7 @@ def fit(
     eval_every_steps: int = 0,
     ideal_seconds: float | None = None,
     alarms: Alarms | None = None,
-    stops: Callable[[int], bool] = lambda step: False,
+    stops: Callable[[], bool] = lambda: False,
 ) -> Any:
     """Runs `state, metrics = step_fn(state, batch)` from the state's own step to `total_steps`; returns the last state.
 
@@ -40,8 +40,8 @@ def fit(
     step s + 1 runs, so the host never waits for the device between two steps; they are checked before anything is
     saved. `evaluate(state)` runs every `eval_every_steps` (0: never), at the end, and before the first step. With
     `ideal_seconds`, what a step would take at the devices' peak, the log says which share of it each step reached
-    (`time/mfu`). `alarms` look at every row that was logged. Where `stops(step)`, the state is saved after that step,
-    and returned: it may be before the last one.
+    (`time/mfu`). `alarms` look at every row that was logged. Where `stops()`, asked after each step, the state
+    is saved and returned: it may be before the last one.
 
     Raises NonFinite, naming the step and the last good checkpoint, when a loss or gradient norm is not finite, and
     Alarmed when an alarm is to stop the run: after what was logged, before anything else is saved.
@@ -79,7 +79,7 @@ def fit(
         if ideal_seconds is not None:
             pending[2]["mfu"] = ideal_seconds / (now - begun)
         begun = waited = now
-        evaluates, stopped = due(step, eval_every_steps, total_steps), stops(step)
+        evaluates, stopped = due(step, eval_every_steps, total_steps), stops()
         saves = step % save_every_steps == 0 or step == total_steps or stopped
         if saves or (evaluate and evaluates):
             settle()

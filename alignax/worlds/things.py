@@ -50,7 +50,11 @@ THINGS = {
     "axe": "metal wooden sharp",
     "train": "metal large loud",
 }
-FACTS = tuple(sorted({fact for facts in THINGS.values() for fact in facts.split()}))
+TRUE = tuple(sorted({fact for facts in THINGS.values() for fact in facts.split()}))
+# what is true of none of the things: a question that tells nothing
+IDLE = ("frozen", "glass", "golden", "imaginary", "invisible", "paper", "purple", "sour", "spotted", "striped",
+        "transparent", "woollen")  # fmt: skip
+FACTS = TRUE + IDLE
 PROMPT = "guess"
 TURNS = 8  # questions of a demonstrated game, at most
 
@@ -75,11 +79,11 @@ def prompts(*, split: str, count: int, seed: int = 0) -> tuple[list[dict], Count
 
 
 def games(
-    *, split: str, count: int, heldout: int = 256, guesses: float = 0.3, seed: int = 0
+    *, split: str, count: int, heldout: int = 256, guesses: float = 0.1, seed: int = 0
 ) -> tuple[list[dict[str, Any]], Counts]:
     """`count` demonstrations of an asker who plays by no plan: `heldout` others where `split` is not "train".
 
-    It asks for facts in a random order, whether they tell anything or not, and guesses at each turn with a probability
+    It asks for facts in a random order, half of which are true of nothing, and guesses at each turn with a probability
     of `guesses`, and at the last: something that agrees with all answers so far. Not all games are won.
     """
     rng, n = random.Random(f"games {split} {seed}"), count if split == "train" else heldout

@@ -1,7 +1,8 @@
 """Twenty questions between two policies: one learns to ask, by GRPO, another that was trained to answers.
 
 Command: alignax run --config=configs/world/questions.py --workdir=runs/questions
-Eight questions, the last of them a guess, for 32 things of 12 facts: five would do for who halves what is left.
+Eight questions, the last of them a guess, for 32 things. Of 24 facts that may be asked for half are true of none of
+them; who halves what is left needs five, and a guess.
 """
 
 from ml_collections import ConfigDict, FieldReference
@@ -33,7 +34,7 @@ def demonstrated(source, count):
     c = sft.get_config()  # the harbour desk's
     c.tokenizer = "alignax.worlds.things:build_tokenizer"
     c.source, c.data = f"alignax.worlds.things:{source}", dict(count=count, heldout=256)
-    c.train_on, c.max_length, c.total_steps = "assistant", 96, 400
+    c.train_on, c.max_length, c.total_steps = "assistant", 96, 800
     c.eval_every_steps = c.save_every_steps = 200
     return c
 
@@ -59,7 +60,7 @@ def grpo():
     c.scoring_args = dict(normalize=False, clip=0.0, missing_eos_penalty=0.0)
     c.loss, c.kl_coef = "grpo", 0.0
     c.update_args = dict(epochs=2, minibatches=2)
-    c.optimizer_args = dict(learning_rate=3e-4, schedule="linear", warmup_percent=5.0)
+    c.optimizer_args = dict(learning_rate=2e-4, schedule="linear", warmup_percent=5.0)
     c.eval_every_steps, c.save_every_steps = 0, 20
     return c
 
