@@ -130,6 +130,12 @@ def alarms(base: Path, folder: Path) -> dict[str, Any]:
     return out
 
 
+def alarms_of(out: Path) -> dict[str, Any]:
+    """What the results there say of the two runs that show the alarms."""
+    file = out / "results.json"
+    return json.loads(file.read_text(encoding="utf-8"))["alarms"] if file.is_file() else {}
+
+
 def results(per_seed: dict[str, dict[int, dict]], start: dict[int, dict], rang: dict[str, Any]) -> dict[str, Any]:
     """Everything that goes into results.json. No path of this machine."""
     table: dict[str, Any] = {}
@@ -180,10 +186,10 @@ def main(argv: list[str] | None = None) -> None:
     parser = options(__doc__ or "", ROOT, HERE)
     names = [f"{method}-{kind}" for method in METHODS for kind in REWARDS]
     parser.add_argument("--only", nargs="+", default=names, choices=names, metavar="NAME")
-    parser.add_argument("--skip-alarms", action="store_true", help="leave out the two runs that show the alarms")
+    parser.add_argument("--skip-alarms", action="store_true", help="leave the two runs that show the alarms as they are")
     args = parser.parse_args(argv)
     per_seed: dict[str, dict[int, dict]] = {}
-    start, rang = {}, {}
+    start, rang = {}, alarms_of(args.out) if args.skip_alarms else {}
     for seed in args.seeds:
         base = args.runs / f"rewards-seed{seed}"
         models(seed, base)
