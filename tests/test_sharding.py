@@ -101,7 +101,7 @@ def test_names_of_axes_are_known():
         sharding.make_mesh({"data": 4, "model": 2})
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class Device:
     """One of a pod."""
 

@@ -186,7 +186,9 @@ def main(argv: list[str] | None = None) -> None:
     parser = options(__doc__ or "", ROOT, HERE)
     names = [f"{method}-{kind}" for method in METHODS for kind in REWARDS]
     parser.add_argument("--only", nargs="+", default=names, choices=names, metavar="NAME")
-    parser.add_argument("--skip-alarms", action="store_true", help="leave the two runs that show the alarms as they are")
+    parser.add_argument(
+        "--skip-alarms", action="store_true", help="leave the two runs that show the alarms as they are"
+    )
     args = parser.parse_args(argv)
     per_seed: dict[str, dict[int, dict]] = {}
     start, rang = {}, alarms_of(args.out) if args.skip_alarms else {}

@@ -65,6 +65,7 @@ def seen(algorithm, state, frozen, prompts):
     return found[0], metrics
 
 
+@pytest.mark.slow
 def test_an_iteration_reads_the_rewards_of_its_prompts_by_their_rows():
     settings = dict(**ALONE, advantage="group_baseline", samples_per_prompt=2)
     algorithm = build_algorithm(**settings)

@@ -129,6 +129,7 @@ def test_estimators_of_tokens_see_when_a_step_was_rewarded_and_those_of_replies_
     np.testing.assert_array_equal(*whole)
 
 
+@pytest.mark.slow
 def test_a_process_reward_model_on_the_device():
     """Its numbers are those of `forward.stepwise` at the ends of steps, and their sum is in the score."""
     settings = dict(**ALONE, advantage="reinforce_plus_plus", scoring_args=dict(normalize=False, clip=0.0))

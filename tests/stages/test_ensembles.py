@@ -68,6 +68,7 @@ def test_the_loss_of_heads_is_the_mean_of_theirs_and_bootstrap_leaves_rows_out_f
     np.testing.assert_array_equal(np.asarray(again.mask).reshape(16, 3), masks[order])
 
 
+@pytest.mark.slow
 def test_an_ensemble_of_folders_and_one_of_heads(run, heads, tmp_path):
     """The same batch, so the parts of one run are those of the others."""
     other = reward.run(reward_config(run, seed=1), tmp_path / "other")

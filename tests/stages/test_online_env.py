@@ -174,25 +174,33 @@ def asking(folder, **values):
     return plain(partner.get_config()) | dict(init_from=str(folder), max_prompt_length=16, max_new_tokens=4) | values
 
 
-def test_a_second_policy_is_asked(base, tmp_path):
+def asked_config(base):
+    """A run and a probe whose environments ask a second policy."""
     watched = plain(probe.get_config()) | ASKS | dict(env_partner=asking(base), max_prompt_length=16, batch_size=8)
     watched |= dict(source="alignax.worlds.sums:prompts", data=dict(count=8), max_new_tokens=16, max_observation=8)
-    c = config(base, **ASKS, env_partner=asking(base), probe=watched)
-    out = online.run(c, tmp_path / "asks")
+    return config(base, **ASKS, env_partner=asking(base), probe=watched)
+
+
+def test_a_second_policy_is_asked(base, tmp_path):
+    out = online.run(asked_config(base), tmp_path / "asks")
     parents = read_manifest(out)["parents"]
     assert parents["partner"] == parents["probe_partner"] == parents["policy"]  # a part of the lineage
-    rows = metrics(out)
-    assert all(1 < row["env/turns"] <= 2 for row in rows if row["split"] == "train")
+    assert all(1 < row["env/turns"] <= 2 for row in metrics(out))
+    with refuses(ConfigError, "env_partner.max_prompt_length = 2", "template"):
+        online.run(config(base, **ASKS, env_partner=asking(base, max_prompt_length=2)), tmp_path / "short")
+
+
+@pytest.mark.slow
+def test_a_run_with_a_second_policy_that_was_killed_goes_on_exactly(base, tmp_path):
+    out = online.run(asked_config(base), tmp_path / "asks")
     own_envs.STOP["at"] = 16 + 8  # the episodes of an iteration, and half of those of the next
     try:
         with pytest.raises(RuntimeError, match="killed"):
-            online.run(c, tmp_path / "killed")
+            online.run(asked_config(base), tmp_path / "killed")
     finally:
         own_envs.STOP["at"] = None
     assert len(metrics(tmp_path / "killed")) == 1
-    same(online.run(c, tmp_path / "killed"), out)
-    with refuses(ConfigError, "env_partner.max_prompt_length = 2", "template"):
-        online.run(config(base, **ASKS, env_partner=asking(base, max_prompt_length=2)), tmp_path / "short")
+    same(online.run(asked_config(base), tmp_path / "killed"), out)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])

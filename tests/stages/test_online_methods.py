@@ -79,6 +79,7 @@ MOVING = dict(
 )
 
 
+@pytest.mark.slow
 def test_a_run_saves_the_average_of_its_policy_where_it_keeps_one(run, tmp_path):
     """One iteration with a decay of 0.75, beside a reference and an entropy's coefficient that move after it."""
     plain, averaged = (

@@ -19,13 +19,13 @@ from alignax.checkpoint import load_params
 from alignax.stages import offline, playground
 
 CONFIG = Path(__file__).with_name("processes_config.py")
-STEPS, QUICK = ("sft", "reward", "dpo", "ppo", "text"), ("sft", "ppo")  # those that train; `probed` follows
+STEPS, QUICK = ("sft", "reward", "dpo", "ppo", "text"), ("sft", "ppo")  # those that train
 
 
 def launch(workdir, parent, devices, *flags, steps=QUICK):
     """`alignax run` as a process of its own, with so many devices."""
     env = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices), "PARENT": str(parent), "JAX_PLATFORMS": "cpu"}
-    env |= {"STEPS": " ".join([*steps, "probed"])}
+    env |= {"STEPS": " ".join(steps)}
     command = [sys.executable, "-m", "alignax.main", "run", f"--config={CONFIG}", f"--workdir={workdir}", *flags]
     return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
@@ -70,7 +70,11 @@ def test_the_numbers_are_those_of_one_process(folders, step):
 @pytest.mark.slow
 @pytest.mark.parametrize("step", STEPS)
 def test_the_numbers_of_every_stage_are_those_of_one_process(run, shared, step):
-    same(*both(run, shared / "all_processes", STEPS)[:2], step)
+    same(*all_steps(run, shared)[:2], step)
+
+
+def all_steps(run, shared):
+    return both(run, shared / "all_processes", (*STEPS, "probed"))
 
 
 def same(one, two, step):
@@ -85,8 +89,9 @@ def same(one, two, step):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), *trees)
 
 
-def test_a_policy_is_probed_by_all_and_measured_as_by_one(folders):
-    one, two = (read(folder / "probed/eval.json")["policies"] for folder in folders[:2])
+@pytest.mark.slow
+def test_a_policy_is_probed_by_all_and_measured_as_by_one(run, shared):
+    one, two = (read(folder / "probed/eval.json")["policies"] for folder in all_steps(run, shared)[:2])
     for name in one:
         assert two[name]["gold_reward"] == pytest.approx(one[name]["gold_reward"], abs=1e-4)
         assert two[name]["kl"] == pytest.approx(one[name]["kl"], abs=1e-4)

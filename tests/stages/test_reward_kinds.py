@@ -26,6 +26,7 @@ def same_params(a, b):
     jax.tree.map(np.testing.assert_array_equal, *(load_params(folder / "params") for folder in (a, b)))
 
 
+@pytest.mark.slow
 def test_a_constraint_on_a_text_reward_is_logged_and_resumes_exactly(run, tmp_path):
     judge = {"from": str(run / "reward")}
     rewards = {"judge": judge, "brief": LENGTH | {"at_least": 5.0, "learning_rate": 0.2, "multiplier": 0.5}}

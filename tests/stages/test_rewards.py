@@ -44,6 +44,7 @@ def test_rewards_are_summed_by_weight_and_each_is_in_the_log(run, tmp_path):
     assert set(read(tmp_path / "both/manifest.json")["parents"]) == {"policy", "reward.judge"}
 
 
+@pytest.mark.slow
 def test_a_reward_that_is_late_leaves_its_replies_without_a_score(run, tmp_path, capsys):
     slow = {"function": "own_parts:slow_for_some"}
     rows = metrics(online.run(ppo(run, rewards={"slow": slow}, reward_timeout_s=1.0), tmp_path / "ppo"))

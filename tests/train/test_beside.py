@@ -75,6 +75,7 @@ def shared(**changes):
     return algorithm, state, Actors(whole.sampler)
 
 
+@pytest.mark.slow
 def test_a_value_head_on_the_policys_trunk():
     algorithm, state, actors = shared()
     frozen, model = build_frozen(), models()[0]

@@ -171,8 +171,12 @@ def test_one_program_equals_two_with_the_reward_on_the_host():
 
 @pytest.mark.parametrize(
     "together, changes",
-    [(False, {}), (True, dict(samples_per_prompt=2, advantage="group_baseline", **ALONE))],
-    ids=["with a critic", "groups that share their prompt"],
+    [
+        pytest.param(False, {}, id="with a critic", marks=pytest.mark.slow),
+        pytest.param(
+            True, dict(samples_per_prompt=2, advantage="group_baseline", **ALONE), id="groups that share their prompt"
+        ),
+    ],
 )
 def test_programs_for_short_replies_learn_the_same(together, changes, monkeypatch):
     """Rows are cut to their replies, by programs of different room, and one update is made of several microbatches."""
