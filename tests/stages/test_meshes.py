@@ -33,6 +33,8 @@ def test_the_numbers_of_a_stage_do_not_depend_on_the_mesh(run, step, tmp_path):
     one, two = (plans.module_of(c).run(c, tmp_path / name) for name, c in (("wide", wide), ("rows", rows)))
     for want, got in zip(metrics(two), metrics(one), strict=True):
         for name, value in want.items():
+            if want["step"] == 1 and name == "rewards/accuracies":
+                continue  # of DPO, whose policy is the reference then: the sign of rounding
             if not name.startswith("time/") and isinstance(value, (int, float)):
                 assert got[name] == pytest.approx(value, rel=1e-3, abs=1e-4), name
     trees = [load_params(folder / "params") for folder in (one, two)]
