@@ -1,5 +1,6 @@
 """Mesh, path rules -> NamedSharding: sharding is names and regular expressions in a config."""
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -15,9 +16,9 @@ from alignax.types import ByDevice, PerRow
 Step = Callable[..., tuple[Any, Any]]  # (state, ...) -> (state, metrics)
 
 # Axes of a mesh, by how far apart its devices may lie: copies between slices, copies, parameters cut and gathered for
-# use, experts, a text's tokens, and the width of layers, whose sums are on the way of every layer.
-AXES = ("replica", "data", "fsdp", "expert", "context", "tensor")
-ROWS = ("replica", "data", "fsdp", "expert")  # those over which the rows of a batch are split
+# use, and the width of layers, whose sums are on the way of every layer.
+AXES = ("replica", "data", "fsdp", "tensor")
+ROWS = ("replica", "data", "fsdp")  # those over which the rows of a batch are split
 
 # (regular expression over a parameter's path, mesh axes of its last dimensions). The first match wins; stacked layers
 # have an axis of their own before these, which stays whole. What no rule names is copied to every device.
@@ -26,8 +27,8 @@ RULES = (
     (r"layers/.*(q|k|v|gate|up)/kernel", ("fsdp", "tensor")),
     (r"layers/.*(o|down)/kernel", ("tensor", "fsdp")),
     (r"layers/.*(q|k|v|gate|up)/bias", ("tensor",)),
-    (r"layers/experts/(gate|up)$", ("expert", "fsdp", "tensor")),
-    (r"layers/experts/down$", ("expert", "tensor", "fsdp")),
+    (r"layers/experts/(gate|up)$", (None, "fsdp", "tensor")),
+    (r"layers/experts/down$", (None, "tensor", "fsdp")),
     (r"(^|/)embed$", (WIDTH, None)),
     (r"(^|/)unembed$", (None, WIDTH)),
 )
@@ -47,10 +48,10 @@ def make_mesh(axes: Mapping[str, int], devices: Sequence[Any] | None = None) -> 
         raise ValueError(f"mesh.{unknown[0]} is no axis: expected {', '.join(AXES)}")
     if wrong := [name for name, size in sizes.items() if size < 1 and size != -1]:
         raise ValueError(f"mesh.{wrong[0]} = {sizes[wrong[0]]}: expected a number of devices, or -1 for all others")
-    fixed = int(np.prod([size for size in sizes.values() if size != -1]))
+    fixed = math.prod(size for size in sizes.values() if size != -1)
     if len(free) == 1 and grid.size % fixed == 0:
         sizes[free[0]] = grid.size // fixed
-    if len(free) > 1 or np.prod(list(sizes.values())) != grid.size:
+    if len(free) > 1 or math.prod(sizes.values()) != grid.size:
         raise ValueError(
             f"mesh {dict(axes)} does not fit {grid.size} devices: the sizes must multiply to it, "
             "and at most one may be -1 (filled in)"
@@ -70,14 +71,14 @@ def row_axes(mesh: Mesh) -> tuple[str, ...]:
     return tuple(name for name in mesh.axis_names if name in ROWS)
 
 
+def parts(mesh: Mesh, axes: Sequence[str]) -> int:
+    """How many parts a dimension is cut into that lies over these axes, as far as the mesh has them."""
+    return math.prod(mesh.shape.get(name, 1) for name in axes)
+
+
 def row_shards(mesh: Mesh) -> int:
     """How many parts the rows of a batch are split into."""
-    return int(np.prod([mesh.shape[name] for name in row_axes(mesh)], dtype=int))
-
-
-def columns(mesh: Mesh) -> int:
-    """How many parts a dimension is cut into that lies over `WIDTH`: the vocabulary of the output layer."""
-    return int(np.prod([mesh.shape.get(name, 1) for name in WIDTH]))
+    return parts(mesh, ROWS)
 
 
 def shardings(tree: Any, mesh: Mesh, rules: Sequence[tuple[str, tuple]] = RULES) -> Any:
@@ -101,7 +102,7 @@ def shardings(tree: Any, mesh: Mesh, rules: Sequence[tuple[str, tuple]] = RULES)
 def _fitting(axes: str | tuple[str, ...] | None, size: int, mesh: Mesh) -> str | tuple[str, ...] | None:
     """Those of a dimension's axes that the mesh has and that divide it together; None where there is none."""
     there = tuple(name for name in ((axes,) if isinstance(axes, str) else axes or ()) if name in mesh.shape)
-    if not there or size % int(np.prod([mesh.shape[name] for name in there])):
+    if not there or size % parts(mesh, there):
         return None
     return there[0] if len(there) == 1 else there
 
@@ -123,8 +124,8 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 def rows(mesh: Mesh) -> Callable[[Any], Any]:
     """A constraint for `decoder`: the rows of an activation stay split as those of the batch are, where they divide."""
-    split, parts = batch_sharding(mesh), row_shards(mesh)
-    keep = lambda x: x.shape[0] % parts or within_device()  # noqa: E731
+    split, cut = batch_sharding(mesh), row_shards(mesh)
+    keep = lambda x: x.shape[0] % cut or within_device()  # noqa: E731
     return lambda x: x if keep(x) else jax.lax.with_sharding_constraint(x, split)
 
 
@@ -140,9 +141,8 @@ def by_device(mesh: Mesh) -> ByDevice:
         def run(*arrays, **whole):
             if mesh.size == 1 or within_device():
                 return f(*arrays, **whole)
-            B = len(arrays[0])
-            spec = P(row_axes(mesh)) if B % row_shards(mesh) == 0 else P()
-            spec = P(mesh.axis_names) if B % mesh.size == 0 else spec
+            over = (axes for axes in (mesh.axis_names, row_axes(mesh)) if len(arrays[0]) % parts(mesh, axes) == 0)
+            spec = P(next(over, ()) or None)
             on_rows = lambda arrays, whole: f(*arrays, **whole)  # noqa: E731
             specs = {"in_specs": (spec, P()), "out_specs": spec}
             return jax.shard_map(on_rows, mesh=mesh, **specs, check_vma=False)(arrays, whole)
@@ -171,11 +171,11 @@ def put_batch(batch: Any, mesh: Mesh) -> Any:
 
     Raises ValueError when a global batch does not divide over the devices that split rows.
     """
-    sharding, processes, parts = batch_sharding(mesh), host.count(), row_shards(mesh)
+    sharding, processes, cut = batch_sharding(mesh), host.count(), row_shards(mesh)
     for leaf in jax.tree.leaves(batch):
-        if (len(leaf) * processes) % parts:
+        if (len(leaf) * processes) % cut:
             raise ValueError(
-                f"a batch of {len(leaf) * processes} rows does not divide over {parts} devices: "
-                f"make it a multiple of {parts}, or use fewer devices (config.mesh)"
+                f"a batch of {len(leaf) * processes} rows does not divide over {cut} devices: "
+                f"make it a multiple of {cut}, or use fewer devices (config.mesh)"
             )
     return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(sharding, leaf), batch)

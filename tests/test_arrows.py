@@ -40,6 +40,7 @@ ALLOWED = {
     "train": {"types", "ops", "bound", "forward", "replies", "sampling", "sharding", "data", "checkpoint", "log"},
     "worlds": {"data.counts"},  # text and its gold reward; rows are counted like those of any source
     "report": {"log"},  # reads the files of a run folder, whoever wrote them
+    "report.experiment": {"log", "manifest"},  # the hash of a config stands beside figures
     "stages": {
         *FREE, "host", "bound", "types", "ops", "losses", "models", "lora", "forward", "sampling", "rewards", "envs",
         "sharding", "manifest", "checkpoint", "data", "evals", "train", "worlds",

@@ -6,14 +6,17 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.markdown import Markdown
 
 import alignax
-from alignax.log import replace_file
+from alignax.log import plain_json, replace_file
+from alignax.manifest import config_hash
 
 END = "<!-- /results -->"
 
@@ -69,6 +72,18 @@ def made_with() -> dict[str, str | int | None]:
     """The versions and the cores that figures were made with."""
     versions = {"python": platform.python_version(), "jax": version("jax"), "alignax": alignax.__version__}
     return versions | {"cpu_count": os.cpu_count()}
+
+
+def of_seeds(here: Path, config: str, effective: Mapping, runs: Mapping[int, dict], **found: Any) -> dict[str, Any]:
+    """What goes into results.json of the experiment in a folder, whose config, its file and what it says, was run with
+    several seeds. No path of this machine."""
+    head = {
+        "command": f"python experiments/{here.name}/run.py --seeds {' '.join(map(str, runs))}",
+        "config": config,
+        "config_hash": config_hash(plain_json(effective)),
+        "seeds": list(runs),
+    }
+    return head | made_with() | found | {"per_seed": {str(seed): run for seed, run in runs.items()}}
 
 
 def versions(found: dict) -> str:

@@ -1,5 +1,6 @@
 """Distillation: a teacher's predictions -> policy. `alignax run --config=configs/world/distill.py`."""
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -117,16 +118,7 @@ def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan |
 
     # ---- data: completions to learn from, prompts to complete, where some step asks for them; completions held out
     tokenizer = parents.get_tokenizer(stage, parent="teacher" if fresh else "policy")
-    arrays, counts, held = {}, {}, {}
-    for encode, splits in p.readings():
-        kind = "prompts" if encode.func is prompt_rows else "completions"
-        for split in splits:
-            found, count, _ = inputs.encoded(p, encode, tokenizer, split, root)
-            counts["prompts" if kind == "prompts" else split] = count
-            if split == "train":
-                arrays[kind] = found
-            else:
-                held = found
+    arrays, counts, held = texts(p, tokenizer, root)
     folder.say(f"distillation: {counts}")
 
     # ---- models: the student from its parent or fresh, and the teacher, which does not change
@@ -135,17 +127,7 @@ def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan |
     teacher_model, teacher, _ = parents.load_model(stage, "teacher", tokenizer, mesh)
     record = partial(view, (model, teacher_model))
 
-    # ---- the two kinds of step: the same update of completions, given or sampled by the student itself
-    update, own = supervised.update(p, record), sampler(model, tokenizer, p.template, p.max_new_tokens)
-
-    def on_given(state, batch, teacher):
-        state, metrics = update(state, batch, teacher)
-        return state, metrics | {"on_policy": jnp.float32(0)}
-
-    def on_own(state, prompts, teacher):
-        batch, more = sampled(own, p, state, prompts)
-        state, metrics = update(state, batch, teacher)
-        return state, metrics | more
+    on_given, on_own = steps(p, record, sampler(model, tokenizer, p.template, p.max_new_tokens))
 
     # ---- train
     watch = probe.build(stage, p.probe, model, tokenizer, mesh)
@@ -189,6 +171,37 @@ def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan |
         data={"fingerprint": fingerprint(arrays), "counts": counts},
         metrics=evaluate(state),
     )
+
+
+def texts(p: Plan, tokenizer: Any, root: Path | None) -> tuple[dict[str, dict], dict, dict]:
+    """({kind: arrays to train on}, counts, completions held out), of the two kinds of step that the plan has."""
+    arrays, counts, held = {}, {}, {}
+    for encode, splits in p.readings():
+        kind = "prompts" if encode.func is prompt_rows else "completions"
+        for split in splits:
+            found, count, _ = inputs.encoded(p, encode, tokenizer, split, root)
+            counts["prompts" if kind == "prompts" else split] = count
+            if split == "train":
+                arrays[kind] = found
+            else:
+                held = found
+    return arrays, counts, held
+
+
+def steps(p: Plan, record: Callable, own: Sampler) -> tuple[Callable, Callable]:
+    """The two kinds of step: the same update of completions, given or sampled by the student itself."""
+    update = supervised.update(p, record)
+
+    def on_given(state, batch, teacher):
+        state, metrics = update(state, batch, teacher)
+        return state, metrics | {"on_policy": jnp.float32(0)}
+
+    def on_own(state, prompts, teacher):
+        batch, more = sampled(own, p, state, prompts)
+        state, metrics = update(state, batch, teacher)
+        return state, metrics | more
+
+    return on_given, on_own
 
 
 def on_policy_steps(key: jax.Array, share: float, total_steps: int) -> Bool[np.ndarray, " S"]:

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from alignax import host, sharding
 from alignax.bound import Bound, of_config, plan_record, static, takes
-from alignax.config import ConfigError, Reader
+from alignax.config import ConfigError, Reader, plain
 from alignax.data.arrays import pad
 from alignax.data.boundary import Ids
 from alignax.data.counts import DataError
@@ -35,7 +35,7 @@ from alignax.sampling import turns
 from alignax.sampling.options import Options
 from alignax.sampling.sample import row_keys
 from alignax.sampling.sampler import Sampler
-from alignax.stages import partner
+from alignax.stages import partner, plans
 from alignax.stages.folder import Stage
 from alignax.stages.programs import Produce
 from alignax.stages.roles import shared
@@ -44,19 +44,18 @@ from alignax.train.algorithm import Actors, Algorithm
 from alignax.train.state import OnlineState
 
 NAME = "env"  # of the environment's reward
-DEFAULTS = {"env": "", "env_args": {}, "max_turns": 8, "max_observation": 256, "env_timeout_s": 60.0, "env_workers": 8}
 
 
 def add_keys(c: ConfigDict) -> None:
     """The keys of a config that may have an environment, with their defaults and units."""
     # an environment: module:function or class, of what has reset(row) and step(text), or of a class whose public
     # methods are tools (docs/online.md); "": a reply is one turn
-    c.env = DEFAULTS["env"]
+    c.env = ""
     c.env_args = ConfigDict()
-    c.max_turns = DEFAULTS["max_turns"]  # turns of the policy in an episode; `max_new_tokens` is the room for all
-    c.max_observation = DEFAULTS["max_observation"]  # tokens of what an environment says at once; more is cut
-    c.env_timeout_s = DEFAULTS["env_timeout_s"]  # seconds for one turn of a batch's environments. 0: no limit
-    c.env_workers = DEFAULTS["env_workers"]  # threads for environments
+    c.max_turns = 8  # turns of the policy in an episode; `max_new_tokens` is the room for all
+    c.max_observation = 256  # tokens of what an environment says at once; more is cut
+    c.env_timeout_s = 60.0  # seconds for one turn of a batch's environments. 0: no limit
+    c.env_workers = 8  # threads for environments
     c[partner.KEY] = partner.get_config()  # a second policy, which an environment with a parameter `partner` asks
 
 
@@ -98,9 +97,10 @@ def plan(r: Reader) -> Plan | None:
     made = of_config(r, "env", given=("partner",))
     if made is None:
         other.require(second is None, "init_from", f"expected '' while config.{r.key('env')} is empty")
-        for name, default in DEFAULTS.items():
-            if name != "env_args" and getattr(r, name) != default:
-                raise ConfigError(f"config.{r.key(name)} is set, but config.{r.key('env')} is empty: nothing reads it")
+        defaults = ConfigDict()
+        add_keys(defaults)
+        del defaults[partner.KEY]  # looked at above
+        plans.unset(r, plain(defaults), "env")
         return None
     r.require(r.max_turns >= 1, "max_turns", "expected 1 turn or more")
     r.require(r.max_observation >= 1, "max_observation", "expected 1 token or more")

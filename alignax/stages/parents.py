@@ -55,7 +55,7 @@ def on_mesh(config: ModelConfig, mesh: Mesh) -> Model:
             f"config.mesh.tensor = {parts}: the model has {config.heads} heads, which do not divide over so many "
             f"devices; expected one of {fits}"
         )
-    config = dataclasses.replace(config, vocab_shards=sharding.columns(mesh))
+    config = dataclasses.replace(config, vocab_shards=sharding.parts(mesh, sharding.WIDTH))
     return decoder(config, sharding.rows(mesh), by_device=sharding.by_device(mesh), device=mesh.devices.flat[0])
 
 

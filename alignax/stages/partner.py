@@ -56,9 +56,7 @@ class Plan:
 def plan(r: Reader) -> Plan | None:
     """The partner of a config; None where it names no folder. Raises ConfigError for what does not fit."""
     if not r.init_from:
-        for name, default in plain(get_config()).items():
-            if getattr(r, name) != default:
-                raise ConfigError(f"config.{r.key(name)} is set, but config.{r.key('init_from')} is empty")
+        plans.unset(r, plain(get_config()), "init_from")
         return None
     for name in ("max_prompt_length", "max_new_tokens", "batch_size"):
         r.require(getattr(r, name) >= 1, name, "expected a whole number of 1 or more")
@@ -93,10 +91,10 @@ def load(stage: Stage, role: str, plan: Plan, tokenizer: Tokenizer, template: st
         return ids
 
     def answered(questions: list[str]) -> list[str]:
-        rows = questions + questions[:1] * (plan.batch_size - len(questions))  # one shape, and one program
-        tokens, valid = pad([ids_of(question) for question in rows], plan.max_prompt_length, own.pad, left=True)
-        noise = np.array([zlib.crc32(question.encode()) & 0x7FFFFFFF for question in rows], np.int32)
-        put = sharding.put_batch({"tokens": tokens, "valid": valid, "row": noise}, mesh)
+        filled = lambda found: [*found, *found[:1] * (plan.batch_size - len(found))]  # noqa: E731 - one shape, one program
+        tokens, valid = pad(filled([*map(ids_of, questions)]), plan.max_prompt_length, own.pad, left=True)
+        noise = filled([zlib.crc32(question.encode()) & 0x7FFFFFFF for question in questions])
+        put = sharding.put_batch({"tokens": tokens, "valid": valid, "row": np.array(noise, np.int32)}, mesh)
         return own.texts(answer(params, put))[: len(questions)]
 
     def partner(questions: Sequence[str]) -> list[str]:

@@ -204,6 +204,13 @@ def shared(r: Reader, *, batches: Mapping[str, int] | None = None, sides: int = 
     return {"mesh": Args(r.mesh.items()), "compute": Args(r.compute.items())} | watched
 
 
+def unset(r: Reader, defaults: Mapping[str, Any], switch: str) -> None:
+    """Raises ConfigError for a key that is not at its default, while `switch` is empty: nothing reads it."""
+    for name, default in defaults.items():
+        if getattr(r, name) != default:
+            raise ConfigError(f"config.{r.key(name)} is set, but config.{r.key(switch)} is empty: nothing reads it")
+
+
 def row_parts(r: Reader) -> int:
     """How many parts the mesh splits the rows of a batch into. Raises ConfigError for a mesh that cannot be."""
     try:

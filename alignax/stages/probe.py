@@ -33,9 +33,8 @@ def get_config() -> ConfigDict:
     """Every key of a probe, with its default and unit. Without a source nothing is probed."""
     c = ConfigDict()
     plans.add_prompts(c, "")  # without a source there is no probe
-    c.split = (
-        "train"  # of the source, that is read; "heldout": what its `heldout_percent`, or a set's own split, holds out
-    )
+    # the split of the source that is read; "heldout": what its `heldout_percent`, or a set's own split, holds out
+    c.split = "train"
     c.batch_size = 64  # prompts sampled at once
     episodes.add_keys(c)  # an environment that the policy talks with
     # the gold reward: module:function of (row, completion, *, finished) -> number or parts with a total. "": that of

@@ -91,9 +91,9 @@ def games(
     return rows, Counts(n)
 
 
-def game(meant: str, guesses: float, rng: random.Random) -> dict[str, Any]:
-    """One game, as a prompt with its dialogue."""
-    left, facts, said = list(THINGS), rng.sample(FACTS, len(FACTS)), []
+def game(meant: str, guesses: float, rng: random.Random, facts: tuple[str, ...] = FACTS) -> dict[str, Any]:
+    """One game, as a prompt with its dialogue; `facts` are those that the asker knows."""
+    left, order, said = list(THINGS), rng.sample(facts, len(facts)), []
     for turn in range(1, TURNS + 1):
         if turn == TURNS or rng.random() < guesses or len(left) == 1:
             guess = rng.choice(left)
@@ -102,7 +102,7 @@ def game(meant: str, guesses: float, rng: random.Random) -> dict[str, Any]:
                 break
             left, answer = [name for name in left if name != guess], "no"
         else:
-            fact = facts.pop()
+            fact = order.pop()
             said.append({"role": "assistant", "content": f"is it {fact} ?"})
             left, answer = [name for name in left if holds(name, fact) == holds(meant, fact)], yes(meant, fact)
         said.append({"role": "user", "content": answer})

@@ -8,9 +8,10 @@ them; who halves what is left needs five, and a guess.
 from ml_collections import ConfigDict, FieldReference
 
 from alignax.stages import evaluate, online
+from alignax.worlds.things import TURNS
 from configs.world import sft
 
-GAME, COUNT = "alignax.envs.questions:TwoPolicies", 8
+GAME = "alignax.envs.questions:TwoPolicies"
 ROOM = dict(max_prompt_length=4, max_new_tokens=80)  # five words of a question, and three of an answer
 
 
@@ -41,9 +42,9 @@ def demonstrated(source, count):
 
 def game(c):
     """The keys of a game."""
-    c.env, c.env_args = GAME, dict(ask="{answer} : {question}", count=COUNT, cost=0.05)
+    c.env, c.env_args = GAME, dict(ask="{answer} : {question}", count=TURNS, cost=0.05)
     c.env_partner.update(init_from="@answerer", max_prompt_length=16, max_new_tokens=3)
-    c.max_turns, c.max_observation = COUNT, 4
+    c.max_turns, c.max_observation = TURNS, 4
     c.update(ROOM)
 
 

@@ -11,10 +11,10 @@ from pathlib import Path
 from alignax.config import plain
 from alignax.evals.intervals import spread
 from alignax.lineage import lineage
-from alignax.log import plain_json, replace_file
+from alignax.log import replace_file
 from alignax.main import load_config
-from alignax.manifest import config_hash, read_manifest
-from alignax.report.experiment import cell, made_with, options, publish, run_seed, versions
+from alignax.manifest import read_manifest
+from alignax.report.experiment import cell, of_seeds, options, publish, run_seed, versions
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -48,15 +48,8 @@ def results(runs: dict[int, dict]) -> dict:
         if name in first["reward_models"]:
             judged = first["reward_models"][name]
             table[name] |= {m: over(lambda run, n=name, m=m: run["reward_models"][n][m]) for m in judged}
-    return {
-        "command": f"python experiments/iterated/run.py --seeds {' '.join(map(str, runs))}",
-        "config": CONFIG,
-        "config_hash": config_hash(plain_json(plain(load_config(str(ROOT / CONFIG), [])))),
-        "seeds": list(runs),
-        **made_with(),
-        "table": table,
-        "per_seed": {str(seed): run for seed, run in runs.items()},
-    }
+    effective = plain(load_config(str(ROOT / CONFIG), []))
+    return of_seeds(HERE, CONFIG, effective, runs, table=table)
 
 
 def markdown(found: dict) -> str:

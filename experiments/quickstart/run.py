@@ -12,13 +12,11 @@ from alignax.config import plain
 from alignax.evals.intervals import spread
 from alignax.log import plain_json
 from alignax.main import load_config
-from alignax.manifest import config_hash
-from alignax.report.experiment import cell, made_with, options, publish, run_seed, versions
+from alignax.report.experiment import cell, of_seeds, options, publish, run_seed, versions
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 CONFIG = "configs/quickstart.py"
-COMMAND = "python experiments/quickstart/run.py --write-readme"
 POLICIES = ("sft", "ppo", "dpo")
 METRICS = ("gold_reward", "proxy_reward", "kl", "length")
 BEGIN = "<!-- results:quickstart -->"
@@ -84,15 +82,7 @@ def apart(table: dict, runs: list[dict], name: str) -> dict:
 
 def results(summaries: dict[int, dict]) -> dict:
     """Everything that goes into results.json: figures, and what they were made with. No path of this machine."""
-    return {
-        "command": COMMAND,
-        "config": CONFIG,
-        "config_hash": config_hash(config_of(0)),
-        "seeds": list(summaries),
-        **made_with(),
-        **collect(summaries),
-        "per_seed": {str(seed): summary for seed, summary in summaries.items()},
-    }
+    return of_seeds(HERE, CONFIG, config_of(0), summaries, **collect(summaries))
 
 
 def markdown(found: dict) -> str:

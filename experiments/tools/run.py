@@ -10,15 +10,12 @@ from pathlib import Path
 
 from alignax.config import plain
 from alignax.evals.intervals import spread
-from alignax.log import plain_json
 from alignax.main import load_config
-from alignax.manifest import config_hash
-from alignax.report.experiment import cell, made_with, options, publish, run_seed, versions
+from alignax.report.experiment import cell, of_seeds, options, publish, run_seed, versions
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 CONFIG = "configs/world/tools.py"
-COMMAND = "python experiments/tools/run.py"
 BEGIN = "<!-- results:tools -->"
 # (policy, the step that measured it): a row of the table
 ROWS = {
@@ -53,15 +50,8 @@ def collect(runs: list[dict]) -> dict:
 
 def results(runs: dict[int, dict]) -> dict:
     """Everything that goes into results.json: figures, and what they were made with."""
-    return {
-        "command": COMMAND,
-        "config": CONFIG,
-        "config_hash": config_hash(plain_json(plain(load_config(str(ROOT / CONFIG), [])))),
-        "seeds": list(runs),
-        **made_with(),
-        "table": collect(list(runs.values())),
-        "per_seed": {str(seed): run for seed, run in runs.items()},
-    }
+    effective = plain(load_config(str(ROOT / CONFIG), []))
+    return of_seeds(HERE, CONFIG, effective, runs, table=collect(list(runs.values())))
 
 
 def markdown(found: dict) -> str:

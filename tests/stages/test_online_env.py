@@ -234,7 +234,7 @@ def test_the_answers_of_a_second_policy_are_its_own(base, tmp_path, temperature)
         (dict(engine="http://127.0.0.1:1"), "engine", "one turn"),
         (dict(opponent="greedy"), "opponent", "alone"),
         (dict(env="", env_args=dict(turns=3), reward=RIGHT), "env_args", "env is empty"),
-        (dict(env="", env_args={}, reward=RIGHT), "max_turns", "env is empty"),
+        (dict(env="", env_args={}, max_observation=256, reward=RIGHT), "max_turns", "env is empty"),
         (dict(env=CALCULATOR, env_args={}), "reward_from", "exactly one"),
         (ASKS, "env_partner.init_from", "second policy"),
         (dict(env_partner=asking("x")), "env_partner.init_from", "no parameter 'partner'"),
