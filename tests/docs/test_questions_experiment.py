@@ -1,4 +1,4 @@
-"""experiments/questions/run.py and experiments/staleness/run.py: players without a model, and tables of made-up runs."""
+"""experiments/questions and experiments/staleness: players without a model, and tables of made-up runs."""
 
 import pytest
 
