@@ -203,11 +203,11 @@ class Rollout(Record):
     advantage: Float[Array, "B T"] | None = None
     returns: Float[Array, "B T"] | None = None  # regression target of the critic
     finished: Bool[Array, " B"] | None = None  # the reply came to its end, of sequence or by a stop text
-    reason: Int[Array, " B"] | None = None  # why it is over: `sampling.slots` LENGTH, END or STOP
+    reason: Int[Array, " B"] | None = None  # why it is over: `sampling.slots` UNFINISHED, LENGTH ...
     source: Int[Array, " B"] | None = (
         None  # who sampled the row: 0 the policy, else the number of the draw; None: all 0
     )
-    version: Int[Array, " B"] | None = None  # the step whose weights sampled the row
+    version: Int[Array, " B"] | None = None  # the step whose weights sampled the row, its first token
     score: Float[Array, " B"] | None = None  # the sum of its rewards; not finite: it has none
     rewards: dict[str, Float[Array, " B"]] | None = None  # the parts of the score, before their weights
     # of the reference's M replies to the prompt of each row, before their weights: what shapes its score

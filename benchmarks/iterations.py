@@ -8,7 +8,8 @@ probability that makes lengths geometric (`--mean-length 0`: none does, and all 
 reward is the share of even ids. One update a rollout, AdamW, a KL penalty of 0.04 with a reference in memory, gradients
 in `--micro` parts (of alignax, where lengths differ, in one for each prompt: it cuts each to its replies). The first
 step, which compiles, does not count. TRL and Tunix have no PPO of this kind (TRL has dropped its critic), so PPO's row
-stands alone. `--trl`, `--tunix`: interpreters that have them.
+stands alone. `--methods grpo,grpo-partial`: with a batch of prompts begun beside each, whose replies go on in the next
+iteration. `--trl`, `--tunix`: interpreters that have them.
 
 Columns: seconds an iteration (median); mean length of the replies; new tokens per second
 over the iterations that count; how many times more of them alignax makes (median, least, most of neighbouring runs:

@@ -28,7 +28,8 @@ TRIES = 5  # of one point, where the run is over before the moment has come
 
 def get_config(size="whole"):
     """The quickstart made tiny; with size "short" only SFT and PPO, rewarded by the gold program; "pending" is the same
-    with rollouts in flight, learnt from two steps after they were sampled."""
+    with rollouts in flight, learnt from two steps after they were sampled, "carried" with replies that go on in the
+    next steps."""
     from configs import quickstart
 
     c = quickstart.get_config()
@@ -47,12 +48,14 @@ def get_config(size="whole"):
         probe.max_new_tokens = 24
     c.collect.max_new_tokens = c.ppo.max_new_tokens = 24
     c.collect.batch_size = 32
-    if size in ("short", "pending"):
+    if size != "whole":
         c.steps = ("sft", "ppo")
         c.ppo.reward_from, c.ppo.reward, c.ppo.critic_init = "", "alignax.worlds.gold:gold", "policy"
         del c.collect, c.reward, c.dpo, c.evaluate
     if size == "pending":
         c.ppo.steps_off_policy, c.ppo.correction = 2, "truncated_weights"
+    if size == "carried":
+        c.ppo.partial_rollouts, c.ppo.correction = 1, "truncated_weights"
     return c
 
 
@@ -186,7 +189,7 @@ def main() -> int:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--points", type=int, default=20)
     arguments.add_argument("--seed", type=int, default=0)
-    arguments.add_argument("--size", choices=("whole", "short", "pending"), default="whole")
+    arguments.add_argument("--size", choices=("whole", "short", "pending", "carried"), default="whole")
     arguments.add_argument("--workdir", type=Path, help="folder to keep the runs in (default: a temporary one)")
     args = arguments.parse_args()
     with tempfile.TemporaryDirectory() as temporary:

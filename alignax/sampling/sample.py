@@ -1,5 +1,7 @@
 """The functional sampler: prompts and keys in, a Rollout out, under jit."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -51,6 +53,8 @@ def sample(
     group: int = 1,
     slots: int = 0,
     report: tuple[str, ...] = (),
+    begun: Rollout | None = None,
+    enough: int = 0,
 ) -> Rollout:
     """Replies to left-padded prompts, each written token by token until an end or its limit.
 
@@ -70,13 +74,16 @@ def sample(
       slots: replies that are written at once, a multiple of `group`; 0: all. Fewer take less memory, and their cache
         is never larger than they are.
       report: "raw_logp", under the model's own distribution, and "entropy", of the one that was sampled from.
+      begun: what this function gave for the same prompts before: replies that are not over go on where they are, each
+        as it would have gone on at once, but for weights and options that are others now.
+      enough: prompts; once all replies to so many are over, the others stay as they are, UNFINISHED. 0: all prompts.
 
     Returns:
       Rollout with T = L + capacity: tokens, valid, mask, old_logp, finished, reason, and what `report` asks for.
 
     Raises:
       ValueError: shapes that do not fit, an option that is out of range, more slots than replies or no multiple of
-        `group`.
+        `group`, more prompts that are enough than there are.
     """
     P = len(tokens)
     R, options = P * group, options or Options()
@@ -95,30 +102,64 @@ def sample(
         raise ValueError(f"slots = {slots}: expected a multiple of group = {group} up to {R}, the replies; 0 is all")
     vocab_size = model.config.vocab_size
     options.check(R, vocab_size)
+    require(0 <= enough <= P, f"enough = {enough}: expected 0 (all) or a number of prompts, up to {P}")
+    before = None if begun is None else said_of(begun, R, tokens.shape[1], capacity, report)
     data = jax.random.key_data(keys)
     limit = jnp.minimum(capacity if options.max_new_tokens is None else options.max_new_tokens, capacity)
 
-    def written(tokens, valid, data, limit, by_row, *, params, options, ends, pad_id):
+    def written(tokens, valid, data, limit, by_row, before, *, params, options, ends, pad_id):
         """The replies to the prompts that one device has."""
+        order = None if before is None else queue(before, group)
+        if order is not None:
+            tokens, valid = by_group((tokens, valid), order)
+            data, limit, by_row, before = by_group((data, limit, by_row, before), order, group)
         layers, kernel = model.unstack(params), model.unembed(params)[:, :vocab_size]
         options = options.replace(**by_row)
         first = max(1, N * len(tokens) // R)  # prompts that begin: of one device its share
         job = _slots.Job(
-            model, params, layers, kernel, tokens, valid, data, group, capacity, ends, options, limit, report
-        )
-        said = _slots.nothing(job, pad_id)
+            model, params, layers, kernel, tokens, valid, data, group, capacity, ends, options, limit, report, before,
+            -(-enough * len(tokens) // P),
+        )  # fmt: skip
+        said = before or _slots.nothing(job, pad_id)
         shares = model.join is not None and sharing(len(tokens), len(tokens) * group, first * group)
         prompts = _slots.room_for_prompts(job) if shares else None
         state = _slots.admit(job, 0, first, prompts)
         if first < len(tokens):
             state, said = _slots.refilled(job, state, said, first, max(1, first // 8))
-        return _slots.drained(job, state, said, _slots.halves(first * group, capacity))
+        said = _slots.drained(job, state, said, _slots.halves(first * group, capacity))
+        return said if order is None else by_group(said, jnp.argsort(order), group)
 
     by_row, for_all = options.split()
     whole = {"params": params, "options": for_all, "ends": jnp.asarray(eos_ids), "pad_id": pad_id}
     limit = jnp.broadcast_to(limit, (R,)).astype(jnp.int32)
-    said = model.by_device(written)(tokens, valid, data, limit, by_row, **whole)
+    said = model.by_device(written)(tokens, valid, data, limit, by_row, before, **whole)
     return rollout_of(tokens, valid, said)
+
+
+def queue(begun: _slots.Said, group: int) -> Int[Array, " P"]:
+    """The order in which prompts get slots: those whose replies go on, new ones, and last those that need none."""
+    written = begun.valid.reshape(-1, group * begun.valid.shape[1]).any(1)
+    return jnp.argsort(jnp.where(_slots.answered(begun.reason, group), 2, jnp.where(written, 0, 1)), stable=True)
+
+
+def by_group(tree: Any, order: Int[Array, " P"], group: int = 1) -> Any:
+    """The rows of a tree by this order of their groups, which are neighbours."""
+    return jax.tree.map(lambda x: x.reshape(-1, group, *x.shape[1:])[order].reshape(x.shape), tree)
+
+
+def said_of(rollout: Rollout, replies: int, prompt: int, capacity: int, report: tuple[str, ...]) -> _slots.Said:
+    """What a rollout of `sample` says behind prompts of that length. Raises ValueError for one of other shapes."""
+    want, reason = (replies, prompt + capacity), rollout.reason
+    if rollout.tokens.shape != want or reason is None:
+        raise ValueError(
+            f"begun has the shape {rollout.tokens.shape}{'' if reason is not None else ' and no reason'}: expected "
+            f"{want}, what was sampled for these prompts and this capacity"
+        )
+    for name in report:
+        require(getattr(rollout, name) is not None, f"begun has no {name}: it was sampled without; report it always")
+    more = {name: getattr(rollout, name)[:, prompt:] for name in report}
+    tokens, logp, mask, valid = (x[:, prompt:] for x in (rollout.tokens, rollout.old_logp, rollout.mask, rollout.valid))
+    return _slots.Said(tokens, logp, mask, valid, reason, **more)
 
 
 def check_context(context: int, prompt: int, reply: int, name: str) -> None:
@@ -148,7 +189,7 @@ def rollout_of(tokens: Int[Array, "P L"], valid: Bool[Array, "P L"], said: _slot
         valid=each(valid, said.valid),
         mask=behind(said.mask),
         old_logp=behind(said.logp),
-        finished=said.reason != _slots.LENGTH,
+        finished=said.reason > _slots.LENGTH,
         reason=said.reason,
         raw_logp=None if said.raw_logp is None else behind(said.raw_logp),
         entropy=None if said.entropy is None else behind(said.entropy),

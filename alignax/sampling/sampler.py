@@ -32,12 +32,17 @@ class Sampler(NamedTuple):
 
     def reply(
         self, params: Params, tokens: Array, valid: Array, keys: Array, options: Options | None = None, *,
-        model: Model | None = None, group: int = 1, report: tuple[str, ...] = (),
+        model: Model | None = None, group: int = 1, report: tuple[str, ...] = (), begun: Rollout | None = None,
+        enough: int = 0,
     ) -> Rollout:  # fmt: skip
-        """`group` replies to each prompt, by one key each; by another `model` than its own if that is given. Pure."""
+        """`group` replies to each prompt, by one key each; by another `model` than its own if that is given. Pure.
+
+        `begun`, `enough`: replies that go on, and when the others are left for later: `sample`.
+        """
         fixed = {"capacity": self.capacity, "eos_ids": jnp.asarray(self.ends, jnp.int32), "pad_id": self.pad}
         model, sizes = model or self.model, (len(keys), group, tokens.shape[1], self.capacity, self.slots)
         fixed |= {"options": options, "group": group, "slots": slots_for(model, *sizes), "report": report}
+        fixed |= {"begun": begun, "enough": enough}
         return sample(model, params, tokens, valid, keys, **fixed)
 
     def search(self, params: Params, tokens: Array, valid: Array, *, beams: int, n: int = 1) -> Rollout:

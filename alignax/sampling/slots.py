@@ -18,9 +18,10 @@ from alignax.sampling.choose import choose, entropy, noise
 from alignax.sampling.options import Options, shaped
 from alignax.types import Model, Params
 
-LENGTH, END, STOP = 0, 1, 2  # why a reply is over: its limit, an end of sequence, a stop text
+UNFINISHED, LENGTH, END, STOP = -1, 0, 1, 2  # why a reply is over: not yet; its limit, an end of sequence, a stop text
 LEAST = 16  # slots, and new tokens, that are not worth a smaller program
 MOST = 4  # smaller programs: each is compiled
+WIDTH = 64  # tokens of replies that are begun that are read at once: a ring has room for as many
 
 
 class Job(NamedTuple):
@@ -39,6 +40,8 @@ class Job(NamedTuple):
     options: Options
     limit: Int[Array, " R"]  # of new tokens
     report: tuple[str, ...]
+    begun: "Said | None" = None  # what the replies have said before
+    enough: int = 0  # prompts: when all replies to so many are over, the others are left as they are; 0: all prompts
 
 
 class Slots(NamedTuple):
@@ -63,7 +66,7 @@ class Said(NamedTuple):
     logp: Float[Array, "R C"]
     mask: Bool[Array, "R C"]  # chosen by the policy
     valid: Bool[Array, "R C"]  # there: chosen, or given as a prefix
-    reason: Int[Array, " R"]
+    reason: Int[Array, " R"]  # UNFINISHED until it is over
     raw_logp: Float[Array, "R C"] | None = None
     entropy: Float[Array, "R C"] | None = None
 
@@ -89,11 +92,12 @@ def nothing(job: Job, pad_id: Array | int) -> Said:
     zeros = lambda dtype: jnp.zeros(shape, dtype)  # noqa: E731
     more = {name: zeros(jnp.float32) for name in job.report}
     tokens = jnp.full(shape, pad_id, jnp.int32)
-    return Said(tokens, zeros(jnp.float32), zeros(bool), zeros(bool), jnp.zeros(shape[:1], jnp.int32), **more)
+    reason = jnp.where(job.limit > 0, UNFINISHED, LENGTH).astype(jnp.int32)
+    return Said(tokens, zeros(jnp.float32), zeros(bool), zeros(bool), reason, **more)
 
 
 def admit(job: Job, first: Array | int, count: int, prompts: Any = None) -> Slots:
-    """The replies to `count` prompts from the `first` on, before their first token. A prompt is read once for all of
+    """The replies to `count` prompts from the `first` on, before their next token. A prompt is read once for all of
     its replies, and stands in the cache once if it is put among the `prompts`."""
     tokens, valid = (jax.lax.dynamic_slice_in_dim(x, first, count) for x in (job.tokens, job.valid))
     each = lambda x: jnp.repeat(x, job.group, axis=0)  # noqa: E731
@@ -118,7 +122,40 @@ def admit(job: Job, first: Array | int, count: int, prompts: Any = None) -> Slot
     state = {"row": row, "t": jnp.zeros(len(row), jnp.int32), "live": job.limit[row] > 0, "key": job.keys[row]}
     last = jnp.max(jnp.where(valid, jnp.arange(valid.shape[1])[None], 0), axis=1)  # a prompt may be padded on any side
     hidden = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
-    return Slots(cache=cache, prompts=prompts, hidden=each(hidden), **state, **memory)
+    slots = Slots(cache=cache, prompts=prompts, hidden=each(hidden), **state, **memory)
+    return slots if job.begun is None else behind(job, slots, job.begun)
+
+
+def behind(job: Job, slots: Slots, begun: Said) -> Slots:
+    """The slots behind what their replies have said, which is read again: the weights may be others by now."""
+    of, pad = jax.tree.map(lambda x: x[slots.row], begun), -job.capacity % min(WIDTH, job.capacity)
+    goes_on = of.reason == UNFINISHED
+    ids, valid = (jnp.pad(x, ((0, 0), (0, pad))) for x in (of.tokens, of.valid & goes_on[:, None]))
+    width = min(WIDTH, job.capacity)
+
+    def part(carry: tuple[Array, Slots]) -> tuple[Array, Slots]:
+        i, slots = carry
+        here = (jax.lax.dynamic_slice_in_dim(x, i * width, width, 1) for x in (ids, valid))
+        return i + 1, read(job, slots, *here)
+
+    longest = valid.sum(1).max()
+    _, slots = jax.lax.while_loop(lambda carry: carry[0] * width < longest, part, (jnp.int32(0), slots))
+    if job.options.counts:
+        rows = jnp.arange(len(ids))[:, None]
+        slots = slots._replace(said=slots.said.at[rows, ids].add(valid.astype(jnp.int32), mode="drop"))
+    if (stops := job.options.stops) is not None:
+        after = lambda stop, at: (jnp.where(at[1], stops.after(stop, at[0]), stop), None)  # noqa: E731
+        slots = slots._replace(stop=jax.lax.scan(after, slots.stop, (ids.T, valid.T))[0])
+    return slots._replace(live=goes_on & (slots.t < job.limit[slots.row]))
+
+
+def read(job: Job, slots: Slots, ids: Int[Array, "N C"], valid: Bool[Array, "N C"]) -> Slots:
+    """The slots behind more tokens, padded on the right; one without any stays as it is."""
+    hidden_NCD, cache = job.model.extend(job.layers, ids, valid, context(job, slots))
+    count = valid.sum(1, dtype=jnp.int32)
+    last = jnp.take_along_axis(hidden_NCD, jnp.maximum(count - 1, 0)[:, None, None], axis=1)[:, 0]
+    hidden = jnp.where((count > 0)[:, None], last, slots.hidden)
+    return slots._replace(cache=cache, hidden=hidden, t=slots.t + count)
 
 
 def room_for_prompts(job: Job) -> Any:
@@ -201,9 +238,19 @@ def log_probability(logits: Float[Array, "N V"], token: Int[Array, " N"]) -> Flo
 
 
 def play(job: Job, slots: Slots, said: Said, floor: int) -> tuple[Slots, Said]:
-    """Advances until no more than `floor` slots are live."""
-    more = lambda carry: carry[0].live.sum() > floor  # noqa: E731
+    """Advances until no more than `floor` slots are live, or enough is said."""
+    more = lambda carry: (carry[0].live.sum() > floor) & wanting(job, carry[1])  # noqa: E731
     return jax.lax.while_loop(more, lambda carry: advance(job, *carry), (slots, said))
+
+
+def wanting(job: Job, said: Said) -> Array | bool:
+    """Whether there are not yet enough prompts all of whose replies are over."""
+    return answered(said.reason, job.group).sum() < job.enough if job.enough else True
+
+
+def answered(reason: Int[Array, " R"], group: int) -> Bool[Array, " P"]:
+    """Whether all replies to a prompt are over."""
+    return (reason.reshape(-1, group) != UNFINISHED).all(1)
 
 
 def refilled(job: Job, slots: Slots, said: Said, first: int, portion: int) -> tuple[Slots, Said]:
@@ -220,7 +267,8 @@ def refilled(job: Job, slots: Slots, said: Said, first: int, portion: int) -> tu
         slots = jax.tree.map(put, slots._replace(prompts=None), new._replace(prompts=None))
         return slots._replace(prompts=new.prompts), said, first + portion
 
-    slots, said, _ = jax.lax.while_loop(lambda carry: carry[2] < P, one, (slots, said, jnp.int32(first)))
+    more = lambda carry: (carry[2] < P) & wanting(job, carry[1])  # noqa: E731
+    slots, said, _ = jax.lax.while_loop(more, one, (slots, said, jnp.int32(first)))
     return slots, said
 
 

@@ -92,15 +92,11 @@ def observe(job: _slots.Job, play: Play, ids: Int[Array, "R C"], valid: Bool[Arr
     They are there, and nobody's choice: valid, with mask False and no log-probability.
     """
     slots, said = play
-    hidden_RCD, cache = job.model.extend(job.layers, ids, valid, _slots.context(job, slots))
-    count = valid.sum(1, dtype=jnp.int32)
-    last = jnp.take_along_axis(hidden_RCD, jnp.maximum(count - 1, 0)[:, None, None], axis=1)[:, 0]
-    hidden = jnp.where((count > 0)[:, None], last, slots.hidden)
     place = slots.t[:, None] + jnp.cumsum(valid, axis=1, dtype=jnp.int32) - 1
     place = jnp.where(valid, place, job.capacity)  # padding goes nowhere
     put = lambda x, new: x.at[slots.row[:, None], place].set(new, mode="drop")  # noqa: E731
     said = said._replace(tokens=put(said.tokens, ids), valid=put(said.valid, valid))
-    return Play(slots._replace(cache=cache, hidden=hidden, t=slots.t + count), said)
+    return Play(_slots.read(job, slots, ids, valid), said)
 
 
 def pieces(length: int, widths: tuple[int, ...]) -> list[int]:

@@ -63,6 +63,7 @@ def algorithm_of(
         max_new_tokens=r.max_new_tokens,
         share_prompts=r.share_prompts,
         length_buckets=r.length_buckets,
+        carried=r.partial_rollouts,
         keep=r.batch_size if r.oversample > 1 else 0,
         **vars(weighing),
         shaping=shaping_of(r, rewards),
@@ -348,7 +349,7 @@ def trial(algorithm: Algorithm) -> Any:
     actors = Actors(sampler, model if apart else None)
     policy = headless(params) if algorithm.value_coef is None else params
     kept = every.minibatches * every.microbatches
-    algorithm = dataclasses.replace(algorithm, keep=kept if algorithm.keep else 0, data=None)
+    algorithm = dataclasses.replace(algorithm, keep=kept if algorithm.keep else 0, carried=0, data=None)
     prompts = bigram.prompts(2 * kept if algorithm.keep else kept)
 
     def whole(policy: Any, critic: Any, prompts: Any) -> Any:

@@ -39,9 +39,9 @@ from alignax.stages import partner, plans
 from alignax.stages.folder import Stage
 from alignax.stages.programs import Produce
 from alignax.stages.roles import shared
-from alignax.train import online, reading
-from alignax.train.algorithm import Actors, Algorithm
-from alignax.train.state import OnlineState
+from alignax.train import reading
+from alignax.train.algorithm import Actors
+from alignax.train.state import OnlineState, noise_of, reply_keys
 
 NAME = "env"  # of the environment's reward
 
@@ -211,7 +211,8 @@ def producer(
     )  # fmt: skip
 
     def produce(state: OnlineState, prompts: dict) -> tuple[Any, dict]:
-        keys = reply_keys(algorithm, state, prompts["row"])
+        key = noise_of(jax.random.wrap_key_data(state.key), state.step)
+        keys = reply_keys(key, prompts["row"], algorithm.group)  # those of `train.online.produce`
         options = Options(temperature=algorithm.temperature, **algorithm.sampling_filters)
         played = table.play((state.policy.params, arrays), prompts, keys, options)
         marks = {"version": int(state.step), "source": 0}
@@ -222,12 +223,6 @@ def producer(
         return rollout, {name: x.mean() for name, x in played.metrics.items()}
 
     return produce
-
-
-def reply_keys(algorithm: Algorithm, state: OnlineState, row: Array) -> Array:
-    """The keys of the policy's replies: those of `train.online.produce`."""
-    key = jax.random.wrap_key_data(state.key)
-    return online.reply_keys(online.noise_of(key, state.step), row, algorithm.group)
 
 
 def readings(found: Plan | None, template: str, max_prompt_length: int) -> partial:

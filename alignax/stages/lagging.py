@@ -1,5 +1,6 @@
-"""Learning k steps off-policy: rollouts that wait in the state, and a sampler on devices of its own."""
+"""Rollouts that wait in the state: k steps off-policy, and partial ones; and a sampler on devices of its own."""
 
+import functools
 from collections.abc import Callable, Mapping
 
 import jax
@@ -10,18 +11,21 @@ from alignax import host, sharding
 from alignax.config import Reader
 from alignax.stages import parents
 from alignax.stages.programs import Produce, Step
-from alignax.train import online
+from alignax.train import online, waiting
 from alignax.train.algorithm import Actors, Algorithm
 from alignax.train.state import OnlineState
 from alignax.types import Rollout
 
 
 def check(r: Reader) -> None:
-    """Whether a config's lag, and devices that sample alone, can be. Raises ConfigError."""
-    lag, alone = r.steps_off_policy, r.sampler_devices
+    """Whether a config's lag, what it carries over, and devices that sample alone, can be. Raises ConfigError."""
+    lag, alone, partial = r.steps_off_policy, r.sampler_devices, r.partial_rollouts
     r.require(lag >= 0, "steps_off_policy", "expected 0 (on-policy) or a number of steps, such as 1")
     r.require(not (lag and r.engine), "steps_off_policy", "expected 0 with an engine, whose lag is engine_args.every")
     r.require(not (lag and r.env), "steps_off_policy", "expected 0 with an env, whose episodes are played in the step")
+    r.require(partial >= 0, "partial_rollouts", "expected 0 (none) or a number of batches, such as 1")
+    for key, off in (("steps_off_policy", 0), ("engine", ""), ("env", ""), ("opponent", "none")) if partial else ():
+        r.require(getattr(r, key) == off, key, f"expected {off!r} with partial_rollouts, which the policy alone writes")
     if alone:
         r.require(not r.engine, "sampler_devices", "expected 0 with an engine, which has devices of its own")
         r.require(
@@ -37,6 +41,17 @@ def with_pending(state: OnlineState, rollout_of: Callable, prompts: dict, lag: i
     shapes = jax.eval_shape(rollout_of, state, prompts), prompts
     zeros = lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (shapes,) * lag)  # noqa: E731
     return state.replace(pending=jax.jit(zeros, out_shardings=sharding.batch_sharding(mesh))())
+
+
+def with_begun(algorithm: Algorithm, state: OnlineState, batches: list[dict], mesh: Mesh) -> OnlineState:
+    """The state with the first batches of prompts, none of whose replies has begun."""
+
+    def first(state: OnlineState, batches: list[dict]) -> tuple:
+        made = [waiting.begun(algorithm, state, prompts, i) for i, prompts in enumerate(batches)]
+        return (functools.reduce(waiting.joined, made),)
+
+    made = jax.jit(first, out_shardings=sharding.batch_sharding(mesh))(state, batches)
+    return state.replace(pending=made)
 
 
 def filled_first(step: Step, sample: Produce, batch: Callable[[int], dict], lag: int) -> Step:

@@ -130,6 +130,9 @@ def get_config() -> ConfigDict:
     c.batch_size = 64  # prompts per iteration that are learnt from
     # a batch is learnt from so many steps after it was sampled (docs/online.md); 0: at once, by the weights it is of
     c.steps_off_policy = 0
+    # batches of prompts that are begun beside each: a step ends when batch_size prompts are answered, all replies to
+    # each, and the others go on in the next steps (docs/online.md); 0: a step waits for all of its own
+    c.partial_rollouts = 0
     c.sampler_devices = 0  # devices that sample alone, the first ones, while the others learn; 0: all do both in turn
     c.total_steps = 100  # iterations
     c.eval_every_steps = 10  # 0: never
@@ -154,6 +157,7 @@ class Plan(plans.Learning):
     slots: int = static()
     oversample: int = static()
     steps_off_policy: int = static()
+    partial_rollouts: int = static()
     sampler_devices: int = static()
     critic_init: str = static()
     engine: Bound | None
@@ -163,10 +167,15 @@ class Plan(plans.Learning):
     probe: probe.Plan | None
     golden: golden.Plan | None
 
+    @property
+    def ahead(self) -> int:
+        """Batches of prompts that have begun before the one of a step: they wait in the state."""
+        return self.steps_off_policy + self.partial_rollouts
+
     def draws(self, form: str) -> int:
         """Prompts that a run reads: as many as it samples for, whatever it learns from."""
         del form
-        return (self.total_steps + self.steps_off_policy) * self.batch_size * self.oversample
+        return (self.total_steps + self.ahead) * self.batch_size * self.oversample
 
     def readings(self) -> list[Readings]:
         """What makes its arrays."""
@@ -220,7 +229,8 @@ def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan |
     mesh = parents.get_mesh(p.mesh, jax.devices()[p.sampler_devices :])  # the first ones sample
     loaded = roles.load(stage, tokenizer, mesh)
     group = p.algorithm.draws[0].replies
-    sizes = p.batch_size * p.oversample * group, group, p.max_prompt_length, p.algorithm.max_new_tokens
+    prompts_at_once = p.batch_size * p.oversample * (1 + p.partial_rollouts)
+    sizes = prompts_at_once * group, group, p.max_prompt_length, p.algorithm.max_new_tokens
     # with an environment all replies of a batch are written side by side
     slots, key = (sizes[0], "batch_size") if p.env else (p.slots, "slots")
     lengths.check_slots(loaded.model, slots, *sizes, key=key)
@@ -241,6 +251,8 @@ def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan |
         frozen["reference_rewards"] = reference_rewards.table(stage, *given)
     sample, scorer = producer(stage, actors, frozen, tokenizer, rows, mesh), of_texts(p.algorithm.group)
     lag, put = p.steps_off_policy, lambda batch: sharding.put_batch(batch, mesh)
+    if p.partial_rollouts:
+        state = lagging.with_begun(p.algorithm, state, [put(loader.batch(i)) for i in range(p.ahead)], mesh)
     if lag:
         here = lambda state, batch: online.sampled(p.algorithm, actors, frozen, state, batch)  # noqa: E731
         state = lagging.with_pending(state, here, put(loader.batch(0)), lag, mesh)
@@ -269,7 +281,7 @@ def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan |
         ("objective/scores", "objective/kl", "policy/approxkl_avg"),
         beside.loader(stage, p.data_loss, tokenizer),
     )
-    batch = lambda step: loader.batch(step + lag) | data(step)  # noqa: E731
+    batch = lambda step: loader.batch(step + p.ahead) | data(step)  # noqa: E731
     state = fitting.loop(stage, state, step_fn, batch, put, evaluate, show=show)
 
     # ---- checkpoint

@@ -26,7 +26,7 @@ from alignax.rewards.text import STOP, AnyReward, Scores, Trouble, score_texts
 from alignax.rewards.workers import Workers
 from alignax.sampling.sampler import Sampler
 from alignax.stages.roles import shared
-from alignax.train import online, reading, rewarded
+from alignax.train import online, reading, rewarded, waiting
 from alignax.train.algorithm import Actors, Algorithm, Score
 from alignax.train.moving import present
 from alignax.train.state import OnlineState
@@ -121,6 +121,9 @@ def two_programs(
         failed = {f"rewards/{name}/failed": jnp.sum(x, dtype=jnp.float32) for name, x in said.failed.items()}
         return state, metrics | failed
 
+    next_batch = partial(waiting.next_batch, algorithm)
+    if algorithm.carried:
+        next_batch = jax.jit(next_batch, **in_rows(mesh))
     annotate, judge = jax.jit(annotated), jax.jit(judged, **in_rows(mesh))
     learn = sharding.jit_step(learnt, state.replace(pending=()))
 
@@ -132,13 +135,13 @@ def two_programs(
     def step(state: OnlineState, batch: dict) -> tuple[OnlineState, dict]:
         prompts, data = online.parted(batch)
         new, of_sampler = sample(state, prompts)
-        (rollout, prompts), *pending = *state.pending, (new, prompts)
+        rollout, prompts, pending = next_batch(state, new, prompts)
         state = state.replace(pending=())
         paid, rollout = rollout.rewards or {}, rollout.replace(rewards=None)  # by an environment
         marked, rewards = judge(arrays, rollout, prompts)
         noted = marked if algorithm.keep else annotate(state, arrays, marked)  # goes on while the host reads
         state, metrics = learn(state, arrays, noted, rewards | paid, read(rollout, prompts), data)
-        return state.replace(pending=tuple(pending)), of_sampler | metrics
+        return state.replace(pending=pending), of_sampler | metrics
 
     return step
 

@@ -77,6 +77,8 @@ class Algorithm(Weighing):
     max_new_tokens: int = static()
     share_prompts: bool = static(default=False)  # a prompt stands once before all its replies in scoring and learning
     length_buckets: int = static(default=1)  # programs of scoring and learning, by how much room the replies take
+    # batches of prompts that are begun beside each: replies that are not over when one is answered go on in the next
+    carried: int = static(default=0)
     keep: int = static(default=0)  # groups to learn from, chosen among those sampled; 0 is all of them
     shaping: Bound | None = None  # (scores, [B M] of the reference's replies) -> scores: of `rewards.shaping`
     scoring: Bound  # (scores, finished, tokens, moments) -> (scores, moments): `shape_scores`

@@ -20,7 +20,6 @@ from alignax.ops.masked import masked_mean
 from alignax.ops.mismatch import mismatch
 from alignax.sampling.opponents import Author
 from alignax.sampling.options import Options
-from alignax.sampling.sample import row_keys
 from alignax.train import watch
 from alignax.train.algorithm import Actors, Algorithm, Score
 from alignax.train.constraints import ascended, first_multipliers
@@ -30,7 +29,8 @@ from alignax.train.optimizer import updates_done
 from alignax.train.reading import by_length, first_of_each, whole
 from alignax.train.rewarded import beside_reference, metrics_of_samples, scored, shaped
 from alignax.train.scores import keep_informative, only_scored
-from alignax.train.state import OnlineState, new_online_state, step_key
+from alignax.train.state import OnlineState, new_online_state, noise_of, reply_keys, step_key
+from alignax.train.waiting import next_batch, went_on
 from alignax.types import Params, Rollout
 
 
@@ -81,23 +81,14 @@ def produce(
     return rollout.replace(version=jnp.full(rollout.tokens.shape[0], step, jnp.int32))
 
 
-def noise_of(key: Array, step: Array) -> Array:
-    """The key of all that is sampled in an iteration."""
-    return jax.random.fold_in(jax.random.fold_in(key, step), 0)
-
-
-def reply_keys(noise: Array, row: Array, group: int, first: int = 0, replies: int = 0) -> Array:
-    """A key for each of the replies of one draw, the `first` of its prompt's `group` on; those to a prompt are
-    neighbours."""
-    numbers = first + jnp.arange(replies or group)
-    return row_keys(noise, jnp.repeat(row, len(numbers)) * group + jnp.tile(numbers, len(row)))
-
-
 def sampled(algorithm: Algorithm, actors: Actors, frozen: dict, state: OnlineState, prompts: dict) -> Rollout:
     """The replies of the state's policy to the prompts of batch step + k, where k batches wait.
 
-    The noise is the batch's own, so that the first is the same whatever waits.
+    The noise is the batch's own, so that the first is the same whatever waits. Where replies are carried over, those
+    to all prompts that are begun: `next_batch` takes the ones to learn from.
     """
+    if algorithm.carried:
+        return went_on(algorithm, actors, frozen, state, prompts)
     key, batch = jax.random.wrap_key_data(state.key), state.step + len(state.pending)
     rollout = produce(algorithm, actors, present(frozen, state), state.policy.params, prompts, key, batch)
     return rollout.replace(version=jnp.full(rollout.tokens.shape[0], state.step, jnp.int32))
@@ -127,8 +118,8 @@ def iteration(
     """One whole iteration with the rewards on the device. Jit it as one program. `batch`: see `parted`."""
     prompts, data = parted(batch)
     rollout = sampled(algorithm, actors, frozen, state, prompts)
-    (rollout, prompts), *pending = *state.pending, (rollout, prompts)
-    state, rollout = state.replace(pending=tuple(pending)), beside_reference(frozen, rollout, prompts, algorithm.group)
+    rollout, prompts, pending = next_batch(algorithm, state, rollout, prompts)
+    state, rollout = state.replace(pending=pending), beside_reference(frozen, rollout, prompts, algorithm.group)
     rollout = scored(algorithm, rollout, score(frozen, rollout), state.multipliers)
     return learn(algorithm, actors, frozen, state, rollout, data)
 
@@ -174,6 +165,9 @@ def learn(
     done = updates_done(state.policy.opt_state, state.step * used.epochs * used.minibatches)
     metrics |= of_samples | more | of_entropy
     metrics |= {"sampling/staleness": staleness(state, rollout)}
+    if algorithm.carried:
+        begun_B = (needs(rollout, "version")[0] < state.step).astype(jnp.float32)
+        metrics |= {"sampling/carried": masked_mean(begun_B, rollout.own)}
     metrics |= {
         "objective/kl_coef": state.kl_coef,
         "lr": jnp.float32(algorithm.policy_optimizer().learning_rate(done)),  # of the first update of this iteration

@@ -8,6 +8,7 @@ from jax import Array
 from jaxtyping import Float, Int, UInt32
 
 from alignax.ops.checks import Scalar
+from alignax.sampling.sample import row_keys
 from alignax.train.optimizer import Optimizer
 from alignax.types import Params, Record, record
 
@@ -50,7 +51,8 @@ class OnlineState(Record):
     multipliers: Any = ()  # {name: ln lambda} of the rewards that are constraints (`train.constraints`)
     key: UInt32[Array, " K"]  # never advanced: the randomness of a step is fold_in(key, step)
     step: Int[Array, ""]
-    pending: tuple = ()  # (rollout, its prompts) of k batches that wait to be learnt from, the oldest first
+    # (rollout, its prompts) of k batches that wait to be learnt from, the oldest first; or of all replies that go on
+    pending: tuple = ()
     entropy_coef: Float[Array, ""] | None = None  # where it follows the entropy
     reference: Params | None = None  # where it moves
     ema: Params | None = None  # the average of what the policy has learnt, where the run wants one
@@ -96,3 +98,15 @@ def new_online_state(
 def step_key(state: OnlineState) -> Array:
     """The key of the current iteration."""
     return jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+
+
+def noise_of(key: Array, step: Array) -> Array:
+    """The key of all that is sampled in an iteration."""
+    return jax.random.fold_in(jax.random.fold_in(key, step), 0)
+
+
+def reply_keys(noise: Array, row: Array, group: int, first: int = 0, replies: int = 0) -> Array:
+    """A key for each of the replies of one draw, the `first` of its prompt's `group` on; those to a prompt are
+    neighbours."""
+    numbers = first + jnp.arange(replies or group)
+    return row_keys(noise, jnp.repeat(row, len(numbers)) * group + jnp.tile(numbers, len(row)))

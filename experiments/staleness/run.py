@@ -1,8 +1,9 @@
-"""What learning k steps off-policy costs, with a correction and without, on the harbour desk.
+"""What learning k steps off-policy costs, and from partial rollouts, with a correction and without.
 
     python experiments/staleness/run.py [--seeds 0 1 2] [--only grpo-k0 grpo-k4-corrected] [--runs runs]
 
-GRPO and RLOO, with the KL in the reward, learn from replies of the weights of 0, 1 and 4 steps ago. RLOO's loss knows
+GRPO and RLOO, with the KL in the reward, learn on the harbour desk from replies of the weights of 0, 1 and 4 steps ago,
+and from partial rollouts, of which one batch beside each goes on in the next steps. RLOO's loss knows
 no ratio, so that without a correction it takes old replies for its own; GRPO's clips the ratio to whoever sampled.
 Starts from the SFT policies and first reward models of `experiments/rewards/run.py`: run that first, for these seeds.
 A run that has finished with the same config is not run again. Hardware: 2 CPU cores, about a minute per run. Writes
@@ -22,7 +23,7 @@ from alignax.stages import online
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-METHODS, LAGS = ("grpo", "rloo"), (0, 1, 4)
+METHODS, HOW = ("grpo", "rloo"), ("k0", "k1", "k4", "partial1")
 FINAL = {"gold_reward": "eval/gold_reward", "proxy_reward": "eval/proxy_reward", "kl": "eval/kl"}
 # means over the iterations: how old replies are, how far from the learner's own, and the seconds of one
 PATH = {"staleness": "sampling/staleness", "difference": "sampling/sampling_logp_difference/mean"}
@@ -37,16 +38,17 @@ TITLES = {
 
 
 def names() -> list[str]:
-    """What is run: 'rloo-k4-corrected'."""
-    variants = [f"k{lag}{tail}" for lag in LAGS for tail in ("", "-corrected") if lag or not tail]
+    """What is run: 'rloo-k4-corrected', 'grpo-partial1'."""
+    variants = [f"{how}{tail}" for how in HOW for tail in ("", "-corrected") if how != "k0" or not tail]
     return [f"{method}-{variant}" for method in METHODS for variant in variants]
 
 
 def config_of(name: str, seed: int, base: Path) -> Any:
     """The config of one run."""
-    method, lag, *corrected = name.split("-")
+    method, how, *corrected = name.split("-")
     c = load_config(str(ROOT / f"configs/world/online.py:{method}"), [])
-    c.seed, c.data.seed, c.steps_off_policy = seed, seed, int(lag.removeprefix("k"))
+    c.seed, c.data.seed = seed, seed
+    c["partial_rollouts" if how.startswith("partial") else "steps_off_policy"] = int(how[-1])
     c.init_from, c.reward_from = str(base / "sft"), str(base / "reward_0")
     c.kl_placement, c.kl_estimator, c.kl_coef, c.kl_loss_args = "reward", "k1", 0.05, {}
     c.kl_controller, c.kl_controller_args = "adaptive_kl", dict(target=3.0, horizon=320.0)  # nats; episodes
