@@ -61,7 +61,8 @@ def test_notebook_is_stripped(notebook):
     assert cells and not [cell.source for cell in cells if cell.outputs or cell.execution_count]
 
 
-@pytest.mark.parametrize("name", [NOTEBOOKS[0], *(pytest.param(x, marks=pytest.mark.slow) for x in NOTEBOOKS[1:])])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NOTEBOOKS)
 def test_notebook_runs_and_shows_what_it_says(name):
     nb = nbformat.read(FOLDER / name, as_version=4)
     nb.cells.append(nbformat.v4.new_code_cell(CLAIMS[name]))

@@ -45,7 +45,7 @@ def open_rows(rollout):
     return np.asarray(rollout.reason) == UNFINISHED
 
 
-@pytest.mark.parametrize("slots", [0, 6, 2], ids=["all at once", "few slots", "one prompt at a time"])
+@pytest.mark.parametrize("slots", [0, 6, pytest.param(2, marks=pytest.mark.slow)])
 def test_what_goes_on_says_what_it_says_at_once(whole, slots):
     """Call after call wants three more prompts, and the answered ones stay so."""
     model, params = tiny()
@@ -76,7 +76,7 @@ def cut(rollout):
     return rollout.replace(reason=jnp.where(rollout.reason == LENGTH, UNFINISHED, rollout.reason))
 
 
-@pytest.mark.parametrize("group", [1, 2])
+@pytest.mark.parametrize("group", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_replies_longer_than_what_is_read_at_once_go_on(group, monkeypatch):
     """Pieces of 64 tokens, of which a ring has room for one beside its window."""
     model, params = tiny(pattern=("sliding", "full"), window=20)

@@ -8,7 +8,6 @@ from stage_runs import file_config, read
 from alignax.config import plain
 from alignax.lineage import lineage
 from alignax.stages import pipeline, probe
-from tests.marks import quick
 
 TUNED = {"iterated_dpo": "dpo", "rejection": "tune"}
 
@@ -30,7 +29,8 @@ def config(run, name):
     return {"steps": c["steps"]} | json.loads(text.replace('"@reward"', json.dumps(str(run / "reward"))))
 
 
-@pytest.mark.parametrize("name", quick(TUNED, "rejection"))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TUNED)
 def test_every_round_starts_from_the_last(run, tmp_path, name):
     folder, tuned = pipeline.run(config(run, name), tmp_path / "run"), TUNED[name]
     last = read(folder / f"{tuned}_2/manifest.json")

@@ -27,7 +27,7 @@ def config(run, step, mesh):
     return c | ({"probe": plain(probe.get_config())} if step == "dpo" else {})
 
 
-@pytest.mark.parametrize("step", quick(STEPS, "ppo"))
+@pytest.mark.parametrize("step", quick(STEPS, "dpo"))
 def test_the_numbers_of_a_stage_do_not_depend_on_the_mesh(run, step, tmp_path):
     wide, rows = (config(run, step, mesh) for mesh in (MESH, {"replica": 1, "data": 8, "fsdp": 1, "tensor": 1}))
     one, two = (plans.module_of(c).run(c, tmp_path / name) for name, c in (("wide", wide), ("rows", rows)))

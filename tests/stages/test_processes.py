@@ -19,7 +19,7 @@ from alignax.checkpoint import load_params
 from alignax.stages import offline, playground
 
 CONFIG = Path(__file__).with_name("processes_config.py")
-STEPS, QUICK = ("sft", "reward", "dpo", "ppo", "text"), ("sft", "ppo")  # those that train
+STEPS, QUICK = ("sft", "reward", "dpo", "ppo", "text"), ("ppo",)  # those that train
 
 
 def launch(workdir, parent, devices, *flags, steps=QUICK):
@@ -135,7 +135,7 @@ def test_two_processes_stop_together(tmp_path):
     """What the first one refuses, for it alone looks at the folder, ends the other too."""
     (tmp_path / "sft").mkdir()
     (tmp_path / "sft/params").write_text("not ours")
-    processes = pair(tmp_path, "nowhere")
+    processes = pair(tmp_path, "nowhere", ("sft",))
     outputs = [process.communicate(timeout=200)[0] for process in processes]
     assert [process.returncode for process in processes] == [1, 1], "\n".join(outputs)
     assert "which no stage started here" in outputs[0] and "stopped with process 0" in outputs[1]

@@ -44,7 +44,7 @@ def parts(carried, rate=0.5, **changes):
     return algorithm, actors, build_frozen(), mesh, state
 
 
-@pytest.fixture(scope="module", params=[1, 2], ids=["one batch", "two batches"])
+@pytest.fixture(scope="module", params=[1, pytest.param(2, marks=pytest.mark.slow)], ids=["one batch", "two batches"])
 def steps(request):
     """[(state before, the rollout that is learnt from, its prompts, what waits then)] of a policy that learns."""
     algorithm, actors, frozen, _, state = parts(request.param)
@@ -128,6 +128,7 @@ def test_a_policy_that_stands_still_says_what_it_says_without():
             np.testing.assert_allclose(rollout.old_logp[mine], want[row // P].old_logp[of], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_two_programs_do_what_one_does():
     algorithm, actors, frozen, mesh, state = parts(1)
     score = programs.on_device(algorithm, {"reward": models()[0]})
