@@ -4,11 +4,12 @@ Nothing else asks JAX for the index or the number of processes.
 """
 
 import contextlib
+import contextvars
 import pickle
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -67,6 +68,37 @@ def count() -> int:
 def is_first() -> bool:
     """Whether this process writes what one alone may write."""
     return jax.process_index() == 0
+
+
+class Planned(NamedTuple):
+    """Devices that need not be there."""
+
+    devices: list[Any]
+    memory: int  # bytes of each
+
+
+_planned: contextvars.ContextVar[Planned | None] = contextvars.ContextVar("planned", default=None)
+
+
+@contextlib.contextmanager
+def as_if(devices: Sequence[Any], memory: int) -> Iterator[None]:
+    """Within it a config is planned for these devices, of so many bytes each, and for no other."""
+    token = _planned.set(Planned(list(devices), memory))
+    try:
+        yield
+    finally:
+        _planned.reset(token)
+
+
+def planned() -> Planned | None:
+    """What is planned for, if that is not this machine."""
+    return _planned.get()
+
+
+def devices() -> list[Any]:
+    """All devices of the run."""
+    found = planned()
+    return found.devices if found else jax.devices()
 
 
 class Stopped(SystemExit):

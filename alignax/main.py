@@ -1,4 +1,4 @@
-"""The command line: run | data | lineage | report | sample | chat | serve | import | export | losses."""
+"""The command line: run | plan | data | lineage | report | sample | chat | serve | import | export | losses."""
 
 import argparse
 import ast
@@ -17,6 +17,8 @@ EXAMPLES = """examples:
       one stage from a checkpoint, one value changed
   alignax data --config=configs/world/sft.py --rows=2 --html=data.html
       what the model will see: rows as tokens with their loss mask, lengths, what is dropped and why, duplicates
+  alignax plan --config=configs/quickstart.py --topology=v5e:4x4
+      memory, FLOPs and time of every program on TPUs that are not there (pip install 'alignax[plan]')
   alignax lineage runs/quickstart
       which checkpoint was made from which
   alignax report runs/quickstart
@@ -67,6 +69,14 @@ def parser() -> argparse.ArgumentParser:
     data.add_argument("--tokenizer", default="", help="instead of the stage's own: folder, hub name or module:function")
     data.add_argument("--html", help="write a page as well", metavar="OUT.html")
     data.usage = "alignax data --config=FILE [--config.KEY=VALUE ...] [--rows=5] [--html=OUT.html] [--tokenizer=FOLDER]"
+    ahead = commands.add_parser("plan", help="what a config takes on another machine", allow_abbrev=False, **raw)
+    ahead.add_argument("--config", required=True, help="a Python file with get_config()", metavar="FILE")
+    ahead.add_argument("--topology", required=True, help="v5p:4x4x4, v5e:16x16, v6e:16x16, h100:8, cpu:8, ...")
+    ahead.add_argument("--model", default="", help="folder with the config.json of parents that are not there")
+    ahead.add_argument("--json", default="", help="write the numbers as well", metavar="OUT.json")
+    ahead.usage = (
+        "alignax plan --config=FILE --topology=KIND:SHAPE [--model=FOLDER] [--json=OUT] [--config.KEY=VALUE ...]"
+    )
     tree = commands.add_parser("lineage", help="print the family tree of a run's checkpoints", **raw)
     tree.add_argument("run", help="folder of a stage or a pipeline")
     report = commands.add_parser("report", help="write the HTML report of a run", **raw)
@@ -185,6 +195,18 @@ def workdir_of(args: argparse.Namespace) -> Path:
     return Path(args.workdir or Path("runs") / "-".join(filter(None, (Path(file).stem, argument))))
 
 
+def command_plan(args: argparse.Namespace, overrides: list[str]) -> int:
+    """Plans every program of a config; 1 if something does not fit."""
+    os.environ["JAX_PLATFORMS"] = "cpu"  # no device of this machine has a part in it
+    from alignax.planning.chips import topology
+
+    there = topology(args.topology)
+    config = load_config(args.config, overrides)
+    from alignax.planning import plan
+
+    return plan.command(args, config, there)
+
+
 def command_data(args: argparse.Namespace, overrides: list[str]) -> int:
     """Shows the data of every stage of a config; 1 if those of one cannot be used."""
     config = load_config(args.config, overrides)
@@ -275,7 +297,7 @@ def main(argv: list[str] | None = None) -> int:
     args, rest = parser().parse_known_args(argv)
     if argv is None and args.command == "run":
         with_huge_pages()
-    if rest and args.command not in ("run", "data"):
+    if rest and args.command not in ("run", "data", "plan"):
         parser().error(f"unexpected arguments: {' '.join(rest)}")
     from alignax.config import ConfigError
     from alignax.data.counts import DataError
@@ -289,6 +311,8 @@ def main(argv: list[str] | None = None) -> int:
             command_run(args, rest)
         elif args.command == "data":
             return command_data(args, rest)
+        elif args.command == "plan":
+            return command_plan(args, rest)
         elif args.command == "lineage":
             from alignax.lineage import lineage
 

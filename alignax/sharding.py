@@ -41,7 +41,7 @@ def make_mesh(axes: Mapping[str, int], devices: Sequence[Any] | None = None) -> 
     neighbours, and the rows of a process lie together. Raises ValueError for names that are none of `AXES`, when the
     sizes do not multiply to the number of devices, and for one that is none.
     """
-    grid = np.array(jax.devices() if devices is None else devices)
+    grid = np.array(host.devices() if devices is None else devices)
     sizes = {name: axes[name] for name in AXES if name in axes}
     free = [name for name, size in sizes.items() if size == -1]
     if unknown := [name for name in axes if name not in AXES]:
@@ -125,7 +125,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def rows(mesh: Mesh) -> Callable[[Any], Any]:
     """A constraint for `decoder`: the rows of an activation stay split as those of the batch are, where they divide."""
     split, cut = batch_sharding(mesh), row_shards(mesh)
-    keep = lambda x: x.shape[0] % cut or within_device()  # noqa: E731
+    keep = lambda x: x.shape[0] % cut or bool(_taken())  # noqa: E731
     return lambda x: x if keep(x) else jax.lax.with_sharding_constraint(x, split)
 
 
@@ -133,28 +133,44 @@ def by_device(mesh: Mesh) -> ByDevice:
     """Of a function of arrays one that every device runs on its own rows, where they divide.
 
     What it takes by name is whole on every device: a sharded tree is gathered before it begins. For kernels, which the
-    compiler does not cut into parts by itself, and for loops in which devices have nothing to say to each other. So
-    rows are split over all axes, those of the layers' width too; or as in a batch, where they do not divide over all.
+    compiler does not cut into parts by itself. So rows are split over all axes, those of the layers' width too; or as
+    in a batch, where they do not divide over all. Within `by_rows` they are split over what is left.
     """
-
-    def cut(f: PerRow) -> PerRow:
-        def run(*arrays, **whole):
-            if mesh.size == 1 or within_device():
-                return f(*arrays, **whole)
-            over = (axes for axes in (mesh.axis_names, row_axes(mesh)) if len(arrays[0]) % parts(mesh, axes) == 0)
-            spec = P(next(over, ()) or None)
-            on_rows = lambda arrays, whole: f(*arrays, **whole)  # noqa: E731
-            specs = {"in_specs": (spec, P()), "out_specs": spec}
-            return jax.shard_map(on_rows, mesh=mesh, **specs, check_vma=False)(arrays, whole)
-
-        return run
-
-    return cut
+    return lambda f: _split(f, mesh, mesh.axis_names)
 
 
-def within_device() -> bool:
-    """Whether what is traced runs on one device's rows: there is nothing left to split."""
-    return AxisType.Manual in jax.sharding.get_abstract_mesh().axis_types
+def by_rows(mesh: Mesh) -> ByDevice:
+    """Of a function of arrays one that the devices of each row run on their own rows, where they divide.
+
+    For loops in which other devices have nothing to say, sampling for one. What it takes by name is gathered over the
+    axes that split rows before it begins, and stays cut over those of the layers' width, over which the compiler cuts
+    the work as well: there the weights need not fit on one device.
+    """
+    axes = row_axes(mesh) if mesh.size > row_shards(mesh) else mesh.axis_names
+    return lambda f: _split(f, mesh, axes)
+
+
+def _split(f: PerRow, mesh: Mesh, axes: tuple[str, ...]) -> PerRow:
+    def run(*arrays, **whole):
+        left = tuple(name for name in axes if name not in _taken())
+        if parts(mesh, left) == 1:
+            return f(*arrays, **whole)
+        own = tuple(name for name in left if name in ROWS)
+        over = (some for some in (left, own) if len(arrays[0]) % parts(mesh, some) == 0)
+        spec = P(next(over, ()) or None)
+        on_rows = lambda arrays, whole: f(*arrays, **whole)  # noqa: E731
+        where = None if _taken() else mesh  # within another it has to be that one's
+        specs = {"in_specs": (spec, P()), "out_specs": spec}
+        split = jax.shard_map(on_rows, mesh=where, **specs, axis_names=set(left), check_vma=False)
+        return split(arrays, whole)
+
+    return run
+
+
+def _taken() -> set[str]:
+    """The axes over whose devices what is traced is split already."""
+    here = jax.sharding.get_abstract_mesh()
+    return {name for name, kind in zip(here.axis_names, here.axis_types, strict=True) if kind == AxisType.Manual}
 
 
 def jit_step(step: Step, state: Any) -> Step:

@@ -279,4 +279,6 @@ class Model(NamedTuple):
     scalar: Callable[[Params, Array], Array]  # hidden [... D] -> [...], reward or value; [... A] if for A attributes
     # (cache of prompts, prompt of each row, rows) -> rows with their prompts; None: `extend` knows no shared ones
     join: Callable[[Cache, Array, Cache], Cache] | None = None
-    by_device: ByDevice = lambda f: f  # for what every device does on its own rows: kernels, sampling
+    by_device: ByDevice = lambda f: f  # for what every device does on its own rows: kernels
+    cast: Callable[[Params], Params] = lambda params: params  # as layers use them: kernels in the activations' dtype
+    by_rows: ByDevice = lambda f: f  # for what the devices of each row do together: sampling

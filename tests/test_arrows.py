@@ -29,7 +29,7 @@ ALLOWED = {
     "lineage": {"manifest"},
     "checkpoint": {"manifest", "host"},  # a tree of arrays, whatever it means
     "data": {"types"},
-    "sampling": {"types", "ops", "data"},  # what ends a reply, and how it is read
+    "sampling": {"types", "ops", "data", "host"},  # what ends a reply, and how it is read
     "rewards": {"config", "bound", "types", "ops", "forward", "models"},
     # asks another process, in threads and with a time limit, as host rewards do
     "sampling.engine": {"types", "ops", "bound", "rewards.workers", "sampling"},
@@ -57,10 +57,11 @@ ALLOWED = {
             "sharding", "data", "train", "stages", "stages.outside", "interop",
         },
     ),
+    "planning": {*FREE, "host", "models", "sharding", "manifest", "data", "stages"},  # asks stages what they compile
     "serving": {"config", "ops", "data", "sampling", "stages.playground"},  # a finished policy, for people and programs
     "main": {
         *FREE, "host", "stages", "stages.imported", "interop", "report", "lineage", "catalogue", "manifest", "data",
-        "train", "serving",
+        "train", "serving", "planning",
     },  # their errors
 }  # fmt: skip
 

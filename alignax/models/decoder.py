@@ -36,6 +36,7 @@ REMAT = {
 }  # fmt: skip
 
 
+CAST = ("kernel", "embed", "unembed", "gate", "up", "down")  # leaves that are in the dtype of activations in every use
 BLOCKS = 6  # of a cache, at most: each is a branch that is compiled
 
 
@@ -44,14 +45,16 @@ def decoder(
     constrain: Callable[[Array], Array] = lambda x: x,
     *,
     by_device: ByDevice = lambda f: f,
+    by_rows: ByDevice = lambda f: f,
     device: Any = None,
 ) -> Model:
     """The model of a config. `apply`, `prefill` and `extend` agree: tests hold them to it.
 
     `constrain` is put on the residual [B, T, D] before and after every layer: `sharding.rows(mesh)` keeps its rows
     split over all devices, where the compiler would otherwise be free to gather rows instead of kernels.
-    `sharding.by_device(mesh)` hands a kernel the rows of each device. `device`, any of the mesh, says which kernel
-    there is; it is the first one unless given. Raises ValueError for a kernel that is not for this config or device.
+    `sharding.by_device(mesh)` hands a kernel the rows of each device, `sharding.by_rows(mesh)` a sampler those of the
+    devices that share some. `device`, any of the mesh, says which kernel there is; it is the first one unless given.
+    Raises ValueError for a kernel that is not for this config or device.
     """
     kernel_of(config, device)
     block, final = Block(config), norm(config)
@@ -179,6 +182,19 @@ def decoder(
             "index": index_B,
         }
 
+    def cast(params: Params) -> Params:
+        """Kernels in the dtype in which layers use them, so that half as much is copied: no number differs.
+
+        With an adapter, whose norms are of the whole precision, and where the output divides, they stay as they are.
+        """
+        if dtype == jnp.float32 or "lora" in params or config.logit_divisor != 1:
+            return params
+
+        def used(path: Any, x: Array) -> Array:
+            return x.astype(dtype) if path[-1].key in CAST else x
+
+        return params | {"decoder": jax.tree_util.tree_map_with_path(used, params["decoder"])}
+
     def unstack(params: Params) -> Params:
         """Layers with their adapters as a list: the stack is sliced once and not for every token of a loop."""
         both = {"params": params["decoder"]["layers"], "lora": adapter_of(params)}
@@ -249,8 +265,9 @@ def decoder(
 
     return Model(
         config=config, init=init, apply=apply, hidden_states=hidden_states, init_cache=init_cache, prefill=prefill,
-        unstack=unstack, extend=extend, unembed=unembed, scalar=scalar, join=cache.join,
+        unstack=unstack, cast=cast, extend=extend, unembed=unembed, scalar=scalar, join=cache.join,
         init_scalar=lambda key, attributes=None: init_scalar(key, config.dim, attributes), by_device=by_device,
+        by_rows=by_rows,
     )  # fmt: skip
 
 

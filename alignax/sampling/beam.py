@@ -122,7 +122,7 @@ def beam(
         return jax.lax.while_loop(lambda carry: (carry[0] < capacity) & carry[5].any(), step, start)[4]
 
     whole: dict[str, Any] = {"params": params, "ends": jnp.asarray(eos_ids), "pad_id": jnp.asarray(pad_id)}
-    done = model.by_device(search)(tokens, valid, penalty=jnp.asarray(length_penalty, jnp.float32), **whole)
+    done = model.by_rows(search)(tokens, valid, penalty=jnp.asarray(length_penalty, jnp.float32), **whole)
     return found_of(tokens, valid, Paths(*(x[:, :n] for x in done)))
 
 

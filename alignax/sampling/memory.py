@@ -4,6 +4,7 @@ import os
 
 import jax
 
+from alignax import host
 from alignax.types import Model
 
 SHARE = 4  # a quarter of the memory is for caches, where nothing is said
@@ -22,6 +23,8 @@ def cache_bytes(model: Model, *lengths: int) -> int:
 
 def machine_bytes() -> int:
     """Memory of all devices of this process; of a CPU, whose devices share it, that of the machine."""
+    if found := host.planned():
+        return found.memory * len(found.devices)
     limits = [(device.memory_stats() or {}).get("bytes_limit", 0) for device in jax.local_devices()]
     return sum(limits) if all(limits) else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 

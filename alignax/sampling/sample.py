@@ -130,9 +130,9 @@ def sample(
         return said if order is None else by_group(said, jnp.argsort(order), group)
 
     by_row, for_all = options.split()
-    whole = {"params": params, "options": for_all, "ends": jnp.asarray(eos_ids), "pad_id": pad_id}
+    whole = {"params": model.cast(params), "options": for_all, "ends": jnp.asarray(eos_ids), "pad_id": pad_id}
     limit = jnp.broadcast_to(limit, (R,)).astype(jnp.int32)
-    said = model.by_device(written)(tokens, valid, data, limit, by_row, before, **whole)
+    said = model.by_rows(written)(tokens, valid, data, limit, by_row, before, **whole)
     return rollout_of(tokens, valid, said)
 
 

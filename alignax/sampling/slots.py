@@ -189,7 +189,7 @@ def apart(job: Job, slots: Slots) -> Slots:
 def spoken(job: Job, slots: Slots) -> tuple[Slots, Spoken]:
     """One more token of every live slot, and what each says; of a slot that is not live it means nothing."""
     options, softcap = job.options.of(slots.row), job.model.config.logit_softcap
-    logits = output.logits(slots.hidden, job.kernel, softcap=softcap)
+    logits = whole(output.logits(slots.hidden, job.kernel, softcap=softcap))
     final = shaped(logits, options, slots.t, job.ends, slots.said, slots.read)
     greedy = jnp.broadcast_to(jnp.asarray(options.temperature) <= 0, slots.t.shape)
     token, logp = choose(final, noise(jax.random.wrap_key_data(slots.key), slots.t), greedy)
@@ -213,6 +213,13 @@ def spoken(job: Job, slots: Slots) -> tuple[Slots, Spoken]:
     hidden, cache = job.model.extend(job.layers, token[:, None], slots.live[:, None], context(job, slots))
     t = jnp.where(slots.live, t, slots.t)  # what is free may yet go on, from where it is
     return slots._replace(cache=cache, hidden=hidden[:, 0], t=t, live=slots.live & ~over), new
+
+
+def whole(x: Array) -> Array:
+    """The array on each of the devices that share a row, where some do: choosing is then no matter of the others."""
+    kinds = jax.sharding.get_abstract_mesh().axis_types
+    shared = jax.sharding.AxisType.Manual in kinds and jax.sharding.AxisType.Auto in kinds
+    return jax.lax.with_sharding_constraint(x, jax.sharding.PartitionSpec()) if shared else x
 
 
 def advance(job: Job, slots: Slots, said: Said) -> tuple[Slots, Said]:

@@ -66,7 +66,7 @@ def programs(own: Sampler, group: int, whole: Callable[[Any], Params] = lambda p
             act = lambda tokens, valid, keys, *rows, params, options: f(  # noqa: E731
                 job(params, options, tokens, valid, keys), *rows
             )
-            return model.by_device(act)(*asked, *rows, params=whole(given), options=options)
+            return model.by_rows(act)(*asked, *rows, params=model.cast(whole(given)), options=options)
 
         return jax.jit(run)
 

@@ -4,6 +4,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from alignax import forward, sharding
@@ -13,7 +14,7 @@ from alignax.data.arrays import fingerprint
 from alignax.data.encode import pair_rows
 from alignax.data.thumbs import unpaired_rows
 from alignax.ops.checks import fact
-from alignax.stages import fitting, folder, inputs, moving, parents, plans, probe, supervised
+from alignax.stages import fitting, folder, inputs, moving, parents, plans, probe, shapes, supervised
 from alignax.stages.plans import Declaration, Parent, Readings
 from alignax.stages.reference import with_logp
 from alignax.train.state import new_state
@@ -95,6 +96,20 @@ def check_reference(r: Reader) -> None:
 def view(plan: Plan, model: Model, params: Any, frozen: dict, batch: dict) -> Pair | Unpaired:
     """What the losses see of a batch; `frozen` has the reference, and the decoder under an adapter."""
     return RECORDS[plan.record][0](model, frozen["base"] | params, frozen["reference"], batch)
+
+
+def programs_of(p: Plan, world: shapes.World) -> list[shapes.Program]:
+    """What a run compiles."""
+    model, mesh = shapes.model_of(world), world.mesh
+    first = shapes.params_of(model, mesh)
+    params, base = shapes.learner(p, first, mesh)
+    batch, reference = shapes.batch_of(p, mesh, "tokens"), None if p.reference == "cached" else first
+    if p.reference == "cached":
+        for side in ("chosen", "rejected"):
+            batch[side] |= {"ref_logp": shapes.rows(batch[side]["mask"].shape, jnp.float32, mesh)}
+    moving = {"follow": p.follow, "reference": first if p.follow else None}
+    frozen, record = {"base": base, "reference": reference}, partial(view, p, model)
+    return [shapes.step(p, record, model, params, frozen, mesh, batch=batch, **moving)]
 
 
 def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan | None = None) -> Path:

@@ -8,7 +8,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from alignax import sharding
+from alignax import host, sharding
 from alignax.bound import Args, Bound, fill, plan_record, static
 from alignax.config import plain
 from alignax.data.arrays import fingerprint
@@ -25,6 +25,7 @@ from alignax.stages import (
     inputs,
     lagging,
     lengths,
+    online_shapes,
     outside,
     parents,
     partner,
@@ -33,6 +34,7 @@ from alignax.stages import (
     programs,
     reference_rewards,
     roles,
+    shapes,
 )
 from alignax.stages.algorithm import algorithm_of, fixed, trial
 from alignax.stages.plans import Declaration, Parent, Readings
@@ -212,6 +214,11 @@ def plan(config: Any, prefix: str = "") -> Plan:
     return made
 
 
+def programs_of(p: Plan, world: shapes.World) -> list[shapes.Program]:
+    """What a run compiles."""
+    return online_shapes.planned(p, world)
+
+
 def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan | None = None) -> Path:
     """Trains a policy, with its own start or another policy as the reference. Resumes what it finds there."""
     stage = folder.open_stage(STAGE, plan, config, workdir, root, made)
@@ -226,7 +233,7 @@ def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan |
     folder.say(f"prompts: {counts}")
 
     # ---- models: policy and reference, critic from the reward model or the policy
-    mesh = parents.get_mesh(p.mesh, jax.devices()[p.sampler_devices :])  # the first ones sample
+    mesh = parents.get_mesh(p.mesh, host.devices()[p.sampler_devices :])  # the first ones sample
     loaded = roles.load(stage, tokenizer, mesh)
     group = p.algorithm.draws[0].replies
     prompts_at_once = p.batch_size * p.oversample * (1 + p.partial_rollouts)

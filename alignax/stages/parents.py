@@ -56,7 +56,12 @@ def on_mesh(config: ModelConfig, mesh: Mesh) -> Model:
             f"devices; expected one of {fits}"
         )
     config = dataclasses.replace(config, vocab_shards=sharding.parts(mesh, sharding.WIDTH))
-    return decoder(config, sharding.rows(mesh), by_device=sharding.by_device(mesh), device=mesh.devices.flat[0])
+    # parts of heads, and the sorted rows of experts, would be exchanged for every token; on CPU devices an exchange
+    # waits for all of them, and some have nothing more to write
+    apart = config.kv_heads % parts or config.experts
+    shared = sharding.by_device(mesh) if apart else sharding.by_rows(mesh)
+    cut = {"by_device": sharding.by_device(mesh), "by_rows": shared}
+    return decoder(config, sharding.rows(mesh), **cut, device=mesh.devices.flat[0])
 
 
 def new_or_loaded(
@@ -187,8 +192,7 @@ def learner(plan: Any, params: Params, *, of: str = "the parent", fold: int = 2)
     """
     if not plan.lora_args:
         return lora.merge(params), {}
-    args = bind(lora.init, plan.lora_args, key="lora_args")
-    build = lambda params: lora.init(jax.random.fold_in(jax.random.key(plan.seed), fold), params, **args)  # noqa: E731
+    args, build = bind(lora.init, plan.lora_args, key="lora_args"), fresh_adapter(plan, fold)
     adapter = params.get("lora") or build(params)
     here, asked = (jax.tree.map(jnp.shape, tree) for tree in (adapter, jax.eval_shape(build, params)))
     if here != asked:
@@ -206,6 +210,12 @@ def learner(plan: Any, params: Params, *, of: str = "the parent", fold: int = 2)
     return {"lora": adapter} | {k: v for k, v in params.items() if k not in ("lora", "decoder")}, {
         "decoder": params["decoder"]
     }
+
+
+def fresh_adapter(plan: Any, fold: int) -> Callable[[Params], Params]:
+    """What draws the plan's adapter for a model's parameters, from the config's seed and `fold`."""
+    args, key = bind(lora.init, plan.lora_args, key="lora_args"), jax.random.key(plan.seed)
+    return lambda params: lora.init(jax.random.fold_in(key, fold), params, **args)
 
 
 def rated_attributes(manifest: dict) -> list[str]:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from alignax import lora
+from alignax import host, lora
 from alignax.bound import RAISED, Args, Bound, Terms, bound, of_config, plan_record, static
 from alignax.config import ConfigError, Reader, check, plain, record_of, typed
 from alignax.data.templates import TEMPLATES
@@ -228,8 +228,9 @@ def row_parts(r: Reader) -> int:
 def learners(r: Reader) -> list[Any]:
     """The devices that learn: all but the first ones, where those sample alone."""
     alone = r.sampler_devices if "sampler_devices" in r else 0
-    r.require(0 <= alone < jax.device_count(), "sampler_devices", f"expected fewer than {jax.device_count()} devices")
-    return jax.devices()[alone:]
+    there = host.devices()
+    r.require(0 <= alone < len(there), "sampler_devices", f"expected fewer than {len(there)} devices")
+    return there[alone:]
 
 
 def check_compute(r: Reader, sides: int = 1) -> None:
@@ -240,7 +241,7 @@ def check_compute(r: Reader, sides: int = 1) -> None:
     branch = place if shared or (packing == "shared" and sides > 1) else None
     rows = Layout(place, branch, place) if shared or packing in ("packed", "shared") else None  # pyright: ignore[reportArgumentType]
     try:
-        kernel_of(ModelConfig(vocab_size=1, **dict(r.compute.items())), rows=rows)
+        kernel_of(ModelConfig(vocab_size=1, **dict(r.compute.items())), host.devices()[0], rows)
     except ValueError as error:
         raise ConfigError(f"config.{r.key('compute')}.{error}") from None
 

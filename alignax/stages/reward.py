@@ -18,7 +18,7 @@ from alignax.data.judged import attributes_of, ranking_rows, rating_rows, step_r
 from alignax.data.loader import eval_batches
 from alignax.evals import reward_model
 from alignax.models.heads import weighted
-from alignax.stages import fitting, folder, golden, inputs, parents, plans, supervised
+from alignax.stages import fitting, folder, golden, inputs, parents, plans, shapes, supervised
 from alignax.stages.plans import Declaration, Parent, Readings
 from alignax.train.state import new_state
 from alignax.types import Model, Ranked, Rated, Scored, Stepwise
@@ -103,6 +103,21 @@ def view_of_heads(plan: Plan, model: Model, params: Any, frozen: Any, batch: dic
     return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:]), by_head)
 
 
+def programs_of(p: Plan, world: shapes.World) -> list[shapes.Program]:
+    """What a run compiles."""
+    model, mesh = shapes.model_of(world), world.mesh
+    whole = shapes.params_of(model, mesh, scalar=True, attributes=p.heads if p.heads > 1 else None)
+    params, frozen = shapes.learner(p, whole, mesh)
+    record = partial(view_of_heads if p.heads > 1 else view, p, model)
+    batch = shapes.batch_of(p, mesh, reads_of(p))
+    return [shapes.step(p, record, model, params, frozen, mesh, batch=batch, output=False)]
+
+
+def reads_of(p: Plan) -> str:
+    """What of a text is read: `data.packing`."""
+    return "steps" if p.record is Stepwise else "ends"
+
+
 def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan | None = None) -> Path:
     """Trains a reward model on judged replies, from a policy's trunk and a new head. Resumes what it finds there.
 
@@ -136,7 +151,7 @@ def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan |
     record = partial(view_of_heads if p.heads > 1 else view, p, model)
 
     # ---- train
-    reads = "steps" if p.record is Stepwise else "ends"
+    reads = reads_of(p)
     arrange = fitting.arrangement(p, held, mesh, reads=reads)
     metrics = lambda state, frozen, batch: supervised.metrics_of(p.terms, record(state.learner.params, frozen, batch))  # noqa: E731
     held_out = fitting.evaluator(metrics, held, p.batch_size, mesh, arrange)

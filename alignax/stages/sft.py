@@ -11,7 +11,7 @@ from alignax.bound import Bound, of_config, plan_record, static
 from alignax.data.arrays import fingerprint
 from alignax.data.encode import demo_rows
 from alignax.data.templates import TRAIN_ON
-from alignax.stages import fitting, folder, inputs, parents, plans, supervised
+from alignax.stages import fitting, folder, inputs, parents, plans, shapes, supervised
 from alignax.stages.plans import Declaration, Parent, Readings
 from alignax.train.state import new_state
 from alignax.types import Demo, Model
@@ -62,6 +62,14 @@ def plan(config: Any, prefix: str = "") -> Plan:
 def view(model: Model, params: Any, frozen: Any, batch: dict) -> Demo:
     """What the losses see of a batch; `frozen` is the decoder under an adapter."""
     return forward.demo(model, frozen | params, batch)
+
+
+def programs_of(p: Plan, world: shapes.World) -> list[shapes.Program]:
+    """What a run compiles."""
+    model = shapes.model_of(world)
+    params, frozen = shapes.learner(p, shapes.params_of(model, world.mesh), world.mesh)
+    batch = shapes.batch_of(p, world.mesh, "tokens")
+    return [shapes.step(p, partial(view, model), model, params, frozen, world.mesh, batch=batch)]
 
 
 def run(config: Any, workdir: str | Path, root: Path | None = None, made: Plan | None = None) -> Path:

@@ -109,7 +109,7 @@ def test_penalties_and_stop_texts_remember_what_was_said():
 def test_four_devices_go_on_as_one_does(whole):
     _, params = tiny()
     mesh = sharding.make_mesh({"data": 4}, jax.devices()[:4])
-    model = decoders.decoder(tiny()[0].config, by_device=sharding.by_device(mesh))
+    model = decoders.decoder(tiny()[0].config, by_rows=sharding.by_rows(mesh))
     prompts = jax.device_put(prompt_batch(B=P), sharding.batch_sharding(mesh))
     first = jax.device_get(draw(model, params, prompts, enough=4)())
     answered = (~open_rows(first)).reshape(4, -1, GROUP).all(2).sum(1)

@@ -1,5 +1,6 @@
 """A reply is the same in all slots at once, in few that are filled again, alone, and on many devices."""
 
+import dataclasses
 import re
 
 import chex
@@ -169,7 +170,7 @@ def spread(plain):
     del plain
     mesh = sharding.make_mesh({"data": 2, "fsdp": 4})
     config = tiny()[0].config
-    model = decoders.decoder(config, sharding.rows(mesh), by_device=sharding.by_device(mesh), device=jax.devices()[0])
+    model = decoders.decoder(config, sharding.rows(mesh), by_rows=sharding.by_rows(mesh), device=jax.devices()[0])
     params = jax.device_put(tiny()[1], sharding.shardings(tiny()[1], mesh))
     prompts = sharding.put_batch(jax.tree.map(np.asarray, prompt_batch(B=16)), mesh)
 
@@ -195,6 +196,40 @@ def test_devices_have_nothing_to_say_to_each_other_while_they_write(spread):
     for body in re.findall(r"^%?\S*(?:body|region)\S* .*?^}", text, re.DOTALL | re.MULTILINE):
         inside = [word for word in words if re.search(rf" {word}(-start)?\(", body)]
         assert not inside, body[:200]
+
+
+def test_weights_that_are_cast_once_say_what_they_say_cast_in_each_use(monkeypatch):
+    model, params = tiny(dtype="bfloat16", tie_embeddings=False, gated=True)
+    small = model.cast(params)
+    assert small["decoder"]["layers"]["q"]["kernel"].dtype == small["decoder"]["unembed"].dtype == jnp.bfloat16
+    assert small["decoder"]["norm"]["scale"].dtype == jnp.float32
+    got = draw(model, params, prompt_batch(B=4))
+    want = draw(model._replace(cast=lambda params: params), params, prompt_batch(B=4))
+    jax.tree.map(np.testing.assert_array_equal, got, want)
+
+
+@pytest.mark.parametrize("attention", ["xla", pytest.param("splash", marks=pytest.mark.slow)])
+def test_devices_that_share_the_width_of_layers_write_together(plain, attention):
+    """Weights stay cut over tensor while rows are written: what no device could hold whole is sampled from."""
+    del plain
+    mesh = sharding.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
+    config = dataclasses.replace(tiny()[0].config, attention=attention)
+    cut = {"by_device": sharding.by_device(mesh), "by_rows": sharding.by_rows(mesh)}
+    model = decoders.decoder(config, sharding.rows(mesh), **cut, device=jax.devices()[0])
+    params = jax.device_put(tiny()[1], sharding.shardings(tiny()[1], mesh))
+    prompts = sharding.put_batch(jax.tree.map(np.asarray, prompt_batch(B=16)), mesh)
+    keys = row_keys(jax.random.key(5), jnp.arange(64))
+    fixed = dict(capacity=CAPACITY, eos_ids=ENDS, pad_id=PAD, options=OPTIONS, group=4, slots=64)
+    run = jax.jit(lambda params, p: sample(model, params, p["tokens"], p["valid"], keys, **fixed))
+    program = run.lower(params, prompts).compile()
+    same(jax.device_get(program(params, prompts)), draw(*tiny(), prompt_batch(B=16), group=4))
+    text = program.as_text()
+    assert "f32[16,16]" in text and not re.search(r"f32\[(2,)?16,32\]", text)  # half of each (gate) kernel, never all
+    loops = [x for x in re.findall(r"^%?\S*region\S* .*?^}", text, re.DOTALL | re.MULTILINE) if "all-reduce(" in x]
+    # pairs of devices go round as often as their rows need; a permutation would wait for all of them
+    assert loops and not any(" collective-permute" in x for x in loops)
+    gathered = [shape for x in loops for shape in re.findall(r"= \S*\[([\d,]+)\]\S* all-gather\(", x)]
+    assert attention == "splash" or set(gathered) <= {"16,64"}, gathered  # logits: no weight
 
 
 def test_parameters_of_a_config_have_no_part_in_the_cache_layout():

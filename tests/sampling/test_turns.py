@@ -129,7 +129,7 @@ def test_eight_devices_give_what_one_gives(plain):
     model, params = tiny()
     prompts = prompt_batch(B=8)
     want, _ = episodes(model, params, prompts)
-    spread = decoder(model.config, by_device=sharding.by_device(mesh))
+    spread = decoder(model.config, by_rows=sharding.by_rows(mesh))
     got, _ = episodes(spread, params, prompts)
     np.testing.assert_array_equal(np.asarray(got.tokens), np.asarray(want.tokens))
 

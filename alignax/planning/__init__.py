@@ -1,0 +1,1 @@
+"""What a config will take on machines that are not there: compiled, counted, and not run."""
