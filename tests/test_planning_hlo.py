@@ -463,3 +463,20 @@ def test_of_loops_of_unknown_length_one_behind_the_other_the_dearest_counts():
     found = costs(text, {"data": 1}, trips=10)
     assert found.flops == 10 * 2 * 16 * 32 * 32 + 2 * 16 * 32 * 32
     assert found.unknown_trips == 2
+
+
+def test_the_products_of_an_attention_kernel_are_counted_under_its_causal_mask():
+    kernel = (
+        "  %splash_mha_{name}.2 = bf16[2,8,512,64]{{3,2,1,0}} custom-call(%mask, %q, %k, %k), "
+        'custom_call_target="tpu_custom_call"\n'
+    )
+    text = (
+        "HloModule m\n\nENTRY %main (mask: s8[1,1,1], q: bf16[2,8,512,64], k: bf16[2,4,256,64]) -> bf16[2,8,512,64] {\n"
+        "  %mask = s8[1,1,1]{2,1,0} parameter(0)\n  %q = bf16[2,8,512,64]{3,2,1,0} parameter(1)\n"
+        "  %k = bf16[2,4,256,64]{3,2,1,0} parameter(2)\n  ROOT "
+    )
+    once = 2 * 8 * 512 * 256 * 64  # 2 FLOPs for half of the pairs
+    for name, products in (("fwd_residuals", 2), ("dq_no_residuals", 3), ("dkv_no_residuals", 4)):
+        found = costs(text + kernel.format(name=name).lstrip() + "}\n", {"data": 1})
+        assert found.flops == products * once
+        assert found.custom_calls == {f"splash_mha_{name}": 1}

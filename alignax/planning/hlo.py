@@ -18,17 +18,20 @@ from alignax.planning.traffic import in_flight, traffic
 # Custom calls of a TPU that name memory or mark what is around them.
 BOOKKEEPING = ("AllocateBuffer", "ConcatBitcast", "AsyncCollective", "AssumeGather", "GatherScatterIndices", "Sharding")
 
+# Of a splash kernel: forward S = QK and PV; for dQ S, dP and dSK; for dK and dV S, dP, PdO and dSQ.
+PRODUCTS = {"fwd": 2, "dq": 3, "dkv": 4}
+
 Part = tuple[Instruction, Computation, str]  # an instruction, the computation that it is in, and its name
 
 
 class Costs(NamedTuple):
     """What one run takes on each device."""
 
-    flops: float  # of matrix products: dots and convolutions
+    flops: float  # of matrix products: dots, convolutions, and those within the attention kernel of a TPU
     bytes: float  # that instructions read from and write to a device's main memory
     collectives: dict[tuple[str, ...], float]  # bytes that a device sends, by the mesh axes that they go over
     kinds: dict[str, int]  # how often each collective runs
-    custom_calls: dict[str, int]  # how often each kernel runs that is no HLO; its FLOPs are not counted
+    custom_calls: dict[str, int]  # how often each kernel runs that is no HLO; of splash alone the FLOPs are counted
     unknown_trips: int  # loops whose trip count is not in the text
 
 
@@ -153,7 +156,19 @@ def _flops(op: Instruction, scope: Computation) -> float:
     if op.opcode == "convolution":
         left, kernel = (scope.instructions[name].shapes[0].dims for name in op.operands)
         return _convolution_flops(op, left, kernel)
-    return 0.0
+    return _splash_flops(op, scope) if op.opcode == "custom-call" else 0.0
+
+
+def _splash_flops(op: Instruction, scope: Computation) -> float:
+    """n B N T S H of splash attention: n products of queries [B N T H] with keys [B K S H], 2 FLOPs for each pair of
+    which the causal mask leaves half. A window would leave fewer. 0 for any other kernel."""
+    found = re.match(r"splash_m[hq]a_(fwd|dq|dkv)", op.name)
+    given = [scope.instructions[name].shapes[0] for name in op.operands if name in scope.instructions]
+    heads = [shape.dims for shape in given if shape.dtype in ("bf16", "f16", "f32") and len(shape.dims) >= 3]
+    if not found or len(heads) < 2:
+        return 0.0
+    queries, keys = heads[:2]
+    return float(PRODUCTS[found[1]] * math.prod(queries) * keys[-2])
 
 
 def _convolution_flops(op: Instruction, left: tuple[int, ...], kernel: tuple[int, ...]) -> float:

@@ -29,7 +29,6 @@ def get_config(chips="256"):
     for name in ("sft", "reward", "dpo"):
         hh_data(c[name])
         c[name].max_length = 4096
-    c.sft.packing = "packed"
     c.sft.optimizer_args = dict(learning_rate=1e-5, warmup_percent=3.0)
     c.reward.optimizer_args = dict(learning_rate=3e-6, warmup_percent=3.0)
     c.dpo.optimizer_args = dict(learning_rate=5e-7, warmup_percent=10.0)
