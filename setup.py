@@ -40,7 +40,7 @@ setup(
     extras_require={
         "cuda": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],
-        "plan": ["libtpu"],  # the TPU compiler without a TPU; slows ordinary starts, hence not a default
+        "plan": ["jax[tpu]"],  # the TPU compiler that goes with JAX; slows ordinary starts, hence not a default
         "test": [
             "beartype",
             "filelock",

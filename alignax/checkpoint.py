@@ -16,8 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from rich.markup import escape
 
 from alignax import host
+from alignax.log import console
 from alignax.manifest import CheckpointError, files_hash, read_manifest
 
 _PARTIAL = ".orbax-checkpoint-tmp"  # what the name of an unfinished save ends in
@@ -40,6 +42,13 @@ def _not_an_echo(entry: logging.LogRecord) -> bool:
 
 for _name in ("absl", "asyncio"):
     logging.getLogger(_name).addFilter(_not_an_echo)
+
+
+ASIDE = ".damaged"  # what the name of a step ends in that could not be read
+
+
+class Damaged(CheckpointError):
+    """Arrays on disk that cannot be read."""
 
 
 class Steps:
@@ -97,19 +106,30 @@ class Steps:
         """(step, state) of the last complete step, bit for bit, or None if there is none.
 
         `abstract_state` gives structure, shapes, dtypes and shardings: arrays or `jax.ShapeDtypeStruct`s (without a
-        sharding: on the first device). The mesh may differ from the one at the save. Raises CheckpointError if the
-        saved state has another structure, shape or dtype (naming each), or cannot be read.
+        sharding: on the first device). The mesh may differ from the one at the save. One that cannot be read is set
+        aside as STEP.damaged, with a warning, for the step before it; in a run of several processes, and where there is
+        none before it, it is refused. Raises CheckpointError then, and if the saved state has another structure, shape
+        or dtype, naming each.
         """
         self.wait()
-        step = self.latest()
-        if step is None:
-            return None
-        folder = self.directory / str(step)
-        with _readable(folder, f"delete it, and the run goes on from the step before ({self._before(step)})"):
-            _check_fit(folder, self._manager.item_metadata(step), abstract_state)
-            state = self._manager.restore(step, args=ocp.args.StandardRestore(_targets(abstract_state)))
-        self._last = step
-        return step, state
+        while (step := self.latest()) is not None:
+            folder, before = self.directory / str(step), self._before(step)
+            try:
+                with _readable(folder, f"delete it, and the run goes on from the step before ({before})"):
+                    _check_fit(folder, self._manager.item_metadata(step), abstract_state)
+                    state = self._manager.restore(step, args=ocp.args.StandardRestore(_targets(abstract_state)))
+            except Damaged as error:
+                if host.count() > 1 or isinstance(before, str):
+                    raise
+                aside = folder.with_name(f"{step}{ASIDE}")
+                shutil.rmtree(aside, ignore_errors=True)
+                folder.rename(aside)
+                self._manager.reload()
+                console.print(f"[yellow]{escape(str(error))}: it is {aside.name} now, and step {before} is read[/]")
+                continue
+            self._last = step
+            return step, state
+        return None
 
     def close(self) -> None:
         """Waits, then ends the background threads. Raises CheckpointError if the last save failed."""
@@ -291,4 +311,4 @@ def _readable(path: Path, fix: str) -> Iterator[None]:
     except CheckpointError:
         raise
     except (*_WRITE_ERRORS, KeyError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({str(error)[:300]}); {fix}") from error
+        raise Damaged(f"{path}: cannot be read ({str(error)[:300]}); {fix}") from error

@@ -197,7 +197,6 @@ def workdir_of(args: argparse.Namespace) -> Path:
 
 def command_plan(args: argparse.Namespace, overrides: list[str]) -> int:
     """Plans every program of a config; 1 if something does not fit."""
-    os.environ["JAX_PLATFORMS"] = "cpu"  # no device of this machine has a part in it
     from alignax.planning.chips import topology
 
     there = topology(args.topology)

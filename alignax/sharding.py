@@ -173,13 +173,13 @@ def _taken() -> set[str]:
     return {name for name, kind in zip(here.axis_names, here.axis_types, strict=True) if kind == AxisType.Manual}
 
 
-def jit_step(step: Step, state: Any) -> Step:
+def jit_step(step: Step, state: Any, **options: Any) -> Step:
     """`step(state, ...) -> (state, metrics)` jitted, with the state donated and put back where it was.
 
     Left to itself the compiler may put the new state elsewhere, and the second call would compile again.
     """
     where = jax.tree.map(lambda leaf: leaf.sharding, state)
-    return jax.jit(step, donate_argnums=0, out_shardings=(where, None))
+    return jax.jit(step, donate_argnums=0, out_shardings=(where, None), **options)
 
 
 def put_batch(batch: Any, mesh: Mesh) -> Any:

@@ -260,7 +260,7 @@ Forward = Callable[[Params, Array, Array | Layout], Array]  # (params, tokens [B
 # a function whose positional arrays, or trees of them, all begin with the rows of a batch, a kernel for one; what it
 # takes by name is whole
 PerRow = Callable[..., Any]
-ByDevice = Callable[[PerRow], PerRow]  # makes of one such a function that every device runs on its own rows
+ByDevice = Callable[[PerRow], PerRow]  # makes of one such a function that devices run on their own rows
 
 
 class Model(NamedTuple):

@@ -27,7 +27,7 @@ ALLOWED = {
     "sharding": {"types", "host"},  # path rules and names: no room's insides
     "manifest": FREE,  # JSON and hashes
     "lineage": {"manifest"},
-    "checkpoint": {"manifest", "host"},  # a tree of arrays, whatever it means
+    "checkpoint": {"manifest", "host", "log"},  # a tree of arrays, whatever it means
     "data": {"types"},
     "sampling": {"types", "ops", "data", "host"},  # what ends a reply, and how it is read
     "rewards": {"config", "bound", "types", "ops", "forward", "models"},

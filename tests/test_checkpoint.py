@@ -145,15 +145,43 @@ def test_another_structure_shape_or_dtype_is_named(tmp_path):
         names(str(error.value), key, saved, wanted)
 
 
-def test_a_damaged_step_names_the_one_before(tmp_path):
+def damage(folder, how):
+    """Makes the arrays of a step unreadable; how many files that were."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.parent.name == "d"]
+    for path in files:
+        content = bytearray(path.read_bytes())
+        if how == "a bit":
+            content[len(content) // 2] ^= 1
+        path.write_bytes(b"" if how == "empty" else bytes(content))
+        if how == "gone":
+            path.unlink()
+    return len(files)
+
+
+@pytest.mark.parametrize("how", ["empty", "a bit", "gone"])
+def test_a_damaged_step_is_set_aside_with_a_warning_for_the_one_before(how, tmp_path, capsys):
+    noise = lambda step: np.random.default_rng(step).normal(size=20_000)  # noqa: E731  # it does not shrink
     with Steps(tmp_path / "steps") as steps:
         for step in (1, 2):
-            steps.save(step, {"x": jnp.full(2000, step)})
-    for path in (tmp_path / "steps/2").rglob("*"):
-        if path.is_file() and path.parent.name == "d":
-            path.write_bytes(b"")
-    with Steps(tmp_path / "steps") as steps, refuses(CheckpointError, "steps/2", "read", "(1)"):
+            steps.save(step, {"x": noise(step)})
+    assert damage(tmp_path / "steps/2", how)
+    with Steps(tmp_path / "steps") as steps:
+        step, state = steps.restore_latest({"x": np.zeros(20_000)})
+        np.testing.assert_array_equal(state["x"], noise(1))
+        assert step == steps.latest() == 1 and (tmp_path / "steps/2.damaged").is_dir()
+        names("".join(capsys.readouterr()), "steps/2", "cannot be read", "2.damaged", "step 1 is read")
+        assert steps.save(2, {"x": noise(3)})  # the run goes on
+    with Steps(tmp_path / "steps") as steps:
+        np.testing.assert_array_equal(steps.restore_latest({"x": np.zeros(20_000)})[1]["x"], noise(3))
+
+
+def test_where_no_step_can_be_read_all_stay_and_it_is_said(tmp_path):
+    with Steps(tmp_path / "steps") as steps:
+        steps.save(1, {"x": jnp.full(2000, 1)})
+    assert damage(tmp_path / "steps/1", "empty")
+    with Steps(tmp_path / "steps") as steps, refuses(CheckpointError, "steps/1", "read", "none: from the start"):
         steps.restore_latest({"x": jnp.zeros(2000, int)})
+    assert (tmp_path / "steps/1").is_dir()
 
 
 SAVE_IN_A_LOOP = """

@@ -480,3 +480,14 @@ def test_the_products_of_an_attention_kernel_are_counted_under_its_causal_mask()
         found = costs(text + kernel.format(name=name).lstrip() + "}\n", {"data": 1})
         assert found.flops == products * once
         assert found.custom_calls == {f"splash_mha_{name}": 1}
+
+
+def test_a_loop_of_unknown_length_within_one_of_known_runs_as_often_in_all():
+    w = jnp.ones((32, 32))
+
+    def refill(x, _):
+        x = jax.lax.while_loop(lambda x: x.sum() < 1e6, lambda x: x @ w, x)
+        return x @ w, None
+
+    text = jax.jit(lambda x: jax.lax.scan(refill, x, length=5)[0]).lower(jnp.ones((16, 32))).compile().as_text()
+    assert costs(text, {"data": 1}, trips=40).flops == (40 + 5) * 2 * 16 * 32 * 32

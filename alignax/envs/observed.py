@@ -76,8 +76,10 @@ class Observer:
         ids = read(text[: CHARACTERS * max(most, 1)])
         if len(ids) <= most and len(text) <= CHARACTERS * max(most, 1):
             return text, len(ids)
-        keep = max(most - len(read(NOTE)), 0)
-        return text_of(self.tokenizer, ids[:keep]) + NOTE, most
+        kept = text_of(self.tokenizer, ids[: max(most - len(read(NOTE)), 0)])
+        while self.template != "plain" and self.marks.search(kept):  # ids of words that are none of the vocabulary
+            kept = self.marks.sub("", kept)
+        return kept + NOTE, most
 
     def between(self, messages: list[Message]) -> Ids:
         """The ids behind the end of an assistant's turn, up to where its next words begin."""

@@ -5,7 +5,7 @@
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -41,9 +41,9 @@ NOTHING = Costs(0.0, 0.0, {}, {}, {}, 0)
 def costs(text: str, mesh_shape: Mapping[str, int], *, trips: int = 1) -> Costs:
     """The costs of a compiled program, `compiled.as_text()`, on each device of a mesh {axis: size}.
 
-    Loops are counted as often as they run, `trips` times where the text does not say: of several such loops, one behind
-    the other, the dearest alone, as those of a sampler go on in turn with fewer and fewer rows. Of a conditional the
-    branch with the most FLOPs counts, or bytes where these are equal.
+    Loops are counted as often as they run. Where the text does not say, of several such loops the dearest runs `trips`
+    times in all, wherever it stands, and the others never: those of a sampler go on in turn, with fewer and fewer rows.
+    Of a conditional the branch with the most FLOPs counts, or bytes where these are equal.
 
     - FLOPs: of a product of [M, K] with [K, N] 2 M K N. Elementwise work is left out.
     - Bytes: operands and results of each instruction, those of a fusion and not what is within; of a slice of an array,
@@ -54,34 +54,41 @@ def costs(text: str, mesh_shape: Mapping[str, int], *, trips: int = 1) -> Costs:
     Raises ValueError for a text that is no module, and for devices that the mesh has not.
     """
     program = parse(text)
-    done: dict[str, Costs] = {}
+    done: dict[str, tuple[Costs, Costs]] = {}
 
-    def run(name: str) -> Costs:
+    def run(name: str) -> tuple[Costs, Costs]:
+        """(what is known, one turn of the dearest loop whose length is not)."""
         if name not in done:
             scope = program.computations[name]
-            found = [(endless(op, scope), step(op, scope)) for op in scope.instructions.values()]
-            in_turn = [one for unknown, one in found if unknown]
-            longest = [max(in_turn, key=_dear)._replace(unknown_trips=_sum(in_turn).unknown_trips)] if in_turn else []
-            done[name] = _sum([*(one for unknown, one in found if not unknown), *longest])
+            done[name] = _side_by_side(step(op, scope) for op in scope.instructions.values())
         return done[name]
 
-    def endless(op: Instruction, scope: Computation) -> bool:
-        return op.opcode == "while" and trip_count(op, scope, program) is None
-
-    def step(op: Instruction, scope: Computation) -> Costs:
+    def step(op: Instruction, scope: Computation) -> tuple[Costs, Costs]:
         if op.opcode == "while":
             count = trip_count(op, scope, program)
-            once = _sum(map(run, called(op, "body", "condition")))
-            return _times(once, trips if count is None else count, unknown=count is None)
+            known, endless = _side_by_side(map(run, called(op, "body", "condition")))
+            if count is None:
+                return NOTHING, _dearest([known, endless])._replace(unknown_trips=endless.unknown_trips + 1)
+            return _times(known, count), endless
         op = synchronous(op, scope)
         if op.opcode == "conditional":
             branches = called(op, "branch_computations", "true_computation", "false_computation")
-            return max(map(run, branches), key=_dear)
+            return max(map(run, branches), key=lambda both: _dear(_sum(both)))
         if op.opcode in ("call", "async"):
-            return _sum(map(run, called(op, "to_apply", "calls")))
-        return _once(op, scope, program, mesh_shape)
+            return _side_by_side(map(run, called(op, "to_apply", "calls")))
+        return _once(op, scope, program, mesh_shape), NOTHING
 
-    return run(program.entry)
+    known, endless = run(program.entry)
+    return _sum([known, _times(endless, trips)])
+
+
+def _side_by_side(parts: Iterable[tuple[Costs, Costs]]) -> tuple[Costs, Costs]:
+    known, endless = zip(*parts, (NOTHING, NOTHING))
+    return _sum(known), _dearest(endless)
+
+
+def _dearest(loops: Sequence[Costs]) -> Costs:
+    return max(loops, key=_dear)._replace(unknown_trips=sum(one.unknown_trips for one in loops))
 
 
 def _once(op: Instruction, scope: Computation, program: Program, mesh_shape: Mapping[str, int]) -> Costs:
@@ -139,10 +146,10 @@ def _merged(counts: Iterable[dict[Any, Any]]) -> dict[Any, Any]:
     return total
 
 
-def _times(once: Costs, n: int, *, unknown: bool) -> Costs:
+def _times(once: Costs, n: int) -> Costs:
     often = lambda counts: {key: n * value for key, value in counts.items()}  # noqa: E731
     sent, kinds, kernels = map(often, (once.collectives, once.kinds, once.custom_calls))
-    return Costs(n * once.flops, n * once.bytes, sent, kinds, kernels, once.unknown_trips + unknown)
+    return Costs(n * once.flops, n * once.bytes, sent, kinds, kernels, once.unknown_trips)
 
 
 # ---- matrix products

@@ -2,7 +2,7 @@
 
 Memory is the compiler's own account. FLOPs, bytes and what goes over links are read from the compiled text, bodies of
 loops counted as often as they run. The time is a roofline: the longest of products at the chip's peak, bytes at its
-memory's bandwidth, and each link's bytes at its own, all three at once; real runs are slower.
+memory's bandwidth, and bytes over the busiest links at theirs, all three at once; real runs are slower.
 """
 
 import json
@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 from alignax import host
 from alignax.config import ConfigError, plain
 from alignax.data.tokenizer import load_tokenizer, vocabulary
+from alignax.log import replace_file
 from alignax.manifest import read_manifest
 from alignax.models.config import ModelConfig
 from alignax.planning.chips import Topology
@@ -49,8 +50,8 @@ class Forecast(NamedTuple):
     temporaries: float  # bytes: activations, caches, gathered weights, results
     total: float  # bytes at the most
     memory: float  # that the chip has; inf where nobody knows
-    costs: Costs | None  # None where it does not fit and so was not compiled
-    seconds: dict[str, float]  # by what bounds it: compute, memory, and the links of each axis
+    costs: Costs | None  # None where the compiler would not compile what does not fit
+    seconds: dict[str, float]  # by what bounds it: compute, memory, links
     mfu: float | None
     compile_s: float
 
@@ -60,26 +61,43 @@ class Forecast(NamedTuple):
 
 
 def forecasts(config: Any, there: Topology, model: str = "") -> Iterator[Forecast]:
-    """A forecast of each program of each step. Raises ConfigError for a config that cannot run on the topology.
+    """A forecast of each program of each step. Raises ConfigError for a config that cannot run on the topology, and for
+    what no step's plan knows, before anything is compiled.
 
     `model`: folder with the config.json of the parents that are not there.
     """
     memory = int(there.chip.memory) if there.chip else 2**62
     with host.as_if(there.devices, memory):
-        config = plain(config)
-        steps = pipeline.planned(config) if "steps" in config else {"": made(config)}
-        known: dict[str, ModelConfig] = {}
-        for name, plan in steps.items():
-            own = config[name] if name else config
-            module = module_of(own)
-            world = World(parents.get_mesh(plan.mesh, learners(plan)), models(module, own, plan, known, model))
-            if "policy" in world.models:
-                known[name] = world.models["policy"]
-            if not hasattr(module, "programs_of"):
-                folder.say(f"{name or own['stage']}: a stage of files and measures; nothing of it is planned")
-                continue
-            for program in module.programs_of(plan, world):
-                yield forecast(name or own["stage"], program, world.mesh, there)
+        found = programs(plain(config), model)
+    for step, program, mesh in found:
+        with host.as_if(there.devices, memory):
+            made = forecast(step, program, mesh, there)
+        yield made
+
+
+def programs(config: dict, model: str) -> list[tuple[str, Program, Mesh]]:
+    """(step, program, mesh) of all that a config compiles."""
+    steps, known, found = pipeline.planned(config) if "steps" in config else {"": made(config)}, {}, []
+    for name, plan in steps.items():
+        own = config[name] if name else config
+        module, title = module_of(own), name or own["stage"]
+        architectures = models(module, own, plan, known, model)
+        if first := architectures.get("policy") or next(iter(architectures.values()), None) or imports(own, model):
+            known[name] = first
+        if hasattr(module, "programs_of"):
+            mesh = parents.get_mesh(plan.mesh, learners(plan))
+            found += [(title, program, mesh) for program in module.programs_of(plan, World(mesh, architectures))]
+        else:
+            folder.say(f"{title}: nothing of a stage {own['stage']!r} is planned yet")
+    return found
+
+
+def imports(config: Mapping[str, Any], other: str) -> ModelConfig | None:
+    """The architecture that an import will bring: of its folder, if it is there, else of `other`."""
+    if config["stage"] != "imported":
+        return None
+    there = (Path(config["path"]) / "config.json").is_file()
+    return architecture_of(config["path"] if there else other) if there or other else None
 
 
 def learners(plan: Any) -> list[Any]:
@@ -96,15 +114,15 @@ def models(
         path = value_at(config, parent.key)
         if not isinstance(path, str) or not path:
             continue
-        if path.startswith("@"):
-            one = known.get(path[1:].split("/")[0])
+        if path.startswith("@") and path[1:].split("/")[0] in known:
+            one = known[path[1:].split("/")[0]]
         elif (Path(path) / "manifest.json").is_file():
             architecture = read_manifest(Path(path))["architecture"]
             one = ModelConfig(**architecture) if architecture else None
         else:
             one = architecture_of(other) if other else None
         if one:
-            found[role] = ModelConfig(**one.architecture(), **plan.compute)
+            found[role] = ModelConfig(**one.architecture(), **getattr(plan, "compute", {}))
     if "policy" not in found and getattr(plan, "model", None):
         size = architecture_of(other).vocab_size if other else vocabulary(tokenizer_of(plan))
         found["policy"] = ModelConfig(**plan.model(vocab_size=size).architecture(), **plan.compute)
@@ -131,7 +149,7 @@ def architecture_of(path: str) -> ModelConfig:
 
 def forecast(step: str, program: Program, mesh: Mesh, there: Topology) -> Forecast:
     """What one program takes on the devices of the mesh."""
-    arguments = by_group(program.arguments)
+    arguments, twice = by_group(program.arguments)
     begun = time.perf_counter()
     memory = there.chip.memory if there.chip else math.inf
     try:
@@ -144,7 +162,7 @@ def forecast(step: str, program: Program, mesh: Mesh, there: Topology) -> Foreca
         return Forecast(step, program.name, arguments, rest, used, memory, None, {}, None, seconds)
     seconds, account = time.perf_counter() - begun, compiled.memory_analysis()
     total = account.argument_size_in_bytes + account.output_size_in_bytes - account.alias_size_in_bytes
-    total += account.temp_size_in_bytes + account.generated_code_size_in_bytes
+    total += account.temp_size_in_bytes + account.generated_code_size_in_bytes - twice
     found = costs(compiled.as_text(), dict(mesh.shape), trips=program.trips)
     bound = roofline(found, mesh, there)
     mfu = None
@@ -165,35 +183,50 @@ def over(message: str, arguments: float) -> float | None:
     return float(found[1]) * UNITS[found[2]] + arguments if found else None
 
 
-def by_group(arguments: dict[str, Any]) -> dict[str, float]:
-    """Bytes on one device of a program's arguments, by what they are."""
-    out = {name: 0.0 for _, name in GROUPS}
+def by_group(arguments: dict[str, Any]) -> tuple[dict[str, float], float]:
+    """(bytes on one device of a program's arguments, by what they are; of those that are an argument before).
+
+    An array that is two arguments lies in memory once.
+    """
+    out, seen, twice = {name: 0.0 for _, name in GROUPS}, set(), 0.0
     for path, leaf in jax.tree_util.tree_leaves_with_path(arguments):
         name = next(name for pattern, name in GROUPS if re.search(pattern, path_name(path)))
         shape = leaf.sharding.shard_shape(leaf.shape) if getattr(leaf, "sharding", None) else leaf.shape
-        out[name] += math.prod(shape) * np.dtype(leaf.dtype).itemsize
-    return out
+        size = float(math.prod(shape) * np.dtype(leaf.dtype).itemsize)
+        if id(leaf) in seen:
+            twice += size
+        else:
+            out[name] += size
+        seen.add(id(leaf))
+    return out, twice
 
 
 def roofline(found: Costs, mesh: Mesh, there: Topology) -> dict[str, float]:
-    """Seconds that each resource is busy: products, memory, and the links of each group of mesh axes."""
+    """Seconds that each resource is busy: products, memory, and the links, of whose torus axes the busiest counts."""
     chip = there.chip
     if chip is None:
         return {}
-    seconds = {"compute": found.flops / chip.flops, "memory": found.bytes / chip.bandwidth}
+    busy = dict.fromkeys(range(chip.axes), 0.0)
     for axes, size in found.collectives.items():
-        along = tuple(mesh.axis_names.index(name) for name in axes)
-        seconds["+".join(axes)] = size / (chip.link * rings(mesh.devices, along, chip.rings))
-    return seconds
+        speeds = lanes(mesh.devices, tuple(mesh.axis_names.index(name) for name in axes), there)
+        for axis, speed in speeds.items():  # the more axes a group lies over, the less goes over each
+            busy[axis] += size / len(speeds) / speed
+    return {"compute": found.flops / chip.flops, "memory": found.bytes / chip.bandwidth, "links": max(busy.values())}
 
 
-def rings(devices: np.ndarray, along: tuple[int, ...], most: int) -> int:
-    """Over how many torus axes the devices of a group lie, which differ in these axes of the mesh: each is a ring."""
+def lanes(devices: np.ndarray, along: tuple[int, ...], there: Topology) -> dict[int, float]:
+    """{torus axis: bytes/s of a device} over which the devices of a group lie, which differ in these axes of the mesh.
+
+    A ring sends both ways at once; a line, and a part of a ring, one way.
+    """
+    assert (chip := there.chip) is not None
     group = devices[tuple(slice(None) if axis in along else 0 for axis in range(devices.ndim))].ravel()
     if not hasattr(group[0], "coords"):
-        return most
+        return {0: chip.link}
     coords = np.array([device.coords for device in group])
-    return max(1, min(most, int((coords != coords[0]).any(0).sum())))
+    spans = {axis: len(np.unique(coords[:, axis])) for axis in range(chip.axes)}
+    ring = lambda axis: spans[axis] == there.shape[axis] > 2 and there.shape[axis] % chip.wraps == 0  # noqa: E731
+    return {axis: chip.link * (2 if ring(axis) else 1) for axis in spans if spans[axis] > 1} or {0: chip.link}
 
 
 def record(found: Forecast) -> dict[str, Any]:
@@ -248,16 +281,26 @@ def shown(size: float | int) -> str:
 
 
 def command(args: Any, config: Any, there: Topology) -> int:
-    """Prints the table, writes the JSON; 1 if something does not fit."""
+    """Prints the table, writes the JSON, of what was done if something stops it; 1 if something does not fit."""
     from rich.console import Console
 
-    found = []
-    for one in forecasts(config, there, args.model):
-        found.append(one)
-        folder.say(f"{one.step} {one.program}: {shown(one.total)} a device, compiled in {one.compile_s:.0f} s")
-    console = Console()
-    (console if console.is_terminal else Console(width=WIDTH)).print(table(found, there))
+    found, console = [], Console()
     if args.json:
-        records = {"topology": there.name, "devices": len(there.devices), "programs": [record(one) for one in found]}
-        Path(args.json).write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
+        Path(args.json).parent.mkdir(parents=True, exist_ok=True)  # before all the work
+        write(args.json, found, there)
+    try:
+        for one in forecasts(config, there, args.model):
+            found.append(one)
+            folder.say(f"{one.step} {one.program}: {shown(one.total)} a device, compiled in {one.compile_s:.0f} s")
+    finally:
+        if found:
+            (console if console.is_terminal else Console(width=WIDTH)).print(table(found, there))
+        if args.json:
+            write(args.json, found, there)
     return int(not all(one.fits for one in found))
+
+
+def write(path: str, found: list[Forecast], there: Topology) -> None:
+    """The forecasts as a file."""
+    records = {"topology": there.name, "devices": len(there.devices), "programs": [record(one) for one in found]}
+    replace_file(Path(path), json.dumps(records, indent=1) + "\n")

@@ -77,6 +77,7 @@ def sample(
       begun: what this function gave for the same prompts before: replies that are not over go on where they are, each
         as it would have gone on at once, but for weights and options that are others now.
       enough: prompts; once all replies to so many are over, the others stay as they are, UNFINISHED. 0: all prompts.
+        Of several devices each has its share of them.
 
     Returns:
       Rollout with T = L + capacity: tokens, valid, mask, old_logp, finished, reason, and what `report` asks for.
@@ -120,7 +121,7 @@ def sample(
             model, params, layers, kernel, tokens, valid, data, group, capacity, ends, options, limit, report, before,
             -(-enough * len(tokens) // P),
         )  # fmt: skip
-        said = before or _slots.nothing(job, pad_id)
+        said = _slots.nothing(job, pad_id) if before is None else said_before(before, limit, pad_id)
         shares = model.join is not None and sharing(len(tokens), len(tokens) * group, first * group)
         prompts = _slots.room_for_prompts(job) if shares else None
         state = _slots.admit(job, 0, first, prompts)
@@ -134,6 +135,13 @@ def sample(
     limit = jnp.broadcast_to(limit, (R,)).astype(jnp.int32)
     said = model.by_rows(written)(tokens, valid, data, limit, by_row, before, **whole)
     return rollout_of(tokens, valid, said)
+
+
+def said_before(said: _slots.Said, limit: Int[Array, " R"], pad_id: Int[Array, ""] | int) -> _slots.Said:
+    """What was said, with the padding of today; what is as long as its limit allows by now is over."""
+    long = (said.reason == _slots.UNFINISHED) & (said.valid.sum(1) >= limit)
+    reason = jnp.where(long, _slots.LENGTH, said.reason)
+    return said._replace(tokens=jnp.where(said.valid, said.tokens, pad_id), reason=reason)
 
 
 def queue(begun: _slots.Said, group: int) -> Int[Array, " P"]:

@@ -21,7 +21,7 @@ from alignax.types import Model, Params
 UNFINISHED, LENGTH, END, STOP = -1, 0, 1, 2  # why a reply is over: not yet; its limit, an end of sequence, a stop text
 LEAST = 16  # slots, and new tokens, that are not worth a smaller program
 MOST = 4  # smaller programs: each is compiled
-WIDTH = 64  # tokens of replies that are begun that are read at once: a ring has room for as many
+WIDTH = 64  # tokens that are read at once at most where layers have a window: their ring has room for these beside it
 
 
 class Job(NamedTuple):

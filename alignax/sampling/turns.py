@@ -22,7 +22,6 @@ from alignax.sampling.sampler import Sampler
 from alignax.types import Params, Rollout
 
 WIDTHS = (16, 64, 256)  # tokens that are read at once: a program each, whatever the length of an observation
-RING = 64  # of which as many at most where layers have a window: their cache has room for these beside it
 
 
 class Asked(NamedTuple):
@@ -82,7 +81,7 @@ def programs(own: Sampler, group: int, whole: Callable[[Any], Params] = lambda p
         return play._replace(slots=play.slots._replace(live=live & (play.slots.t < own.capacity)))
 
     ring = bool({"sliding"} & {*getattr(model.config, "spans", ())})
-    widths = tuple(width for width in WIDTHS if not ring or width <= RING)
+    widths = tuple(width for width in WIDTHS if not ring or width <= _slots.WIDTH)
     return Programs(by_rows(begin), by_rows(advance), by_rows(observe), jax.jit(resume), widths)
 
 

@@ -16,6 +16,9 @@ from alignax.train.algorithm import Actors, Algorithm
 from alignax.train.state import OnlineState
 from alignax.types import Rollout
 
+# what partial rollouts do not go with, and its value where it is off
+ALONE = (("steps_off_policy", 0), ("sampler_devices", 0), ("engine", ""), ("env", ""), ("opponent", "none"))
+
 
 def check(r: Reader) -> None:
     """Whether a config's lag, what it carries over, and devices that sample alone, can be. Raises ConfigError."""
@@ -24,7 +27,7 @@ def check(r: Reader) -> None:
     r.require(not (lag and r.engine), "steps_off_policy", "expected 0 with an engine, whose lag is engine_args.every")
     r.require(not (lag and r.env), "steps_off_policy", "expected 0 with an env, whose episodes are played in the step")
     r.require(partial >= 0, "partial_rollouts", "expected 0 (none) or a number of batches, such as 1")
-    for key, off in (("steps_off_policy", 0), ("engine", ""), ("env", ""), ("opponent", "none")) if partial else ():
+    for key, off in ALONE if partial else ():
         r.require(getattr(r, key) == off, key, f"expected {off!r} with partial_rollouts, which the policy alone writes")
     if alone:
         r.require(not r.engine, "sampler_devices", "expected 0 with an engine, which has devices of its own")

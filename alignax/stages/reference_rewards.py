@@ -39,13 +39,11 @@ def table(
     they are there: a folder of another config or other parents has been cleared.
     """
     plan, path = stage.plan, stage.workdir / FILE
-    key = {"data": fingerprint(prompts), "replies": plan.reference_replies, "steps": plan.total_steps}
+    key = {"data": fingerprint(prompts), "replies": plan.reference_replies, "steps": plan.total_steps + plan.ahead}
     key |= reference.computation(actors.policy.config, mesh)
     found = reference.read(path, key, what="rewards")
     if found is None:
-        drawn = np.unique(
-            np.concatenate([loader.indices(step) for step in range(plan.total_steps + plan.steps_off_policy)])
-        )
+        drawn = np.unique(np.concatenate([loader.indices(step) for step in range(plan.total_steps + plan.ahead)]))
         asked = jax.tree.map(lambda x: x[drawn], prompts)
         found = computed(stage, actors, frozen, reward_of, on_host, asked, rows, mesh)
         silent = np.stack([np.isnan(x[drawn]).all(1) for x in found.values()]).any(0)

@@ -121,8 +121,8 @@ def megabytes(tree: Any) -> float:
     return sum(x.nbytes for x in shared(tree)[0]) / 1e6
 
 
-def shared(tree: Any) -> tuple[list[jax.Array], Callable[[list], Any]]:
-    """The distinct arrays of a tree, and the function that makes the tree of them.
+def shared(tree: Any) -> tuple[list[Any], Callable[[list], Any]]:
+    """The distinct arrays of a tree, or shapes, and the function that makes the tree of them.
 
     A program that takes these has one argument for an array, in however many roles it is; given the tree, it would have
     one for each, and could not know that they are the same.

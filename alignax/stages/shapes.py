@@ -38,24 +38,19 @@ class Program(NamedTuple):
 def model_of(world: World, role: str = "policy") -> Model:
     """The model of a parent on the mesh. Raises ConfigError where nobody said its architecture."""
     if role not in world.models:
-        raise ConfigError(f"nobody says the architecture of {role!r}: give --model=CONFIG.json, its config.json")
+        raise ConfigError(f"nobody says the architecture of {role!r}: give --model=FOLDER, that of its config.json")
     return parents.on_mesh(world.models[role], world.mesh)
 
 
 def params_of(model: Model, mesh: Mesh, **head: Any) -> Params:
     """The shapes of a model's parameters; `scalar`, `attributes`: of `parents.init_params`."""
     build = partial(parents.init_params, model, **{"scalar": False} | head)
-    return placed(jax.eval_shape(build, jax.random.key(0)), mesh)
-
-
-def placed(shapes: Any, mesh: Mesh) -> Any:
-    """The shapes with the shardings that the rules give them."""
-    return parents.sharded_shapes(shapes, mesh)
+    return parents.sharded_shapes(jax.eval_shape(build, jax.random.key(0)), mesh)
 
 
 def made(build: Callable, *args: Any, mesh: Mesh) -> Any:
     """The shapes of what `parents.place` builds."""
-    return placed(jax.eval_shape(build, *args), mesh)
+    return parents.sharded_shapes(jax.eval_shape(build, *args), mesh)
 
 
 def learner(plan: Any, params: Params, mesh: Mesh, fold: int = 2) -> tuple[Params, Params]:
@@ -103,6 +98,6 @@ def step(
 ) -> Program:  # fmt: skip
     """The update of a stage that learns from rows; `output`: whether its model has an output layer."""
     state = made(lambda x, at: new_state(x, plan.optimizer(), at), params, reference, mesh=mesh)
-    function = sharding.jit_step(update(plan, view, follow=follow), state)
+    function = sharding.jit_step(update(plan, view, follow=follow), state, keep_unused=True)
     flops = batch_flops(model.config, batch, output=output)
     return Program("step", function, {"state": state, "batch": batch, "frozen": frozen}, flops)

@@ -60,7 +60,7 @@ def main() -> None:
     batch = {"tokens": jnp.asarray(tokens), "valid": jnp.asarray(valid), "row": jnp.arange(len(tokens))}
     state, seconds, lengths = loop.start(algorithm, policy, critic, 0), [], []
     if algorithm.carried:
-        state = state.replace(pending=(waiting.begun(algorithm, state, batch, 0),))
+        state = state.replace(pending=(jax.tree.map(jnp.copy, waiting.begun(algorithm, state, batch, 0)),))
     for _ in range(asked["steps"]):
         start = time.perf_counter()
         state, metrics = jax.block_until_ready(step(state, frozen, batch))

@@ -88,6 +88,15 @@ def test_what_is_too_long_is_cut_with_a_note(tokenizer, most):
     assert NOTE not in tokenizer.decode(short)
 
 
+def test_words_that_no_token_is_are_no_control_tokens_once_they_are_cut():
+    """They are read as <unk>, which a text may not spell: what is cut is read back from ids."""
+    words = harbor.build_tokenizer()
+    observer = Observer(words, "chat", 12)
+    text, _ = observer.short("the harbor zyx is zyx open " * 9, 12)
+    assert not observer.spells(text) and text.startswith("the harbor") and text.endswith(NOTE)
+    assert words.decode(observer.ids("the harbor zyx is zyx open " * 9)).startswith("<user>")
+
+
 def test_ten_megabytes_are_cut_at_once(tokenizer):
     ids = Observer(tokenizer, "chat", 24).ids([TOOL | {"content": "9" * 10_000_000}] * 3)
     assert len(ids) <= 24 + 3 * (1 + len(NOTE)) + 1

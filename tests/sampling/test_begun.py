@@ -100,7 +100,9 @@ def test_penalties_and_stop_texts_remember_what_was_said():
     prompts = prompt_batch(B=P)
     want = draw(model, params, prompts, options=options)()
     half = draw(model, params, prompts, options=options.replace(max_new_tokens=1))()
-    got = draw(model, params, prompts, options=options)(cut(half))
+    begun = cut(half)
+    begun = begun.replace(tokens=jnp.where(begun.valid, begun.tokens, 7))  # other padding than that of today
+    got = draw(model, params, prompts, options=options)(begun)
     same(got, want)
     spelled_over_the_cut = (np.asarray(got.reason) == STOP) & (np.asarray(got.mask).sum(1) == 2)
     assert spelled_over_the_cut.any()
@@ -115,6 +117,16 @@ def test_four_devices_go_on_as_one_does(whole):
     answered = (~open_rows(first)).reshape(4, -1, GROUP).all(2).sum(1)
     assert (answered >= 1).all() and (answered < 3).any()  # each device has its share of 4
     same(draw(model, params, prompts)(first), whole)
+
+
+def test_what_is_as_long_as_a_smaller_limit_is_over(whole):
+    model, params = tiny()
+    first = draw(model, params, prompt_batch(B=P), enough=6)()
+    got = draw(model, params, prompt_batch(B=P), options=Options(temperature=1.2, max_new_tokens=2))(first)
+    assert open_rows(first).any() and not open_rows(got).any()
+    long = open_rows(first) & (np.asarray(first.mask).sum(1) >= 2)
+    assert long.any() and (np.asarray(got.reason)[long] == LENGTH).all()
+    np.testing.assert_array_equal(np.asarray(got.mask)[long], np.asarray(first.mask)[long])
 
 
 @pytest.mark.parametrize(

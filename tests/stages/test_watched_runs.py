@@ -62,6 +62,22 @@ def test_a_run_that_an_alarm_stopped_goes_on_where_it_was(whole, run, tmp_path):
     assert json.loads((workdir / "config.json").read_text())["alarms"]["long"]["above"] == 1e6
 
 
+@pytest.mark.slow
+def test_replies_that_go_on_in_the_next_steps_survive_a_stop(run, tmp_path):
+    """A reward over text, learners that are adapters, prompts shared in learning: stopped at step 3, and gone on."""
+    carried = dict(steps_off_policy=0, partial_rollouts=1, lora_args=dict(rank=2), samples_per_prompt=2)
+    carried |= dict(share_prompts=True, length_buckets=2, update_args=dict(epochs=1, microbatches=2))
+    both = [tmp_path / name for name in ("whole", "stopped")]
+    online.run(config(run, alarms={}, **carried), both[0])
+    with refuses(Alarmed, "step 3"):
+        online.run(config(run, alarms=dict(long=STOP), **carried), both[1])
+    online.run(config(run, alarms={}, **carried), both[1])
+    whole, gone_on = (timeless(metrics(folder)) for folder in both)
+    assert whole == gone_on and whole[0]["sampling/carried"] == 0 and max(x["sampling/carried"] for x in whole) > 0
+    hashes = {read_manifest(folder)["content_hash"] for folder in both}
+    assert len(hashes) == 1
+
+
 @pytest.mark.parametrize(
     "values, key",
     [
@@ -71,6 +87,7 @@ def test_a_run_that_an_alarm_stopped_goes_on_where_it_was(whole, run, tmp_path):
         (dict(partial_rollouts=-1), "config.partial_rollouts = -1"),
         (dict(partial_rollouts=1), "config.steps_off_policy = 2"),
         (dict(partial_rollouts=1, steps_off_policy=0, engine="http://x:1"), "config.engine"),
+        (dict(partial_rollouts=1, steps_off_policy=0, sampler_devices=1), "config.sampler_devices = 1"),
         (dict(sampler_devices=8), "config.sampler_devices = 8"),
         (dict(sampler_devices=2, steps_off_policy=0), "config.sampler_devices = 2"),
     ],
