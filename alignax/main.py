@@ -303,6 +303,7 @@ def main(argv: list[str] | None = None) -> int:
     from alignax.host import RETRY, Elsewhere, Stopped
     from alignax.manifest import CheckpointError
     from alignax.report.folder import ReportError
+    from alignax.train.alarms import Alarmed
     from alignax.train.loop import NonFinite
 
     try:
@@ -328,7 +329,7 @@ def main(argv: list[str] | None = None) -> int:
             command_export(args)
         else:
             import_module(f"alignax.serving.{args.command}").command(args)
-    except (ConfigError, DataError, CheckpointError, Elsewhere, ReportError, NonFinite, OSError) as error:
+    except (ConfigError, DataError, CheckpointError, Elsewhere, ReportError, NonFinite, Alarmed, OSError) as error:
         print(f"alignax: {error}", file=sys.stderr)
         return 1
     except ValueError as error:

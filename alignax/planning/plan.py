@@ -23,6 +23,7 @@ from alignax.data.tokenizer import load_tokenizer, vocabulary
 from alignax.log import replace_file
 from alignax.manifest import read_manifest
 from alignax.models.config import ModelConfig
+from alignax.models.flops import param_count
 from alignax.planning.chips import Topology
 from alignax.planning.hlo import Costs, costs
 from alignax.sharding import path_name
@@ -81,12 +82,14 @@ def programs(config: dict, model: str) -> list[tuple[str, Program, Mesh]]:
     for name, plan in steps.items():
         own = config[name] if name else config
         module, title = module_of(own), name or own["stage"]
-        architectures = models(module, own, plan, known, model)
+        architectures, missing = models(module, own, plan, known, model)
         if first := architectures.get("policy") or next(iter(architectures.values()), None) or imports(own, model):
             known[name] = first
         if hasattr(module, "programs_of"):
             mesh = parents.get_mesh(plan.mesh, learners(plan))
-            found += [(title, program, mesh) for program in module.programs_of(plan, World(mesh, architectures))]
+            world = World(mesh, architectures, missing)
+            found += [(title, program, mesh) for program in module.programs_of(plan, world)]
+            folder.say(f"{title}: {', '.join(f'{role}: {described(one)}' for role, one in architectures.items())}")
         else:
             folder.say(f"{title}: nothing of a stage {own['stage']!r} is planned yet")
     return found
@@ -107,9 +110,10 @@ def learners(plan: Any) -> list[Any]:
 
 def models(
     module: Any, config: Mapping[str, Any], plan: Any, known: Mapping[str, ModelConfig], other: str
-) -> dict[str, ModelConfig]:
-    """The architecture of each parent: of an earlier step, of a finished folder, else of the folder `other`."""
-    found = {}
+) -> tuple[dict[str, ModelConfig], dict[str, str]]:
+    """(the architecture of each parent: of an earlier step, of a finished folder, else of the folder `other`; what the
+    config says of those that nobody knows)."""
+    found, missing = {}, {}
     for role, parent in parents_of(module.STAGE, config).items():
         path = value_at(config, parent.key)
         if not isinstance(path, str) or not path:
@@ -121,12 +125,20 @@ def models(
             one = ModelConfig(**architecture) if architecture else None
         else:
             one = architecture_of(other) if other else None
-        if one:
+        if not one:
+            missing[role] = f"config.{parent.key} = {path!r}"
+        else:
             found[role] = ModelConfig(**one.architecture(), **getattr(plan, "compute", {}))
     if "policy" not in found and getattr(plan, "model", None):
         size = architecture_of(other).vocab_size if other else vocabulary(tokenizer_of(plan))
         found["policy"] = ModelConfig(**plan.model(vocab_size=size).architecture(), **plan.compute)
-    return found
+    return found, missing
+
+
+def described(config: ModelConfig) -> str:
+    """'32 layers of 4096, 8.03 billion parameters'."""
+    count = param_count(config)
+    return f"{config.layers} layers of {config.dim}, {count / 1e9:,.3g} billion parameters"
 
 
 def tokenizer_of(plan: Any) -> Any:
@@ -254,7 +266,8 @@ def table(found: list[Forecast], there: Topology) -> Any:
         out.add_column(name, justify="left" if name in ("step", "program", "fits", "bound by") else "right")
     for one in found:
         sizes = [*one.arguments.values(), one.temporaries, one.total]
-        row = [one.step, one.program, *map(shown, sizes), "yes" if one.fits else "[red]no[/]"]
+        fits = "-" if math.isinf(one.memory) else "yes" if one.fits else "[red]no[/]"
+        row = [one.step, one.program, *map(shown, sizes), fits]
         if one.costs:
             sent = ", ".join(f"{'+'.join(axes)} {shown(size)}" for axes, size in one.costs.collectives.items())
             row += [f"{one.costs.flops / 1e12:,.3g}", shown(one.costs.bytes), sent or "-"]

@@ -28,7 +28,10 @@ def check(r: Reader) -> None:
     r.require(not (lag and r.env), "steps_off_policy", "expected 0 with an env, whose episodes are played in the step")
     r.require(partial >= 0, "partial_rollouts", "expected 0 (none) or a number of batches, such as 1")
     for key, off in ALONE if partial else ():
-        r.require(getattr(r, key) == off, key, f"expected {off!r} with partial_rollouts, which the policy alone writes")
+        r.require(getattr(r, key) == off, key, f"expected {off!r} with partial_rollouts: the policy writes those here")
+    replies = r.batch_size * r.oversample * r.samples_per_prompt
+    more = f"expected more than the {replies} replies of a step, as partial_rollouts has others beside them; or 0"
+    r.require(not (partial and 0 < r.slots <= replies), "slots", more)
     if alone:
         r.require(not r.engine, "sampler_devices", "expected 0 with an engine, which has devices of its own")
         r.require(

@@ -23,6 +23,7 @@ class World(NamedTuple):
 
     mesh: Mesh
     models: Mapping[str, ModelConfig]  # the architecture of each parent by its role; "policy" is there without one too
+    missing: Mapping[str, str] = {}  # of other roles what the config says: "config.reward_from = 'runs/x'"
 
 
 class Program(NamedTuple):
@@ -38,7 +39,8 @@ class Program(NamedTuple):
 def model_of(world: World, role: str = "policy") -> Model:
     """The model of a parent on the mesh. Raises ConfigError where nobody said its architecture."""
     if role not in world.models:
-        raise ConfigError(f"nobody says the architecture of {role!r}: give --model=FOLDER, that of its config.json")
+        said = world.missing.get(role, f"the parent {role!r}")
+        raise ConfigError(f"{said}: no finished run is there; expected one, or --model=FOLDER, that of its config.json")
     return parents.on_mesh(world.models[role], world.mesh)
 
 

@@ -63,7 +63,7 @@ def test_the_state_that_is_planned_is_the_one_that_is_trained(run, step, changes
     with pytest.raises(Caught) as caught:
         module_of(c).run(c, tmp_path / step)
     made = plans.made(c)
-    world = shapes.World(parents.get_mesh(made.mesh), plan.models(module_of(c), c, made, {}, ""))
+    world = shapes.World(parents.get_mesh(made.mesh), *plan.models(module_of(c), c, made, {}, ""))
     *others, last = module_of(c).programs_of(made, world)
     assert facts(last.arguments["state"]) == facts(caught.value.args[0])
     for program in (*others, last):  # the compiler sees all that lies there
@@ -164,7 +164,7 @@ def test_without_the_compiler_the_message_says_how_to_get_it(monkeypatch):
 
 def test_parents_that_are_not_there_need_a_config(run, capsys, monkeypatch):
     c = config(run, "dpo") | {"init_from": "nowhere"}
-    with refuses(ConfigError, "--model"):
+    with refuses(ConfigError, "config.init_from = 'nowhere'", "--model"):
         list(plan.forecasts(c, HERE))
     with refuses(ConfigError, "--model=elsewhere"):
         list(plan.forecasts(c, HERE, "elsewhere"))

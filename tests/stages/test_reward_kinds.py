@@ -105,6 +105,17 @@ def test_scores_are_shaped_by_the_references_replies_which_are_scored_once(run, 
     same_params(online.run(c, second), first)
 
 
+@pytest.mark.slow
+def test_prompts_that_begin_ahead_have_scores_of_the_reference_too(run, tmp_path):
+    shaping = {"reward_shaping": "preference", "scoring_args": PLAIN, "total_steps": 1}
+    known = []
+    for ahead in (0, 1):
+        c = config(run, rewards={"judge": {"from": str(run / "reward")}}, partial_rollouts=ahead, **shaping)
+        with np.load(online.run(c, tmp_path / str(ahead)) / "reference_rewards.npz") as file:
+            known.append(int(np.isfinite(file["judge"]).all(1).sum()))
+    assert known[0] == 16 < known[1]
+
+
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_the_recipes_of_the_world_make_plans(recipe):
     made = online.plan(file_config(f"world/rewards.py:{recipe}"))

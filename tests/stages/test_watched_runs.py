@@ -88,6 +88,7 @@ def test_replies_that_go_on_in_the_next_steps_survive_a_stop(run, tmp_path):
         (dict(partial_rollouts=1), "config.steps_off_policy = 2"),
         (dict(partial_rollouts=1, steps_off_policy=0, engine="http://x:1"), "config.engine"),
         (dict(partial_rollouts=1, steps_off_policy=0, sampler_devices=1), "config.sampler_devices = 1"),
+        (dict(partial_rollouts=1, steps_off_policy=0, slots=16), "config.slots = 16"),
         (dict(sampler_devices=8), "config.sampler_devices = 8"),
         (dict(sampler_devices=2, steps_off_policy=0), "config.sampler_devices = 2"),
     ],
