@@ -16,6 +16,7 @@ import pytest
 
 from alignax.config import bind, plain, resolve
 from alignax.main import load_config, parser
+from alignax.planning.chips import shape_of
 from alignax.report.experiment import END
 from alignax.stages.pipeline import planned
 from alignax.stages.plans import made
@@ -135,8 +136,11 @@ def test_run_commands_pass_every_check_before_a_run(command, folder):
 @pytest.mark.parametrize("command", OTHERS)
 def test_other_commands_parse(command):
     args, rest = parser().parse_known_args(shlex.split(command)[1:])
-    known = ("lineage", "report", "sample", "chat", "serve", "losses", "import", "export")
+    known = ("lineage", "report", "sample", "chat", "serve", "losses", "import", "export", "plan")
     assert not rest and args.command in known
+    if args.command == "plan":
+        assert shape_of(args.topology) and load_config(str(ROOT / args.config), [])
+        assert not args.model or (ROOT / args.model / "config.json").is_file()
 
 
 def test_objective_outside_the_package_is_found_checked_and_differentiated(folder):

@@ -68,6 +68,7 @@ def test_members_that_cannot_be_stacked():
         stacked([same, tiny(seed=5, scalar=True, layers=2)[1]])
 
 
+@pytest.mark.slow
 def test_an_iteration_of_an_ensemble_is_one_of_its_members_scores():
     """Three models by name whose scores are combined, and the ensemble of them: the same update."""
     names = ("a", "b", "c")

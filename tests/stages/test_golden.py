@@ -46,6 +46,7 @@ def test_a_reward_model_is_asked_at_each_evaluation_and_at_its_end(run, tmp_path
     assert len(evaluated) == 3 and evaluated[-1]["eval/golden/accuracy"] == first["metrics"]["golden/accuracy"]
 
 
+@pytest.mark.slow
 def test_a_policy_that_has_not_moved_orders_nothing_and_then_it_does(run, tmp_path):
     """At the reference every margin is 0, a tie; the frozen reward model says the same at each evaluation."""
     rows = pairs(run)[:8]

@@ -75,6 +75,7 @@ def test_the_state_that_is_planned_is_the_one_that_is_trained(run, step, changes
         assert 1 <= sizes["frozen"] / sum(plan.by_group({"frozen": whole})[0].values()) < 1.1
 
 
+@pytest.mark.slow
 def test_every_program_of_a_pipeline_is_forecast(run, capsys):
     c = plain(tiny())
     for step in c["steps"]:

@@ -65,6 +65,7 @@ def words(row, steps, *, finished):
     return [float(len(step.split())) for step in steps]
 
 
+@pytest.mark.slow
 def test_rewards_of_steps_over_text_and_of_a_process_reward_model(run, tmp_path):
     c = plain(tiny()["reward"]) | {"init_from": str(run / "sft"), "total_steps": 1, "eval_every_steps": 0}
     c |= {"loss": "process", "source": "alignax.worlds.sources:worked_sums", "data": {"count": 64, "heldout": 16}}
@@ -85,6 +86,7 @@ def test_rewards_of_steps_over_text_and_of_a_process_reward_model(run, tmp_path)
         online.run(config(run, rewards=bad, scoring_args=PLAIN), tmp_path / "bad")
 
 
+@pytest.mark.slow
 def test_scores_are_shaped_by_the_references_replies_which_are_scored_once(run, tmp_path, monkeypatch):
     shaping = {"reward_shaping": "preference", "reference_replies": 2, "scoring_args": PLAIN}
     rewards = {"judge": {"from": str(run / "reward")}, "brief": LENGTH | {"weight": 0.5}}

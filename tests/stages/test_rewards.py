@@ -93,6 +93,7 @@ def test_a_critic_starts_from_one_reward_model(run, tmp_path):
         online.run(ppo(run, rewards=two) | {"critic_init": "reward"}, tmp_path / "ppo")
 
 
+@pytest.mark.slow
 def test_another_reference_is_what_the_policy_is_compared_with(run, tmp_path):
     first = lambda **values: metrics(offline.run(config(run, "dpo", **values), tmp_path / str(len(values))))[0]  # noqa: E731
     own, other = first(), first(reference_from=str(run / "ppo"))

@@ -72,10 +72,15 @@ def run(algorithm, devices=0, host=False):
     return state, found
 
 
-SEVERAL = pytest.param({"host": True}, marks=pytest.mark.slow, id="several")  # as on two meshes, but for the devices
+SLOW = {"marks": pytest.mark.slow}  # on two meshes it is the same, but for the devices
+WAYS = [
+    pytest.param({}, id="one program", **SLOW),
+    pytest.param({"host": True}, id="several", **SLOW),
+    pytest.param({"devices": 2}, id="two meshes"),
+]
 
 
-@pytest.mark.parametrize("options", [{}, SEVERAL, {"devices": 2}], ids=["one program", None, "two meshes"])
+@pytest.mark.parametrize("options", WAYS)
 def test_a_batch_is_learnt_from_two_steps_after_it_was_sampled(by_hand, options):
     algorithm, states, metrics = by_hand
     state, found = run(algorithm, **options)

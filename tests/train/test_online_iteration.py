@@ -169,10 +169,11 @@ def test_one_program_equals_two_with_the_reward_on_the_host():
     assert numbers["objective/scores_sd"] > 0.05 and seen == [((8,), list(range(8)))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "together, changes",
     [
-        pytest.param(False, {}, id="with a critic", marks=pytest.mark.slow),
+        pytest.param(False, {}, id="with a critic"),
         pytest.param(
             True, dict(samples_per_prompt=2, advantage="group_baseline", **ALONE), id="groups that share their prompt"
         ),
