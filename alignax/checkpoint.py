@@ -23,6 +23,7 @@ from alignax.log import console
 from alignax.manifest import CheckpointError, files_hash, read_manifest
 
 _PARTIAL = ".orbax-checkpoint-tmp"  # what the name of an unfinished save ends in
+ASIDE = ".damaged"  # and that of a step that could not be read
 _WRITE_ERRORS = (OSError, ValueError, RuntimeError, MemoryError)  # as which the write errors of the stack arrive
 _FIXES = {
     "No space left": "Free some disk space",
@@ -42,9 +43,6 @@ def _not_an_echo(entry: logging.LogRecord) -> bool:
 
 for _name in ("absl", "asyncio"):
     logging.getLogger(_name).addFilter(_not_an_echo)
-
-
-ASIDE = ".damaged"  # what the name of a step ends in that could not be read
 
 
 class Damaged(CheckpointError):

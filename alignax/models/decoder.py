@@ -6,6 +6,7 @@ an adapter.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -182,19 +183,6 @@ def decoder(
             "index": index_B,
         }
 
-    def cast(params: Params) -> Params:
-        """Kernels in the dtype in which layers use them, so that half as much is copied: no number differs.
-
-        With an adapter, whose norms are of the whole precision, and where the output divides, they stay as they are.
-        """
-        if dtype == jnp.float32 or "lora" in params or config.logit_divisor != 1:
-            return params
-
-        def used(path: Any, x: Array) -> Array:
-            return x.astype(dtype) if path[-1].key in CAST else x
-
-        return params | {"decoder": jax.tree_util.tree_map_with_path(used, params["decoder"])}
-
     def unstack(params: Params) -> Params:
         """Layers with their adapters as a list: the stack is sliced once and not for every token of a loop."""
         both = {"params": params["decoder"]["layers"], "lora": adapter_of(params)}
@@ -265,10 +253,22 @@ def decoder(
 
     return Model(
         config=config, init=init, apply=apply, hidden_states=hidden_states, init_cache=init_cache, prefill=prefill,
-        unstack=unstack, cast=cast, extend=extend, unembed=unembed, scalar=scalar, join=cache.join,
+        unstack=unstack, cast=partial(cast, config), extend=extend, unembed=unembed, scalar=scalar, join=cache.join,
         init_scalar=lambda key, attributes=None: init_scalar(key, config.dim, attributes), by_device=by_device,
         by_rows=by_rows,
     )  # fmt: skip
+
+
+def cast(config: ModelConfig, params: Params) -> Params:
+    """Kernels in the dtype in which layers use them, so that half as much is copied: no number differs.
+
+    With an adapter, whose norms are of the whole precision, and where the output divides, they stay as they are.
+    """
+    dtype = jnp.dtype(config.dtype)
+    if dtype == jnp.float32 or "lora" in params or config.logit_divisor != 1:
+        return params
+    used = lambda path, x: x.astype(dtype) if path[-1].key in CAST else x  # noqa: E731
+    return params | {"decoder": jax.tree_util.tree_map_with_path(used, params["decoder"])}
 
 
 def param_count(params: Params) -> int:

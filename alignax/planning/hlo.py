@@ -12,7 +12,17 @@ import numpy as np
 
 from alignax.planning.groups import SENT, axes_of
 from alignax.planning.loops import trip_count
-from alignax.planning.text import Computation, Instruction, Program, attribute, called, integers, parse, synchronous
+from alignax.planning.text import (
+    Computation,
+    Instruction,
+    Program,
+    attribute,
+    called,
+    integers,
+    parse,
+    synchronous,
+    target,
+)
 from alignax.planning.traffic import in_flight, traffic
 
 # Custom calls of a TPU that name memory or mark what is around them.
@@ -123,10 +133,10 @@ def _collective(op: Instruction, scope: Computation, name: str, mesh_shape: Mapp
 
 def _kernel(op: Instruction) -> dict[str, int]:
     """A custom call, by its target; a Pallas kernel of a TPU by its own name, which its instruction has."""
-    target = attribute(op, r'custom_call_target="([^"]*)"') if op.opcode == "custom-call" else ""
-    if not target or target.startswith(BOOKKEEPING):
+    what = target(op)
+    if not what or what.startswith(BOOKKEEPING):
         return {}
-    return {re.sub(r"\.\d+$", "", op.name) if target == "tpu_custom_call" else target: 1}
+    return {re.sub(r"\.\d+$", "", op.name) if what == "tpu_custom_call" else what: 1}
 
 
 def _dear(one: Costs) -> tuple[float, float, float]:

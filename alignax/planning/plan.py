@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 
 from alignax import host
 from alignax.config import ConfigError, plain
-from alignax.data.tokenizer import load_tokenizer, vocabulary
+from alignax.data.tokenizer import vocabulary
 from alignax.log import replace_file
 from alignax.manifest import read_manifest
 from alignax.models.config import ModelConfig
@@ -86,7 +86,7 @@ def programs(config: dict, model: str) -> list[tuple[str, Program, Mesh]]:
         if first := architectures.get("policy") or next(iter(architectures.values()), None) or imports(own, model):
             known[name] = first
         if hasattr(module, "programs_of"):
-            mesh = parents.get_mesh(plan.mesh, learners(plan))
+            mesh = parents.get_mesh(plan.mesh)
             world = World(mesh, architectures, missing)
             found += [(title, program, mesh) for program in module.programs_of(plan, world)]
             folder.say(f"{title}: {', '.join(f'{role}: {described(one)}' for role, one in architectures.items())}")
@@ -101,11 +101,6 @@ def imports(config: Mapping[str, Any], other: str) -> ModelConfig | None:
         return None
     there = (Path(config["path"]) / "config.json").is_file()
     return architecture_of(config["path"] if there else other) if there or other else None
-
-
-def learners(plan: Any) -> list[Any]:
-    """The devices that learn."""
-    return host.devices()[getattr(plan, "sampler_devices", 0) :]
 
 
 def models(
@@ -130,7 +125,7 @@ def models(
         else:
             found[role] = ModelConfig(**one.architecture(), **getattr(plan, "compute", {}))
     if "policy" not in found and getattr(plan, "model", None):
-        size = architecture_of(other).vocab_size if other else vocabulary(tokenizer_of(plan))
+        size = architecture_of(other).vocab_size if other else vocabulary(parents.named_tokenizer(plan.tokenizer))
         found["policy"] = ModelConfig(**plan.model(vocab_size=size).architecture(), **plan.compute)
     return found, missing
 
@@ -139,13 +134,6 @@ def described(config: ModelConfig) -> str:
     """'32 layers of 4096, 8.03 billion parameters'."""
     count = param_count(config)
     return f"{config.layers} layers of {config.dim}, {count / 1e9:,.3g} billion parameters"
-
-
-def tokenizer_of(plan: Any) -> Any:
-    """The tokenizer of a stage that starts from nothing."""
-    from alignax.config import resolve
-
-    return resolve(plan.tokenizer, "", key="tokenizer")() if ":" in plan.tokenizer else load_tokenizer(plan.tokenizer)
 
 
 def architecture_of(path: str) -> ModelConfig:
@@ -203,8 +191,7 @@ def by_group(arguments: dict[str, Any]) -> tuple[dict[str, float], float]:
     out, seen, twice = {name: 0.0 for _, name in GROUPS}, set(), 0.0
     for path, leaf in jax.tree_util.tree_leaves_with_path(arguments):
         name = next(name for pattern, name in GROUPS if re.search(pattern, path_name(path)))
-        shape = leaf.sharding.shard_shape(leaf.shape) if getattr(leaf, "sharding", None) else leaf.shape
-        size = float(math.prod(shape) * np.dtype(leaf.dtype).itemsize)
+        size = float(math.prod(leaf.sharding.shard_shape(leaf.shape)) * np.dtype(leaf.dtype).itemsize)
         if id(leaf) in seen:
             twice += size
         else:

@@ -84,6 +84,11 @@ def attribute(op: Instruction, pattern: str, default: str = "") -> str:
     return found[1] if found else default
 
 
+def target(op: Instruction) -> str:
+    """What a custom call calls; "" for any other instruction."""
+    return attribute(op, r'custom_call_target="([^"]*)"') if op.opcode == "custom-call" else ""
+
+
 def called(op: Instruction, *keys: str) -> list[str]:
     """Names of the computations behind `calls=%name` or `branch_computations={%one, %other}`, in order."""
     found = re.findall(rf"\b(?:{'|'.join(keys)})=(\{{[^}}]*\}}|%[^\s,]+)", op.attributes)

@@ -1,6 +1,6 @@
 """Bytes between a device and its main memory: what an instruction reads of its operands and writes of its result."""
 
-from alignax.planning.text import Computation, Instruction, Program, attribute, called
+from alignax.planning.text import Computation, Instruction, Program, called, target
 
 # These compute nothing, move nothing, or are what another instruction is counted for.
 FREE = (
@@ -14,11 +14,11 @@ IN_PLACE = ("AllocateBuffer", "ConcatBitcast")  # custom calls of a TPU that nam
 
 def traffic(op: Instruction, scope: Computation, program: Program) -> float:
     """Bytes that one instruction of a computation that is not fused reads from main memory and writes to it."""
-    if op.opcode in FREE or op.opcode.endswith(("-done", "-update")) or _target(op) in IN_PLACE:
+    if op.opcode in FREE or op.opcode.endswith(("-done", "-update")) or target(op) in IN_PLACE:
         return 0.0
     if op.opcode == "fusion":
         inside = program.computations[called(op, "calls")[0]]
-        ends = {_target(inner) for inner in inside.instructions.values() if inner.opcode == "custom-call"}
+        ends = {target(inner) for inner in inside.instructions.values() if inner.opcode == "custom-call"}
         if "AsyncCollectiveStart" in ends:  # its result names the operands too
             return sum((shape.size for shape in op.shapes if shape.space == 0), 0.0)
         if "AsyncCollectiveDone" in ends:
@@ -31,11 +31,7 @@ def in_flight(op: Instruction, scope: Computation) -> bool:
     """Whether a collective is one that another fusion has begun: a TPU repeats it in all that run meanwhile."""
     if "async_collective_fusion_config" not in op.attributes:
         return False
-    return not any(_target(user) == "AsyncCollectiveStart" for user, _ in scope.users.get(op.name, []))
-
-
-def _target(op: Instruction) -> str:
-    return attribute(op, r'custom_call_target="([^"]*)"') if op.opcode == "custom-call" else ""
+    return not any(target(user) == "AsyncCollectiveStart" for user, _ in scope.users.get(op.name, []))
 
 
 def _read(op: Instruction, place: int, scope: Computation, program: Program) -> float:

@@ -26,12 +26,17 @@ from alignax.types import Model, Params
 
 
 def get_tokenizer(stage: Stage, own: str = "", parent: str = "policy") -> Any:
-    """The parent's tokenizer, or `own`: 'module:function' builds one, anything else is a folder or a hub name."""
+    """The parent's tokenizer, or `own`, by its name."""
     if parent in stage.parents:
         return load_tokenizer(str(stage.parents[parent] / "tokenizer"))
     if not own:
         raise ConfigError("config.tokenizer is empty, and there is no parent to take one from (config.init_from)")
-    return resolve(own, "", key="tokenizer")() if ":" in own else load_tokenizer(own)
+    return named_tokenizer(own)
+
+
+def named_tokenizer(name: str) -> Any:
+    """'module:function' builds one, anything else is a folder or a hub name."""
+    return resolve(name, "", key="tokenizer")() if ":" in name else load_tokenizer(name)
 
 
 def template_of(manifest: dict, tokenizer: Any) -> str:

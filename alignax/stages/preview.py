@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from alignax.config import ConfigError, plain, resolve
+from alignax.config import ConfigError, plain
 from alignax.data import look
 from alignax.data.counts import NOTES, REASONS, Counts, DataError, meaning
 from alignax.data.forms import taken_by
@@ -89,7 +89,7 @@ def find_tokenizer(config: dict, steps: dict[str, dict], given: str, root: Path 
                 "tokenizer it will have, by --tokenizer=FOLDER, a hub name or module:function"
             )
     name = given or own
-    return resolve(name, "", key="tokenizer")() if ":" in name else load_tokenizer(name)
+    return parents.named_tokenizer(name)
 
 
 def read(plan: Any, root: Path | None) -> list[tuple[partial, dict[str, Texts]]]:

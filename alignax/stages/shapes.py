@@ -47,7 +47,7 @@ def model_of(world: World, role: str = "policy") -> Model:
 def params_of(model: Model, mesh: Mesh, **head: Any) -> Params:
     """The shapes of a model's parameters; `scalar`, `attributes`: of `parents.init_params`."""
     build = partial(parents.init_params, model, **{"scalar": False} | head)
-    return parents.sharded_shapes(jax.eval_shape(build, jax.random.key(0)), mesh)
+    return made(build, jax.random.key(0), mesh=mesh)
 
 
 def made(build: Callable, *args: Any, mesh: Mesh) -> Any:

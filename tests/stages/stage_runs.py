@@ -15,6 +15,21 @@ def tiny(*overrides, size="whole"):
     return load_config(f"{TINY}:{size}", list(overrides))
 
 
+def alone(run, step, **changes):
+    """A step of the tiny pipeline by itself, on what the pipeline made in `run`: two updates, nothing measured."""
+    from alignax.config import plain
+    from alignax.stages import probe
+
+    c = plain(tiny()[step]) | {"total_steps": 2, "eval_every_steps": 0, "save_every_steps": 2} | changes
+    if step == "sft":
+        return c
+    c |= {"init_from": str(run / "sft")}
+    if step == "ppo":
+        return c | {"reward_from": str(run / "reward"), "probe": plain(probe.get_config())}
+    c |= {"data": c["data"] | {"path": str(run / "collect")}}
+    return c | ({"probe": plain(probe.get_config())} if step == "dpo" else {})
+
+
 def file_config(name, *overrides):
     """A config file of the repository, by its path under configs/."""
     return load_config(str(ROOT / "configs" / name), list(overrides))

@@ -4,32 +4,20 @@ import jax
 import numpy as np
 import pytest
 from errors import refuses
-from stage_runs import metrics, read, tiny
+from stage_runs import alone, metrics, read
 
 from alignax.checkpoint import load_params
-from alignax.config import ConfigError, plain
-from alignax.stages import plans, probe
+from alignax.config import ConfigError
+from alignax.stages import plans
 from tests.marks import quick
 
 MESH = {"replica": 1, "data": 2, "fsdp": 2, "tensor": 2}
 STEPS = ("sft", "reward", "dpo", "ppo")
 
 
-def config(run, step, mesh):
-    """A step of the tiny pipeline by itself, two updates, on a mesh."""
-    c = plain(tiny()[step]) | {"mesh": mesh, "total_steps": 2, "eval_every_steps": 0, "save_every_steps": 2}
-    if step == "sft":
-        return c
-    c |= {"init_from": str(run / "sft")}
-    if step == "ppo":
-        return c | {"reward_from": str(run / "reward"), "probe": plain(probe.get_config())}
-    c |= {"data": c["data"] | {"path": str(run / "collect")}}
-    return c | ({"probe": plain(probe.get_config())} if step == "dpo" else {})
-
-
 @pytest.mark.parametrize("step", quick(STEPS, "dpo"))
 def test_the_numbers_of_a_stage_do_not_depend_on_the_mesh(run, step, tmp_path):
-    wide, rows = (config(run, step, mesh) for mesh in (MESH, {"replica": 1, "data": 8, "fsdp": 1, "tensor": 1}))
+    wide, rows = (alone(run, step, mesh=mesh) for mesh in (MESH, {"replica": 1, "data": 8, "fsdp": 1, "tensor": 1}))
     one, two = (plans.module_of(c).run(c, tmp_path / name) for name, c in (("wide", wide), ("rows", rows)))
     for want, got in zip(metrics(two), metrics(one), strict=True):
         for name, value in want.items():
@@ -45,13 +33,13 @@ def test_the_numbers_of_a_stage_do_not_depend_on_the_mesh(run, step, tmp_path):
 
 
 def test_devices_that_would_share_a_head_are_refused(run, tmp_path):
-    c = config(run, "sft", {"replica": 1, "data": 1, "fsdp": 1, "tensor": 8})
+    c = alone(run, "sft", mesh={"replica": 1, "data": 1, "fsdp": 1, "tensor": 8})
     with refuses(ConfigError, "config.mesh.tensor = 8", "heads", "expected one of"):
         plans.module_of(c).run(c, tmp_path / "wide")
 
 
 def test_a_batch_divides_over_the_devices_that_split_rows(run):
-    c = config(run, "sft", MESH) | {"batch_size": 4}
+    c = alone(run, "sft", mesh=MESH) | {"batch_size": 4}
     assert plans.made(c).batch_size == 4  # over data and fsdp, and not over tensor
     with refuses(ConfigError, "config.batch_size", "8"):
         plans.made(c | {"mesh": MESH | {"data": 4, "tensor": 1}})

@@ -8,14 +8,14 @@ import jax
 import numpy as np
 import pytest
 from errors import refuses
-from stage_runs import fails, tiny
+from stage_runs import alone, fails, tiny
 
 from alignax import host, sharding
 from alignax.config import ConfigError, plain
 from alignax.planning import chips, plan
 from alignax.planning.chips import CHIPS, Topology, shape_of, topology
 from alignax.planning.hlo import Costs
-from alignax.stages import fitting, parents, plans, probe, shapes
+from alignax.stages import fitting, parents, plans, shapes
 from alignax.stages.plans import module_of
 
 MESH = {"replica": 1, "data": 2, "fsdp": 2, "tensor": 2}
@@ -24,17 +24,6 @@ HERE = Topology("cpu:8", jax.devices(), None)
 
 class Caught(Exception):
     """The state that a run was about to train."""
-
-
-def config(run, step, **changes):
-    c = plain(tiny()[step]) | {"mesh": MESH, "total_steps": 2, "eval_every_steps": 0} | changes
-    if step == "sft":
-        return c
-    c |= {"init_from": str(run / "sft")}
-    if step == "ppo":
-        return c | {"reward_from": str(run / "reward"), "probe": plain(probe.get_config())}
-    c |= {"data": c["data"] | {"path": str(run / "collect")}}
-    return c | ({"probe": plain(probe.get_config())} if step == "dpo" else {})
 
 
 def facts(tree):
@@ -59,7 +48,7 @@ def test_the_state_that_is_planned_is_the_one_that_is_trained(run, step, changes
         raise Caught(state)
 
     monkeypatch.setattr(fitting, "loop", loop)
-    c = config(run, step, **changes)
+    c = alone(run, step, mesh=MESH, **changes)
     with pytest.raises(Caught) as caught:
         module_of(c).run(c, tmp_path / step)
     made = plans.made(c)
@@ -142,7 +131,7 @@ def test_what_the_compiler_says_of_memory_that_is_not_there(message, total):
 
 
 def test_a_config_is_planned_for_the_devices_that_are_asked_for(run):
-    c = config(run, "sft") | {"mesh": MESH | {"data": 1, "fsdp": 2, "tensor": 1}}
+    c = alone(run, "sft", mesh=MESH) | {"mesh": MESH | {"data": 1, "fsdp": 2, "tensor": 1}}
     with refuses(ConfigError, "config.mesh", "8 devices"):
         plans.made(c)
     with host.as_if(jax.devices()[:2], 2**30):
@@ -164,7 +153,7 @@ def test_without_the_compiler_the_message_says_how_to_get_it(monkeypatch):
 
 
 def test_parents_that_are_not_there_need_a_config(run, capsys, monkeypatch):
-    c = config(run, "dpo") | {"init_from": "nowhere"}
+    c = alone(run, "dpo", mesh=MESH) | {"init_from": "nowhere"}
     with refuses(ConfigError, "config.init_from = 'nowhere'", "--model"):
         list(plan.forecasts(c, HERE))
     with refuses(ConfigError, "--model=elsewhere"):
@@ -176,12 +165,12 @@ def test_parents_that_are_not_there_need_a_config(run, capsys, monkeypatch):
 
 
 def test_rows_that_plans_do_not_know_are_said(run):
-    c = config(run, "reward") | {"loss": "plackett_luce", "data": {"path": "rankings.jsonl"}}
+    c = alone(run, "reward", mesh=MESH) | {"loss": "plackett_luce", "data": {"path": "rankings.jsonl"}}
     with refuses(ConfigError, "Ranked", "demonstrations and of pairs"):
         list(plan.forecasts(c, HERE))
 
 
 def test_what_waits_is_not_planned_yet(run):
-    c = config(run, "ppo") | {"steps_off_policy": 1}
+    c = alone(run, "ppo", mesh=MESH) | {"steps_off_policy": 1}
     with refuses(ConfigError, "config.steps_off_policy", "plan"):
         list(plan.forecasts(c, HERE))
