@@ -240,7 +240,7 @@ def stepwise(model: Model, params: Params, batch: dict) -> Stepwise:
 def score(
     model: Model, params: Params, tokens: Int[Array, "B T"], valid: Bool[Array, "B T"], *, start: int = 1,
     group: int = 1, room: int = 0,
-) -> Float[Array, "B *A"]:  # fmt: skip
+) -> Float[Array, "B *A"]:  # noqa: F821  # fmt: skip
     """Scalar head at the last real token of each row, wherever the padding is; [B A] of a head of A attributes.
 
     With `start`, `group`, `room` (see `replies.read`) it is the last one of the reply, or of the prompt before an empty

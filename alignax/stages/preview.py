@@ -19,7 +19,7 @@ from alignax.data.judged import attributes_of, rating_rows
 from alignax.data.packing import compared
 from alignax.data.templates import stop_ids
 from alignax.data.tokenizer import Tokenizer, load_tokenizer
-from alignax.stages import folder, inputs, pipeline, plans
+from alignax.stages import folder, inputs, parents, pipeline, plans
 
 Texts = tuple[list[dict], Counts]  # of one split, as a source gives them
 

@@ -16,7 +16,7 @@ from alignax.types import Model, Rollout
 class Score(Protocol):
     """A reward on the device."""
 
-    def __call__(self, frozen: dict, rollout: Rollout) -> dict[str, Float[Array, "B *K"]]:
+    def __call__(self, frozen: dict, rollout: Rollout) -> dict[str, Float[Array, "B *K"]]:  # noqa: F821
         """{name: one number for each row, or, of an ensemble, [B K]}, from the frozen parameters and the rollout."""
         ...
 

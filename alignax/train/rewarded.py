@@ -24,7 +24,10 @@ def beside_reference(frozen: dict, rollout: Rollout, prompts: dict, group: int) 
 
 
 def scored(
-    weighing: Weighing, rollout: Rollout, rewards: dict[str, Float[Array, "B *K"]], multipliers: Any = ()
+    weighing: Weighing,
+    rollout: Rollout,
+    rewards: dict[str, Float[Array, "B *K"]],  # noqa: F821
+    multipliers: Any = (),
 ) -> Rollout:
     """The rollout with its rewards, and their weighted sum as its score. Raises ValueError unless one is for each row.
 
@@ -64,7 +67,7 @@ def by_reply(weighing: Weighing, rollout: Rollout, rewards: dict[str, Any]) -> t
     return rewards | {name: x.sum(1) for name, x in given.items()}, sum(weighed)
 
 
-def combined(weighing: Weighing, rewards: dict[str, Float[Array, "B *K"]]) -> dict[str, Float[Array, " B"]]:
+def combined(weighing: Weighing, rewards: dict[str, Float[Array, "B *K"]]) -> dict[str, Float[Array, " B"]]:  # noqa: F821
     """The rewards with those that are made of members, and then of others."""
     made = weighing.combined
     parts = {name: made[name].function(x.T) if name in made else x for name, x in rewards.items()}
